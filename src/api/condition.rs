@@ -1,0 +1,198 @@
+//! Conditions as Flux, Helm, Argo CD and `kubectl wait` read them: from a verdict to a list of `metav1.Condition`.
+//!
+//! The rules are those of kstatus (<https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md>): while
+//! `Ready` is not True exactly one of `Reconciling` and `Stalled` is there and True; once it is, neither is there.
+
+use k8s_controller::conditions::{self, ConditionStatus, DesiredCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+/// The sum of all other conditions.
+pub const READY: &str = "Ready";
+
+/// The operator is at work, or waits for something other than a change of this very object.
+pub const RECONCILING: &str = "Reconciling";
+
+/// Nothing will happen until this very object is changed.
+pub const STALLED: &str = "Stalled";
+
+/// The spec can be carried out.
+pub const ACCEPTED: &str = "Accepted";
+
+/// The broker runs and has accepted a login.
+pub const BROKER_AVAILABLE: &str = "BrokerAvailable";
+
+/// The broker dropped messages because a limit of the Gateway was reached. There only once it happened.
+pub const MESSAGES_DROPPED: &str = "MessagesDropped";
+
+/// The broker has proven that it holds the device's credential.
+pub const CREDENTIALS_LIVE: &str = "CredentialsLive";
+
+/// The hypertable is as the spec wants it.
+pub const TABLE_READY: &str = "TableReady";
+
+/// The workers hold their sessions and have proven that they can write.
+pub const WORKERS_AVAILABLE: &str = "WorkersAvailable";
+
+/// A machine-readable `CamelCase` reason with a message for people: what was expected, what was found, what to do.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Cause {
+    /// Reason: one of a bounded set, since it also labels metrics and events.
+    pub reason: &'static str,
+
+    /// Message. Holds nothing that changes from one look to the next (no times, no counters), else every look is a write.
+    pub message: String,
+}
+
+impl Cause {
+    /// A cause from its two parts.
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// One condition that is particular to a kind.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Finding {
+    /// Type of the condition.
+    pub condition: &'static str,
+
+    /// `Some(true)` is True, `Some(false)` False, `None` Unknown.
+    pub holds: Option<bool>,
+
+    /// Why.
+    pub cause: Cause,
+}
+
+impl Finding {
+    /// A condition that is True.
+    pub fn holds(condition: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { condition, holds: Some(true), cause: Cause::new(reason, message) }
+    }
+
+    /// A condition that is False.
+    #[must_use]
+    pub fn fails(condition: &'static str, cause: Cause) -> Self {
+        Self { condition, holds: Some(false), cause }
+    }
+
+    /// A condition that nobody can tell yet.
+    #[must_use]
+    pub fn unknown(condition: &'static str, cause: Cause) -> Self {
+        Self { condition, holds: None, cause }
+    }
+}
+
+/// Whether an object is ready, and if not, who has to do something.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Readiness {
+    /// Everything holds.
+    Ready(Cause),
+
+    /// The operator is at work, or waits for something other than a change of this object.
+    Reconciling(Cause),
+
+    /// Waits for a change of this object.
+    Stalled(Cause),
+}
+
+/// The conditions of an object at one generation: `previous`, with what was found and how ready that makes it.
+///
+/// Transition times are kept where a status does not change, so that the result equals `previous` when nothing did.
+/// Conditions that are in `previous` but neither found nor of the three above are left out.
+#[must_use]
+pub fn conditions(previous: &[Condition], generation: i64, findings: &[Finding], readiness: &Readiness) -> Vec<Condition> {
+    let mut list = previous.to_vec();
+    let mut kept = vec![READY];
+    for finding in findings {
+        let status = match finding.holds {
+            Some(true) => ConditionStatus::True,
+            Some(false) => ConditionStatus::False,
+            None => ConditionStatus::Unknown,
+        };
+        set(&mut list, generation, finding.condition, status, &finding.cause);
+        kept.push(finding.condition);
+    }
+    match readiness {
+        Readiness::Ready(cause) => set(&mut list, generation, READY, ConditionStatus::True, cause),
+        Readiness::Reconciling(cause) => {
+            set(&mut list, generation, READY, ConditionStatus::False, cause);
+            set(&mut list, generation, RECONCILING, ConditionStatus::True, cause);
+            kept.push(RECONCILING);
+        }
+        Readiness::Stalled(cause) => {
+            set(&mut list, generation, READY, ConditionStatus::False, cause);
+            set(&mut list, generation, STALLED, ConditionStatus::True, cause);
+            kept.push(STALLED);
+        }
+    }
+    list.retain(|condition| kept.contains(&condition.type_.as_str()));
+    list
+}
+
+fn set(list: &mut Vec<Condition>, generation: i64, type_: &str, status: ConditionStatus, cause: &Cause) {
+    let desired = DesiredCondition::new(type_, status, cause.reason, bounded(&cause.message)).observed_generation(Some(generation));
+    // Whether anything changed is seen by comparing whole statuses before the write.
+    let _ = conditions::set(list, desired);
+}
+
+/// `metav1.Condition` allows 32,768 characters; a few lines are what a person reads.
+fn bounded(message: &str) -> String {
+    const MOST: usize = 1024;
+    match message.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &message[..end]),
+        None => message.to_owned(),
+    }
+}
+
+/// Whether the condition of this type is True for this generation.
+#[must_use]
+pub fn is_true(list: &[Condition], type_: &str, generation: i64) -> bool {
+    conditions::find_observed(list, type_, Some(generation)).is_some_and(|condition| condition.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reconciling() -> Readiness {
+        Readiness::Reconciling(Cause::new("GatewayNotFound", "no Gateway plant-1"))
+    }
+
+    fn types(list: &[Condition]) -> Vec<(&str, &str)> {
+        list.iter().map(|c| (c.type_.as_str(), c.status.as_str())).collect()
+    }
+
+    #[test]
+    fn not_ready_has_exactly_one_of_reconciling_and_stalled() {
+        let first = conditions(&[], 1, &[], &reconciling());
+        assert_eq!(types(&first), [("Ready", "False"), ("Reconciling", "True")]);
+        let second = conditions(&first, 1, &[], &Readiness::Stalled(Cause::new("Invalid", "")));
+        assert_eq!(types(&second), [("Ready", "False"), ("Stalled", "True")]);
+    }
+
+    #[test]
+    fn ready_has_neither() {
+        let first = conditions(&[], 1, &[Finding::fails(ACCEPTED, Cause::new("X", ""))], &reconciling());
+        let second = conditions(&first, 2, &[Finding::holds(ACCEPTED, "Accepted", "")], &Readiness::Ready(Cause::new("Ready", "")));
+        assert_eq!(types(&second), [("Accepted", "True"), ("Ready", "True")]);
+        assert!(second.iter().all(|c| c.observed_generation == Some(2)));
+    }
+
+    #[test]
+    fn looking_again_changes_nothing() {
+        let first = conditions(&[], 1, &[Finding::unknown(ACCEPTED, Cause::new("X", "y"))], &reconciling());
+        assert_eq!(conditions(&first, 1, &[Finding::unknown(ACCEPTED, Cause::new("X", "y"))], &reconciling()), first);
+    }
+
+    #[test]
+    fn a_condition_that_is_no_longer_found_goes() {
+        let first = conditions(&[], 1, &[Finding::holds(MESSAGES_DROPPED, "X", "")], &reconciling());
+        assert_eq!(types(&conditions(&first, 1, &[], &reconciling())), [("Ready", "False"), ("Reconciling", "True")]);
+    }
+
+    #[test]
+    fn long_messages_are_cut_on_a_character() {
+        let list = conditions(&[], 1, &[], &Readiness::Stalled(Cause::new("X", "ü".repeat(5000))));
+        assert_eq!(list[0].message.chars().count(), 1025);
+    }
+}

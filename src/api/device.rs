@@ -1,0 +1,160 @@
+//! `Device`: one thing that may connect to a Gateway.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::reference::{GatewayReference, PasswordSecretReference};
+use super::unobserved;
+
+/// The specification of a Device.
+#[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "fleetwright.io",
+    version = "v1alpha1",
+    kind = "Device",
+    plural = "devices",
+    shortname = "fwd",
+    category = "fleet",
+    namespaced,
+    status = "DeviceStatus",
+    derive = "PartialEq",
+    selectable = ".spec.gatewayRef.name",
+    validation = ("size(self.metadata.name) <= 200", "a Device's name has at most 200 characters, since the name of its Secret derives from it"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Gateway", type_ = "string", json_path = ".spec.gatewayRef.name"),
+    printcolumn(name = "Enabled", type_ = "boolean", json_path = ".spec.enabled"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    doc = "A Device is one thing that may connect to a Gateway. Its name is its MQTT user name and client identifier. It publishes under devices/<name>/ and nobody else's, and the broker accepts its credential within seconds of this object."
+)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceSpec {
+    /// The Gateway that the device connects to. Cannot be changed: delete the Device and create it again to move it.
+    #[x_kube(validation = ("self == oldSelf", "gatewayRef cannot be changed: delete the Device and create it again to move it to another Gateway"))]
+    pub gateway_ref: GatewayReference,
+
+    /// Whether the device may connect. When this becomes false its live session ends at once, and its readings are refused.
+    #[serde(default = "enabled")]
+    pub enabled: bool,
+
+    /// How the device proves who it is. Left out: a generated password.
+    #[serde(default)]
+    pub authentication: Authentication,
+
+    /// What the device may do beyond its own topics. Of these it may publish to `devices/<name>/telemetry` and
+    /// `devices/<name>/reported` (and all below them), and subscribe to `devices/<name>/#`.
+    #[serde(default)]
+    pub authorization: Authorization,
+
+    /// What else is known of the device, for instance `{model: XJ-200, line: "3"}`. Stands in the device registry of the
+    /// database, to be joined with its readings.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub attributes: BTreeMap<String, String>,
+}
+
+const fn enabled() -> bool {
+    true
+}
+
+/// How a device proves who it is.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Authentication {
+    /// User name (the Device's name) and password.
+    #[serde(default)]
+    pub password: PasswordAuthentication,
+}
+
+/// Authentication by password.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PasswordAuthentication {
+    /// A Secret of yours that holds the password: 1 to 1024 bytes of UTF-8 without control characters. Changes of it are followed.
+    /// Left out: the operator generates a password of 256 random bits and keeps it in the Secret
+    /// `<name>-credentials` (keys `username`, `password`, `gateway`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<PasswordSecretReference>,
+}
+
+/// What a device may do beyond its own topics.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Authorization {
+    /// Topics that the device may use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub acls: Vec<Acl>,
+}
+
+/// Access to a topic filter.
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Acl {
+    /// An MQTT topic filter (MQTT 5.0 section 4.7): `+` stands for one level, a final `#` for all that follow.
+    #[schemars(length(min = 1, max = 256), regex(pattern = r"^(([^+#/\x00-\x1f\x7f]*|\+)/)*([^+#/\x00-\x1f\x7f]*|\+|#)$"))]
+    #[x_kube(validation = ("!self.startsWith('$')", "topics that start with $ belong to the broker: name a topic of your own"))]
+    #[x_kube(validation = ("self.trim() == self", "a topic neither starts nor ends with white space"))]
+    pub topic: String,
+
+    /// What the device may do with it.
+    pub access: Access,
+}
+
+/// What a device may do with a topic.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum Access {
+    /// Subscribe and receive.
+    Read,
+    /// Publish.
+    Write,
+    /// Both.
+    ReadWrite,
+}
+
+/// What the operator has seen of a Device.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceStatus {
+    /// The generation of the spec that this status describes; -1 before the first look.
+    #[serde(default = "unobserved")]
+    pub observed_generation: i64,
+
+    /// User name and client identifier with which the device connects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+
+    /// The Secret that holds the device's password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_secret: Option<CredentialsSecret>,
+
+    /// `Accepted`: the spec can be carried out. `CredentialsLive`: the broker has proven that it holds the credential and
+    /// the ACL of this very spec (or, for a disabled device, that it no longer does). `Ready`: all of these.
+    /// `Reconciling` or `Stalled`: why it is not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+impl Default for DeviceStatus {
+    fn default() -> Self {
+        Self { observed_generation: unobserved(), username: None, credentials_secret: None, conditions: Vec::new() }
+    }
+}
+
+/// The Secret that holds a device's password.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CredentialsSecret {
+    /// Name of the Secret.
+    pub name: String,
+
+    /// Digest of what the broker last proved to hold for this device: its salted password hash and its ACL. Tells
+    /// whether a later change has reached the broker; says nothing of the password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+}

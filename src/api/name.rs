@@ -1,0 +1,103 @@
+//! The names of everything that derives from a resource: one place, so that the operator, the agent and the workers agree.
+
+use sha2::{Digest, Sha256};
+
+/// Label with the Gateway that an object belongs to.
+pub const GATEWAY_LABEL: &str = "fleetwright.io/gateway";
+
+/// Label with the Pipeline that an object belongs to.
+pub const PIPELINE_LABEL: &str = "fleetwright.io/pipeline";
+
+/// Label that tells what an object is for, where a watch needs to select it; one of the `ROLE_` constants.
+pub const ROLE_LABEL: &str = "fleetwright.io/role";
+
+/// [`ROLE_LABEL`] of a Secret that holds a Device's generated password.
+pub const ROLE_DEVICE_CREDENTIALS: &str = "device-credentials";
+
+/// [`ROLE_LABEL`] of a Secret that holds a shard of a Gateway's credentials.
+pub const ROLE_AUTH_SHARD: &str = "auth-shard";
+
+/// [`ROLE_LABEL`] of the ConfigMap in which an agent says what its broker has proven.
+pub const ROLE_AGENT_REPORT: &str = "agent-report";
+
+/// [`ROLE_LABEL`] of a Secret that holds the credential of a Pipeline's workers.
+pub const ROLE_INGEST_CREDENTIALS: &str = "ingest-credentials";
+
+/// Port of the broker's internal listener, for workers and the agent. Not in the public Service.
+pub const INTERNAL_MQTT_PORT: i32 = 1884;
+
+/// Port of every role's health and metrics endpoint (`/livez`, `/readyz`, `/metrics`).
+pub const HTTP_PORT: i32 = 9090;
+
+/// The most shards a Gateway's credentials are spread over. The broker's pod mounts that many optional Secrets, so that
+/// growing the number never restarts a broker. A shard is some 64 KiB at 500 devices and may grow to 1 MiB
+/// (the limit of a Secret), which holds some 7,000: 64 shards are room for 400,000 devices a Gateway.
+pub const MAX_SHARDS: usize = 64;
+
+/// StatefulSet, ConfigMap, ServiceAccount, Role, NetworkPolicy and PodDisruptionBudget of a Gateway's broker.
+#[must_use]
+pub fn broker(gateway: &str) -> String {
+    format!("{gateway}-broker")
+}
+
+/// Service through which workers reach the broker's internal listener.
+#[must_use]
+pub fn internal_service(gateway: &str) -> String {
+    format!("{gateway}-internal")
+}
+
+/// ConfigMap in which the agent says what the broker has proven.
+#[must_use]
+pub fn agent_report(gateway: &str) -> String {
+    format!("{gateway}-agent")
+}
+
+/// Secret with one shard of a Gateway's credentials.
+#[must_use]
+pub fn auth_shard(gateway: &str, shard: usize) -> String {
+    format!("{gateway}-auth-{shard}")
+}
+
+/// Secret with a Device's generated password.
+#[must_use]
+pub fn device_credentials(device: &str) -> String {
+    format!("{device}-credentials")
+}
+
+/// StatefulSet, ConfigMap, Secret, Service and NetworkPolicy of a Pipeline's workers.
+#[must_use]
+pub fn ingest(pipeline: &str) -> String {
+    format!("{pipeline}-ingest")
+}
+
+/// MQTT user name and client identifier of a worker. The underscore keeps it apart from every device, for a
+/// Kubernetes name has none.
+#[must_use]
+pub fn ingest_username(pipeline: &str, ordinal: i32) -> String {
+    format!("_ingest_{pipeline}_{ordinal}")
+}
+
+/// Prefix of every worker's user name.
+pub const INGEST_USERNAME_PREFIX: &str = "_ingest_";
+
+/// MQTT user name with which the agent proves that the broker has read its files.
+pub const CANARY_USERNAME: &str = "_agent";
+
+/// Host name of a Service inside the cluster. Without the cluster's domain, which is not known here; a pod's resolver adds it.
+#[must_use]
+pub fn service_host(service: &str, namespace: &str) -> String {
+    format!("{service}.{namespace}.svc")
+}
+
+/// The first 16 hexadecimal digits of the SHA-256 of the parts, each preceded by its length: a short revision of content.
+#[must_use]
+pub fn revision<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    let digest: [u8; 32] = hasher.finalize().into();
+    let first: [u8; 8] = std::array::from_fn(|index| digest[index]);
+    format!("{:016x}", u64::from_be_bytes(first))
+}

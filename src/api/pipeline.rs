@@ -1,0 +1,280 @@
+//! `Pipeline`: which telemetry to take, how to decode and check it, and where it goes.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::reference::ConnectionSecretReference;
+use super::resources::ComputeResources;
+use super::unobserved;
+
+/// The specification of a Pipeline.
+#[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "fleetwright.io",
+    version = "v1alpha1",
+    kind = "Pipeline",
+    plural = "pipelines",
+    shortname = "fwp",
+    category = "fleet",
+    namespaced,
+    status = "PipelineStatus",
+    derive = "PartialEq",
+    validation = ("size(self.metadata.name) <= 40", "a Pipeline's name has at most 40 characters, since the names of its workers derive from it"),
+    validation = ("!self.metadata.name.contains('.')", "a Pipeline's name has no dots, since the Service of its workers carries it"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Table", type_ = "string", json_path = ".status.table"),
+    printcolumn(name = "Gateways", type_ = "integer", json_path = ".status.gateways"),
+    printcolumn(name = "Workers", type_ = "string", json_path = ".status.workers"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    doc = "A Pipeline takes telemetry from Gateways, decodes and checks it, and writes it into a TimescaleDB hypertable that it creates. A message is acknowledged to the broker only after its rows are committed; what is refused is kept as a dead letter with the reason."
+)]
+#[serde(rename_all = "camelCase")]
+pub struct PipelineSpec {
+    /// Which messages to take.
+    pub source: Source,
+
+    /// How a message becomes rows.
+    #[x_kube(validation = ("self.fields.all(a, self.fields.exists_one(b, a.name == b.name))", "each field name may be used once"))]
+    pub decode: Decode,
+
+    /// Where the rows go.
+    pub sink: Sink,
+
+    /// The processes that do it.
+    #[serde(default)]
+    pub workers: Workers,
+
+    /// Stops the workers. The broker keeps what arrives meanwhile, within the Gateway's limits.
+    #[serde(default)]
+    pub paused: bool,
+
+    /// What becomes of the table and its rows when this object is deleted.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+}
+
+/// Which messages a Pipeline takes.
+#[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// The Gateways to read, by their labels. Left out or empty: every Gateway of the namespace.
+    #[serde(default)]
+    pub gateway_selector: LabelSelector,
+
+    /// Topic of the messages. `{name}` captures one level: `{device}`, which must be there once, is the device; any
+    /// other becomes a text column of that name. `+` stands for one level that nobody needs to know.
+    #[schemars(
+        length(min = 8, max = 256),
+        regex(
+            pattern = r"^(([^+#/{}$\x00-\x1f\x7f]+|\+|\{[a-z_][a-z0-9_]{0,62}\})/)*([^+#/{}$\x00-\x1f\x7f]+|\+|\{[a-z_][a-z0-9_]{0,62}\})$"
+        )
+    )]
+    #[x_kube(validation = ("self.split('/').exists_one(level, level == '{device}')", "the topic must name {device} exactly once, as in devices/{device}/telemetry"))]
+    #[x_kube(validation = ("!self.split('/').exists(level, level in ['{time}', '{device_id}'])", "a capture may not be called time or device_id: those columns are Fleetwright's"))]
+    pub topic: String,
+}
+
+/// How a message becomes rows.
+#[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Decode {
+    /// Format of the payload.
+    #[serde(default)]
+    pub format: Format,
+
+    /// Where the time of a reading stands. Left out: the time at which the worker received the message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<TimeField>,
+
+    /// The fields to take; each is a column of the table. What else stands in a message is ignored.
+    #[schemars(length(min = 1, max = 100))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub fields: Vec<Field>,
+}
+
+/// Format of a payload.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum Format {
+    /// A JSON object, which is one reading; or an array of objects, each of which is one.
+    #[default]
+    Json,
+}
+
+/// Where the time of a reading stands.
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TimeField {
+    /// JSON pointer (RFC 6901) to the time, from the object of the reading.
+    #[schemars(length(min = 1, max = 256), regex(pattern = r"^(/([^/~]|~[01])*)+$"))]
+    pub pointer: String,
+
+    /// What the time is given in. The number may have a fraction.
+    #[serde(default)]
+    pub unit: TimeUnit,
+}
+
+/// What a time is given in.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum TimeUnit {
+    /// Seconds since 1970-01-01T00:00:00Z.
+    Seconds,
+    /// Milliseconds since 1970-01-01T00:00:00Z.
+    #[default]
+    Milliseconds,
+    /// Microseconds since 1970-01-01T00:00:00Z.
+    Microseconds,
+    /// Nanoseconds since 1970-01-01T00:00:00Z; the table keeps microseconds.
+    Nanoseconds,
+    /// Text as in RFC 3339, for instance `2026-05-04T03:02:01.5Z`.
+    Rfc3339,
+}
+
+/// One field of a reading, and the column it fills.
+#[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("self.type in ['Float64', 'Int64'] || (!has(self.min) && !has(self.max))", "min and max are for Float64 and Int64 only: remove them, or change the type"))]
+#[x_kube(validation = ("!has(self.min) || !has(self.max) || self.min <= self.max", "min must not be above max"))]
+pub struct Field {
+    /// Name of the column: lower case letters, digits and underscores.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z_][a-z0-9_]*$"))]
+    #[x_kube(validation = ("!(self in ['time', 'device_id', 'tableoid', 'xmin', 'cmin', 'xmax', 'cmax', 'ctid'])", "this name is taken by Fleetwright or by PostgreSQL: choose another, and point to the value with `pointer`"))]
+    pub name: String,
+
+    /// Type of the value. A value of another type is refused, never converted; an integer may stand for a Float64.
+    #[serde(rename = "type")]
+    pub type_: FieldType,
+
+    /// JSON pointer (RFC 6901) to the value, from the object of the reading. Left out: `/<name>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256), regex(pattern = r"^(/([^/~]|~[01])*)+$"))]
+    pub pointer: Option<String>,
+
+    /// Unit of the value, kept as the comment of the column, for instance `mm/s` (UCUM is a good choice).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub unit: Option<String>,
+
+    /// The least value; a reading below it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<f64>,
+
+    /// The greatest value; a reading above it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<f64>,
+
+    /// Whether a reading without it is refused. Otherwise the column is NULL.
+    #[serde(default)]
+    pub required: bool,
+}
+
+/// Type of a value.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum FieldType {
+    /// A number; `double precision` in the table.
+    Float64,
+    /// A whole number from -9223372036854775808 to 9223372036854775807; `bigint` in the table.
+    Int64,
+    /// `true` or `false`; `boolean` in the table.
+    Boolean,
+    /// Text; `text` in the table.
+    Text,
+}
+
+/// Where rows go.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sink {
+    /// A TimescaleDB.
+    pub timescale: TimescaleSink,
+}
+
+/// A table in a TimescaleDB.
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TimescaleSink {
+    /// Secret in this namespace with the connection URI of the database. Its user must be allowed to create tables.
+    pub connection_secret: ConnectionSecretReference,
+
+    /// Name of the hypertable, in the schema `public`. It is created where it is not there. Cannot be changed.
+    #[schemars(length(min = 1, max = 48), regex(pattern = r"^[a-z_][a-z0-9_]*$"))]
+    #[x_kube(validation = ("self == oldSelf", "table cannot be changed: create another Pipeline for another table"))]
+    pub table: String,
+
+    /// How much time one chunk of the hypertable covers: a number with `m`, `h`, `d` or `w`. A change holds for new chunks.
+    #[serde(default = "default_chunk_interval")]
+    #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[mhdw]$"))]
+    pub chunk_interval: String,
+}
+
+fn default_chunk_interval() -> String {
+    "1d".to_owned()
+}
+
+/// The processes of a Pipeline.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Workers {
+    /// Compute resources of each worker.
+    #[serde(default = "default_worker_resources")]
+    pub resources: ComputeResources,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self { resources: default_worker_resources() }
+    }
+}
+
+fn default_worker_resources() -> ComputeResources {
+    ComputeResources {
+        limits: [("memory".to_owned(), "128Mi".into())].into(),
+        requests: [("cpu".to_owned(), "50m".into()), ("memory".to_owned(), "32Mi".into())].into(),
+    }
+}
+
+/// What becomes of a table when its Pipeline is deleted.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum DeletionPolicy {
+    /// The table stays, with its rows.
+    #[default]
+    Retain,
+    /// The table is dropped, and its rows are gone.
+    Delete,
+}
+
+/// What the operator has seen of a Pipeline.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PipelineStatus {
+    /// The generation of the spec that this status describes; -1 before the first look.
+    #[serde(default = "unobserved")]
+    pub observed_generation: i64,
+
+    /// The hypertable, with its schema.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+
+    /// How many Gateways the Pipeline reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateways: Option<i64>,
+
+    /// Workers that are ready, of those wanted, as `1/1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<String>,
+
+    /// `Accepted`: the spec can be carried out. `TableReady`: the hypertable is as the spec wants it. `WorkersAvailable`:
+    /// the workers hold their sessions with every Gateway and have proven that they can write. `Ready`: all of these.
+    /// `Reconciling` or `Stalled`: why it is not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+impl Default for PipelineStatus {
+    fn default() -> Self {
+        Self { observed_generation: unobserved(), table: None, gateways: None, workers: None, conditions: Vec::new() }
+    }
+}

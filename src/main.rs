@@ -1,0 +1,65 @@
+//! Arguments, telemetry and dispatch to a role; nothing else.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use fleetwright::{agent, api, ingest, operator, runtime, simulate};
+use tracing::error;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A Kubernetes operator for IoT fleets. One binary, one image, and a role for each process.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Reconciles Gateways, Devices and Pipelines
+    Operator(operator::Arguments),
+    /// Keeps the files of a broker current and proves that the broker has read them; runs beside it in its pod
+    Agent(agent::Arguments),
+    /// Takes the telemetry of a Pipeline from its brokers into its table
+    Ingest(ingest::Arguments),
+    /// Plays a fleet of devices, for demonstrations and load
+    Simulate(simulate::Arguments),
+    /// Prints the CustomResourceDefinitions
+    Crds {
+        /// Folder to write a file a kind into; standard output without it
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.role) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            error!("{failure:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(role: Role) -> anyhow::Result<()> {
+    if let Role::Crds { output } = role {
+        return api::crd::write(output.as_deref());
+    }
+    runtime::telemetry::start();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let shutdown = runtime::shutdown::on_signal()?;
+        match role {
+            Role::Operator(arguments) => operator::run(arguments, shutdown).await,
+            Role::Agent(arguments) => agent::run(arguments, shutdown).await,
+            Role::Ingest(arguments) => ingest::run(arguments, shutdown).await,
+            Role::Simulate(arguments) => simulate::run(arguments, shutdown).await,
+            Role::Crds { .. } => Ok(()),
+        }
+    })
+}

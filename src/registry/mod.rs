@@ -1,0 +1,1 @@
+//! The device registry in the database: the operator fills it, workers follow it.

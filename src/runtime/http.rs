@@ -1,0 +1,52 @@
+//! The endpoint of every role: `/livez`, `/readyz` and `/metrics`.
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus::{Encoder, Registry, TextEncoder};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::readiness::Readiness;
+
+#[derive(Clone)]
+struct Endpoint {
+    readiness: Readiness,
+    metrics: Registry,
+}
+
+/// Serves until `shutdown` is cancelled.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn serve(address: SocketAddr, readiness: Readiness, metrics: Registry, shutdown: CancellationToken) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(expose))
+        .with_state(Endpoint { readiness, metrics });
+    let listener = TcpListener::bind(address).await?;
+    axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
+}
+
+async fn ready(State(endpoint): State<Endpoint>) -> Response {
+    match endpoint.readiness.verdict() {
+        Ok(()) => "ok\n".into_response(),
+        // The kubelet shows this body in the event of the failed probe.
+        Err(failures) => (StatusCode::SERVICE_UNAVAILABLE, failures.join("\n") + "\n").into_response(),
+    }
+}
+
+async fn expose(State(endpoint): State<Endpoint>) -> Response {
+    let encoder = TextEncoder::new();
+    let mut body = Vec::new();
+    match encoder.encode(&endpoint.metrics.gather(), &mut body) {
+        Ok(()) => ([(CONTENT_TYPE, encoder.format_type())], body).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("failed to encode the metrics: {error}\n")).into_response(),
+    }
+}

@@ -1,0 +1,25 @@
+//! An orderly stop on SIGTERM or SIGINT.
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+/// A token that is cancelled at the first SIGTERM or SIGINT. Must be called inside a tokio runtime.
+///
+/// # Errors
+/// When the operating system refuses a signal handler.
+pub fn on_signal() -> std::io::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let token = CancellationToken::new();
+    let stop = token.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        info!("stopping: a signal asked for it");
+        stop.cancel();
+    });
+    Ok(token)
+}

@@ -1,0 +1,13 @@
+//! The role `simulate`.
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+/// Arguments of the role `simulate`.
+#[derive(Args, Clone, Debug)]
+pub struct Arguments {}
+
+/// Runs until `shutdown` is cancelled.
+pub async fn run(_arguments: Arguments, _shutdown: CancellationToken) -> anyhow::Result<()> {
+    Ok(())
+}
