@@ -101,3 +101,13 @@ pub fn revision<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let first: [u8; 8] = std::array::from_fn(|index| digest[index]);
     format!("{:016x}", u64::from_be_bytes(first))
 }
+
+/// Annotation of a Pipeline's ingest Secret: the Gateways that its workers may log in to, separated by commas.
+pub const INGEST_GATEWAYS_ANNOTATION: &str = "fleetwright.io/gateways";
+
+/// Annotation of a Pipeline's ingest Secret: the MQTT topic filter that its workers may read.
+pub const INGEST_FILTER_ANNOTATION: &str = "fleetwright.io/topic-filter";
+
+/// Annotation of a Pipeline's ingest Secret: how many workers there are, each with a user name of its own
+/// ([`ingest_username`] of 0 up to this number).
+pub const INGEST_WORKERS_ANNOTATION: &str = "fleetwright.io/workers";

@@ -1,16 +1,104 @@
-//! The role `operator`.
+//! The role `operator`: the control plane. A reconciler a kind, one lease that gates all writing, and one place that writes.
 
+pub mod apply;
+pub mod context;
 pub mod device;
+pub mod difference;
 pub mod gateway;
 pub mod pipeline;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
 use clap::Args;
+use k8s_controller::LeaderElection;
+use kube::{Client, Config};
+use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::runtime::http;
+use crate::runtime::readiness::Readiness;
+use context::{Context, Images};
+
+/// The longest a single read of a response may take; long enough for a watch's bookmarks (one a minute).
+const READ_TIMEOUT: Duration = Duration::from_secs(295);
+
+/// Check that holds once this instance has the lease or waits for it: a stand-by is ready to take over.
+const LEASE_CHECK: &str = "lease";
 
 /// Arguments of the role `operator`.
 #[derive(Args, Clone, Debug)]
-pub struct Arguments {}
+pub struct Arguments {
+    /// Image of this binary, for agents and workers
+    #[arg(long, env = "FLEETWRIGHT_IMAGE")]
+    image: String,
 
-/// Runs until `shutdown` is cancelled.
-pub async fn run(_arguments: Arguments, _shutdown: CancellationToken) -> anyhow::Result<()> {
-    Ok(())
+    /// Image of the broker
+    #[arg(long, env = "FLEETWRIGHT_MOSQUITTO_IMAGE")]
+    mosquitto_image: String,
+
+    /// imagePullPolicy of agents, workers and brokers
+    #[arg(long, env = "FLEETWRIGHT_IMAGE_PULL_POLICY")]
+    image_pull_policy: Option<String>,
+
+    /// Namespace of the operator itself, where its lease is
+    #[arg(long, env = "POD_NAMESPACE", default_value = "fleetwright-system")]
+    namespace: String,
+
+    /// Name of this instance in the lease and in events
+    #[arg(long, env = "POD_NAME", default_value = "fleetwright")]
+    instance: String,
+
+    /// Most calls to the API server at the same time for Devices
+    #[arg(long, env = "FLEETWRIGHT_DEVICE_CONCURRENCY", default_value_t = 32)]
+    device_concurrency: usize,
+
+    /// Address of the endpoint for probes and metrics
+    #[arg(long, env = "FLEETWRIGHT_HTTP", default_value = "0.0.0.0:9090")]
+    http: SocketAddr,
+}
+
+/// Runs until `shutdown` is cancelled, or the lease is lost.
+///
+/// # Errors
+/// When the API server cannot be found, or the lease is lost: the process ends, so that no work outlives the lease.
+pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut config = Config::infer().await.context("failed to find the API server: neither in a pod nor with a kubeconfig")?;
+    config.read_timeout = Some(READ_TIMEOUT);
+    let client = Client::try_from(config)?;
+    let images = Images {
+        fleetwright: arguments.image.clone(),
+        mosquitto: arguments.mosquitto_image.clone(),
+        pull_policy: arguments.image_pull_policy.clone().filter(|policy| !policy.is_empty()),
+    };
+    let metrics = Registry::new();
+    let context = Context::new(client.clone(), images, arguments.instance.clone(), metrics.clone())?;
+    let readiness = Readiness::awaiting([LEASE_CHECK]);
+    let endpoint = tokio::spawn(http::serve(arguments.http, readiness.clone(), metrics, shutdown.clone()));
+
+    client.apiserver_version().await.context("failed to reach the API server")?;
+    readiness.holds(LEASE_CHECK);
+    let election = LeaderElection::new(client, &arguments.namespace, "fleetwright-operator", &arguments.instance);
+    let outcome = tokio::select! {
+        outcome = election.with_lease(reconcile(context, arguments.device_concurrency, readiness)) => outcome,
+        () = shutdown.cancelled() => {
+            election.release().await;
+            info!("stopped");
+            endpoint.await.context("the endpoint ended")??;
+            return Ok(());
+        }
+    };
+    match outcome {
+        Some(result) => result,
+        None => bail!("the lease is lost: ending, so that only its holder writes"),
+    }
+}
+
+/// All reconcilers, until one of them ends, which none does by itself.
+async fn reconcile(context: Context, device_concurrency: usize, readiness: Readiness) -> anyhow::Result<()> {
+    info!("holding the lease: reconciling");
+    let _ = (&context, device_concurrency, readiness);
+    std::future::pending().await
 }

@@ -1,1 +1,4 @@
-//! The reconciler of Devices.
+//! The reconciler of Devices. Unlike the other kinds they are many: instead of an object cache and a reconciliation each,
+//! [`fleet`] keeps what matters of each in a few hundred bytes, decides, and [`driver`] carries out.
+
+pub mod fleet;
