@@ -1,0 +1,138 @@
+//! One connection to a database: encryption as its URI asks for, and a bound on every wait.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{Client, Socket};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::debug;
+
+use super::uri::{ConnectionUri, TlsMode};
+
+/// How long connecting may take, from resolving the name to the end of authentication. Enough for a server far away under
+/// load, and short enough that a status tells of an absent one soon.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a peer may be silent before the kernel asks whether it is there, and how long sent bytes may stay
+/// unacknowledged: the time after which a machine that vanished is noticed.
+const PEER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The connection's other half: drives the protocol, and yields notifications.
+pub type Connection = tokio_postgres::Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No answer in time.
+    #[error("failed to connect to {address} within {} s: expected a PostgreSQL server that answers; check the host and any NetworkPolicy", CONNECT_TIMEOUT.as_secs())]
+    Await {
+        /// Host and port.
+        address: String,
+    },
+
+    /// The server, the network or TLS refused.
+    #[error("failed to connect to {address}")]
+    Connect {
+        /// Host and port.
+        address: String,
+        /// What was refused.
+        source: tokio_postgres::Error,
+    },
+
+    /// The TLS library refused its settings.
+    #[error("failed to set up TLS")]
+    SetUpTls(#[source] rustls::Error),
+}
+
+/// Connects. `application_name` is what `pg_stat_activity` shows, unless the URI names another.
+///
+/// The caller must poll the [`Connection`], by [`drive`] or for notifications by hand.
+pub async fn connect(uri: &ConnectionUri, application_name: &str) -> Result<(Client, Connection), ConnectError> {
+    let mut configuration = uri.configuration().clone();
+    if configuration.get_application_name().is_none() {
+        configuration.application_name(application_name);
+    }
+    configuration.connect_timeout(CONNECT_TIMEOUT).keepalives_idle(PEER_TIMEOUT).keepalives_interval(PEER_TIMEOUT / 3);
+    configuration.keepalives_retries(3).tcp_user_timeout(PEER_TIMEOUT);
+    let tls = MakeRustlsConnect::new(tls_configuration(uri.tls()).map_err(ConnectError::SetUpTls)?);
+    match tokio::time::timeout(CONNECT_TIMEOUT, configuration.connect(tls)).await {
+        Ok(Ok(connected)) => Ok(connected),
+        Ok(Err(source)) => Err(ConnectError::Connect { address: uri.address(), source }),
+        Err(_) => Err(ConnectError::Await { address: uri.address() }),
+    }
+}
+
+/// Drives a connection in the background until its client is dropped or the server goes; the client's next call then fails.
+pub fn drive(connection: Connection) {
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            debug!(%error, "a database connection ended");
+        }
+    });
+}
+
+/// The error and its causes in one line.
+#[must_use]
+pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn tls_configuration(mode: TlsMode) -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    Ok(match mode {
+        TlsMode::VerifyFull => {
+            let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+            builder.with_root_certificates(roots).with_no_client_auth()
+        }
+        // `disable` never comes to a handshake.
+        TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider))).with_no_client_auth()
+        }
+    })
+}
+
+/// Accepts any certificate, as `sslmode=prefer` and `require` say, but only from a server that holds its key.
+#[derive(Debug)]
+struct Unverified(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,78 @@
+//! The tables that all Pipelines of a database share, in the schema `fleetwright`.
+
+use super::identifier::identifier;
+
+/// Schema of Fleetwright's own tables.
+pub const SCHEMA: &str = "fleetwright";
+
+/// Channel on which a change of `fleetwright.device` is notified; the payload is the namespace.
+pub const DEVICE_CHANNEL: &str = "fleetwright_device";
+
+/// Version of the tables below, kept as the comment of the schema. Raised with every change of [`statements`].
+pub const VERSION: i32 = 1;
+
+/// The tables, each of which [`statements`] creates.
+pub const TABLES: [&str; 5] = ["device", "dead_letter", "session", "acknowledgement", "pipeline_table"];
+
+/// What brings a database to [`VERSION`], from any earlier version or from nothing; to be run in one transaction.
+/// `extension_schema` is where the functions of TimescaleDB are.
+#[must_use]
+pub fn statements(extension_schema: &str) -> Vec<String> {
+    let timescale = identifier(extension_schema);
+    vec![
+        format!("CREATE SCHEMA IF NOT EXISTS {SCHEMA}"),
+        // A device keeps its number for good, also when its object is deleted and comes back: rows refer to it.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.device (
+                id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+                namespace text NOT NULL,
+                name text NOT NULL,
+                gateway text NOT NULL,
+                attributes jsonb NOT NULL DEFAULT '{{}}',
+                enabled boolean NOT NULL,
+                declared boolean NOT NULL DEFAULT true,
+                UNIQUE (namespace, name))"
+        ),
+        format!("COMMENT ON COLUMN {SCHEMA}.device.declared IS 'false once the Device object is gone'"),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.dead_letter (
+                time timestamptz NOT NULL,
+                namespace text NOT NULL,
+                pipeline text NOT NULL,
+                gateway text NOT NULL,
+                topic text NOT NULL,
+                payload bytea NOT NULL,
+                reason text NOT NULL,
+                detail text NOT NULL)"
+        ),
+        format!(
+            "SELECT {timescale}.create_hypertable('{SCHEMA}.dead_letter', {timescale}.by_range('time', INTERVAL '1 day'), if_not_exists => true)"
+        ),
+        // A worker's session with a broker, `<namespace>/<pipeline>/<ordinal>/<gateway>`: the topic filters that the broker may
+        // hold for it, and a generation that every start of the worker raises, so that what an earlier process left running
+        // cannot commit any more.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.session (
+                session text PRIMARY KEY,
+                generation bigint NOT NULL,
+                topic_filters text[] NOT NULL)"
+        ),
+        // What a session is about to acknowledge, one row a batch: packet identifiers with hashes. Only batches that hold
+        // what no key identifies (a time of arrival, a dead letter); removed once the broker has processed the acknowledgements.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.acknowledgement (
+                session text NOT NULL,
+                batch bigint NOT NULL,
+                entries bytea NOT NULL,
+                PRIMARY KEY (session, batch))"
+        ),
+        // Which Pipeline made a table. Once its Pipeline is gone and the table stays, `pipeline` is NULL.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.pipeline_table (
+                table_name text PRIMARY KEY,
+                namespace text NOT NULL,
+                pipeline text)"
+        ),
+        format!("COMMENT ON SCHEMA {SCHEMA} IS '{VERSION}'"),
+    ]
+}

@@ -1,0 +1,175 @@
+//! The connection URI of a database, as its Secret holds it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use tokio_postgres::Config;
+use tokio_postgres::config::{Host, SslMode};
+
+/// How a connection is encrypted and the server verified, with the meanings that libpq gives them
+/// (<https://www.postgresql.org/docs/current/libpq-ssl.html>).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TlsMode {
+    /// Never encrypted.
+    Disable,
+    /// Encrypted where the server offers it; nobody is verified.
+    Prefer,
+    /// Encrypted; nobody is verified.
+    Require,
+    /// Encrypted; the server's certificate is checked against the public authorities, and its name against the host.
+    VerifyFull,
+}
+
+/// A connection URI. Neither `Debug` nor any error shows its password.
+#[derive(Clone, Eq, PartialEq)]
+pub struct ConnectionUri {
+    configuration: Config,
+    tls: TlsMode,
+}
+
+impl ConnectionUri {
+    /// Where and as whom to connect.
+    #[must_use]
+    pub fn configuration(&self) -> &Config {
+        &self.configuration
+    }
+
+    /// How to encrypt.
+    #[must_use]
+    pub fn tls(&self) -> TlsMode {
+        self.tls
+    }
+
+    /// Host and port for messages, for instance `timescale:5432`.
+    #[must_use]
+    pub fn address(&self) -> String {
+        let ports = self.configuration.get_ports();
+        let hosts = self.configuration.get_hosts().iter().enumerate().map(|(index, host)| {
+            let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
+            match host {
+                Host::Tcp(name) => format!("{name}:{port}"),
+                Host::Unix(path) => path.display().to_string(),
+            }
+        });
+        hosts.collect::<Vec<_>>().join(",")
+    }
+}
+
+impl fmt::Debug for ConnectionUri {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "ConnectionUri({}, {:?})", self.address(), self.tls)
+    }
+}
+
+/// What is wrong with a connection URI. Shows no part of it, since a password with unencoded characters could be anywhere.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ConnectionUriError {
+    /// It does not start as one.
+    #[error("failed to find a PostgreSQL URI: expected postgresql://user:password@host:5432/database?sslmode=require")]
+    FindScheme,
+
+    /// The library does not understand it.
+    #[error(
+        "failed to parse the URI: expected postgresql://user:password@host:5432/database?sslmode=require with only parameters that \
+         PostgreSQL knows; in the password write @ as %40, / as %2F, ? as %3F, # as %23, : as %3A, % as %25"
+    )]
+    Parse,
+
+    /// There is no host.
+    #[error("failed to find a host in the URI: expected postgresql://user:password@host:5432/database")]
+    FindHost,
+
+    /// There is no user.
+    #[error("failed to find a user in the URI: expected postgresql://user:password@host:5432/database")]
+    FindUser,
+
+    /// `sslmode` has a value that is not supported.
+    #[error("failed to read sslmode in the URI: expected disable, prefer, require or verify-full")]
+    ReadSslMode,
+}
+
+impl FromStr for ConnectionUri {
+    type Err = ConnectionUriError;
+
+    fn from_str(text: &str) -> Result<Self, ConnectionUriError> {
+        let text = text.trim();
+        if !["postgresql://", "postgres://"].iter().any(|scheme| text.starts_with(scheme)) {
+            return Err(ConnectionUriError::FindScheme);
+        }
+        let (base, parameters) = text.split_once('?').unwrap_or((text, ""));
+        let (modes, others): (Vec<&str>, Vec<&str>) =
+            parameters.split('&').filter(|parameter| !parameter.is_empty()).partition(|parameter| parameter.starts_with("sslmode="));
+        let tls = match modes.last().map(|parameter| &parameter["sslmode=".len()..]) {
+            Some("disable") => TlsMode::Disable,
+            None | Some("prefer") => TlsMode::Prefer,
+            Some("require") => TlsMode::Require,
+            Some("verify-full") => TlsMode::VerifyFull,
+            Some(_) => return Err(ConnectionUriError::ReadSslMode),
+        };
+        let mut configuration: Config = format!("{base}?{}", others.join("&")).parse().map_err(|_| ConnectionUriError::Parse)?;
+        configuration.ssl_mode(match tls {
+            TlsMode::Disable => SslMode::Disable,
+            TlsMode::Prefer => SslMode::Prefer,
+            TlsMode::Require | TlsMode::VerifyFull => SslMode::Require,
+        });
+        if configuration.get_hosts().is_empty() {
+            return Err(ConnectionUriError::FindHost);
+        }
+        if configuration.get_user().is_none_or(str::is_empty) {
+            return Err(ConnectionUriError::FindUser);
+        }
+        Ok(Self { configuration, tls })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn uris_that_are_understood() {
+        for (text, address, tls) in [
+            ("postgresql://u:p@db", "db:5432", TlsMode::Prefer),
+            ("postgres://u@db:5433/fleet?sslmode=disable", "db:5433", TlsMode::Disable),
+            ("postgresql://u:p%40%2F@db.ns.svc/fleet?sslmode=require&application_name=x\n", "db.ns.svc:5432", TlsMode::Require),
+            ("postgresql://u:p@a:1,b:2/fleet?target_session_attrs=read-write&sslmode=verify-full", "a:1,b:2", TlsMode::VerifyFull),
+        ] {
+            let uri: ConnectionUri = text.parse().unwrap();
+            assert_eq!((uri.address().as_str(), uri.tls()), (address, tls), "{text}");
+        }
+        let uri: ConnectionUri = "postgresql://u:p%40%2F@db/fleet".parse().unwrap();
+        assert_eq!(uri.configuration().get_password(), Some(b"p@/".as_slice()));
+        assert_eq!(uri.configuration().get_dbname(), Some("fleet"));
+    }
+
+    #[test]
+    fn uris_that_are_refused() {
+        for (text, error) in [
+            ("", ConnectionUriError::FindScheme),
+            ("host=db user=u", ConnectionUriError::FindScheme),
+            ("mysql://u:p@db", ConnectionUriError::FindScheme),
+            ("postgresql://u:p@db:notaport/x", ConnectionUriError::Parse),
+            ("postgresql://u:pa?ss@db/x", ConnectionUriError::Parse),
+            ("postgresql://u:p@db/x?sslmode=verify-ca", ConnectionUriError::ReadSslMode),
+            ("postgresql://u:p@/x", ConnectionUriError::FindHost),
+            ("postgresql://db/x", ConnectionUriError::FindUser),
+        ] {
+            assert_eq!(text.parse::<ConnectionUri>(), Err(error), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics_and_no_password_shows(text in ".{0,80}", password in "[A-Z]{8}[?@/:#%&]{0,3}[A-Z]{8}") {
+            for uri in [text, format!("postgresql://u:{password}@db/x"), format!("postgresql://u:p@db/x?sslmode={password}")] {
+                let shown = match uri.parse::<ConnectionUri>() {
+                    Ok(parsed) => format!("{parsed:?}"),
+                    Err(error) => format!("{error:?} {error}"),
+                };
+                prop_assert!(!shown.contains(&password));
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! A real PostgreSQL with TimescaleDB.
+
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use fleetwright::timescale::connect::{connect, drive};
+use fleetwright::timescale::uri::ConnectionUri;
+use tempfile::TempDir;
+use tokio_postgres::Client;
+
+use super::{free_port, parts};
+
+/// How long a server may take to answer, the making of its folder included; two busy cores take a few seconds.
+const START: Duration = Duration::from_secs(60);
+
+static SHARED: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
+static DATABASES: AtomicU32 = AtomicU32::new(0);
+
+/// A server with a folder of its own; both go when this is dropped.
+pub struct Postgres {
+    port: u16,
+    process: Mutex<Child>,
+    folder: TempDir,
+}
+
+impl Postgres {
+    /// A server that nobody else uses, ready.
+    pub async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let postgres = Self { port, process: Mutex::new(spawn(&folder, port)), folder };
+        postgres.ready().await;
+        postgres
+    }
+
+    /// The server that all tests of this process share; each makes a database of its own in it.
+    pub async fn shared() -> Arc<Self> {
+        let postgres = {
+            let mut shared = SHARED.lock().unwrap();
+            shared.upgrade().unwrap_or_else(|| {
+                let folder = tempfile::tempdir().unwrap();
+                let port = free_port();
+                let postgres = Arc::new(Self { port, process: Mutex::new(spawn(&folder, port)), folder });
+                *shared = Arc::downgrade(&postgres);
+                postgres
+            })
+        };
+        postgres.ready().await;
+        postgres
+    }
+
+    /// URI of one of its databases.
+    pub fn uri(&self, database: &str) -> ConnectionUri {
+        self.uri_text(database).parse().unwrap()
+    }
+
+    /// URI of one of its databases, as a Secret would hold it.
+    pub fn uri_text(&self, database: &str) -> String {
+        format!("postgresql://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+    }
+
+    /// A new database, empty but for what `template1` holds; its name.
+    pub async fn create_database(&self) -> String {
+        let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
+        self.client("postgres").await.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+        name
+    }
+
+    /// A connection to one of its databases.
+    pub async fn client(&self, database: &str) -> Client {
+        let (client, connection) = connect(&self.uri(database), "test").await.unwrap();
+        drive(connection);
+        client
+    }
+
+    /// Kills the server as a crash would (SIGKILL).
+    pub fn kill(&self) {
+        let mut process = self.process.lock().unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    /// Stops the server in order.
+    pub fn stop(&self) {
+        interrupt(&mut self.process.lock().unwrap());
+    }
+
+    /// Starts the server again after [`Self::kill`] or [`Self::stop`], on the same port and folder.
+    pub async fn start_again(&self) {
+        *self.process.lock().unwrap() = spawn(&self.folder, self.port);
+        self.ready().await;
+    }
+
+    async fn ready(&self) {
+        let until = Instant::now() + START;
+        loop {
+            match connect(&self.uri("postgres"), "test").await {
+                Ok(_) => return,
+                Err(error) => assert!(
+                    self.process.lock().unwrap().try_wait().unwrap().is_none() && Instant::now() < until,
+                    "PostgreSQL does not answer ({error:?}); its log:\n{}",
+                    std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+                ),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn spawn(folder: &TempDir, port: u16) -> Child {
+    let log = File::options().create(true).append(true).open(folder.path().join("log")).unwrap();
+    Command::new(parts())
+        .arg("postgres")
+        .arg(folder.path().join("data"))
+        .arg(port.to_string())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .expect("e2e/parts.sh runs")
+}
+
+/// SIGINT: PostgreSQL ends its sessions and stops ("fast shutdown").
+fn interrupt(process: &mut Child) {
+    if process.try_wait().is_ok_and(|status| status.is_none()) {
+        let _ = Command::new("kill").args(["-INT", &process.id().to_string()]).status();
+        let _ = process.wait();
+    }
+}
