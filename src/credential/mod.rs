@@ -1,1 +1,15 @@
-//! Secrets, hashes, shards, and the files of the broker made of them: pure.
+//! Passwords, their hashes, the shards that carry them to a broker, and the broker's files made of those: all pure.
+//!
+//! The way of a credential: [`password`] (in the device's own Secret) -> [`hash`] -> [`entry`] (with its [`acl`]) ->
+//! [`shard`] (a Secret with many entries, written by the operator) -> [`file`] (what the agent gives to the broker).
+
+pub mod acl;
+pub mod entry;
+pub mod file;
+pub mod hash;
+pub mod password;
+pub mod shard;
+
+pub use entry::Entry;
+pub use password::Password;
+pub use shard::Shard;
