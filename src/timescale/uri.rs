@@ -93,8 +93,9 @@ impl FromStr for ConnectionUri {
 
     fn from_str(text: &str) -> Result<Self, ConnectionUriError> {
         let text = text.trim();
-        if !["postgresql://", "postgres://"].iter().any(|scheme| text.starts_with(scheme)) {
-            return Err(ConnectionUriError::FindScheme);
+        let rest = ["postgresql://", "postgres://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+        if !has_plain_authority(rest.ok_or(ConnectionUriError::FindScheme)?) {
+            return Err(ConnectionUriError::Parse);
         }
         let (base, parameters) = text.split_once('?').unwrap_or((text, ""));
         let (modes, others): (Vec<&str>, Vec<&str>) =
@@ -120,6 +121,16 @@ impl FromStr for ConnectionUri {
         }
         Ok(Self { configuration, tls })
     }
+}
+
+/// Whether credentials, if any, end at the one `@`, and only characters of host names and ports follow. Otherwise a password with
+/// an unencoded character would be cut, and its second half would pass for a host.
+fn has_plain_authority(rest: &str) -> bool {
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let hosts = authority.rsplit('@').next().unwrap_or_default();
+    rest.matches('@').count() == authority.matches('@').count()
+        && authority.matches('@').count() <= 1
+        && hosts.chars().all(|character| character.is_ascii_alphanumeric() || "-._:,[]%".contains(character))
 }
 
 #[cfg(test)]
@@ -152,6 +163,8 @@ mod tests {
             ("mysql://u:p@db", ConnectionUriError::FindScheme),
             ("postgresql://u:p@db:notaport/x", ConnectionUriError::Parse),
             ("postgresql://u:pa?ss@db/x", ConnectionUriError::Parse),
+            ("postgresql://u:pa/ss@db/x", ConnectionUriError::Parse),
+            ("postgresql://u:pa@ss@db/x", ConnectionUriError::Parse),
             ("postgresql://u:p@db/x?sslmode=verify-ca", ConnectionUriError::ReadSslMode),
             ("postgresql://u:p@/x", ConnectionUriError::FindHost),
             ("postgresql://db/x", ConnectionUriError::FindUser),
@@ -162,13 +175,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics_and_no_password_shows(text in ".{0,80}", password in "[A-Z]{8}[?@/:#%&]{0,3}[A-Z]{8}") {
+        fn no_text_panics_and_no_password_shows(text in ".{0,80}", first in "[A-Z]{8}", between in "[?@/:#%&]{0,3}", second in "[A-Z]{8}") {
+            let password = format!("{first}{between}{second}");
             for uri in [text, format!("postgresql://u:{password}@db/x"), format!("postgresql://u:p@db/x?sslmode={password}")] {
                 let shown = match uri.parse::<ConnectionUri>() {
                     Ok(parsed) => format!("{parsed:?}"),
                     Err(error) => format!("{error:?} {error}"),
                 };
-                prop_assert!(!shown.contains(&password));
+                prop_assert!(!shown.contains(&first) && !shown.contains(&second));
             }
         }
     }

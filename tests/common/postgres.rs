@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 use super::{free_port, parts};
 
 /// How long a server may take to answer, the making of its folder included; two busy cores take a few seconds.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 
 static SHARED: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
 static DATABASES: AtomicU32 = AtomicU32::new(0);
