@@ -176,11 +176,11 @@ impl Shard {
                 return Err(unknown);
             }
         }
-        match acls.is_empty() {
-            true => Ok(Self { count, entries }),
-            // Rules of a user that has no password.
-            false => Err(ShardError::UnknownLine { key: ACLS_KEY, line: 1 }),
+        // Rules of a user that has no password.
+        if !acls.is_empty() {
+            return Err(ShardError::UnknownLine { key: ACLS_KEY, line: 1 });
         }
+        Ok(Self { count, entries })
     }
 }
 

@@ -1,0 +1,163 @@
+//! A real Mosquitto, and its own clients.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::parts;
+
+/// How long anything may take on two busy cores.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A broker whose process ends when this is dropped.
+pub struct Mosquitto {
+    /// Port that is known to answer.
+    pub port: u16,
+    /// Folder with `mosquitto.conf` and `mosquitto.log`.
+    pub folder: TempDir,
+    process: Child,
+}
+
+impl Mosquitto {
+    /// A broker with this configuration in `folder`, ready on `port`.
+    pub fn start(folder: TempDir, configuration: &str, port: u16) -> Self {
+        std::fs::write(folder.path().join("mosquitto.conf"), format!("log_type all\n{configuration}")).unwrap();
+        let mut broker = Self { port, process: spawn(folder.path()), folder };
+        broker.ready();
+        broker
+    }
+
+    /// The broker's process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("mosquitto.log")).unwrap_or_default()
+    }
+
+    /// SIGHUP.
+    pub fn reload(&self) {
+        signal(&self.process, "-HUP");
+    }
+
+    /// Kills it as a crash would (SIGKILL), and waits for its end.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Stops it in order (SIGTERM), and waits for its end.
+    pub fn stop(&mut self) {
+        if self.process.try_wait().unwrap().is_none() {
+            signal(&self.process, "-TERM");
+            self.process.wait().unwrap();
+        }
+    }
+
+    /// Starts it again after [`Self::kill`] or [`Self::stop`].
+    pub fn start_again(&mut self) {
+        self.process = spawn(self.folder.path());
+        self.ready();
+    }
+
+    fn ready(&mut self) {
+        let started = Instant::now();
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
+            let ended = self.process.try_wait().unwrap();
+            assert!(ended.is_none() && started.elapsed() < PATIENCE, "Mosquitto does not answer ({ended:?}); its log:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// `mosquitto_pub` as this user, to its end.
+    pub fn publish(&self, login: (&str, &str), arguments: &[&str]) -> Output {
+        self.client("mosquitto_pub", login, arguments).output().unwrap()
+    }
+
+    /// `mosquitto_sub` as this user, in the background.
+    pub fn subscribe(&self, login: (&str, &str), arguments: &[&str]) -> Subscriber {
+        let output = tempfile::NamedTempFile::new().unwrap();
+        let stream = output.reopen().unwrap();
+        // The client does not say in time that it is subscribed; the broker does.
+        let subscribed = format!("Sending SUBACK to {}", login.0);
+        let before = self.log().matches(&subscribed).count();
+        let process = self.client("mosquitto_sub", login, arguments).stdout(stream.try_clone().unwrap()).stderr(stream).spawn().unwrap();
+        wait_until("a subscription", || self.log().matches(&subscribed).count() > before);
+        Subscriber { process, output }
+    }
+
+    fn client(&self, program: &str, (username, password): (&str, &str), arguments: &[&str]) -> Command {
+        let mut command = Command::new(parts());
+        command.arg(program).args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-u", username, "-P", password, "-V", "5", "-q", "1"]);
+        command.args(arguments).stdin(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A running `mosquitto_sub`.
+pub struct Subscriber {
+    process: Child,
+    output: tempfile::NamedTempFile,
+}
+
+impl Subscriber {
+    /// What it has printed so far.
+    pub fn output(&self) -> String {
+        std::fs::read_to_string(self.output.path()).unwrap()
+    }
+
+    /// Returns once its output has this text.
+    pub fn wait_for(&self, text: &str) {
+        wait_until(&format!("{text:?} in the output of mosquitto_sub"), || self.output().contains(text));
+    }
+
+    /// Whether it is still there.
+    pub fn is_running(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Returns once the condition holds.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn spawn(folder: &Path) -> Child {
+    let log = File::options().create(true).append(true).open(folder.join("mosquitto.log")).unwrap();
+    let configuration = folder.join("mosquitto.conf");
+    Command::new(parts())
+        .args(["mosquitto", "-c", configuration.to_str().unwrap()])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .expect("e2e/parts.sh runs")
+}
+
+fn signal(process: &Child, signal: &str) {
+    assert!(Command::new("kill").args([signal, &process.id().to_string()]).status().unwrap().success());
+}
