@@ -1,21 +1,225 @@
 //! Schema, plan and execution against a real TimescaleDB.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 mod common;
 
+use std::sync::Arc;
+
 use common::postgres::Postgres;
-use fleetwright::timescale::system;
+use fleetwright::api::PipelineSpec;
+use fleetwright::api::pipeline::DeletionPolicy;
+use fleetwright::timescale::execute::{apply, look, release};
+use fleetwright::timescale::plan::plan;
+use fleetwright::timescale::schema::{Desired, Owner, desired};
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+struct Fixture {
+    postgres: Arc<Postgres>,
+    client: Client,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let postgres = Postgres::shared().await;
+        let database = postgres.create_database().await;
+        let client = postgres.client(&database).await;
+        Self { postgres, client }
+    }
+
+    async fn apply(&mut self, desired: &Desired) -> usize {
+        apply(&mut self.client, desired).await.unwrap().steps.len()
+    }
+
+    async fn steps_left(&self, desired: &Desired) -> usize {
+        plan(desired, &look(&self.client, &desired.table.name).await.unwrap()).unwrap().steps.len()
+    }
+
+    async fn refusal(&mut self, desired: &Desired) -> &'static str {
+        apply(&mut self.client, desired).await.unwrap_err().reason()
+    }
+
+    async fn execute(&self, statement: &str) {
+        self.client.batch_execute(statement).await.unwrap();
+    }
+
+    async fn text(&self, query: &str) -> Option<String> {
+        self.client.query_one(query, &[]).await.unwrap().get(0)
+    }
+}
+
+fn owner(pipeline: &str) -> Owner {
+    Owner { namespace: "plant".to_owned(), pipeline: pipeline.to_owned() }
+}
+
+fn wanted(fields: &Value, chunk_interval: &str) -> Desired {
+    let spec: PipelineSpec = serde_json::from_value(json!({
+        "source": {"topic": "{site}/{device}/telemetry"},
+        "decode": {"fields": fields},
+        "sink": {"timescale": {"connectionSecret": {"name": "db"}, "table": "vibration", "chunkInterval": chunk_interval}},
+    }))
+    .unwrap();
+    desired(owner("vibration"), &spec).unwrap()
+}
+
+fn every_type() -> Value {
+    json!([
+        {"name": "rms", "type": "Float64", "unit": "mm/s"},
+        {"name": "count", "type": "Int64"},
+        {"name": "select", "type": "Boolean"},
+        {"name": "note", "type": "Text", "unit": "it's \\ \"x\""},
+    ])
+}
 
 #[tokio::test]
-async fn system_tables_are_made_once() {
+async fn an_empty_database_becomes_a_hypertable_and_stays() {
+    let mut fixture = Fixture::new().await;
+    let desired = wanted(&every_type(), "1d");
+    assert!(fixture.apply(&desired).await > 0);
+    assert_eq!(fixture.steps_left(&desired).await, 0);
+    assert_eq!(fixture.apply(&desired).await, 0);
+
+    fixture.execute("INSERT INTO vibration (time, device_id, rms, \"select\") VALUES (now(), 1, 0.5, true)").await;
+    let indexes = fixture.text("SELECT string_agg(indexdef, ';') FROM pg_indexes WHERE tablename = 'vibration'").await.unwrap();
+    assert!(
+        indexes.starts_with("CREATE UNIQUE INDEX") && indexes.ends_with("(\"time\", device_id)") && !indexes.contains(';'),
+        "{indexes}"
+    );
+    let interval = "SELECT time_interval::text FROM timescaledb_information.dimensions WHERE hypertable_name = 'vibration'";
+    assert_eq!(fixture.text(interval).await.unwrap(), "1 day");
+    let comment =
+        "SELECT col_description('vibration'::regclass, attnum) FROM pg_attribute WHERE attrelid = 'vibration'::regclass AND attname = ";
+    assert_eq!(fixture.text(&format!("{comment}'rms'")).await.unwrap(), "mm/s");
+    assert_eq!(fixture.text(&format!("{comment}'note'")).await.unwrap(), "it's \\ \"x\"");
+}
+
+#[tokio::test]
+async fn drift_is_repaired() {
+    let mut fixture = Fixture::new().await;
+    let desired = wanted(&every_type(), "1d");
+    fixture.apply(&desired).await;
+    for damage in [
+        "DROP TABLE vibration",
+        "DROP INDEX vibration_time_device_id",
+        "ALTER TABLE vibration DROP COLUMN rms",
+        "COMMENT ON COLUMN vibration.rms IS NULL",
+        "COMMENT ON COLUMN vibration.count IS 'wrong'",
+        "SELECT set_chunk_time_interval('vibration', INTERVAL '2 hours')",
+        "DROP TABLE fleetwright.dead_letter",
+        "DROP TABLE vibration; DROP SCHEMA fleetwright CASCADE",
+        "DROP EXTENSION timescaledb CASCADE; DROP TABLE IF EXISTS vibration, fleetwright.dead_letter",
+    ] {
+        fixture.execute(damage).await;
+        assert!(fixture.steps_left(&desired).await > 0, "{damage} goes unseen");
+        assert!(fixture.apply(&desired).await > 0, "{damage}");
+        assert_eq!(fixture.steps_left(&desired).await, 0, "{damage}");
+    }
+}
+
+#[tokio::test]
+async fn a_changed_spec_adds_columns_and_takes_none_away() {
+    let mut fixture = Fixture::new().await;
+    fixture.apply(&wanted(&json!([{"name": "rms", "type": "Float64"}]), "1d")).await;
+    fixture.execute("INSERT INTO vibration (time, device_id, rms) VALUES ('2026-01-01Z', 1, 0.5)").await;
+
+    let changed = wanted(&json!([{"name": "peak", "type": "Float64", "unit": "g"}]), "12h");
+    let applied = apply(&mut fixture.client, &changed).await.unwrap();
+    assert_eq!(applied.kept, ["rms"]);
+    assert_eq!(fixture.steps_left(&changed).await, 0);
+    assert_eq!(fixture.text("SELECT rms::text FROM vibration WHERE peak IS NULL").await.unwrap(), "0.5");
+
+    let retyped = wanted(&json!([{"name": "rms", "type": "Text"}, {"name": "new", "type": "Text"}]), "12h");
+    assert_eq!(fixture.refusal(&retyped).await, "TypeConflict");
+    assert_eq!(look(&fixture.client, "vibration").await.unwrap().table.unwrap().columns.len(), 5, "nothing of a refused plan is done");
+}
+
+#[tokio::test]
+async fn the_table_of_another_is_not_taken() {
+    let mut fixture = Fixture::new().await;
+    fixture.execute("CREATE TABLE vibration (time timestamptz NOT NULL, device_id integer NOT NULL, mine text)").await;
+    let desired = wanted(&every_type(), "1d");
+    assert_eq!(fixture.refusal(&desired).await, "TableNotOurs");
+    release(&mut fixture.client, &owner("vibration"), "vibration", DeletionPolicy::Delete).await.unwrap();
+    fixture.execute("SELECT mine FROM vibration").await;
+
+    fixture.execute("DROP TABLE vibration").await;
+    fixture.apply(&desired).await;
+    let other = Desired { owner: owner("other"), ..desired };
+    assert_eq!(fixture.refusal(&other).await, "TableTaken");
+    release(&mut fixture.client, &other.owner, "vibration", DeletionPolicy::Delete).await.unwrap();
+    fixture.execute("SELECT rms FROM vibration").await;
+}
+
+#[tokio::test]
+async fn a_deleted_pipeline_leaves_or_drops_its_table() {
+    let mut fixture = Fixture::new().await;
+    let desired = wanted(&every_type(), "1d");
+    fixture.apply(&desired).await;
+    fixture.execute("INSERT INTO vibration (time, device_id) VALUES (now(), 1)").await;
+    for (table, columns) in [("session", "(session, generation, topic_filters)"), ("acknowledgement", "(session, batch, entries)")] {
+        let value = if table == "session" { "1, '{}'" } else { "1, ''" };
+        let rows = format!("('plant/vibration/0/a', {value}), ('plant/vibration2/0/a', {value})");
+        fixture.execute(&format!("INSERT INTO fleetwright.{table} {columns} VALUES {rows}")).await;
+    }
+    for _ in 0..2 {
+        release(&mut fixture.client, &desired.owner, "vibration", DeletionPolicy::Retain).await.unwrap();
+    }
+    assert_eq!(fixture.text("SELECT count(*)::text FROM vibration").await.unwrap(), "1");
+    for table in ["session", "acknowledgement"] {
+        let left = fixture.text(&format!("SELECT string_agg(session, ',') FROM fleetwright.{table}")).await.unwrap();
+        assert_eq!(left, "plant/vibration2/0/a");
+    }
+
+    let heir = Desired { owner: owner("heir"), ..desired };
+    assert_eq!(fixture.apply(&heir).await, 1, "a table that was left is claimed, and nothing else");
+    for _ in 0..2 {
+        release(&mut fixture.client, &heir.owner, "vibration", DeletionPolicy::Delete).await.unwrap();
+    }
+    assert_eq!(fixture.text("SELECT to_regclass('vibration')::text").await, None);
+    assert_eq!(fixture.text("SELECT string_agg(table_name, ',') FROM fleetwright.pipeline_table").await, None);
+}
+
+#[tokio::test]
+async fn release_from_a_database_that_never_was_touched() {
+    let mut fixture = Fixture::new().await;
+    release(&mut fixture.client, &owner("vibration"), "vibration", DeletionPolicy::Delete).await.unwrap();
+    assert_eq!(look(&fixture.client, "vibration").await.unwrap(), fleetwright::timescale::observe::Observed::default());
+}
+
+#[tokio::test]
+async fn what_the_user_may_not_do_is_said() {
+    let fixture = Fixture::new().await;
+    fixture.execute("CREATE ROLE limited_role; GRANT limited_role TO postgres").await;
+    let mut limited = Fixture { postgres: fixture.postgres.clone(), client: fixture.client };
+    limited.execute("SET ROLE limited_role").await;
+    let desired = wanted(&every_type(), "1d");
+    assert_eq!(limited.refusal(&desired).await, "ExtensionMissing");
+    limited.execute("RESET ROLE; CREATE EXTENSION timescaledb; SET ROLE limited_role").await;
+    assert_eq!(limited.refusal(&desired).await, "PermissionDenied");
+}
+
+#[tokio::test]
+async fn a_locked_table_is_waited_for_briefly() {
+    let mut fixture = Fixture::new().await;
+    fixture.apply(&wanted(&json!([{"name": "rms", "type": "Float64"}]), "1d")).await;
+    let database = fixture.text("SELECT current_database()::text").await.unwrap();
+    let other = fixture.postgres.client(&database).await;
+    other.batch_execute("BEGIN; LOCK TABLE vibration IN ACCESS SHARE MODE").await.unwrap();
+    let desired = wanted(&every_type(), "1d");
+    assert_eq!(fixture.refusal(&desired).await, "TableBusy");
+    other.batch_execute("COMMIT").await.unwrap();
+    assert!(fixture.apply(&desired).await > 0);
+}
+
+#[tokio::test]
+async fn two_at_once_both_succeed() {
     let postgres = Postgres::shared().await;
     let database = postgres.create_database().await;
-    let client = postgres.client(&database).await;
-    client.batch_execute("CREATE EXTENSION timescaledb").await.unwrap();
-    for _ in 0..2 {
-        client.batch_execute(&system::statements("public").join(";\n")).await.unwrap();
-    }
-    for table in system::TABLES {
-        let row = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&format!("{}.{table}", system::SCHEMA)]).await.unwrap();
-        assert!(row.get::<_, bool>(0), "{table}");
-    }
+    let (mut one, mut two) = (postgres.client(&database).await, postgres.client(&database).await);
+    let desired = wanted(&every_type(), "1d");
+    let (first, second) = tokio::join!(apply(&mut one, &desired), apply(&mut two, &desired));
+    let mut counts = [first.unwrap().steps.len(), second.unwrap().steps.len()];
+    counts.sort_unstable();
+    assert!(counts[0] == 0 && counts[1] > 0, "{counts:?}");
 }

@@ -1,6 +1,10 @@
 //! The tables of a Pipeline: desired schema, the plan that leads to it, and its execution.
 
 pub mod connect;
+pub mod execute;
 pub mod identifier;
+pub mod observe;
+pub mod plan;
+pub mod schema;
 pub mod system;
 pub mod uri;

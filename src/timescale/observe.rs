@@ -1,0 +1,125 @@
+//! What is there: reads of the catalog, and nothing else.
+
+use tokio_postgres::types::Type;
+use tokio_postgres::{Error, GenericClient};
+
+use super::schema::{DEVICE_ID, TIME};
+use super::system;
+
+/// The state of a database as far as one table is concerned.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Observed {
+    /// TimescaleDB, where the extension is there.
+    pub extension: Option<Extension>,
+    /// Version of Fleetwright's own tables, where all of them are there.
+    pub system_version: Option<i32>,
+    /// Which Pipeline the table was made for.
+    pub claim: Option<Claim>,
+    /// The relation of the table's name in the schema `public`.
+    pub table: Option<ObservedTable>,
+}
+
+/// An installed TimescaleDB.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Extension {
+    /// Schema of its functions.
+    pub schema: String,
+    /// Version, for instance `2.19.3`.
+    pub version: String,
+}
+
+/// A row of `fleetwright.pipeline_table`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Claim {
+    /// Namespace of the Pipeline.
+    pub namespace: String,
+    /// Name of the Pipeline; `None` once it is gone and has left its table.
+    pub pipeline: Option<String>,
+}
+
+/// A relation.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ObservedTable {
+    /// How much time one chunk covers, in microseconds; `None` where this is no hypertable by time.
+    pub chunk_interval: Option<i64>,
+    /// Columns.
+    pub columns: Vec<ObservedColumn>,
+    /// Whether there is a valid unique index of exactly time and device, in this order.
+    pub has_key: bool,
+}
+
+/// A column of a relation.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ObservedColumn {
+    /// Name.
+    pub name: String,
+    /// Type, as `format_type` writes it.
+    pub type_: String,
+    /// Comment.
+    pub comment: Option<String>,
+}
+
+/// Reads the state of the database around `public.<table>`. Writes nothing and takes no lock that anybody waits for.
+pub async fn observe(client: &impl GenericClient, table: &str) -> Result<Observed, Error> {
+    let row = client
+        .query_typed_one(
+            "SELECT
+                (SELECT nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'timescaledb'),
+                (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'),
+                (SELECT obj_description(n.oid, 'pg_namespace') FROM pg_namespace n WHERE nspname = $1),
+                (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = ANY($2)),
+                EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = 'pipeline_table'),
+                (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = 'public' AND relname = $3)",
+            &[(&system::SCHEMA, Type::TEXT), (&system::TABLES.as_slice(), Type::TEXT_ARRAY), (&table, Type::TEXT)],
+        )
+        .await?;
+    let schema: Option<String> = row.try_get(0)?;
+    let version: Option<String> = row.try_get(1)?;
+    let extension = schema.zip(version).map(|(schema, version)| Extension { schema, version });
+    let system_version: Option<String> = row.try_get(2)?;
+    let is_complete = usize::try_from(row.try_get::<_, i64>(3)?).is_ok_and(|count| count == system::TABLES.len());
+    let claim = if row.try_get(4)? { claim(client, table).await? } else { None };
+    let table = match row.try_get::<_, Option<u32>>(5)? {
+        Some(oid) => Some(observe_table(client, table, oid, extension.is_some()).await?),
+        None => None,
+    };
+    let system_version = system_version.and_then(|text| text.parse().ok()).filter(|_| is_complete);
+    Ok(Observed { extension, system_version, claim, table })
+}
+
+async fn claim(client: &impl GenericClient, table: &str) -> Result<Option<Claim>, Error> {
+    let statement = "SELECT namespace, pipeline FROM fleetwright.pipeline_table WHERE table_name = $1";
+    let row = client.query_typed_opt(statement, &[(&table, Type::TEXT)]).await?;
+    row.map(|row| Ok(Claim { namespace: row.try_get(0)?, pipeline: row.try_get(1)? })).transpose()
+}
+
+async fn observe_table(client: &impl GenericClient, table: &str, oid: u32, has_extension: bool) -> Result<ObservedTable, Error> {
+    let columns = client
+        .query_typed(
+            "SELECT attname::text, format_type(atttypid, atttypmod), col_description(attrelid, attnum)
+             FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+            &[(&oid, Type::OID)],
+        )
+        .await?;
+    let columns: Result<Vec<_>, Error> =
+        columns.iter().map(|row| Ok(ObservedColumn { name: row.try_get(0)?, type_: row.try_get(1)?, comment: row.try_get(2)? })).collect();
+    let key = client
+        .query_typed_one(
+            "SELECT EXISTS (
+                SELECT FROM pg_index
+                WHERE indrelid = $1 AND indisunique AND indisvalid AND indpred IS NULL AND indnatts = 2
+                AND (SELECT array_agg(attname::text ORDER BY place) FROM unnest(indkey) WITH ORDINALITY AS key (number, place)
+                     JOIN pg_attribute ON attrelid = indrelid AND attnum = number) = $2)",
+            &[(&oid, Type::OID), (&[TIME, DEVICE_ID].as_slice(), Type::TEXT_ARRAY)],
+        )
+        .await?;
+    let chunk_interval = if has_extension { chunk_interval(client, table).await? } else { None };
+    Ok(ObservedTable { chunk_interval, columns: columns?, has_key: key.try_get(0)? })
+}
+
+async fn chunk_interval(client: &impl GenericClient, table: &str) -> Result<Option<i64>, Error> {
+    let statement = "SELECT (extract(epoch FROM time_interval) * 1000000)::bigint FROM timescaledb_information.dimensions
+         WHERE hypertable_schema = 'public' AND hypertable_name = $1 AND column_name = $2 AND dimension_number = 1";
+    let row = client.query_typed_opt(statement, &[(&table, Type::TEXT), (&TIME, Type::TEXT)]).await?;
+    row.map_or(Ok(None), |row| row.try_get(0))
+}

@@ -1,0 +1,310 @@
+//! From what is there to what is wanted: the steps, or why there are none to take. Pure.
+
+use super::identifier::{identifier, literal};
+use super::observe::{Observed, ObservedTable};
+use super::schema::{Column, DEVICE_ID, Desired, Owner, TIME, Table};
+use super::system;
+
+/// The oldest TimescaleDB that is supported: it brought `by_range`.
+const OLDEST: [u32; 2] = [2, 13];
+
+/// Schema into which the extension is put where it is missing; the tables need this schema too.
+const DEFAULT_SCHEMA: &str = "public";
+
+/// One step towards the wanted state.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Step {
+    /// Installs TimescaleDB into the database.
+    CreateExtension,
+    /// Brings Fleetwright's own tables to their version.
+    CreateSystem {
+        /// Schema of TimescaleDB's functions.
+        extension_schema: String,
+    },
+    /// Takes the table for a Pipeline.
+    Claim {
+        /// Name of the table.
+        table: String,
+        /// The Pipeline.
+        owner: Owner,
+    },
+    /// Creates the hypertable, without its comments.
+    CreateTable {
+        /// The table.
+        table: Table,
+        /// Schema of TimescaleDB's functions.
+        extension_schema: String,
+    },
+    /// Creates the unique index.
+    CreateKey {
+        /// Name of the table.
+        table: String,
+    },
+    /// Adds a column, without its comment.
+    AddColumn {
+        /// Name of the table.
+        table: String,
+        /// The column.
+        column: Column,
+    },
+    /// Sets or removes the comment of a column.
+    Comment {
+        /// Name of the table.
+        table: String,
+        /// Name of the column.
+        column: String,
+        /// The comment.
+        comment: Option<String>,
+    },
+    /// Sets the interval of chunks to come.
+    SetChunkInterval {
+        /// Name of the table.
+        table: String,
+        /// Microseconds.
+        chunk_interval: i64,
+        /// Schema of TimescaleDB's functions.
+        extension_schema: String,
+    },
+}
+
+/// The way from what is there to what is wanted.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Plan {
+    /// Steps, in order; none where everything is as wanted.
+    pub steps: Vec<Step>,
+    /// Columns that the spec no longer names. They stay, and new rows have NULL there.
+    pub kept: Vec<String>,
+}
+
+/// Why a table is left as it is.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// TimescaleDB is too old.
+    #[error("failed to use TimescaleDB {version}: expected {}.{} or newer; update the extension", OLDEST[0], OLDEST[1])]
+    UseExtension {
+        /// The version that is there.
+        version: String,
+    },
+
+    /// Somebody else made a table of that name.
+    #[error(
+        "failed to take public.{table}: it is there already and Fleetwright did not make it; rename it, drop it, or choose another table"
+    )]
+    TakeForeignTable {
+        /// Name of the table.
+        table: String,
+    },
+
+    /// Another Pipeline has the table.
+    #[error(
+        "failed to take public.{table}: it belongs to Pipeline {pipeline} of namespace {namespace}; choose another table, or delete that Pipeline"
+    )]
+    TakeOwnedTable {
+        /// Name of the table.
+        table: String,
+        /// Namespace of the other Pipeline.
+        namespace: String,
+        /// Name of the other Pipeline.
+        pipeline: String,
+    },
+
+    /// The table is no longer a hypertable by time.
+    #[error("failed to use public.{table}: expected a hypertable by time, found something else in its place; drop or rename that")]
+    UseTable {
+        /// Name of the table.
+        table: String,
+    },
+
+    /// Columns have other types.
+    #[error(
+        "failed to keep the types of public.{table}: {differences}; change the types of these fields back, or give the fields other names"
+    )]
+    KeepTypes {
+        /// Name of the table.
+        table: String,
+        /// What differs, as `rms is double precision and should be text`.
+        differences: String,
+    },
+}
+
+impl Refusal {
+    /// A reason for conditions, events and metrics.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::UseExtension { .. } => "ExtensionTooOld",
+            Self::TakeForeignTable { .. } => "TableNotOurs",
+            Self::TakeOwnedTable { .. } => "TableTaken",
+            Self::UseTable { .. } => "NotAHypertable",
+            Self::KeepTypes { .. } => "TypeConflict",
+        }
+    }
+
+    /// Whether a change of the Pipeline is what it waits for.
+    #[must_use]
+    pub const fn is_of_the_spec(&self) -> bool {
+        matches!(self, Self::KeepTypes { .. })
+    }
+}
+
+/// The plan. That of an applied plan has no steps.
+pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
+    let mut steps = Vec::new();
+    let extension_schema = match &observed.extension {
+        Some(extension) if is_supported(&extension.version) => extension.schema.clone(),
+        Some(extension) => return Err(Refusal::UseExtension { version: extension.version.clone() }),
+        None => {
+            steps.push(Step::CreateExtension);
+            DEFAULT_SCHEMA.to_owned()
+        }
+    };
+    if observed.system_version.is_none_or(|version| version < system::VERSION) {
+        steps.push(Step::CreateSystem { extension_schema: extension_schema.clone() });
+    }
+    if !is_claimed(desired, observed)? {
+        steps.push(Step::Claim { table: desired.table.name.clone(), owner: desired.owner.clone() });
+    }
+    let kept = plan_table(&desired.table, observed.table.as_ref(), &extension_schema, &mut steps)?;
+    Ok(Plan { steps, kept })
+}
+
+/// Whether the table is this Pipeline's already; an error where it may not become so.
+fn is_claimed(desired: &Desired, observed: &Observed) -> Result<bool, Refusal> {
+    let table = &desired.table.name;
+    let Some(claim) = &observed.claim else {
+        let foreign = observed.table.is_some();
+        return if foreign { Err(Refusal::TakeForeignTable { table: table.clone() }) } else { Ok(false) };
+    };
+    match &claim.pipeline {
+        None => Ok(false),
+        Some(pipeline) if *pipeline == desired.owner.pipeline && claim.namespace == desired.owner.namespace => Ok(true),
+        Some(pipeline) => {
+            Err(Refusal::TakeOwnedTable { table: table.clone(), namespace: claim.namespace.clone(), pipeline: pipeline.clone() })
+        }
+    }
+}
+
+/// Adds the steps for the table itself; the columns that are kept although nobody wants them.
+fn plan_table(
+    desired: &Table,
+    observed: Option<&ObservedTable>,
+    extension_schema: &str,
+    steps: &mut Vec<Step>,
+) -> Result<Vec<String>, Refusal> {
+    let table = &desired.name;
+    let Some(observed) = observed else {
+        steps.push(Step::CreateTable { table: desired.clone(), extension_schema: extension_schema.to_owned() });
+        steps.push(Step::CreateKey { table: table.clone() });
+        let comments = desired.columns.iter().filter(|column| column.comment.is_some());
+        steps.extend(comments.map(|column| comment(table, column)));
+        return Ok(Vec::new());
+    };
+    let Some(chunk_interval) = observed.chunk_interval else {
+        return Err(Refusal::UseTable { table: table.clone() });
+    };
+    let mut differences = Vec::new();
+    for column in &desired.columns {
+        let found = observed.columns.iter().find(|found| found.name == column.name);
+        match found {
+            None => steps.push(Step::AddColumn { table: table.clone(), column: column.clone() }),
+            Some(found) if found.type_ != column.type_.as_sql() => {
+                differences.push(format!("{} is {} and should be {}", column.name, found.type_, column.type_.as_sql()));
+            }
+            Some(_) => {}
+        }
+        if found.and_then(|found| found.comment.as_ref()) != column.comment.as_ref() {
+            steps.push(comment(table, column));
+        }
+    }
+    if !differences.is_empty() {
+        return Err(Refusal::KeepTypes { table: table.clone(), differences: differences.join(", ") });
+    }
+    if !observed.has_key {
+        steps.push(Step::CreateKey { table: table.clone() });
+    }
+    if chunk_interval != desired.chunk_interval {
+        let extension_schema = extension_schema.to_owned();
+        steps.push(Step::SetChunkInterval { table: table.clone(), chunk_interval: desired.chunk_interval, extension_schema });
+    }
+    let unwanted = observed.columns.iter().filter(|found| desired.columns.iter().all(|column| column.name != found.name));
+    Ok(unwanted.map(|found| found.name.clone()).collect())
+}
+
+fn comment(table: &str, column: &Column) -> Step {
+    Step::Comment { table: table.to_owned(), column: column.name.clone(), comment: column.comment.clone() }
+}
+
+fn is_supported(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    [numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)] >= OLDEST
+}
+
+impl Step {
+    /// The statements of this step.
+    #[must_use]
+    pub fn statements(&self) -> Vec<String> {
+        match self {
+            Self::CreateExtension => vec![format!("CREATE EXTENSION IF NOT EXISTS timescaledb SCHEMA {DEFAULT_SCHEMA}")],
+            Self::CreateSystem { extension_schema } => system::statements(extension_schema),
+            Self::Claim { table, owner } => vec![format!(
+                "INSERT INTO {}.pipeline_table (table_name, namespace, pipeline) VALUES ({}, {}, {})
+                 ON CONFLICT (table_name) DO UPDATE SET namespace = excluded.namespace, pipeline = excluded.pipeline",
+                system::SCHEMA,
+                literal(table),
+                literal(&owner.namespace),
+                literal(&owner.pipeline)
+            )],
+            Self::CreateTable { table, extension_schema } => create_table(table, extension_schema),
+            // The order is what makes writing fast: measured 669,000-975,000 rows/s against 313,000-399,000 with the device first.
+            Self::CreateKey { table } => vec![format!(
+                "CREATE UNIQUE INDEX {} ON {} ({TIME}, {DEVICE_ID})",
+                identifier(&format!("{table}_{TIME}_{DEVICE_ID}")),
+                qualified(table)
+            )],
+            Self::AddColumn { table, column } => vec![format!("ALTER TABLE {} ADD COLUMN {}", qualified(table), definition(column))],
+            Self::Comment { table, column, comment } => vec![format!(
+                "COMMENT ON COLUMN {}.{} IS {}",
+                qualified(table),
+                identifier(column),
+                comment.as_deref().map_or_else(|| "NULL".to_owned(), literal)
+            )],
+            Self::SetChunkInterval { table, chunk_interval, extension_schema } => vec![format!(
+                "SELECT {}.set_chunk_time_interval({}, {})",
+                identifier(extension_schema),
+                literal(&qualified(table)),
+                interval(*chunk_interval)
+            )],
+        }
+    }
+}
+
+fn create_table(table: &Table, extension_schema: &str) -> Vec<String> {
+    let columns: Vec<String> = table.columns.iter().map(definition).collect();
+    let timescale = identifier(extension_schema);
+    vec![
+        format!("CREATE TABLE {} ({})", qualified(&table.name), columns.join(", ")),
+        format!(
+            "SELECT {timescale}.create_hypertable({}, {timescale}.by_range({}, {}), create_default_indexes => false)",
+            literal(&qualified(&table.name)),
+            literal(TIME),
+            interval(table.chunk_interval)
+        ),
+    ]
+}
+
+/// `"public"."<table>"`
+#[must_use]
+pub fn qualified(table: &str) -> String {
+    format!("{}.{}", identifier("public"), identifier(table))
+}
+
+fn definition(column: &Column) -> String {
+    format!("{} {}{}", identifier(&column.name), column.type_.as_sql(), if column.not_null { " NOT NULL" } else { "" })
+}
+
+fn interval(microseconds: i64) -> String {
+    format!("INTERVAL '{microseconds} microseconds'")
+}
+
+#[cfg(test)]
+mod tests;

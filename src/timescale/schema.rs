@@ -1,0 +1,230 @@
+//! The hypertable that a Pipeline wants: pure.
+
+use std::collections::HashSet;
+
+use crate::api::PipelineSpec;
+use crate::api::pipeline::FieldType;
+
+/// The column with the time of a reading.
+pub const TIME: &str = "time";
+
+/// The column with the number of the device in `fleetwright.device`.
+pub const DEVICE_ID: &str = "device_id";
+
+/// Type of a column.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ColumnType {
+    /// `timestamp with time zone`
+    TimestampWithTimeZone,
+    /// `integer`
+    Integer,
+    /// `bigint`
+    BigInteger,
+    /// `double precision`
+    DoublePrecision,
+    /// `boolean`
+    Boolean,
+    /// `text`
+    Text,
+}
+
+impl ColumnType {
+    /// The type as PostgreSQL's `format_type` writes it.
+    #[must_use]
+    pub const fn as_sql(self) -> &'static str {
+        match self {
+            Self::TimestampWithTimeZone => "timestamp with time zone",
+            Self::Integer => "integer",
+            Self::BigInteger => "bigint",
+            Self::DoublePrecision => "double precision",
+            Self::Boolean => "boolean",
+            Self::Text => "text",
+        }
+    }
+}
+
+impl From<FieldType> for ColumnType {
+    fn from(type_: FieldType) -> Self {
+        match type_ {
+            FieldType::Float64 => Self::DoublePrecision,
+            FieldType::Int64 => Self::BigInteger,
+            FieldType::Boolean => Self::Boolean,
+            FieldType::Text => Self::Text,
+        }
+    }
+}
+
+/// A column.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Column {
+    /// Name.
+    pub name: String,
+    /// Type.
+    pub type_: ColumnType,
+    /// Whether NULL is refused. Only [`TIME`] and [`DEVICE_ID`] refuse it: whether a field is required is the worker's to
+    /// check, so that a change of that needs no change of the table.
+    pub not_null: bool,
+    /// Unit of a field.
+    pub comment: Option<String>,
+}
+
+/// A hypertable in the schema `public`, partitioned by [`TIME`], whose one unique index is ([`TIME`], [`DEVICE_ID`]).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Table {
+    /// Name.
+    pub name: String,
+    /// Columns: [`TIME`], [`DEVICE_ID`], the captures of the topic, the fields.
+    pub columns: Vec<Column>,
+    /// How much time one chunk covers, in microseconds.
+    pub chunk_interval: i64,
+}
+
+/// The Pipeline that a table belongs to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Owner {
+    /// Namespace of the Pipeline.
+    pub namespace: String,
+    /// Name of the Pipeline.
+    pub pipeline: String,
+}
+
+/// What a Pipeline wants of its database.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Desired {
+    /// The Pipeline.
+    pub owner: Owner,
+    /// Its table.
+    pub table: Table,
+}
+
+/// What of a spec makes no table. A change of the spec mends it.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum SchemaError {
+    /// Two columns would have one name.
+    #[error("failed to name the columns: {name} would be two columns; rename the field or the capture of the topic")]
+    NameColumns {
+        /// The name.
+        name: String,
+    },
+
+    /// The topic names no device, or names it twice.
+    #[error("failed to find {{device}} exactly once in the topic; write for instance devices/{{device}}/telemetry")]
+    FindDevice,
+
+    /// The chunk interval is no length of time.
+    #[error("failed to read chunkInterval: expected a number with m, h, d or w, as in 1d")]
+    ReadChunkInterval,
+}
+
+/// The table that this spec wants.
+pub fn desired(owner: Owner, spec: &PipelineSpec) -> Result<Desired, SchemaError> {
+    let captures = captures(&spec.source.topic);
+    if captures.iter().filter(|name| **name == "device").count() != 1 {
+        return Err(SchemaError::FindDevice);
+    }
+    let own = [(TIME, ColumnType::TimestampWithTimeZone), (DEVICE_ID, ColumnType::Integer)];
+    let own = own.map(|(name, type_)| Column { name: name.to_owned(), type_, not_null: true, comment: None });
+    let tags = captures.into_iter().filter(|name| *name != "device");
+    let tags = tags.map(|name| Column { name: name.to_owned(), type_: ColumnType::Text, not_null: false, comment: None });
+    let fields = spec.decode.fields.iter().map(|field| Column {
+        name: field.name.clone(),
+        type_: field.type_.into(),
+        not_null: false,
+        comment: field.unit.clone(),
+    });
+    let columns: Vec<Column> = own.into_iter().chain(tags).chain(fields).collect();
+    let mut names = HashSet::new();
+    if let Some(twice) = columns.iter().find(|column| !names.insert(column.name.as_str())) {
+        return Err(SchemaError::NameColumns { name: twice.name.clone() });
+    }
+    let sink = &spec.sink.timescale;
+    let chunk_interval = microseconds(&sink.chunk_interval).ok_or(SchemaError::ReadChunkInterval)?;
+    Ok(Desired { owner, table: Table { name: sink.table.clone(), columns, chunk_interval } })
+}
+
+/// The names between braces in a topic, in order.
+#[must_use]
+pub fn captures(topic: &str) -> Vec<&str> {
+    topic.split('/').filter_map(|level| level.strip_prefix('{')?.strip_suffix('}')).collect()
+}
+
+fn microseconds(interval: &str) -> Option<i64> {
+    const MINUTE: i64 = 60_000_000;
+    let unit = match interval.chars().last()? {
+        'm' => MINUTE,
+        'h' => 60 * MINUTE,
+        'd' => 24 * 60 * MINUTE,
+        'w' => 7 * 24 * 60 * MINUTE,
+        _ => return None,
+    };
+    let number: i64 = interval[..interval.len() - 1].parse().ok()?;
+    number.checked_mul(unit).filter(|product| *product > 0)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A spec with this topic, these fields (name and type) and this chunk interval.
+    pub(crate) fn spec(topic: &str, fields: &[(&str, &str)], chunk_interval: &str) -> PipelineSpec {
+        let fields: Vec<_> = fields.iter().map(|(name, type_)| json!({"name": name, "type": type_})).collect();
+        serde_json::from_value(json!({
+            "source": {"topic": topic},
+            "decode": {"fields": fields},
+            "sink": {"timescale": {"connectionSecret": {"name": "timescale"}, "table": "vibration", "chunkInterval": chunk_interval}},
+        }))
+        .unwrap()
+    }
+
+    pub(crate) fn owner() -> Owner {
+        Owner { namespace: "plant".to_owned(), pipeline: "vibration".to_owned() }
+    }
+
+    #[test]
+    fn columns_come_in_order() {
+        let spec = spec("{site}/{device}/+/{line}", &[("rms", "Float64"), ("on", "Boolean")], "1d");
+        let table = desired(owner(), &spec).unwrap().table;
+        let columns: Vec<_> = table.columns.iter().map(|c| (c.name.as_str(), c.type_.as_sql(), c.not_null)).collect();
+        assert_eq!(
+            columns,
+            [
+                ("time", "timestamp with time zone", true),
+                ("device_id", "integer", true),
+                ("site", "text", false),
+                ("line", "text", false),
+                ("rms", "double precision", false),
+                ("on", "boolean", false),
+            ]
+        );
+        assert_eq!(table.chunk_interval, 86_400_000_000);
+    }
+
+    #[test]
+    fn specs_that_make_no_table() {
+        let name = |name: &str| SchemaError::NameColumns { name: name.to_owned() };
+        for (topic, fields, chunk_interval, error) in [
+            ("a/{device}", [("x", "Text"), ("x", "Int64")], "1d", name("x")),
+            ("{x}/{device}", [("x", "Text"), ("y", "Text")], "1d", name("x")),
+            ("{y}/{device}/{y}", [("x", "Text"), ("z", "Text")], "1d", name("y")),
+            ("{time}/{device}", [("x", "Text"), ("z", "Text")], "1d", name("time")),
+            ("a/{device}", [("x", "Text"), ("device_id", "Int64")], "1d", name("device_id")),
+            ("a/b", [("x", "Text"), ("y", "Text")], "1d", SchemaError::FindDevice),
+            ("{device}/{device}", [("x", "Text"), ("y", "Text")], "1d", SchemaError::FindDevice),
+            ("a/{device}", [("x", "Text"), ("y", "Text")], "", SchemaError::ReadChunkInterval),
+            ("a/{device}", [("x", "Text"), ("y", "Text")], "0d", SchemaError::ReadChunkInterval),
+            ("a/{device}", [("x", "Text"), ("y", "Text")], "ü", SchemaError::ReadChunkInterval),
+            ("a/{device}", [("x", "Text"), ("y", "Text")], "9223372036854775807w", SchemaError::ReadChunkInterval),
+        ] {
+            assert_eq!(desired(owner(), &spec(topic, &fields, chunk_interval)), Err(error), "{topic} {fields:?} {chunk_interval}");
+        }
+    }
+
+    #[test]
+    fn intervals() {
+        for (text, seconds) in [("1m", 60), ("12h", 43_200), ("7d", 604_800), ("999999w", 604_799_395_200)] {
+            assert_eq!(microseconds(text), Some(seconds * 1_000_000), "{text}");
+        }
+    }
+}
