@@ -238,21 +238,21 @@ impl Writer {
         let Some(patch) = merge_patch(&previous, &encode(wanted)?) else {
             return Ok(false);
         };
-        self.patch_status::<K>(namespace, name, &patch).await.map(|()| true)
+        self.patch_status::<K>(namespace, name, &patch).await.map(|_| true)
     }
 
-    /// Merges `patch` into the status of an object.
+    /// Merges `patch` into the status of an object. Returns the object since, or `None` where it is gone.
     ///
     /// # Errors
-    /// When the API server refuses or is away. That the object is gone is no error.
-    pub async fn patch_status<K: Kind>(&self, namespace: &str, name: &str, patch: &Value) -> Result<(), WriteError> {
+    /// When the API server refuses or is away.
+    pub async fn patch_status<K: Kind>(&self, namespace: &str, name: &str, patch: &Value) -> Result<Option<K>, WriteError> {
         let api = Api::<K>::namespaced(self.client.clone(), namespace);
         let parameters = PatchParams { field_manager: Some(self.field_manager.to_owned()), ..PatchParams::default() };
         self.count::<K>("status");
         let body = Patch::Merge(json!({ "status": patch }));
         match call::<K, _>("write the status of", name, api.patch_status(name, &parameters, &body)).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.is_not_found() => Ok(()),
+            Ok(object) => Ok(Some(object)),
+            Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -4,6 +4,7 @@ pub mod apply;
 pub mod context;
 pub mod device;
 pub mod difference;
+pub mod error;
 pub mod gateway;
 pub mod pipeline;
 
@@ -15,15 +16,23 @@ use clap::Args;
 use k8s_controller::LeaderElection;
 use kube::{Client, Config};
 use prometheus::Registry;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::runtime::http;
 use crate::runtime::readiness::Readiness;
 use context::{Context, Images};
+use device::driver::{Driver, Subscribers};
 
 /// The longest a single read of a response may take; long enough for a watch's bookmarks (one a minute).
 const READ_TIMEOUT: Duration = Duration::from_secs(295);
+
+/// Check that holds once all Devices have been listed.
+const DEVICES_CHECK: &str = "devices";
+
+/// Changes of Devices that a registry may be behind before it starts from all of them.
+const REGISTRY_BACKLOG: usize = 16_384;
 
 /// Check that holds once this instance has the lease or waits for it: a stand-by is ready to take over.
 const LEASE_CHECK: &str = "lease";
@@ -99,6 +108,10 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
 /// All reconcilers, until one of them ends, which none does by itself.
 async fn reconcile(context: Context, device_concurrency: usize, readiness: Readiness) -> anyhow::Result<()> {
     info!("holding the lease: reconciling");
-    let _ = (&context, device_concurrency, readiness);
-    std::future::pending().await
+    readiness.fails(DEVICES_CHECK, "listing");
+    let (totals, _totals_of_gateways) = mpsc::unbounded_channel();
+    let registry = broadcast::Sender::new(REGISTRY_BACKLOG);
+    let driver = Driver::new(context, device_concurrency, Subscribers { totals, registry })?;
+    driver.run(|| readiness.holds(DEVICES_CHECK)).await;
+    Ok(())
 }

@@ -1,4 +1,13 @@
 //! The reconciler of Devices. Unlike the other kinds they are many: instead of an object cache and a reconciliation each,
 //! [`fleet`] keeps what matters of each in a few hundred bytes, decides, and [`driver`] carries out.
 
+pub mod carry_out;
+pub mod driver;
 pub mod fleet;
+pub mod gateway;
+pub mod observe;
+pub mod queue;
+pub mod record;
+pub mod secret;
+pub mod status;
+pub mod watch;

@@ -1,0 +1,107 @@
+//! Carries out what the fleet decides: the calls of one Device's step, and of one Gateway's shards.
+
+use k8s_controller::events::EventRecorder;
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
+use serde_json::json;
+
+use super::fleet::{DeviceKey, GatewayKey, SharedFleet, Step};
+use super::gateway::ShardPlan;
+use super::record::PasswordState;
+use super::secret::{self, Role};
+use crate::api::condition::{Cause, READY};
+use crate::api::{Device, DeviceStatus, name};
+use crate::credential::password::Password;
+use crate::operator::apply::{WriteError, Writer, read};
+use crate::operator::context::publish_change;
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Done {
+    /// It is done; the fleet knows what follows.
+    Done,
+    /// The Device waits for its broker.
+    Waiting,
+}
+
+/// Carries out the next step of a Device.
+pub async fn step(writer: &Writer, recorder: &EventRecorder, fleet: &SharedFleet, key: &DeviceKey, step: Step) -> Result<Done, WriteError> {
+    match step {
+        Step::Rest => Ok(Done::Done),
+        Step::AwaitBroker => Ok(Done::Waiting),
+        Step::CreateSecret { uid } => {
+            let password = create_secret(writer, key, &uid).await?;
+            fleet.lock().password_observed(key, &uid, password);
+            Ok(Done::Done)
+        }
+        Step::ReadSecret { secret, key: data_key } => {
+            let found = read::<Secret>(writer.client(), &key.gateway.namespace, &secret).await?;
+            let mut fleet = fleet.lock();
+            if let Some((uid, known)) = fleet.password(key) {
+                let password = secret::read_given(key, &uid, found.as_ref(), (&secret, &data_key), known.as_deref());
+                fleet.password_observed(key, &uid, password);
+            }
+            Ok(Done::Done)
+        }
+        Step::WriteStatus(status) => write_status(writer, recorder, fleet, key, &status).await.map(|()| Done::Done),
+    }
+}
+
+/// Creates the Secret with a generated password, or takes the one that is there.
+async fn create_secret(writer: &Writer, key: &DeviceKey, uid: &str) -> Result<PasswordState, WriteError> {
+    let wanted = secret::generated(key, uid, &Password::generate());
+    match writer.create(&wanted).await {
+        Ok(created) => Ok(secret::read_generated(key, uid, &created)),
+        Err(error) if error.is_already_exists() => {
+            let name = name::device_credentials(&key.name);
+            let found = read::<Secret>(writer.client(), &key.gateway.namespace, &name).await?;
+            match found.as_ref().map(|secret| (secret, secret::role(secret))) {
+                Some((secret, Role::Generated(_, owner))) if *owner == *uid => Ok(secret::read_generated(key, uid, secret)),
+                // A Secret of a Device of that name that is gone: the garbage collector deletes it in a moment.
+                Some((secret, Role::Generated(..))) if !secret.owner_references().is_empty() => Err(error),
+                Some(_) => {
+                    let message = format!("a Secret {name} exists and does not belong to this Device: delete or rename it");
+                    Ok(PasswordState::Missing(Box::new(Cause::new("NameConflict", message)), None))
+                }
+                None => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn write_status(
+    writer: &Writer,
+    recorder: &EventRecorder,
+    fleet: &SharedFleet,
+    key: &DeviceKey,
+    status: &DeviceStatus,
+) -> Result<(), WriteError> {
+    let patch = json!({
+        "observedGeneration": status.observed_generation,
+        "username": status.username,
+        // Merged as a whole: a revision that no longer holds must not stay.
+        "credentialsSecret": status.credentials_secret.as_ref().map(|secret| json!({"name": secret.name, "revision": secret.revision})),
+        "conditions": status.conditions,
+    });
+    let Some(device) = writer.patch_status::<Device>(&key.gateway.namespace, &key.name, &patch).await? else {
+        return Ok(());
+    };
+    fleet.lock().status_written(key, &device);
+    // A Device that becomes ready says so in its status; an event a Device would be a third write.
+    if status.conditions.iter().any(|condition| condition.type_ == READY && condition.status != "True") {
+        publish_change(recorder, &device, &[], &status.conditions).await;
+    }
+    Ok(())
+}
+
+/// Writes the shards of a Gateway, in the order of the plan.
+pub async fn write_shards(writer: &Writer, gateway: &GatewayKey, plan: &ShardPlan) -> Result<(), WriteError> {
+    for secret in &plan.writes {
+        writer.apply(&plan.owner, secret).await?;
+    }
+    for name in &plan.deletes {
+        writer.delete::<Secret>(&gateway.namespace, name).await?;
+    }
+    Ok(())
+}

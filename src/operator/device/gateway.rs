@@ -1,0 +1,177 @@
+//! What the Devices' side keeps of a Gateway: its devices, its workers, its shards, and what its broker has proven.
+
+use std::collections::{BTreeMap, HashMap};
+
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+
+use super::record::{PasswordSource, PasswordState, Record};
+use crate::api::name::{self, GATEWAY_LABEL, ROLE_AUTH_SHARD, ROLE_LABEL};
+use crate::credential::entry::Entry;
+use crate::credential::shard::{self, Data, Shard};
+use crate::operator::apply::standard_labels;
+
+/// Plans that are remembered, so that a proof of an older one still counts. An agent is at most a few behind.
+const REMEMBERED_PLANS: u64 = 64;
+
+/// What the Devices' side keeps of a Gateway.
+#[derive(Debug, Default)]
+pub struct GatewayState {
+    /// The Gateway as owner of its shards, or `None` where there is no such Gateway (any longer).
+    pub owner: Option<OwnerReference>,
+
+    /// Its devices by name.
+    pub devices: HashMap<Box<str>, Record>,
+
+    /// Users of the workers that read it, by the Secret they come from.
+    pub workers: BTreeMap<Box<str>, Vec<Entry>>,
+
+    /// Number of the last plan.
+    plan: u64,
+
+    /// Number of shards, as shard 0 says at the API server; 0 where there is none.
+    count: usize,
+
+    /// Revisions of the shards at the API server.
+    live: BTreeMap<usize, String>,
+
+    /// Revisions of the shards that the broker has proven to hold.
+    proven: BTreeMap<usize, String>,
+
+    /// Which plan a revision of a shard belongs to.
+    plans: HashMap<(usize, String), u64>,
+}
+
+/// The shards of a Gateway as they are to be written.
+#[derive(Debug)]
+pub struct ShardPlan {
+    /// Owner of the Secrets.
+    pub owner: OwnerReference,
+
+    /// Secrets to write, in this order.
+    pub writes: Vec<Secret>,
+
+    /// Names of Secrets to delete after that.
+    pub deletes: Vec<String>,
+
+    count: usize,
+    revisions: BTreeMap<usize, String>,
+}
+
+impl GatewayState {
+    /// Whether nothing is left to remember.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.owner.is_none() && self.devices.is_empty() && self.workers.is_empty() && self.live.is_empty() && self.proven.is_empty()
+    }
+
+    /// Takes over a shard as it stands at the API server, or its absence.
+    pub fn observe_shard(&mut self, number: usize, data: Option<&Data>) {
+        match data {
+            Some(data) => {
+                self.live.insert(number, shard::revision(data));
+                if number == 0 {
+                    // A shard that somebody broke counts as none, and is written again.
+                    self.count = Shard::parse(data).map_or(0, |shard| shard.count());
+                }
+            }
+            None => {
+                self.live.remove(&number);
+                if number == 0 {
+                    self.count = 0;
+                }
+            }
+        }
+    }
+
+    /// Numbers of the shards at the API server.
+    pub fn shards(&self) -> impl Iterator<Item = usize> {
+        self.live.keys().copied()
+    }
+
+    /// Takes over what the broker has proven. Returns whether that is news.
+    pub fn observe_proof(&mut self, proven: BTreeMap<usize, String>) -> bool {
+        let news = proven != self.proven;
+        self.proven = proven;
+        news
+    }
+
+    /// Whether the broker has proven to hold the device as it is now.
+    #[must_use]
+    pub fn has_proven(&self, device: &str, record: &Record) -> bool {
+        let number = shard::shard_of(device, self.count.max(1));
+        let proven = self.proven.get(&number).and_then(|revision| self.plans.get(&(number, revision.clone())));
+        matches!((record.planned, proven), (Some(planned), Some(proven)) if *proven >= planned)
+    }
+
+    /// How many devices are declared, and how many the broker has proven to accept.
+    #[must_use]
+    pub fn totals(&self) -> (usize, usize) {
+        (self.devices.len(), self.devices.values().filter(|record| record.enabled && record.written.ready).count())
+    }
+
+    /// The shards as they should be, where they are not so; `None` where nothing is to be written, or where it is too
+    /// early to tell. Each device that the plan holds remembers its number.
+    pub fn plan(&mut self, namespace: &str, gateway: &str) -> Option<ShardPlan> {
+        let owner = self.owner.clone()?;
+        // A user's password that nobody has read yet would be missing from the plan, and its device be thrown out.
+        let unread =
+            |record: &Record| record.enabled && record.password == PasswordState::Unknown && record.source != PasswordSource::Generated;
+        if self.devices.values().any(unread) {
+            return None;
+        }
+        self.plan += 1;
+        let number = self.plan;
+        let mut entries: Vec<Entry> = self.workers.values().flatten().cloned().collect();
+        for (device, record) in &mut self.devices {
+            entries.extend(record.entry(device).ok().flatten());
+            record.planned.get_or_insert(number);
+        }
+        let count = shard::shard_count(entries.len(), self.count);
+        let data: Vec<Data> = Shard::divide(count, entries).iter().map(Shard::render).collect();
+        let revisions: BTreeMap<usize, String> = data.iter().map(shard::revision).enumerate().collect();
+        for (shard, revision) in revisions.iter().filter(|(shard, revision)| self.live.get(shard) == Some(revision)) {
+            self.plans.insert((*shard, revision.clone()), number);
+        }
+        let writes: Vec<Secret> = shard::write_order(self.count, count)
+            .into_iter()
+            .filter(|shard| self.live.get(shard) != revisions.get(shard))
+            .map(|shard| secret(namespace, gateway, shard, data[shard].clone()))
+            .collect();
+        let deletes: Vec<String> =
+            self.live.keys().filter(|shard| **shard >= count).map(|shard| name::auth_shard(gateway, *shard)).collect();
+        (!writes.is_empty() || !deletes.is_empty()).then_some(ShardPlan { owner, writes, deletes, count, revisions })
+    }
+
+    /// Takes over that a plan has been carried out.
+    pub fn carried_out(&mut self, plan: ShardPlan, number: u64) {
+        self.count = plan.count;
+        for (shard, revision) in &plan.revisions {
+            self.plans.insert((*shard, revision.clone()), number);
+        }
+        self.plans.retain(|_, plan| *plan + REMEMBERED_PLANS > number);
+        self.live = plan.revisions;
+    }
+
+    /// Number of the last plan.
+    #[must_use]
+    pub fn last_plan(&self) -> u64 {
+        self.plan
+    }
+}
+
+fn secret(namespace: &str, gateway: &str, shard: usize, data: Data) -> Secret {
+    let mut labels = standard_labels("broker", gateway);
+    labels.insert(GATEWAY_LABEL.to_owned(), gateway.to_owned());
+    labels.insert(ROLE_LABEL.to_owned(), ROLE_AUTH_SHARD.to_owned());
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(name::auth_shard(gateway, shard)),
+            namespace: Some(namespace.to_owned()),
+            labels: Some(labels),
+            ..ObjectMeta::default()
+        },
+        data: Some(data),
+        ..Secret::default()
+    }
+}

@@ -1,0 +1,187 @@
+//! From observations of the cluster to the fleet.
+
+use std::collections::{BTreeMap, HashSet};
+
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::ResourceExt;
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::Event;
+use tracing::warn;
+
+use super::fleet::{DeviceKey, Fleet, GatewayKey, key_of};
+use super::secret::{self, Role};
+use super::watch::Observation;
+use crate::api::Gateway;
+use crate::api::name::GATEWAY_LABEL;
+use crate::configuration::agent::{AgentReport, REPORT_KEY};
+use crate::operator::apply::owner_reference;
+
+/// Takes observations over into the fleet, and tells when enough has been seen to act: acting on half a view would create
+/// Secrets that are there, and throw devices out whose Secrets have not been read yet.
+#[derive(Debug, Default)]
+pub struct Observer {
+    devices: Listing<DeviceKey>,
+    gateways: Listing<GatewayKey>,
+    generated: HashSet<DeviceKey>,
+    shards: HashSet<(GatewayKey, usize)>,
+    secrets_listed: bool,
+    reports_listed: bool,
+    /// Secrets that came before their Devices.
+    early: Vec<Secret>,
+}
+
+/// What a list has brought so far.
+#[derive(Debug)]
+struct Listing<K> {
+    seen: HashSet<K>,
+    done: bool,
+}
+
+impl<K> Default for Listing<K> {
+    fn default() -> Self {
+        Self { seen: HashSet::new(), done: false }
+    }
+}
+
+impl Observer {
+    /// Whether every kind has been listed once.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.devices.done && self.gateways.done && self.secrets_listed && self.reports_listed && self.early.is_empty()
+    }
+
+    /// Takes an observation over into the fleet.
+    pub fn observe(&mut self, fleet: &mut Fleet, observation: Observation) {
+        match observation {
+            Observation::Device(event) => self.device(fleet, event),
+            Observation::Gateway(event) => self.gateway(fleet, event),
+            Observation::Secret(event) => self.secret(fleet, event),
+            Observation::Report(event) => self.report(fleet, event),
+        }
+        if self.devices.done && !self.early.is_empty() {
+            for secret in std::mem::take(&mut self.early) {
+                apply_secret(fleet, &secret);
+            }
+        }
+    }
+
+    fn device(&mut self, fleet: &mut Fleet, event: Event<crate::api::Device>) {
+        match event {
+            Event::Init => self.devices.seen.clear(),
+            Event::InitApply(device) => {
+                self.devices.seen.extend(key_of(&device));
+                fleet.device_applied(&device);
+            }
+            Event::InitDone => {
+                fleet.devices_listed(&std::mem::take(&mut self.devices.seen));
+                self.devices.done = true;
+            }
+            Event::Apply(device) => fleet.device_applied(&device),
+            Event::Delete(device) => fleet.device_deleted(&device),
+        }
+    }
+
+    fn gateway(&mut self, fleet: &mut Fleet, event: Event<PartialObjectMeta<Gateway>>) {
+        let key = |gateway: &PartialObjectMeta<Gateway>| GatewayKey::new(&gateway.namespace().unwrap_or_default(), &gateway.name_any());
+        let apply = |fleet: &mut Fleet, gateway: &PartialObjectMeta<Gateway>| {
+            let owner = gateway.metadata.deletion_timestamp.is_none().then(|| owner_reference(gateway));
+            fleet.gateway_observed(&key(gateway), owner);
+        };
+        match event {
+            Event::Init => self.gateways.seen.clear(),
+            Event::InitApply(gateway) => {
+                self.gateways.seen.insert(key(&gateway));
+                apply(fleet, &gateway);
+            }
+            Event::InitDone => {
+                fleet.gateways_listed(&std::mem::take(&mut self.gateways.seen));
+                self.gateways.done = true;
+            }
+            Event::Apply(gateway) => apply(fleet, &gateway),
+            Event::Delete(gateway) => fleet.gateway_observed(&key(&gateway), None),
+        }
+    }
+
+    fn secret(&mut self, fleet: &mut Fleet, event: Event<Secret>) {
+        match event {
+            Event::Init => {
+                self.generated.clear();
+                self.shards.clear();
+            }
+            Event::InitApply(secret) => {
+                match secret::role(&secret) {
+                    Role::Generated(key, _) => self.generated.insert(key),
+                    Role::Shard(key, number) => self.shards.insert((key, number)),
+                    Role::Workers | Role::Other => false,
+                };
+                if self.devices.done {
+                    apply_secret(fleet, &secret);
+                } else {
+                    self.early.push(secret);
+                }
+            }
+            Event::InitDone => {
+                fleet.generated_secrets_listed(&std::mem::take(&mut self.generated));
+                fleet.shards_listed(&std::mem::take(&mut self.shards));
+                self.secrets_listed = true;
+            }
+            Event::Apply(secret) if self.devices.done => apply_secret(fleet, &secret),
+            Event::Apply(secret) => self.early.push(secret),
+            Event::Delete(secret) => delete_secret(fleet, &secret),
+        }
+    }
+
+    fn report(&mut self, fleet: &mut Fleet, event: Event<ConfigMap>) {
+        match event {
+            Event::Init => {}
+            Event::InitDone => self.reports_listed = true,
+            Event::InitApply(report) | Event::Apply(report) => observe_report(fleet, &report, read_report(&report)),
+            Event::Delete(report) => observe_report(fleet, &report, BTreeMap::new()),
+        }
+    }
+}
+
+fn apply_secret(fleet: &mut Fleet, secret: &Secret) {
+    let namespace = secret.namespace().unwrap_or_default();
+    match secret::role(secret) {
+        Role::Generated(key, uid) => {
+            let password = secret::read_generated(&key, &uid, secret);
+            fleet.password_observed(&key, &uid, password);
+        }
+        Role::Shard(key, number) => fleet.shard_observed(&key, number, secret.data.as_ref()),
+        Role::Workers => match secret::read_workers(secret) {
+            Ok(users) => fleet.workers_observed(&namespace, &secret.name_any(), &users),
+            Err(cause) => warn!(namespace, name = secret.name_any(), cause, "failed to read the credential of a Pipeline's workers"),
+        },
+        Role::Other => fleet.given_secret_changed(&namespace, &secret.name_any()),
+    }
+}
+
+fn delete_secret(fleet: &mut Fleet, secret: &Secret) {
+    let namespace = secret.namespace().unwrap_or_default();
+    match secret::role(secret) {
+        Role::Generated(key, uid) => fleet.generated_secret_deleted(&key, &uid),
+        Role::Shard(key, number) => fleet.shard_observed(&key, number, None),
+        Role::Workers => fleet.workers_observed(&namespace, &secret.name_any(), &BTreeMap::new()),
+        Role::Other => fleet.given_secret_changed(&namespace, &secret.name_any()),
+    }
+}
+
+fn observe_report(fleet: &mut Fleet, report: &ConfigMap, proven: BTreeMap<usize, String>) {
+    if let Some(gateway) = report.labels().get(GATEWAY_LABEL) {
+        fleet.proof_observed(&GatewayKey::new(&report.namespace().unwrap_or_default(), gateway), proven);
+    }
+}
+
+fn read_report(report: &ConfigMap) -> BTreeMap<usize, String> {
+    let Some(text) = report.data.as_ref().and_then(|data| data.get(REPORT_KEY)) else {
+        return BTreeMap::new();
+    };
+    match serde_json::from_str::<AgentReport>(text) {
+        Ok(report) => report.shards,
+        Err(error) => {
+            warn!(name = report.name_any(), %error, "failed to read the report of an agent: taken for none");
+            BTreeMap::new()
+        }
+    }
+}

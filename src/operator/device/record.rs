@@ -1,0 +1,253 @@
+//! What the operator keeps of one Device: a few hundred bytes, for there are many.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+
+use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, Cause, READY, RECONCILING, STALLED};
+use crate::api::device::Acl;
+use crate::api::{Device, DeviceStatus, is_reconciliation_paused, name};
+use crate::credential::entry::{Entry, EntryError};
+use crate::credential::hash::{GENERATED_ITERATIONS, GIVEN_ITERATIONS};
+
+/// Revision of what the broker holds for a disabled Device: nothing.
+const DISABLED_REVISION: &str = "disabled";
+
+/// Where the password of a Device comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum PasswordSource {
+    /// From the Secret that the operator generated.
+    Generated,
+
+    /// From a Secret of the user.
+    Given {
+        /// Name of the Secret.
+        secret: Box<str>,
+        /// Key of the Secret.
+        key: Box<str>,
+    },
+}
+
+/// What is known of the password of a Device.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum PasswordState {
+    /// Nobody has looked yet.
+    Unknown,
+
+    /// The Secret with a generated password could not be created so far, for this reason.
+    Failing(Box<Cause>),
+
+    /// The Secret has changed and has to be read again; until then the hash that was known goes on.
+    Stale(Box<str>),
+
+    /// Its salted hash, as Mosquitto writes it.
+    Hashed(Box<str>),
+
+    /// There is none to be had, for this reason; with the hash that was last known, which goes on being accepted.
+    Missing(Box<Cause>, Option<Box<str>>),
+}
+
+impl PasswordState {
+    /// The hash to hand to the broker.
+    #[must_use]
+    pub fn hash(&self) -> Option<&str> {
+        match self {
+            Self::Hashed(hash) | Self::Stale(hash) | Self::Missing(_, Some(hash)) => Some(hash),
+            Self::Unknown | Self::Failing(_) | Self::Missing(_, None) => None,
+        }
+    }
+}
+
+/// What the operator keeps of one Device.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// `metadata.uid`.
+    pub uid: Box<str>,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// Whether the device may connect.
+    pub enabled: bool,
+    /// Whether the operator is told to leave the Device alone.
+    pub paused: bool,
+    /// Where the password comes from.
+    pub source: PasswordSource,
+    /// What is known of the password.
+    pub password: PasswordState,
+    /// Access beyond the device's own topics.
+    pub acls: Box<[Acl]>,
+    /// For the registry.
+    pub attributes: BTreeMap<String, String>,
+    /// The status as it stands at the API server.
+    pub written: WrittenStatus,
+    /// Number of the first plan of shards that holds the Device as it is now.
+    pub planned: Option<u64>,
+}
+
+impl Record {
+    /// A Device as it is seen for the first time.
+    #[must_use]
+    pub fn new(device: &Device) -> Self {
+        let mut record = Self {
+            uid: device.uid().unwrap_or_default().into(),
+            generation: 0,
+            enabled: false,
+            paused: false,
+            source: PasswordSource::Generated,
+            password: PasswordState::Unknown,
+            acls: Box::default(),
+            attributes: BTreeMap::new(),
+            written: WrittenStatus::default(),
+            planned: None,
+        };
+        record.update(device);
+        record
+    }
+
+    /// Takes over a later state of the same Device. Returns whether what the broker holds must change.
+    pub fn update(&mut self, device: &Device) -> bool {
+        let spec = &device.spec;
+        let source = match &spec.authentication.password.secret_ref {
+            None => PasswordSource::Generated,
+            Some(reference) => PasswordSource::Given { secret: reference.name.as_str().into(), key: reference.key.as_str().into() },
+        };
+        let other_source = source != self.source;
+        if other_source {
+            self.password = PasswordState::Unknown;
+        }
+        let changed = other_source || self.enabled != spec.enabled || *self.acls != *spec.authorization.acls;
+        if changed {
+            self.planned = None;
+        }
+        self.generation = device.metadata.generation.unwrap_or_default();
+        self.enabled = spec.enabled;
+        self.paused = is_reconciliation_paused(device);
+        self.source = source;
+        self.acls = spec.authorization.acls.clone().into();
+        self.attributes.clone_from(&spec.attributes);
+        self.written.observe(device);
+        changed
+    }
+
+    /// Takes over what is known of the password. Returns whether what the broker holds must change.
+    pub fn set_password(&mut self, state: PasswordState) -> bool {
+        let changed = state.hash() != self.password.hash();
+        if changed {
+            self.planned = None;
+        }
+        self.password = state;
+        changed
+    }
+
+    /// Iterations of the password's hash: one suffices for 256 random bits.
+    #[must_use]
+    pub fn iterations(&self) -> u32 {
+        match self.source {
+            PasswordSource::Generated => GENERATED_ITERATIONS,
+            PasswordSource::Given { .. } => GIVEN_ITERATIONS,
+        }
+    }
+
+    /// What the broker is to hold for the device, if anything.
+    ///
+    /// # Errors
+    /// When the spec asks for what cannot stand in the broker's files.
+    pub fn entry(&self, username: &str) -> Result<Option<Entry>, EntryError> {
+        let hash = self.password.hash().filter(|_| self.enabled);
+        hash.map(|hash| Entry::new(username, hash, &self.acls)).transpose()
+    }
+
+    /// Revision of what the broker is to hold for the device, or `None` where that is not known yet.
+    #[must_use]
+    pub fn revision(&self, username: &str) -> Option<String> {
+        match self.entry(username) {
+            Ok(Some(entry)) => Some(entry.revision()),
+            Ok(None) if !self.enabled => Some(DISABLED_REVISION.to_owned()),
+            Ok(None) | Err(_) => None,
+        }
+    }
+
+    /// Name of the Secret with the password.
+    #[must_use]
+    pub fn secret_name(&self, device: &str) -> String {
+        match &self.source {
+            PasswordSource::Generated => name::device_credentials(device),
+            PasswordSource::Given { secret, .. } => secret.to_string(),
+        }
+    }
+}
+
+/// What matters of a status that was written: enough to tell whether another write is needed, and to keep the transition
+/// times.
+#[derive(Clone, Debug, Default)]
+pub struct WrittenStatus {
+    digest: u64,
+    conditions: Box<[(&'static str, bool, Timestamp)]>,
+    /// What the broker has proven, as the status says.
+    pub revision: Option<Box<str>>,
+    /// Whether the status says `Ready`.
+    pub ready: bool,
+    resource_version: u64,
+}
+
+impl WrittenStatus {
+    /// Takes over the status of an object, unless it is older than what is known.
+    pub fn observe(&mut self, device: &Device) {
+        // Resource versions are ordered numbers (KEP-5504); the watch may lag behind our own writes.
+        let version = device.resource_version().and_then(|version| version.parse().ok()).unwrap_or(u64::MAX);
+        if version < self.resource_version {
+            return;
+        }
+        let status = device.status.clone().unwrap_or_default();
+        self.resource_version = version;
+        self.digest = digest(&status);
+        self.revision = status.credentials_secret.and_then(|secret| secret.revision).map(Into::into);
+        self.ready = status.conditions.iter().any(|condition| condition.type_ == READY && condition.status == "True");
+        self.conditions = status
+            .conditions
+            .iter()
+            .filter_map(|condition| Some((known_type(&condition.type_)?, condition.status == "True", condition.last_transition_time.0)))
+            .collect();
+    }
+
+    /// Whether the status, times aside, is what was written.
+    #[must_use]
+    pub fn equals(&self, status: &DeviceStatus) -> bool {
+        self.digest == digest(status)
+    }
+
+    /// The conditions that were written, for their types, statuses and times alone.
+    #[must_use]
+    pub fn conditions(&self) -> Vec<Condition> {
+        self.conditions
+            .iter()
+            .map(|(type_, holds, time)| Condition {
+                type_: (*type_).to_owned(),
+                status: if *holds { "True" } else { "False" }.to_owned(),
+                last_transition_time: Time(*time),
+                message: String::new(),
+                observed_generation: None,
+                reason: String::new(),
+            })
+            .collect()
+    }
+}
+
+fn known_type(type_: &str) -> Option<&'static str> {
+    [ACCEPTED, CREDENTIALS_LIVE, READY, RECONCILING, STALLED].into_iter().find(|known| *known == type_)
+}
+
+fn digest(status: &DeviceStatus) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    status.observed_generation.hash(&mut hasher);
+    status.username.hash(&mut hasher);
+    if let Some(secret) = &status.credentials_secret {
+        (&secret.name, &secret.revision).hash(&mut hasher);
+    }
+    for condition in &status.conditions {
+        (&condition.type_, &condition.status, &condition.reason, &condition.message, condition.observed_generation).hash(&mut hasher);
+    }
+    hasher.finish()
+}

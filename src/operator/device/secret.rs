@@ -1,0 +1,154 @@
+//! The Secrets on the Devices' side: what a generated one holds, and what is read from each kind of them. Pure.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::{Resource, ResourceExt};
+
+use super::fleet::{DeviceKey, GatewayKey};
+use super::record::PasswordState;
+use crate::api::Device;
+use crate::api::condition::Cause;
+use crate::api::device::{Access, Acl};
+use crate::api::name::{
+    self, GATEWAY_LABEL, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, INGEST_WORKERS_ANNOTATION, ROLE_AUTH_SHARD,
+    ROLE_DEVICE_CREDENTIALS, ROLE_INGEST_CREDENTIALS, ROLE_LABEL,
+};
+use crate::credential::entry::Entry;
+use crate::credential::hash::{self, GENERATED_ITERATIONS, GIVEN_ITERATIONS};
+use crate::credential::password::Password;
+use crate::operator::apply::standard_labels;
+
+/// Key of a Device's Secret and of a Pipeline's ingest Secret.
+pub const PASSWORD_KEY: &str = "password";
+
+/// What a Secret is to the Devices' side.
+#[derive(Debug, Eq, PartialEq)]
+pub enum Role {
+    /// The generated password of a Device with this uid.
+    Generated(DeviceKey, Box<str>),
+    /// A shard of a Gateway.
+    Shard(GatewayKey, usize),
+    /// The credential of a Pipeline's workers.
+    Workers,
+    /// Perhaps one that a Device names.
+    Other,
+}
+
+/// What a Secret is to the Devices' side.
+#[must_use]
+pub fn role(secret: &Secret) -> Role {
+    let labels = secret.labels();
+    let gateway = labels.get(GATEWAY_LABEL).map(|gateway| GatewayKey::new(&secret.namespace().unwrap_or_default(), gateway));
+    match (labels.get(ROLE_LABEL).map(String::as_str), gateway) {
+        (Some(ROLE_DEVICE_CREDENTIALS), Some(gateway)) => {
+            let owner = secret.owner_references().iter().find(|owner| owner.kind == Device::kind(&()));
+            match owner.filter(|owner| name::device_credentials(&owner.name) == secret.name_any()) {
+                Some(owner) => Role::Generated(DeviceKey { gateway, name: owner.name.as_str().into() }, owner.uid.as_str().into()),
+                None => Role::Other,
+            }
+        }
+        (Some(ROLE_AUTH_SHARD), Some(gateway)) => {
+            let number = secret.name_any().rsplit_once('-').and_then(|(_, number)| number.parse().ok());
+            match number.filter(|number| name::auth_shard(&gateway.name, *number) == secret.name_any()) {
+                Some(number) => Role::Shard(gateway, number),
+                None => Role::Other,
+            }
+        }
+        (Some(ROLE_INGEST_CREDENTIALS), _) => Role::Workers,
+        _ => Role::Other,
+    }
+}
+
+/// The Secret with a generated password: all that a device needs to connect.
+#[must_use]
+pub fn generated(key: &DeviceKey, uid: &str, password: &Password) -> Secret {
+    let namespace = &key.gateway.namespace;
+    let gateway = &key.gateway.name;
+    let mut labels = standard_labels("device", gateway);
+    labels.insert(GATEWAY_LABEL.to_owned(), gateway.to_string());
+    labels.insert(ROLE_LABEL.to_owned(), ROLE_DEVICE_CREDENTIALS.to_owned());
+    let values = [
+        ("username", key.name.to_string()),
+        (PASSWORD_KEY, password.expose().to_owned()),
+        ("gateway", name::service_host(gateway, namespace)),
+    ];
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(name::device_credentials(&key.name)),
+            namespace: Some(namespace.to_string()),
+            labels: Some(labels),
+            owner_references: Some(vec![owner(key, uid)]),
+            ..ObjectMeta::default()
+        },
+        data: Some(values.into_iter().map(|(key, value)| (key.to_owned(), ByteString(value.into_bytes()))).collect()),
+        ..Secret::default()
+    }
+}
+
+fn owner(key: &DeviceKey, uid: &str) -> OwnerReference {
+    OwnerReference {
+        api_version: Device::api_version(&()).into_owned(),
+        kind: Device::kind(&()).into_owned(),
+        name: key.name.to_string(),
+        uid: uid.to_owned(),
+        controller: Some(true),
+        block_owner_deletion: None,
+    }
+}
+
+/// The password in a generated Secret, hashed. One that somebody changed into an empty or unusable one is a cause.
+#[must_use]
+pub fn read_generated(key: &DeviceKey, uid: &str, secret: &Secret) -> PasswordState {
+    read(key, uid, secret, PASSWORD_KEY, GENERATED_ITERATIONS, None)
+}
+
+/// The password in a Secret of the user, hashed; or why there is none. `known` is the hash that was known before.
+#[must_use]
+pub fn read_given(key: &DeviceKey, uid: &str, secret: Option<&Secret>, named: (&str, &str), known: Option<&str>) -> PasswordState {
+    match secret {
+        Some(secret) => read(key, uid, secret, named.1, GIVEN_ITERATIONS, known),
+        None => {
+            let message =
+                format!("there is no Secret {} in this namespace: create it with the password under the key {}", named.0, named.1);
+            PasswordState::Missing(Box::new(Cause::new("SecretNotFound", message)), known.map(Into::into))
+        }
+    }
+}
+
+fn read(key: &DeviceKey, uid: &str, secret: &Secret, data_key: &str, iterations: u32, known: Option<&str>) -> PasswordState {
+    let missing = |reason, message: String| PasswordState::Missing(Box::new(Cause::new(reason, message)), known.map(Into::into));
+    let Some(bytes) = secret.data.as_ref().and_then(|data| data.get(data_key)) else {
+        return missing(
+            "SecretKeyMissing",
+            format!("Secret {} has no key {data_key}: add it, with the password as its value", secret.name_any()),
+        );
+    };
+    match Password::given(&bytes.0) {
+        Ok(password) => PasswordState::Hashed(hash::hash(uid, &key.name, &password, iterations).into()),
+        Err(error) => missing("InvalidPassword", format!("Secret {}, key {data_key}: {error}", secret.name_any())),
+    }
+}
+
+/// The users of a Pipeline's workers, by Gateway; empty where the Secret does not say.
+///
+/// # Errors
+/// A description, where the Secret says what cannot be.
+pub fn read_workers(secret: &Secret) -> Result<BTreeMap<String, Vec<Entry>>, String> {
+    let annotation = |key: &str| secret.annotations().get(key).map(String::as_str).unwrap_or_default();
+    let owner = secret.owner_references().first().ok_or("no owner")?;
+    let bytes = secret.data.as_ref().and_then(|data| data.get(PASSWORD_KEY)).ok_or("no key password")?;
+    let password = Password::given(&bytes.0).map_err(|error| error.to_string())?;
+    let workers: i32 = annotation(INGEST_WORKERS_ANNOTATION).parse().map_err(|_| format!("no number in {INGEST_WORKERS_ANNOTATION}"))?;
+    let filter = Acl { topic: annotation(INGEST_FILTER_ANNOTATION).to_owned(), access: Access::Read };
+    let entry = |ordinal| {
+        let username = name::ingest_username(&owner.name, ordinal);
+        let hash = hash::hash(&owner.uid, &username, &password, GENERATED_ITERATIONS);
+        Entry::new(&username, &hash, std::slice::from_ref(&filter)).map_err(|error| error.to_string())
+    };
+    let entries = (0..workers).map(entry).collect::<Result<Vec<_>, _>>()?;
+    let gateways = annotation(INGEST_GATEWAYS_ANNOTATION).split(',').filter(|gateway| !gateway.is_empty());
+    Ok(gateways.map(|gateway| (gateway.to_owned(), entries.clone())).collect())
+}

@@ -1,0 +1,73 @@
+//! What the Devices' side sees of the cluster: one stream of observations.
+
+use futures::stream::{BoxStream, SelectAll, select_all};
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Config, Event, watcher};
+use kube::{Api, Client, ResourceExt};
+use tracing::warn;
+
+use crate::api::name::{ROLE_AGENT_REPORT, ROLE_LABEL};
+use crate::api::{Device, Gateway};
+
+/// Objects a page of a list: a compromise of requests and of what is in memory at once.
+const PAGE_SIZE: u32 = 500;
+
+/// Secrets that nobody names as a password or shard, and that may be many or large.
+const OTHER_SECRETS: &str = "type!=kubernetes.io/service-account-token,type!=helm.sh/release.v1,\
+                             type!=kubernetes.io/dockerconfigjson,type!=kubernetes.io/tls,type!=bootstrap.kubernetes.io/token";
+
+/// Something seen of the cluster.
+#[derive(Debug)]
+pub enum Observation {
+    /// Of a Device.
+    Device(Event<Device>),
+    /// Of a Gateway.
+    Gateway(Event<PartialObjectMeta<Gateway>>),
+    /// Of a Secret.
+    Secret(Event<Secret>),
+    /// Of an agent's report.
+    Report(Event<ConfigMap>),
+}
+
+/// All observations, from the first lists on. Never ends; failed watches start again with a growing pause.
+pub fn observations(client: &Client) -> SelectAll<BoxStream<'static, Observation>> {
+    let config = || Config::default().page_size(PAGE_SIZE);
+    let devices = watcher(Api::<DeserializeGuard<Device>>::all(client.clone()), config());
+    let gateways = watcher(Api::<PartialObjectMeta<Gateway>>::all(client.clone()), config());
+    let secrets = watcher(Api::<Secret>::all(client.clone()), config().fields(OTHER_SECRETS));
+    let reports = watcher(Api::<ConfigMap>::all(client.clone()), config().labels(&format!("{ROLE_LABEL}={ROLE_AGENT_REPORT}")));
+    select_all([
+        steady("Device", devices).filter_map(|event| async { valid(event) }).map(Observation::Device).boxed(),
+        steady("Gateway", gateways).map(Observation::Gateway).boxed(),
+        steady("Secret", secrets).map(Observation::Secret).boxed(),
+        steady("ConfigMap", reports).map(Observation::Report).boxed(),
+    ])
+}
+
+/// Without failures (which are logged), with a growing pause after each.
+fn steady<K: Send + 'static>(
+    kind: &'static str,
+    stream: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+) -> impl Stream<Item = Event<K>> + Send {
+    stream.default_backoff().filter_map(move |event| async move {
+        event.inspect_err(|error| warn!(kind, error = %crate::operator::error::chain(error), "the watch failed: starting it again")).ok()
+    })
+}
+
+/// An object that the API server accepted and this version cannot read harms itself alone.
+fn valid(event: Event<DeserializeGuard<Device>>) -> Option<Event<Device>> {
+    let open = |guard: DeserializeGuard<Device>| {
+        let name = guard.name_any();
+        guard.0.inspect_err(|error| warn!(name, error = %error.error, "failed to read a Device: left alone")).ok()
+    };
+    Some(match event {
+        Event::Init => Event::Init,
+        Event::InitDone => Event::InitDone,
+        Event::InitApply(guard) => Event::InitApply(open(guard)?),
+        Event::Apply(guard) => Event::Apply(open(guard)?),
+        Event::Delete(guard) => Event::Delete(open(guard)?),
+    })
+}
