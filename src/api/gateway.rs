@@ -48,7 +48,8 @@ pub struct GatewaySpec {
 
     /// What an acknowledged message survives: `Disk` a crash of the machine, `Process` a crash of the broker,
     /// `Snapshot` only an orderly stop (all since the last snapshot is lost in a crash). The order is also the order of speed: measured on two cores, 44,000, 61,000 and
-    /// 105,000 messages a second.
+    /// 105,000 messages a second. The broker keeps `Snapshot` and the others in different files: after a change between them
+    /// it starts without the sessions, queues and retained messages that it had.
     #[serde(default)]
     pub durability: Durability,
 
@@ -158,7 +159,7 @@ pub enum Durability {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
-    /// The most clients that may be connected at once; a further one is refused.
+    /// The most clients that may be connected to each listener at once; a further one is refused.
     #[serde(default = "default_max_connections")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_connections: i32,
@@ -168,9 +169,10 @@ pub struct Limits {
     #[serde(default = "default_queued_bytes")]
     pub queued_bytes_per_client: ResourceQuantity,
 
-    /// The largest message payload that a client may publish, in bytes; the client of a larger one is disconnected.
+    /// The largest message that a client may publish, in bytes, with its topic and properties; the client of a larger one is
+    /// disconnected.
     #[serde(default = "default_message_bytes")]
-    #[schemars(range(min = 1, max = 268_435_455))]
+    #[schemars(range(min = 1024, max = 268_435_455))]
     pub max_message_bytes: i32,
 }
 

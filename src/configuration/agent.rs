@@ -10,6 +10,45 @@ pub const FILE: &str = "agent.json";
 /// Key of the report in the agent's ConfigMap.
 pub const REPORT_KEY: &str = "report.json";
 
+/// File name of Mosquitto's configuration, beside [`FILE`].
+pub const MOSQUITTO_FILE: &str = "mosquitto.conf";
+
+/// Folder of the broker's pod where the ConfigMap with both is mounted.
+pub const CONFIGURATION_FOLDER: &str = "/etc/fleetwright";
+
+/// Folder in memory where the agent writes what Mosquitto reads.
+pub const RUNTIME_FOLDER: &str = "/run/fleetwright";
+
+/// Folder of the broker's volume.
+pub const DATA_FOLDER: &str = "/var/lib/mosquitto";
+
+/// Folder where the Secrets are mounted (each optional): what the agent starts with when the API server is away.
+pub const SECRETS_FOLDER: &str = "/mnt/fleetwright";
+
+/// Mosquitto's `password_file`, in [`RUNTIME_FOLDER`].
+pub const PASSWORD_FILE: &str = "passwords";
+
+/// Mosquitto's `acl_file`, in [`RUNTIME_FOLDER`].
+pub const ACL_FILE: &str = "acls";
+
+/// Key of a TLS Secret with the chain of certificates, and its file name.
+pub const TLS_CERTIFICATE: &str = "tls.crt";
+
+/// Key of a TLS Secret with the private key, and its file name.
+pub const TLS_KEY: &str = "tls.key";
+
+/// Where the content of a TLS Secret lies, in [`RUNTIME_FOLDER`] and in [`SECRETS_FOLDER`].
+#[must_use]
+pub fn tls_folder(secret: &str) -> String {
+    format!("tls/{secret}")
+}
+
+/// Where the content of a shard lies, in [`SECRETS_FOLDER`].
+#[must_use]
+pub fn shard_folder(shard: usize) -> String {
+    format!("shards/{shard}")
+}
+
 /// What an agent does.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -24,7 +63,7 @@ pub struct AgentConfiguration {
     pub tls_secrets: Vec<String>,
 }
 
-/// What an agent has proven of its broker. Written only when it changes.
+/// What an agent has proven of its broker. Written only when it changes; that it is there means that the broker once accepted a login.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentReport {
