@@ -1,0 +1,136 @@
+//! The device registry against a real PostgreSQL.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use common::postgres::Postgres;
+use fleetwright::registry::DeviceRow;
+use fleetwright::registry::fill::{change, sync};
+use fleetwright::timescale::system;
+use tokio_postgres::Client;
+
+struct Fixture {
+    client: Client,
+    _postgres: Arc<Postgres>,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let postgres = Postgres::shared().await;
+        let client = postgres.client(&postgres.create_database().await).await;
+        client.batch_execute("CREATE EXTENSION timescaledb").await.unwrap();
+        client.batch_execute(&system::statements("public").join(";")).await.unwrap();
+        Self { client, _postgres: postgres }
+    }
+
+    async fn text(&self, query: &str) -> Option<String> {
+        self.client.query_one(query, &[]).await.unwrap().get(0)
+    }
+
+    /// Names, each with what is not as usual.
+    async fn devices(&self, namespace: &str) -> String {
+        let query = format!(
+            "SELECT string_agg(concat(name, '@', gateway, CASE WHEN NOT enabled THEN ' disabled' END, CASE WHEN NOT declared THEN ' gone' END,
+                CASE WHEN attributes <> '{{}}' THEN ' ' || attributes::text END), ', ' ORDER BY id)
+             FROM fleetwright.device WHERE namespace = '{namespace}'"
+        );
+        self.text(&query).await.unwrap_or_default()
+    }
+}
+
+fn device(name: &str) -> DeviceRow {
+    DeviceRow { name: name.to_owned(), gateway: "g".to_owned(), enabled: true, attributes: [].into() }
+}
+
+#[tokio::test]
+async fn the_registry_becomes_what_is_declared() {
+    let fixture = Fixture::new().await;
+    let client = &fixture.client;
+    sync(client, "other", &[device("a")]).await.unwrap();
+    let with_attributes = DeviceRow { attributes: [("line".to_owned(), "3\0\"x".to_owned())].into(), ..device("c") };
+    assert_eq!(sync(client, "n", &[device("a"), device("b"), with_attributes.clone()]).await.unwrap(), 3);
+    assert_eq!(fixture.devices("n").await, "a@g, b@g, c@g {\"line\": \"3\u{fffd}\\\"x\"}");
+
+    let moved = DeviceRow { gateway: "h".to_owned(), ..device("a") };
+    let disabled = DeviceRow { enabled: false, ..with_attributes };
+    assert_eq!(sync(client, "n", &[moved, disabled, device("d")]).await.unwrap(), 4);
+    assert_eq!(fixture.devices("n").await, "a@h, b@g gone, c@g disabled {\"line\": \"3\u{fffd}\\\"x\"}, d@g");
+
+    assert_eq!(change(client, "n", &[device("b"), device("e")], &["a".to_owned(), "unknown".to_owned()]).await.unwrap(), 3);
+    assert_eq!(fixture.devices("n").await, "a@h gone, b@g, c@g disabled {\"line\": \"3\u{fffd}\\\"x\"}, d@g, e@g");
+    assert_eq!(change(client, "n", &[], &[]).await.unwrap(), 0);
+    assert_eq!(sync(client, "n", &[]).await.unwrap(), 4);
+    assert_eq!(fixture.devices("other").await, "a@g");
+}
+
+#[tokio::test]
+async fn what_is_equal_is_not_written() {
+    let fixture = Fixture::new().await;
+    let devices: Vec<DeviceRow> = (0..100).map(|number| device(&format!("d{number}"))).collect();
+    sync(&fixture.client, "n", &devices).await.unwrap();
+    let versions = "SELECT string_agg(concat(id, xmin, xmax), ',' ORDER BY id) FROM fleetwright.device";
+    let before = fixture.text(versions).await;
+    for _ in 0..3 {
+        assert_eq!(sync(&fixture.client, "n", &devices).await.unwrap(), 0);
+        assert_eq!(change(&fixture.client, "n", &devices, &["gone".to_owned()]).await.unwrap(), 0);
+    }
+    assert_eq!(fixture.text(versions).await, before, "neither written nor locked");
+    sync(&fixture.client, "m", &[device("next")]).await.unwrap();
+    assert_eq!(fixture.text("SELECT id::text FROM fleetwright.device WHERE namespace = 'm'").await.unwrap(), "101", "no number is wasted");
+}
+
+#[tokio::test]
+async fn a_change_is_notified_once_and_no_change_is_not() {
+    let postgres = Postgres::shared().await;
+    let database = postgres.create_database().await;
+    let client = postgres.client(&database).await;
+    client.batch_execute("CREATE EXTENSION timescaledb").await.unwrap();
+    client.batch_execute(&system::statements("public").join(";")).await.unwrap();
+    let (listener, mut connection) = fleetwright::timescale::connect::connect(&postgres.uri(&database), "listener").await.unwrap();
+    let (notified, mut notifications) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+            if let tokio_postgres::AsyncMessage::Notification(notification) = message {
+                notified.send(notification.payload().to_owned()).unwrap();
+            }
+        }
+    });
+    listener.batch_execute(&format!("LISTEN {}", system::DEVICE_CHANNEL)).await.unwrap();
+    sync(&client, "n", &[device("a"), device("b")]).await.unwrap();
+    sync(&client, "n", &[device("a"), device("b")]).await.unwrap();
+    change(&client, "m", &[device("a")], &[]).await.unwrap();
+    assert_eq!(notifications.recv().await.unwrap(), "n");
+    assert_eq!(notifications.recv().await.unwrap(), "m");
+    assert!(notifications.is_empty());
+}
+
+/// Prints how long a namespace takes: `cargo test --release --test registry -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn measure() {
+    let fixture = Fixture::new().await;
+    for count in [10_000, 100_000] {
+        let attributes = || [("model".to_owned(), "XJ-200".to_owned()), ("line".to_owned(), "3".to_owned())].into();
+        let mut devices: Vec<DeviceRow> =
+            (0..count).map(|number| DeviceRow { attributes: attributes(), ..device(&format!("press-{number:06}")) }).collect();
+        let namespace = format!("n{count}");
+        for what in ["new", "equal", "one changed", "one at a time"] {
+            if what == "one changed" {
+                devices[count / 2].enabled = false;
+            }
+            let started = Instant::now();
+            let changed = match what {
+                "one at a time" => {
+                    let row = DeviceRow { gateway: "h".to_owned(), ..devices[7].clone() };
+                    change(&fixture.client, &namespace, &[row], &[]).await.unwrap()
+                }
+                _ => sync(&fixture.client, &namespace, &devices).await.unwrap(),
+            };
+            println!("{count} devices, {what}: {changed} rows in {:?}", started.elapsed());
+        }
+    }
+}
