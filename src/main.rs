@@ -33,6 +33,10 @@ enum Role {
         /// Folder to write a file a kind into; standard output without it
         #[arg(long)]
         output: Option<PathBuf>,
+
+        /// File to write the reference of the resources into, as Markdown
+        #[arg(long)]
+        reference: Option<PathBuf>,
     },
 }
 
@@ -48,8 +52,8 @@ fn main() -> ExitCode {
 }
 
 fn run(role: Role) -> anyhow::Result<()> {
-    if let Role::Crds { output } = role {
-        return api::crd::write(output.as_deref());
+    if let Role::Crds { output, reference } = role {
+        return api::crd::write(output.as_deref(), reference.as_deref());
     }
     runtime::telemetry::start();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {

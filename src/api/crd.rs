@@ -8,7 +8,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomR
 use kube::CustomResourceExt;
 use serde_json::json;
 
-use super::{Device, Gateway, Pipeline};
+use super::{Device, Gateway, Pipeline, manual};
 
 /// The CustomResourceDefinitions, as they are committed in `crds/` and installed by the chart.
 #[must_use]
@@ -29,11 +29,14 @@ fn with_status_default(mut definition: CustomResourceDefinition) -> CustomResour
     definition
 }
 
-/// Writes `<plural>.yaml` for each definition into the folder, or all to standard output.
+/// Writes `<plural>.yaml` for each definition into the folder, or all to standard output; and their reference, where wanted.
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn write(folder: Option<&Path>) -> anyhow::Result<()> {
+pub fn write(folder: Option<&Path>, reference: Option<&Path>) -> anyhow::Result<()> {
+    if let Some(path) = reference {
+        std::fs::write(path, manual::reference(&definitions())).with_context(|| format!("failed to write {}", path.display()))?;
+    }
     for definition in definitions() {
         let text = serde_saphyr::to_string(&definition)?;
         match folder {

@@ -133,8 +133,8 @@ pub struct DeviceStatus {
     pub credentials_secret: Option<CredentialsSecret>,
 
     /// `Accepted`: the spec can be carried out. `CredentialsLive`: the broker has proven that it holds the credential and
-    /// the ACL of this very spec (or, for a disabled device, that it no longer does). `Ready`: all of these.
-    /// `Reconciling` or `Stalled`: why it is not.
+    /// the ACL of this very spec. `Ready`: both; or, for a disabled device, the broker has proven that it refuses it
+    /// (reason `Disabled`). `Reconciling` or `Stalled`: why it is not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

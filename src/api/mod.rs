@@ -6,6 +6,7 @@ pub mod condition;
 pub mod crd;
 pub mod device;
 pub mod gateway;
+pub mod manual;
 pub mod name;
 pub mod pipeline;
 pub mod reference;
