@@ -15,13 +15,12 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use k8s_controller::LeaderElection;
 use kube::{Client, Config};
-use prometheus::Registry;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::runtime::http;
 use crate::runtime::readiness::Readiness;
+use crate::runtime::{http, telemetry};
 use context::{Context, Images};
 use device::driver::{Driver, Subscribers};
 
@@ -82,7 +81,7 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
         mosquitto: arguments.mosquitto_image.clone(),
         pull_policy: arguments.image_pull_policy.clone().filter(|policy| !policy.is_empty()),
     };
-    let metrics = Registry::new();
+    let metrics = telemetry::metrics()?;
     let context = Context::new(client.clone(), images, arguments.instance.clone(), metrics.clone())?;
     let readiness = Readiness::awaiting([LEASE_CHECK]);
     let endpoint = tokio::spawn(http::serve(arguments.http, readiness.clone(), metrics, shutdown.clone()));

@@ -13,3 +13,13 @@ pub fn start() {
     // A second start (in tests) leaves the first in place.
     let _ = if text { builder.try_init() } else { builder.json().flatten_event(true).try_init() };
 }
+
+/// A registry that holds the metrics of this process: memory, processor time, open files.
+///
+/// # Errors
+/// When the registry refuses them.
+pub fn metrics() -> Result<prometheus::Registry, prometheus::Error> {
+    let registry = prometheus::Registry::new();
+    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+    Ok(registry)
+}

@@ -5,8 +5,9 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use serde_json::json;
 
-use super::fleet::{DeviceKey, GatewayKey, SharedFleet, Step};
+use super::fleet::{SharedFleet, Step};
 use super::gateway::ShardPlan;
+use super::key::{DeviceKey, GatewayKey};
 use super::record::PasswordState;
 use super::secret::{self, Role};
 use crate::api::condition::{Cause, READY};

@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::carry_out::{self, Done};
-use super::fleet::{DeviceKey, GatewayKey};
 use super::gateway::ShardPlan;
+use super::key::{DeviceKey, GatewayKey};
 use super::observe::Observer;
 use super::queue::Queue;
 use super::watch::observations;

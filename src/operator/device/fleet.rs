@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::gateway::{GatewayState, ShardPlan};
+use super::key::{DeviceKey, GatewayKey, RegistryDevice, key_of};
 use super::record::{PasswordSource, PasswordState, Record};
 use super::status::{Surroundings, status};
 use crate::api::condition::Cause;
@@ -17,32 +18,6 @@ use crate::operator::error::chain;
 
 /// A step that fails this often in a row is worth a status: some three seconds of trying.
 const WORTH_TELLING: u32 = 4;
-
-/// A Gateway by namespace and name. It need not exist.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct GatewayKey {
-    /// Namespace.
-    pub namespace: Arc<str>,
-    /// Name.
-    pub name: Arc<str>,
-}
-
-impl GatewayKey {
-    /// A Gateway by namespace and name.
-    #[must_use]
-    pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
-    }
-}
-
-/// A Device with the Gateway it names.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct DeviceKey {
-    /// The Gateway.
-    pub gateway: GatewayKey,
-    /// Name of the Device.
-    pub name: Arc<str>,
-}
 
 /// What is to be done for a Device next.
 #[derive(Debug)]
@@ -82,19 +57,6 @@ pub struct Changes {
     pub totals: BTreeSet<GatewayKey>,
     /// Devices whose row in the registry may have changed.
     pub registry: BTreeSet<DeviceKey>,
-}
-
-/// A Device as the registry of a database knows it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct RegistryDevice {
-    /// Name of the Device.
-    pub name: String,
-    /// Name of its Gateway.
-    pub gateway: String,
-    /// Whether it may connect.
-    pub enabled: bool,
-    /// What else is known of it.
-    pub attributes: BTreeMap<String, String>,
 }
 
 /// The devices of all Gateways.
@@ -153,16 +115,19 @@ impl Fleet {
     fn device_gone(&mut self, key: &DeviceKey) {
         let Some(state) = self.gateways.get_mut(&key.gateway) else { return };
         let Some(record) = state.devices.remove(&*key.name) else { return };
-        if let PasswordSource::Given { secret, .. } = record.source
-            && let Some(devices) = self.given.get_mut(&(key.gateway.namespace.clone(), secret))
-        {
-            devices.remove(key);
+        if let PasswordSource::Given { secret, .. } = record.source {
+            let named = (key.gateway.namespace.clone(), secret);
+            if let Some(devices) = self.given.get_mut(&named) {
+                devices.remove(key);
+                if devices.is_empty() {
+                    self.given.remove(&named);
+                }
+            }
         }
-        self.given.retain(|_, devices| !devices.is_empty());
         self.changes.shards.insert(key.gateway.clone());
         self.changes.totals.insert(key.gateway.clone());
         self.changes.registry.insert(key.clone());
-        self.forget_if_empty(&key.gateway.clone());
+        self.forget_if_empty(&key.gateway);
     }
 
     /// All Devices have been listed: those that were not among them are gone.
@@ -206,7 +171,7 @@ impl Fleet {
     /// The password of a Device has been read, or could not be.
     pub fn password_observed(&mut self, key: &DeviceKey, uid: &str, password: PasswordState) {
         let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return };
-        if record.set_password(password) {
+        if record.set_password(&key.name, password) {
             self.changes.shards.insert(key.gateway.clone());
         }
         self.changes.devices.insert(key.clone());
@@ -246,10 +211,8 @@ impl Fleet {
             let named = matches!(&record.source, PasswordSource::Given { secret: name, .. } if **name == *secret);
             if named {
                 // Until it is read, the hash that is known goes on.
-                record.password = match record.password.hash() {
-                    Some(hash) => PasswordState::Stale(hash.into()),
-                    None => PasswordState::Unknown,
-                };
+                let stale = record.password().hash().map_or(PasswordState::Unknown, |hash| PasswordState::Stale(hash.into()));
+                record.set_password(&key.name, stale);
                 self.changes.devices.insert(key);
             }
         }
@@ -292,7 +255,7 @@ impl Fleet {
     /// Devices whose status speaks of another revision than the one they have.
     fn with_changed_revision(&self, key: &GatewayKey) -> Vec<DeviceKey> {
         let Some(state) = self.gateways.get(key) else { return Vec::new() };
-        let changed = state.devices.iter().filter(|(name, record)| record.written.revision.as_deref() != record.revision(name).as_deref());
+        let changed = state.devices.iter().filter(|(_, record)| record.written.revision.as_deref() != record.revision());
         changed.map(|(name, _)| DeviceKey { gateway: key.clone(), name: name.as_ref().into() }).collect()
     }
 
@@ -305,7 +268,7 @@ impl Fleet {
         if record.paused {
             return Step::Rest;
         }
-        match (&record.source, &record.password) {
+        match (&record.source, record.password()) {
             (PasswordSource::Generated, PasswordState::Unknown | PasswordState::Stale(_)) => {
                 return Step::CreateSecret { uid: record.uid.clone() };
             }
@@ -317,7 +280,7 @@ impl Fleet {
         let proven = state.has_proven(&key.name, record);
         let around = Surroundings { gateway: &key.gateway.name, gateway_exists: state.owner.is_some(), proven, waited };
         match status(&key.name, record, around) {
-            Some(status) if record.written.equals(&status) => match &record.password {
+            Some(status) if record.written.equals(&status) => match record.password() {
                 PasswordState::Failing(_) => Step::CreateSecret { uid: record.uid.clone() },
                 _ => Step::Rest,
             },
@@ -336,14 +299,14 @@ impl Fleet {
     #[must_use]
     pub fn password(&self, key: &DeviceKey) -> Option<(Box<str>, Option<Box<str>>)> {
         let record = self.gateways.get(&key.gateway)?.devices.get(&*key.name)?;
-        Some((record.uid.clone(), record.password.hash().map(Into::into)))
+        Some((record.uid.clone(), record.password().hash().map(Into::into)))
     }
 
     /// A step of a Device failed for the n-th time. When it keeps failing before there is a password, the status says why.
     pub fn step_failed(&mut self, key: &DeviceKey, failures: u32, error: &WriteError) {
         let Some(record) = self.record_mut(key).filter(|_| failures == WORTH_TELLING) else { return };
-        if record.password == PasswordState::Unknown && record.source == PasswordSource::Generated {
-            record.password = PasswordState::Failing(Box::new(Cause::new(error.reason(), chain(error))));
+        if *record.password() == PasswordState::Unknown && record.source == PasswordSource::Generated {
+            record.set_password(&key.name, PasswordState::Failing(Box::new(Cause::new(error.reason(), chain(error)))));
         }
     }
 
@@ -416,14 +379,6 @@ fn registry_device(gateway: &GatewayKey, name: &str, record: &Record) -> Registr
         enabled: record.enabled,
         attributes: record.attributes.clone(),
     }
-}
-
-/// The key of a Device.
-#[must_use]
-pub fn key_of(device: &Device) -> Option<DeviceKey> {
-    let namespace = device.metadata.namespace.as_deref()?;
-    let name = device.metadata.name.as_deref()?;
-    Some(DeviceKey { gateway: GatewayKey::new(namespace, &device.spec.gateway_ref.name), name: name.into() })
 }
 
 /// The devices, shared by the reconcilers. Locked for moments only, never across an await.

@@ -116,7 +116,7 @@ impl GatewayState {
         let owner = self.owner.clone()?;
         // A user's password that nobody has read yet would be missing from the plan, and its device be thrown out.
         let unread =
-            |record: &Record| record.enabled && record.password == PasswordState::Unknown && record.source != PasswordSource::Generated;
+            |record: &Record| record.enabled && *record.password() == PasswordState::Unknown && record.source != PasswordSource::Generated;
         if self.devices.values().any(unread) {
             return None;
         }

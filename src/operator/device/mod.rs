@@ -5,6 +5,7 @@ pub mod carry_out;
 pub mod driver;
 pub mod fleet;
 pub mod gateway;
+pub mod key;
 pub mod observe;
 pub mod queue;
 pub mod record;

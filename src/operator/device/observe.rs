@@ -8,7 +8,8 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use tracing::warn;
 
-use super::fleet::{DeviceKey, Fleet, GatewayKey, key_of};
+use super::fleet::Fleet;
+use super::key::{DeviceKey, GatewayKey, key_of};
 use super::secret::{self, Role};
 use super::watch::Observation;
 use crate::api::Gateway;

@@ -74,8 +74,11 @@ pub struct Record {
     pub paused: bool,
     /// Where the password comes from.
     pub source: PasswordSource,
-    /// What is known of the password.
-    pub password: PasswordState,
+    /// What is known of the password. Changes by [`Record::set_password`].
+    password: PasswordState,
+    /// Revision of what the broker is to hold, or `None` where that is not known yet. Kept, for it is compared for all
+    /// devices of a Gateway at each proof.
+    revision: Option<Box<str>>,
     /// Access beyond the device's own topics.
     pub acls: Box<[Acl]>,
     /// For the registry.
@@ -97,6 +100,7 @@ impl Record {
             paused: false,
             source: PasswordSource::Generated,
             password: PasswordState::Unknown,
+            revision: None,
             acls: Box::default(),
             attributes: BTreeMap::new(),
             written: WrittenStatus::default(),
@@ -117,7 +121,8 @@ impl Record {
         if other_source {
             self.password = PasswordState::Unknown;
         }
-        let changed = other_source || self.enabled != spec.enabled || *self.acls != *spec.authorization.acls;
+        let first = self.generation == 0;
+        let changed = first || other_source || self.enabled != spec.enabled || *self.acls != *spec.authorization.acls;
         if changed {
             self.planned = None;
         }
@@ -128,17 +133,35 @@ impl Record {
         self.acls = spec.authorization.acls.clone().into();
         self.attributes.clone_from(&spec.attributes);
         self.written.observe(device);
+        if changed {
+            self.revise(&device.name_any());
+        }
         changed
     }
 
+    /// What is known of the password.
+    #[must_use]
+    pub fn password(&self) -> &PasswordState {
+        &self.password
+    }
+
     /// Takes over what is known of the password. Returns whether what the broker holds must change.
-    pub fn set_password(&mut self, state: PasswordState) -> bool {
+    pub fn set_password(&mut self, username: &str, state: PasswordState) -> bool {
         let changed = state.hash() != self.password.hash();
+        self.password = state;
         if changed {
             self.planned = None;
+            self.revise(username);
         }
-        self.password = state;
         changed
+    }
+
+    fn revise(&mut self, username: &str) {
+        self.revision = match self.entry(username) {
+            Ok(Some(entry)) => Some(entry.revision().into()),
+            Ok(None) if !self.enabled => Some(DISABLED_REVISION.into()),
+            Ok(None) | Err(_) => None,
+        };
     }
 
     /// Iterations of the password's hash: one suffices for 256 random bits.
@@ -161,12 +184,8 @@ impl Record {
 
     /// Revision of what the broker is to hold for the device, or `None` where that is not known yet.
     #[must_use]
-    pub fn revision(&self, username: &str) -> Option<String> {
-        match self.entry(username) {
-            Ok(Some(entry)) => Some(entry.revision()),
-            Ok(None) if !self.enabled => Some(DISABLED_REVISION.to_owned()),
-            Ok(None) | Err(_) => None,
-        }
+    pub fn revision(&self) -> Option<&str> {
+        self.revision.as_deref()
     }
 
     /// Name of the Secret with the password.

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource, ResourceExt};
 
-use super::fleet::{DeviceKey, GatewayKey};
+use super::key::{DeviceKey, GatewayKey};
 use super::record::PasswordState;
 use crate::api::Device;
 use crate::api::condition::Cause;

@@ -26,13 +26,16 @@ pub struct Surroundings<'a> {
 /// status, not two.
 #[must_use]
 pub fn status(device: &str, record: &Record, around: Surroundings<'_>) -> Option<DeviceStatus> {
-    let revision = record.revision(device);
-    let live = revision.is_some() && (around.proven || record.written.revision.as_deref() == revision.as_deref());
+    let revision = record.revision();
+    let live = revision.is_some() && (around.proven || record.written.revision.as_deref() == revision);
     let (findings, readiness) = verdict(device, record, around, live)?;
     Some(DeviceStatus {
         observed_generation: record.generation,
         username: Some(device.to_owned()),
-        credentials_secret: Some(CredentialsSecret { name: record.secret_name(device), revision: revision.filter(|_| live) }),
+        credentials_secret: Some(CredentialsSecret {
+            name: record.secret_name(device),
+            revision: revision.filter(|_| live).map(str::to_owned),
+        }),
         conditions: conditions(&record.written.conditions(), record.generation, &findings, &readiness),
     })
 }
@@ -45,7 +48,7 @@ fn verdict(device: &str, record: &Record, around: Surroundings<'_>, live: bool) 
         return Some(refused(Cause::new("GatewayNotFound", message)));
     }
     if record.enabled
-        && let PasswordState::Missing(cause, _) = &record.password
+        && let PasswordState::Missing(cause, _) = record.password()
     {
         return Some(refused(cause.as_ref().clone()));
     }
@@ -54,7 +57,7 @@ fn verdict(device: &str, record: &Record, around: Surroundings<'_>, live: bool) 
         return Some((vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause)));
     }
     let accepted = Finding::holds(ACCEPTED, "Accepted", "the spec can be carried out");
-    if let PasswordState::Failing(cause) = &record.password {
+    if let PasswordState::Failing(cause) = record.password() {
         return Some((
             vec![accepted, Finding::fails(CREDENTIALS_LIVE, cause.as_ref().clone())],
             Readiness::Reconciling(cause.as_ref().clone()),

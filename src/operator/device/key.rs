@@ -1,0 +1,53 @@
+//! Gateways and Devices by name, and a Device as a registry knows it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::api::Device;
+
+/// A Gateway by namespace and name. It need not exist.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct GatewayKey {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl GatewayKey {
+    /// A Gateway by namespace and name.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+/// A Device with the Gateway it names.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct DeviceKey {
+    /// The Gateway.
+    pub gateway: GatewayKey,
+    /// Name of the Device.
+    pub name: Arc<str>,
+}
+
+/// The key of a Device.
+#[must_use]
+pub fn key_of(device: &Device) -> Option<DeviceKey> {
+    let namespace = device.metadata.namespace.as_deref()?;
+    let name = device.metadata.name.as_deref()?;
+    Some(DeviceKey { gateway: GatewayKey::new(namespace, &device.spec.gateway_ref.name), name: name.into() })
+}
+
+/// A Device as the registry of a database knows it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RegistryDevice {
+    /// Name of the Device.
+    pub name: String,
+    /// Name of its Gateway.
+    pub gateway: String,
+    /// Whether it may connect.
+    pub enabled: bool,
+    /// What else is known of it.
+    pub attributes: BTreeMap<String, String>,
+}
