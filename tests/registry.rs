@@ -46,6 +46,10 @@ fn device(name: &str) -> DeviceRow {
     DeviceRow { name: name.to_owned(), gateway: "g".to_owned(), enabled: true, attributes: [].into() }
 }
 
+fn gone(name: &str, gateway: &str) -> (String, String) {
+    (name.to_owned(), gateway.to_owned())
+}
+
 #[tokio::test]
 async fn the_registry_becomes_what_is_declared() {
     let fixture = Fixture::new().await;
@@ -60,7 +64,7 @@ async fn the_registry_becomes_what_is_declared() {
     assert_eq!(sync(client, "n", &[moved, disabled, device("d")]).await.unwrap(), 4);
     assert_eq!(fixture.devices("n").await, "a@h, b@g gone, c@g disabled {\"line\": \"3\u{fffd}\\\"x\"}, d@g");
 
-    assert_eq!(change(client, "n", &[device("b"), device("e")], &["a".to_owned(), "unknown".to_owned()]).await.unwrap(), 3);
+    assert_eq!(change(client, "n", &[device("b"), device("e")], &[gone("a", "h"), gone("d", "h"), gone("unknown", "g")]).await.unwrap(), 3);
     assert_eq!(fixture.devices("n").await, "a@h gone, b@g, c@g disabled {\"line\": \"3\u{fffd}\\\"x\"}, d@g, e@g");
     assert_eq!(change(client, "n", &[], &[]).await.unwrap(), 0);
     assert_eq!(sync(client, "n", &[]).await.unwrap(), 4);
@@ -76,7 +80,7 @@ async fn what_is_equal_is_not_written() {
     let before = fixture.text(versions).await;
     for _ in 0..3 {
         assert_eq!(sync(&fixture.client, "n", &devices).await.unwrap(), 0);
-        assert_eq!(change(&fixture.client, "n", &devices, &["gone".to_owned()]).await.unwrap(), 0);
+        assert_eq!(change(&fixture.client, "n", &devices, &[gone("unknown", "g")]).await.unwrap(), 0);
     }
     assert_eq!(fixture.text(versions).await, before, "neither written nor locked");
     sync(&fixture.client, "m", &[device("next")]).await.unwrap();

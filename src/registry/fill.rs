@@ -31,16 +31,26 @@ pub async fn sync(client: &Client, namespace: &str, devices: &[DeviceRow]) -> Re
     write(client, namespace, devices, &[], retired).await
 }
 
-/// Adds or changes these devices of a namespace, and marks those of the names as no longer declared. Returns how many rows changed.
-pub async fn change(client: &Client, namespace: &str, devices: &[DeviceRow], gone: &[String]) -> Result<u64, FillError> {
-    write(client, namespace, devices, gone, "device.name = ANY($6)").await
+/// Adds or changes these devices of a namespace, and marks those that are gone as no longer declared. Returns how many rows changed.
+///
+/// One that is gone is given by its name and the Gateway it had: where the row names another Gateway by now, the device was
+/// created again, and stays.
+pub async fn change(client: &Client, namespace: &str, devices: &[DeviceRow], gone: &[(String, String)]) -> Result<u64, FillError> {
+    let retired = "(device.name, device.gateway) IN (SELECT * FROM unnest($6, $7))";
+    write(client, namespace, devices, gone, retired).await
 }
 
 /// One statement, hence one transaction: all or nothing, and one notification.
 ///
 /// `INSERT … ON CONFLICT DO UPDATE` would be shorter, but takes a number from the sequence for every row that is already there,
 /// and locks it.
-async fn write(client: &Client, namespace: &str, devices: &[DeviceRow], gone: &[String], retired: &str) -> Result<u64, FillError> {
+async fn write(
+    client: &Client,
+    namespace: &str,
+    devices: &[DeviceRow],
+    gone: &[(String, String)],
+    retired: &str,
+) -> Result<u64, FillError> {
     let statement = format!(
         "WITH wanted AS (
             SELECT name, gateway, enabled, attributes::jsonb FROM unnest($2, $3, $4, $5) AS row (name, gateway, enabled, attributes)
@@ -68,13 +78,15 @@ async fn write(client: &Client, namespace: &str, devices: &[DeviceRow], gone: &[
     let gateways: Vec<&str> = devices.iter().map(|device| device.gateway.as_str()).collect();
     let enabled: Vec<bool> = devices.iter().map(|device| device.enabled).collect();
     let attributes: Vec<String> = devices.iter().map(attributes).collect();
-    let parameters: [(&(dyn ToSql + Sync), Type); 6] = [
+    let (gone_names, gone_gateways): (Vec<&str>, Vec<&str>) = gone.iter().map(|(name, gateway)| (name.as_str(), gateway.as_str())).unzip();
+    let parameters: [(&(dyn ToSql + Sync), Type); 7] = [
         (&namespace, Type::TEXT),
         (&names, Type::TEXT_ARRAY),
         (&gateways, Type::TEXT_ARRAY),
         (&enabled, Type::BOOL_ARRAY),
         (&attributes, Type::TEXT_ARRAY),
-        (&gone, Type::TEXT_ARRAY),
+        (&gone_names, Type::TEXT_ARRAY),
+        (&gone_gateways, Type::TEXT_ARRAY),
     ];
     let answer = tokio::time::timeout(TIMEOUT, client.query_typed_one(&statement, &parameters)).await;
     let row = answer.map_err(|_| FillError::AwaitAnswer)?.map_err(FillError::Write)?;

@@ -7,6 +7,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Client, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -49,6 +50,22 @@ pub enum ConnectError {
     SetUpTls(#[source] rustls::Error),
 }
 
+impl ConnectError {
+    /// A reason for conditions, events and metrics.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        let code = match self {
+            Self::Connect { source, .. } => source.code(),
+            Self::Await { .. } | Self::SetUpTls(_) => None,
+        };
+        match code {
+            Some(code) if *code == SqlState::INVALID_PASSWORD || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => "LoginRefused",
+            Some(code) if *code == SqlState::INVALID_CATALOG_NAME => "DatabaseNotFound",
+            _ => "DatabaseUnavailable",
+        }
+    }
+}
+
 /// Connects. `application_name` is what `pg_stat_activity` shows, unless the URI names another.
 ///
 /// The caller must poll the [`Connection`], by [`drive`] or for notifications by hand.
@@ -74,13 +91,6 @@ pub fn drive(connection: Connection) {
             debug!(%error, "a database connection ended");
         }
     });
-}
-
-/// The error and its causes in one line.
-#[must_use]
-pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn tls_configuration(mode: TlsMode) -> Result<ClientConfig, rustls::Error> {

@@ -80,7 +80,7 @@ pub struct Table {
 }
 
 /// The Pipeline that a table belongs to.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Owner {
     /// Namespace of the Pipeline.
     pub namespace: String,

@@ -23,6 +23,7 @@ pub enum TlsMode {
 /// A connection URI. Neither `Debug` nor any error shows its password.
 #[derive(Clone, Eq, PartialEq)]
 pub struct ConnectionUri {
+    text: String,
     configuration: Config,
     tls: TlsMode,
 }
@@ -32,6 +33,12 @@ impl ConnectionUri {
     #[must_use]
     pub fn configuration(&self) -> &Config {
         &self.configuration
+    }
+
+    /// The URI itself, password included.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.text
     }
 
     /// How to encrypt.
@@ -119,7 +126,7 @@ impl FromStr for ConnectionUri {
         if configuration.get_user().is_none_or(str::is_empty) {
             return Err(ConnectionUriError::FindUser);
         }
-        Ok(Self { configuration, tls })
+        Ok(Self { text: text.to_owned(), configuration, tls })
     }
 }
 

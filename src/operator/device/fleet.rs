@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::gateway::{GatewayState, ShardPlan};
-use super::key::{DeviceKey, GatewayKey, RegistryDevice, key_of};
+use super::key::{DeviceKey, GatewayKey, key_of};
 use super::record::{PasswordSource, PasswordState, Record};
 use super::status::{Surroundings, status};
 use crate::api::condition::Cause;
@@ -15,6 +15,7 @@ use crate::credential::entry::Entry;
 use crate::credential::shard::Data;
 use crate::operator::apply::WriteError;
 use crate::operator::error::chain;
+use crate::registry::DeviceRow;
 
 /// A step that fails this often in a row is worth a status: some three seconds of trying.
 const WORTH_TELLING: u32 = 4;
@@ -349,14 +350,14 @@ impl Fleet {
 
     /// All Devices of a namespace, as a registry knows them.
     #[must_use]
-    pub fn registry(&self, namespace: &str) -> Vec<RegistryDevice> {
+    pub fn registry(&self, namespace: &str) -> Vec<DeviceRow> {
         let gateways = self.gateways.iter().filter(|(key, _)| *key.namespace == *namespace);
         gateways.flat_map(|(key, state)| state.devices.iter().map(|(name, record)| registry_device(key, name, record))).collect()
     }
 
     /// One Device, as a registry knows it; `None` where it is gone.
     #[must_use]
-    pub fn registry_device(&self, key: &DeviceKey) -> Option<RegistryDevice> {
+    pub fn registry_device(&self, key: &DeviceKey) -> Option<DeviceRow> {
         let record = self.gateways.get(&key.gateway)?.devices.get(&*key.name)?;
         Some(registry_device(&key.gateway, &key.name, record))
     }
@@ -372,13 +373,8 @@ impl Fleet {
     }
 }
 
-fn registry_device(gateway: &GatewayKey, name: &str, record: &Record) -> RegistryDevice {
-    RegistryDevice {
-        name: name.to_owned(),
-        gateway: gateway.name.to_string(),
-        enabled: record.enabled,
-        attributes: record.attributes.clone(),
-    }
+fn registry_device(gateway: &GatewayKey, name: &str, record: &Record) -> DeviceRow {
+    DeviceRow { name: name.to_owned(), gateway: gateway.name.to_string(), enabled: record.enabled, attributes: record.attributes.clone() }
 }
 
 /// The devices, shared by the reconcilers. Locked for moments only, never across an await.

@@ -1,6 +1,5 @@
 //! Gateways and Devices by name, and a Device as a registry knows it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::api::Device;
@@ -37,17 +36,4 @@ pub fn key_of(device: &Device) -> Option<DeviceKey> {
     let namespace = device.metadata.namespace.as_deref()?;
     let name = device.metadata.name.as_deref()?;
     Some(DeviceKey { gateway: GatewayKey::new(namespace, &device.spec.gateway_ref.name), name: name.into() })
-}
-
-/// A Device as the registry of a database knows it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct RegistryDevice {
-    /// Name of the Device.
-    pub name: String,
-    /// Name of its Gateway.
-    pub gateway: String,
-    /// Whether it may connect.
-    pub enabled: bool,
-    /// What else is known of it.
-    pub attributes: BTreeMap<String, String>,
 }
