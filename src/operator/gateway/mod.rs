@@ -1,1 +1,132 @@
-//! The reconciler of Gateways.
+//! The reconciler of Gateways: observe -> validate -> build -> apply -> status.
+
+pub mod build;
+pub mod observe;
+pub mod status;
+pub mod validate;
+pub mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_controller::events::EventRecorder;
+use k8s_controller::{Controller, TraceMetadata};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use kube::runtime::controller::Action;
+use kube::{Client, ResourceExt};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use self::build::{Desired, build};
+use self::observe::{Observed, TlsSecret, observe};
+use self::status::{Outcome, status};
+use self::validate::{Valid, validate};
+use super::apply::{WriteError, Writer, owner_reference};
+use super::context::{Context, publish_change};
+use super::device::fleet::GatewayKey;
+use crate::api::gateway::Gateway;
+use crate::api::is_reconciliation_paused;
+
+/// Name in metrics, events and managed fields.
+const CONTROLLER: &str = "gateway";
+
+/// A Gateway that waits for a Secret is looked at again after this long: a Secret of an unusual type is not watched.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// And any Gateway after this long: each look reads some fifteen objects and writes nothing where all is well.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// Reconciles Gateways until dropped. `totals` tells which Gateway has other numbers of devices.
+pub async fn run(context: Context, totals: UnboundedReceiver<GatewayKey>) {
+    let reconciler = Reconciler {
+        writer: context.writer("fleetwright/gateway"),
+        recorder: context.recorder("fleetwright.io/gateway"),
+        context: context.clone(),
+    };
+    let observer = context.observer();
+    Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
+        .with_name(CONTROLLER)
+        .with_observer(observer)
+        .with_controller(|controller| watch::subscribe(controller, &context.client, totals))
+        .run()
+        .await;
+}
+
+struct Reconciler {
+    context: Context,
+    writer: Writer,
+    recorder: Arc<EventRecorder>,
+}
+
+#[async_trait::async_trait]
+impl k8s_controller::Context for Reconciler {
+    type Resource = Gateway;
+    type Error = WriteError;
+
+    async fn apply(&self, _: Client, gateway: &Gateway, _: &mut TraceMetadata) -> Result<Option<Action>, WriteError> {
+        // What it owns goes by its owner references; nothing outside the cluster is to be undone.
+        if is_reconciliation_paused(gateway) || gateway.metadata.deletion_timestamp.is_some() {
+            return Ok(Some(Action::await_change()));
+        }
+        let observed = observe(&self.context, gateway).await?;
+        let now = Timestamp::now();
+        let valid = match validate(&observed, now) {
+            Ok(valid) => valid,
+            Err(cause) => {
+                self.write_status(&observed, &Outcome::Rejected(&cause)).await?;
+                return Ok(Some(Action::await_change()));
+            }
+        };
+        match self.apply_all(gateway, build(&valid, &self.context.images)).await {
+            Ok(stateful_set) => self.write_status(&observed, &Outcome::Applied(&valid, &stateful_set)).await?,
+            Err(error) => {
+                self.write_status(&observed, &Outcome::NotApplied(&valid, &error)).await?;
+                return Err(error);
+            }
+        }
+        Ok(Some(Action::requeue(next_look(&observed, &valid, now))))
+    }
+}
+
+impl Reconciler {
+    /// What a pod needs comes before the pod. Returns the live StatefulSet.
+    async fn apply_all(&self, gateway: &Gateway, desired: Desired) -> Result<StatefulSet, WriteError> {
+        let owner = owner_reference(gateway);
+        self.writer.apply(&owner, &desired.configuration).await?;
+        self.writer.apply(&owner, &desired.report).await?;
+        self.writer.apply(&owner, &desired.service_account).await?;
+        self.writer.apply(&owner, &desired.role).await?;
+        self.writer.apply(&owner, &desired.role_binding).await?;
+        self.writer.apply(&owner, &desired.network_policy).await?;
+        self.writer.apply(&owner, &desired.internal_service).await?;
+        self.writer.apply(&owner, &desired.service).await?;
+        self.writer.apply(&owner, &desired.disruption_budget).await?;
+        Ok(self.writer.apply(&owner, &desired.stateful_set).await?.into_inner())
+    }
+
+    async fn write_status(&self, observed: &Observed, outcome: &Outcome<'_>) -> Result<(), WriteError> {
+        let gateway = &observed.gateway;
+        let wanted = status(observed, outcome);
+        let previous = gateway.status.as_ref();
+        let written = self
+            .writer
+            .write_status::<Gateway, _>(&gateway.namespace().unwrap_or_default(), &gateway.name_any(), previous, &wanted)
+            .await?;
+        if written {
+            let before = previous.map_or(&[][..], |status| status.conditions.as_slice());
+            publish_change(&self.recorder, gateway, before, &wanted.conditions).await;
+        }
+        Ok(())
+    }
+}
+
+/// When to look again without being told: soon while something is awaited, and when a certificate's time begins or ends.
+fn next_look(observed: &Observed, valid: &Valid, now: Timestamp) -> Duration {
+    let until = |time: Timestamp| Duration::try_from(time.duration_since(now)).ok();
+    let turns = observed.tls.values().filter_map(|secret| match secret {
+        TlsSecret::Certificate(certificate) => until(certificate.not_before).into_iter().chain(until(certificate.not_after)).min(),
+        _ => None,
+    });
+    let awaiting = valid.awaiting.is_some().then_some(LOOK_AGAIN);
+    turns.chain(awaiting).map(|wait| wait.max(Duration::from_secs(1))).min().unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT)
+}

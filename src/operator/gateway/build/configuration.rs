@@ -1,0 +1,104 @@
+//! The ConfigMaps: what Mosquitto and the agent read, and where the agent writes.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+
+use super::{Valid, metadata};
+use crate::api::gateway::{Durability, Listener};
+use crate::api::name;
+use crate::configuration::agent::{
+    self, ACL_FILE, AgentConfiguration, DATA_FOLDER, MOSQUITTO_FILE, PASSWORD_FILE, RUNTIME_FOLDER, TLS_CERTIFICATE, TLS_KEY,
+};
+
+/// The SQLite persistence plugin in the broker's image.
+const PERSISTENCE_PLUGIN: &str = "/usr/lib/mosquitto/persist_sqlite.so";
+
+/// Seconds between two snapshots of the classic persistence. Each writes everything again and holds the broker meanwhile.
+const SNAPSHOT_SECONDS: u32 = 60;
+
+/// The most messages in flight to one client, and what the broker announces to publishers (Receive Maximum, MQTT 5.0 section
+/// 3.2.2.3.3): the largest that MQTT has. Mosquitto's default of 20 makes every publisher wait for the disk 20 messages at a time.
+const MAX_INFLIGHT: u32 = 65_535;
+
+/// What the Maximum Packet Size of MQTT counts beyond the Remaining Length: one byte of type and up to four of length.
+const FIXED_HEADER_BYTES: i32 = 5;
+
+pub(super) fn config_map(valid: &Valid) -> ConfigMap {
+    let agent = AgentConfiguration {
+        namespace: valid.namespace.clone(),
+        gateway: valid.name.clone(),
+        tls_secrets: valid.tls_secrets.clone(),
+    };
+    let data = [
+        (MOSQUITTO_FILE.to_owned(), mosquitto_configuration(valid)),
+        // A struct of strings always encodes; were it not so, the agent would say what it cannot read.
+        (agent::FILE.to_owned(), serde_json::to_string_pretty(&agent).unwrap_or_default()),
+    ];
+    ConfigMap { metadata: metadata(valid, name::broker(&valid.name)), data: Some(BTreeMap::from(data)), ..ConfigMap::default() }
+}
+
+/// Without data: what the agent writes there is left alone.
+pub(super) fn report(valid: &Valid) -> ConfigMap {
+    let mut metadata = metadata(valid, name::agent_report(&valid.name));
+    metadata.labels.get_or_insert_default().insert(name::ROLE_LABEL.to_owned(), name::ROLE_AGENT_REPORT.to_owned());
+    ConfigMap { metadata, ..ConfigMap::default() }
+}
+
+/// Mosquitto's configuration (mosquitto.conf(5) of 2.1).
+#[must_use]
+pub fn mosquitto_configuration(valid: &Valid) -> String {
+    let mut text = format!(
+        "# Written by the operator from Gateway {}/{}; a change made here does not last.\n\
+         allow_anonymous false\n\
+         password_file {RUNTIME_FOLDER}/{PASSWORD_FILE}\n\
+         acl_file {RUNTIME_FOLDER}/{ACL_FILE}\n\n\
+         log_dest stderr\n\
+         log_type error\n\
+         log_type warning\n\
+         log_type notice\n\
+         log_timestamp_format %Y-%m-%dT%H:%M:%S\n\n\
+         set_tcp_nodelay true\n\
+         max_inflight_messages {MAX_INFLIGHT}\n\
+         # Queues are bounded by bytes, not by number.\n\
+         max_queued_messages 0\n\
+         max_queued_bytes {}\n\
+         max_packet_size {}\n",
+        valid.namespace,
+        valid.name,
+        valid.queued_bytes,
+        valid.spec.limits.max_message_bytes.saturating_add(FIXED_HEADER_BYTES),
+    );
+    // Writing to a String cannot fail, here and below.
+    if let Some(bytes) = valid.memory_limit {
+        let _ = writeln!(text, "memory_limit {bytes}");
+    }
+    let _ = write!(text, "\npersistence_location {DATA_FOLDER}/\n{}", persistence(valid.spec.durability));
+    // For workers and the agent; a NetworkPolicy keeps everyone else out. Never full because devices are many.
+    let _ = write!(text, "\n{}", listener(name::INTERNAL_MQTT_PORT, -1));
+    for declared in &valid.spec.listeners {
+        let _ = write!(text, "\n{}{}", listener(declared.port, valid.spec.limits.max_connections), tls(declared));
+    }
+    text
+}
+
+fn persistence(durability: Durability) -> String {
+    let sqlite = |sync: &str| format!("plugin {PERSISTENCE_PLUGIN}\nplugin_opt_sync {sync}\nplugin_opt_flush_period 0\n");
+    match durability {
+        Durability::Disk => sqlite("full"),
+        Durability::Process => sqlite("normal"),
+        Durability::Snapshot => format!("persistence true\nautosave_interval {SNAPSHOT_SECONDS}\n"),
+    }
+}
+
+fn listener(port: i32, max_connections: i32) -> String {
+    format!("listener {port}\nuse_username_as_clientid true\nmax_connections {max_connections}\n")
+}
+
+fn tls(listener: &Listener) -> String {
+    listener.tls.as_ref().map_or_else(String::new, |tls| {
+        let folder = format!("{RUNTIME_FOLDER}/{}", agent::tls_folder(&tls.secret_name));
+        format!("certfile {folder}/{TLS_CERTIFICATE}\nkeyfile {folder}/{TLS_KEY}\ntls_version tlsv1.2\n")
+    })
+}

@@ -1,0 +1,102 @@
+//! From a valid Gateway to every object it owns. Pure, and cannot fail.
+
+mod access;
+mod configuration;
+mod network;
+mod workload;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+pub use configuration::mosquitto_configuration;
+
+use super::validate::Valid;
+use crate::api::name;
+use crate::operator::apply::standard_labels;
+use crate::operator::context::Images;
+
+/// Label `app.kubernetes.io/component` of all that belongs to a broker.
+pub const COMPONENT: &str = "broker";
+
+/// Label `app.kubernetes.io/component` of a Pipeline's workers, the only pods that may reach the internal listener.
+const INGEST_COMPONENT: &str = "ingest";
+
+/// All objects that a Gateway owns.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    /// mosquitto.conf and the agent's configuration.
+    pub configuration: ConfigMap,
+
+    /// Where the agent reports; its data is the agent's alone.
+    pub report: ConfigMap,
+
+    /// Who the pod is.
+    pub service_account: ServiceAccount,
+
+    /// What the agent may read and write.
+    pub role: Role,
+
+    /// Gives the one to the other.
+    pub role_binding: RoleBinding,
+
+    /// For devices.
+    pub service: Service,
+
+    /// For workers.
+    pub internal_service: Service,
+
+    /// Who may reach what.
+    pub network_policy: NetworkPolicy,
+
+    /// How the pod may be evicted.
+    pub disruption_budget: PodDisruptionBudget,
+
+    /// The broker with its agent.
+    pub stateful_set: StatefulSet,
+}
+
+/// Builds them.
+#[must_use]
+pub fn build(valid: &Valid, images: &Images) -> Desired {
+    let configuration = configuration::config_map(valid);
+    Desired {
+        stateful_set: workload::stateful_set(valid, images, &configuration),
+        report: configuration::report(valid),
+        configuration,
+        service_account: access::service_account(valid),
+        role: access::role(valid),
+        role_binding: access::role_binding(valid),
+        service: network::service(valid),
+        internal_service: network::internal_service(valid),
+        network_policy: network::network_policy(valid),
+        disruption_budget: network::disruption_budget(valid),
+    }
+}
+
+fn metadata(valid: &Valid, name: String) -> ObjectMeta {
+    ObjectMeta { name: Some(name), namespace: Some(valid.namespace.clone()), labels: Some(labels(valid)), ..ObjectMeta::default() }
+}
+
+fn labels(valid: &Valid) -> BTreeMap<String, String> {
+    let mut labels = standard_labels(COMPONENT, &valid.name);
+    labels.insert(name::GATEWAY_LABEL.to_owned(), valid.name.clone());
+    labels
+}
+
+/// Labels that select the pods of this Gateway's broker and nothing else.
+fn selector(valid: &Valid) -> BTreeMap<String, String> {
+    [("app.kubernetes.io/component", COMPONENT), (name::GATEWAY_LABEL, &valid.name)]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "../build_tests.rs"]
+mod tests;

@@ -1,0 +1,98 @@
+//! How the broker is reached, by whom, and how its pod may be evicted.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::networking::v1::{
+    NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+};
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::{INGEST_COMPONENT, Valid, metadata, selector};
+use crate::api::gateway::ServiceType;
+use crate::api::name::{self, HTTP_PORT, INTERNAL_MQTT_PORT};
+
+pub(super) fn service(valid: &Valid) -> Service {
+    let mut metadata = metadata(valid, valid.name.clone());
+    metadata.annotations = (!valid.spec.service.annotations.is_empty()).then(|| valid.spec.service.annotations.clone());
+    let type_ = match valid.spec.service.type_ {
+        ServiceType::ClusterIP => "ClusterIP",
+        ServiceType::NodePort => "NodePort",
+        ServiceType::LoadBalancer => "LoadBalancer",
+    };
+    let ports = valid.spec.listeners.iter().map(|listener| port(&listener.name, listener.port)).collect();
+    service_of(valid, metadata, type_, ports)
+}
+
+/// With an address of its own that outlives the pod: a client of a headless Service would hold on to a dead one for
+/// as long as its resolver's cache lasts.
+pub(super) fn internal_service(valid: &Valid) -> Service {
+    let metadata = metadata(valid, name::internal_service(&valid.name));
+    service_of(valid, metadata, "ClusterIP", vec![port("mqtt-internal", INTERNAL_MQTT_PORT)])
+}
+
+fn service_of(
+    valid: &Valid,
+    metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    type_: &str,
+    ports: Vec<ServicePort>,
+) -> Service {
+    let spec =
+        ServiceSpec { type_: Some(type_.to_owned()), selector: Some(selector(valid)), ports: Some(ports), ..ServiceSpec::default() };
+    Service { metadata, spec: Some(spec), ..Service::default() }
+}
+
+fn port(name: &str, port: i32) -> ServicePort {
+    ServicePort {
+        name: Some(name.to_owned()),
+        port,
+        target_port: Some(IntOrString::Int(port)),
+        protocol: Some("TCP".to_owned()),
+        ..ServicePort::default()
+    }
+}
+
+/// Listeners and metrics from anywhere, the internal listener from workers of this namespace alone.
+pub(super) fn network_policy(valid: &Valid) -> NetworkPolicy {
+    let workers = BTreeMap::from([("app.kubernetes.io/component".to_owned(), INGEST_COMPONENT.to_owned())]);
+    let worker_peer = NetworkPolicyPeer { pod_selector: Some(matching(workers)), ..NetworkPolicyPeer::default() };
+    let open = valid.spec.listeners.iter().map(|listener| listener.port).chain([HTTP_PORT]);
+    NetworkPolicy {
+        metadata: metadata(valid, name::broker(&valid.name)),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(matching(selector(valid))),
+            policy_types: Some(vec!["Ingress".to_owned()]),
+            ingress: Some(vec![
+                NetworkPolicyIngressRule { from: None, ports: Some(open.map(policy_port).collect()) },
+                NetworkPolicyIngressRule { from: Some(vec![worker_peer]), ports: Some(vec![policy_port(INTERNAL_MQTT_PORT)]) },
+            ]),
+            egress: None,
+        }),
+    }
+}
+
+fn policy_port(port: i32) -> NetworkPolicyPort {
+    NetworkPolicyPort { port: Some(IntOrString::Int(port)), protocol: Some("TCP".to_owned()), end_port: None }
+}
+
+/// One pod, which may be evicted. A budget that forbade it would stop every drain of a node for good, and nothing is lost
+/// by it: sessions and queues are on the volume, publishers keep what was not acknowledged, and the pod is back in seconds.
+/// An unhealthy pod may be evicted at any time.
+pub(super) fn disruption_budget(valid: &Valid) -> PodDisruptionBudget {
+    PodDisruptionBudget {
+        metadata: metadata(valid, name::broker(&valid.name)),
+        spec: Some(PodDisruptionBudgetSpec {
+            selector: Some(matching(selector(valid))),
+            max_unavailable: Some(IntOrString::Int(1)),
+            unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
+            ..PodDisruptionBudgetSpec::default()
+        }),
+        ..PodDisruptionBudget::default()
+    }
+}
+
+fn matching(labels: BTreeMap<String, String>) -> LabelSelector {
+    LabelSelector { match_labels: Some(labels), ..LabelSelector::default() }
+}

@@ -1,0 +1,206 @@
+//! The StatefulSet: Mosquitto, with its agent as a sidecar that starts first and ends last.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
+use k8s_openapi::api::core::v1::{
+    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, KeyToPath,
+    PersistentVolumeClaim, PersistentVolumeClaimSpec, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource,
+    ResourceRequirements, SeccompProfile, SecretProjection, SecurityContext, Volume, VolumeMount, VolumeProjection,
+    VolumeResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::{Valid, labels, metadata, selector};
+use crate::api::name::{self, HTTP_PORT, INTERNAL_MQTT_PORT, MAX_SHARDS};
+use crate::configuration::agent::{
+    self, CONFIGURATION_FOLDER, DATA_FOLDER, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER, TLS_CERTIFICATE, TLS_KEY,
+};
+use crate::credential::shard;
+use crate::operator::context::Images;
+
+/// User and group of both containers: the agent writes files that only Mosquitto may read, and signals it.
+const USER: i64 = 1883;
+
+/// Seconds for an orderly stop: a snapshot of a full store takes a few.
+const STOP_SECONDS: i64 = 60;
+
+/// Annotation of the pod with the revision of what Mosquitto reads only at its start. Credentials and certificates are not
+/// in it: they reach the running broker.
+const CONFIGURATION_ANNOTATION: &str = "fleetwright.io/configuration-revision";
+
+const CONFIGURATION_VOLUME: &str = "configuration";
+const RUNTIME_VOLUME: &str = "runtime";
+const SECRETS_VOLUME: &str = "secrets";
+const DATA_VOLUME: &str = "data";
+
+pub(super) fn stateful_set(valid: &Valid, images: &Images, configuration: &ConfigMap) -> StatefulSet {
+    let content = configuration.data.iter().flatten().flat_map(|(key, value)| [key.as_bytes(), value.as_bytes()]);
+    let annotations = BTreeMap::from([(CONFIGURATION_ANNOTATION.to_owned(), name::revision(content))]);
+    StatefulSet {
+        metadata: metadata(valid, name::broker(&valid.name)),
+        spec: StatefulSetSpec {
+            replicas: Some(1),
+            service_name: Some(name::internal_service(&valid.name)),
+            selector: LabelSelector { match_labels: Some(selector(valid)), ..LabelSelector::default() },
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta { labels: Some(labels(valid)), annotations: Some(annotations), ..ObjectMeta::default() }),
+                spec: Some(pod(valid, images)),
+            },
+            volume_claim_templates: Some(vec![claim(valid)]),
+            ..StatefulSetSpec::default()
+        },
+        ..StatefulSet::default()
+    }
+}
+
+fn pod(valid: &Valid, images: &Images) -> PodSpec {
+    PodSpec {
+        service_account_name: Some(name::broker(&valid.name)),
+        share_process_namespace: Some(true),
+        termination_grace_period_seconds: Some(STOP_SECONDS),
+        enable_service_links: Some(false),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(USER),
+            run_as_group: Some(USER),
+            fs_group: Some(USER),
+            // A large store must not be walked through at every start.
+            fs_group_change_policy: Some("OnRootMismatch".to_owned()),
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+            ..PodSecurityContext::default()
+        }),
+        init_containers: Some(vec![agent_container(images)]),
+        containers: vec![broker_container(valid, images)],
+        volumes: Some(volumes(valid)),
+        ..PodSpec::default()
+    }
+}
+
+/// A sidecar in the sense of Kubernetes: an init container that stays. Mosquitto starts once the startup probe succeeds, which
+/// is when its files are there; the pod is ready while Mosquitto accepts the agent's login, so that Mosquitto needs no probe of
+/// its own (one that only connects would succeed on a broker that hangs).
+fn agent_container(images: &Images) -> Container {
+    let probe = |path: &str, period, failures| Probe {
+        http_get: Some(HTTPGetAction { path: Some(path.to_owned()), port: IntOrString::Int(HTTP_PORT), ..HTTPGetAction::default() }),
+        period_seconds: Some(period),
+        failure_threshold: Some(failures),
+        timeout_seconds: Some(5),
+        ..Probe::default()
+    };
+    Container {
+        name: "agent".to_owned(),
+        image: Some(images.fleetwright.clone()),
+        image_pull_policy: images.pull_policy.clone(),
+        args: Some(vec!["agent".to_owned()]),
+        restart_policy: Some("Always".to_owned()),
+        ports: Some(vec![container_port(Some("http"), HTTP_PORT)]),
+        startup_probe: Some(probe("/livez", 1, 300)),
+        readiness_probe: Some(probe("/readyz", 2, 3)),
+        liveness_probe: Some(probe("/livez", 10, 6)),
+        resources: Some(ResourceRequirements {
+            limits: Some(quantities(&[("memory", "256Mi")])),
+            requests: Some(quantities(&[("cpu", "10m"), ("memory", "32Mi")])),
+            claims: None,
+        }),
+        security_context: Some(restricted()),
+        volume_mounts: Some(vec![
+            mount(CONFIGURATION_VOLUME, CONFIGURATION_FOLDER, true),
+            mount(SECRETS_VOLUME, SECRETS_FOLDER, true),
+            mount(RUNTIME_VOLUME, RUNTIME_FOLDER, false),
+            mount(DATA_VOLUME, DATA_FOLDER, false),
+        ]),
+        ..Container::default()
+    }
+}
+
+fn broker_container(valid: &Valid, images: &Images) -> Container {
+    // Without names: those of listeners are a user's choice, and might meet ours.
+    let ports = valid.spec.listeners.iter().map(|listener| listener.port).chain([INTERNAL_MQTT_PORT]);
+    Container {
+        name: "mosquitto".to_owned(),
+        image: Some(images.mosquitto.clone()),
+        image_pull_policy: images.pull_policy.clone(),
+        args: Some(vec!["-c".to_owned(), format!("{CONFIGURATION_FOLDER}/{MOSQUITTO_FILE}")]),
+        ports: Some(ports.map(|port| container_port(None, port)).collect()),
+        resources: Some(valid.spec.resources.to_requirements()),
+        security_context: Some(restricted()),
+        volume_mounts: Some(vec![
+            mount(CONFIGURATION_VOLUME, CONFIGURATION_FOLDER, true),
+            mount(RUNTIME_VOLUME, RUNTIME_FOLDER, true),
+            mount(DATA_VOLUME, DATA_FOLDER, false),
+        ]),
+        ..Container::default()
+    }
+}
+
+fn volumes(valid: &Valid) -> Vec<Volume> {
+    // Counts as memory of the agent, which writes it.
+    let memory = EmptyDirVolumeSource {
+        medium: Some("Memory".to_owned()),
+        size_limit: Some(Quantity("128Mi".to_owned())),
+        ..EmptyDirVolumeSource::default()
+    };
+    let configuration = ConfigMapVolumeSource { name: name::broker(&valid.name), ..ConfigMapVolumeSource::default() };
+    vec![
+        Volume { name: CONFIGURATION_VOLUME.to_owned(), config_map: Some(configuration), ..Volume::default() },
+        Volume { name: RUNTIME_VOLUME.to_owned(), empty_dir: Some(memory), ..Volume::default() },
+        Volume { name: SECRETS_VOLUME.to_owned(), projected: Some(secrets(valid)), ..Volume::default() },
+    ]
+}
+
+/// Each Secret in a folder of its own, and none of them needed for the pod to start.
+fn secrets(valid: &Valid) -> ProjectedVolumeSource {
+    let shards = (0..MAX_SHARDS).map(|number| {
+        let keys = [shard::PASSWORDS_KEY, shard::ACLS_KEY, shard::COUNT_KEY];
+        projection(name::auth_shard(&valid.name, number), &agent::shard_folder(number), &keys)
+    });
+    let tls = valid.tls_secrets.iter().map(|secret| projection(secret.clone(), &agent::tls_folder(secret), &[TLS_CERTIFICATE, TLS_KEY]));
+    ProjectedVolumeSource { sources: Some(shards.chain(tls).collect()), default_mode: Some(0o440), ..ProjectedVolumeSource::default() }
+}
+
+fn projection(secret: String, folder: &str, keys: &[&str]) -> VolumeProjection {
+    let item = |key: &&str| KeyToPath { key: (*key).to_owned(), path: format!("{folder}/{key}"), ..KeyToPath::default() };
+    let source = SecretProjection { name: secret, items: Some(keys.iter().map(item).collect()), optional: Some(true) };
+    VolumeProjection { secret: Some(source), ..VolumeProjection::default() }
+}
+
+fn claim(valid: &Valid) -> PersistentVolumeClaim {
+    PersistentVolumeClaim {
+        metadata: ObjectMeta { name: Some(DATA_VOLUME.to_owned()), labels: Some(selector(valid)), ..ObjectMeta::default() },
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
+            storage_class_name: valid.spec.storage.storage_class_name.clone(),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some(BTreeMap::from([("storage".to_owned(), valid.spec.storage.size.to_quantity())])),
+                limits: None,
+            }),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        ..PersistentVolumeClaim::default()
+    }
+}
+
+/// What the Pod Security Standard "restricted" asks of a container, and a root that cannot be written.
+fn restricted() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        read_only_root_filesystem: Some(true),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+        ..SecurityContext::default()
+    }
+}
+
+fn container_port(name: Option<&str>, port: i32) -> ContainerPort {
+    ContainerPort { name: name.map(str::to_owned), container_port: port, protocol: Some("TCP".to_owned()), ..ContainerPort::default() }
+}
+
+fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
+    VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), read_only: Some(read_only), ..VolumeMount::default() }
+}
+
+fn quantities(pairs: &[(&str, &str)]) -> BTreeMap<String, Quantity> {
+    pairs.iter().map(|(name, quantity)| ((*name).to_owned(), Quantity((*quantity).to_owned()))).collect()
+}

@@ -1,0 +1,112 @@
+use serde_json::json;
+
+use super::*;
+use crate::api::Gateway;
+
+fn images() -> Images {
+    Images { fleetwright: "fleetwright:1".to_owned(), mosquitto: "mosquitto:1".to_owned(), pull_policy: None }
+}
+
+/// A Gateway as the API server hands it out, defaults filled in.
+fn valid(spec: serde_json::Value) -> Valid {
+    let object = json!({
+        "apiVersion": "fleetwright.io/v1alpha1", "kind": "Gateway", "metadata": {"name": "plant-1", "namespace": "fleet"}, "spec": spec
+    });
+    let gateway: Gateway = serde_json::from_value(object).unwrap();
+    let tls = gateway.spec.listeners.iter().filter_map(|listener| listener.tls.as_ref()).map(|tls| tls.secret_name.clone());
+    Valid {
+        namespace: "fleet".to_owned(),
+        name: "plant-1".to_owned(),
+        tls_secrets: tls.collect::<std::collections::BTreeSet<_>>().into_iter().collect(),
+        spec: gateway.spec,
+        memory_limit: Some(384 << 20),
+        queued_bytes: 256 << 20,
+        awaiting: None,
+    }
+}
+
+fn full() -> Valid {
+    valid(json!({
+        "listeners": [
+            {"name": "mqtt", "port": 1883},
+            {"name": "mqtts", "port": 8883, "tls": {"secretName": "plant-1-tls"}},
+            {"name": "backup", "port": 8884, "tls": {"secretName": "plant-1-tls"}},
+        ],
+        "storage": {"size": "10Gi", "storageClassName": "fast"},
+        "durability": "Disk",
+        "limits": {"maxConnections": 500, "queuedBytesPerClient": "256Mi", "maxMessageBytes": 2048},
+        "service": {"type": "LoadBalancer", "annotations": {"example.org/zone": "a"}},
+    }))
+}
+
+/// The shards are many and alike: two stand for all.
+fn short(desired: &Desired) -> Desired {
+    let mut desired = desired.clone();
+    let another = |text: &str| text.contains("-auth-") && !text.ends_with("-auth-0") && !text.ends_with("-auth-63");
+    for rule in desired.role.rules.iter_mut().flatten() {
+        rule.resource_names.iter_mut().for_each(|names| names.retain(|name| !another(name)));
+    }
+    for volume in desired.stateful_set.spec.template.spec.iter_mut().flat_map(|spec| spec.volumes.iter_mut().flatten()) {
+        for sources in volume.projected.iter_mut().flat_map(|projected| projected.sources.as_mut()) {
+            sources.retain(|source| !source.secret.as_ref().is_some_and(|secret| another(&secret.name)));
+        }
+    }
+    desired
+}
+
+#[test]
+fn everything_of_a_gateway() {
+    let desired = short(&build(&full(), &images()));
+    insta::assert_yaml_snapshot!("configuration", desired.configuration);
+    insta::assert_yaml_snapshot!("report", desired.report);
+    insta::assert_yaml_snapshot!("access", (desired.service_account, desired.role, desired.role_binding));
+    insta::assert_yaml_snapshot!("network", (desired.service, desired.internal_service, desired.network_policy, desired.disruption_budget));
+    insta::assert_yaml_snapshot!("stateful_set", desired.stateful_set);
+}
+
+#[test]
+fn building_again_gives_the_same() {
+    assert_eq!(build(&full(), &images()), build(&full(), &images()));
+}
+
+#[test]
+fn persistence_follows_durability() {
+    let of = |durability: &str| mosquitto_configuration(&valid(json!({"durability": durability})));
+    assert!(of("Disk").contains("plugin_opt_sync full\nplugin_opt_flush_period 0\n"));
+    assert!(of("Process").contains("plugin_opt_sync normal\nplugin_opt_flush_period 0\n"));
+    // Mosquitto 2.1.2 refuses to run with both.
+    let snapshot = of("Snapshot");
+    assert!(snapshot.contains("persistence true\n") && !snapshot.contains("plugin"));
+}
+
+#[test]
+fn the_pod_rolls_for_what_the_broker_reads_at_its_start_only() {
+    let annotation = |valid: &Valid| {
+        let template = build(valid, &images()).stateful_set.spec.template;
+        template.metadata.and_then(|metadata| metadata.annotations).unwrap()
+    };
+    let reference = annotation(&full());
+    let mut changed = full();
+    changed.spec.limits.max_connections += 1;
+    assert_ne!(annotation(&changed), reference);
+    let mut same = full();
+    same.spec.service.annotations.clear();
+    same.awaiting = Some(crate::api::condition::Cause::new("SecretNotFound", ""));
+    assert_eq!(annotation(&same), reference);
+}
+
+#[test]
+fn no_limit_of_memory_gives_the_broker_none() {
+    let mut unlimited = full();
+    unlimited.memory_limit = None;
+    assert!(!mosquitto_configuration(&unlimited).contains("memory_limit"));
+}
+
+#[test]
+fn names_fit_for_the_longest_gateway() {
+    // StatefulSets add a hash of 10 to the name and put it in a label of 63; Services have 63.
+    let longest = Valid { name: "g".repeat(40), ..full() };
+    let desired = build(&longest, &images());
+    assert!(desired.stateful_set.metadata.name.unwrap().len() + 11 <= 63);
+    assert!(desired.internal_service.metadata.name.unwrap().len() <= 63);
+}

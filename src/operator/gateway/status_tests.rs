@@ -1,0 +1,140 @@
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::api::condition::{READY, RECONCILING, STALLED};
+use crate::api::gateway::GatewayDevices;
+use crate::configuration::agent::AgentReport;
+
+fn gateway(status: Option<&GatewayStatus>) -> Gateway {
+    let mut object = json!({
+        "apiVersion": "fleetwright.io/v1alpha1", "kind": "Gateway", "spec": {},
+        "metadata": {"name": "plant-1", "namespace": "fleet", "generation": 3}
+    });
+    if let Some(status) = status {
+        object["status"] = serde_json::to_value(status).unwrap();
+    }
+    serde_json::from_value(object).unwrap()
+}
+
+fn observed(report: Option<bool>) -> Observed {
+    Observed {
+        gateway: gateway(None),
+        tls: BTreeMap::new(),
+        report: report.map(|messages_dropped| AgentReport { messages_dropped, ..AgentReport::default() }),
+        devices: GatewayDevices { declared: 3, live: 2 },
+    }
+}
+
+fn valid(awaiting: Option<Cause>) -> Valid {
+    Valid {
+        namespace: "fleet".to_owned(),
+        name: "plant-1".to_owned(),
+        spec: gateway(None).spec,
+        memory_limit: None,
+        queued_bytes: 1,
+        tls_secrets: Vec::new(),
+        awaiting,
+    }
+}
+
+fn stateful_set(status: &Value) -> StatefulSet {
+    serde_json::from_value(json!({
+        "metadata": {"generation": 2}, "spec": {"selector": {}, "template": {}, "serviceName": ""}, "status": status
+    }))
+    .unwrap()
+}
+
+fn ready() -> StatefulSet {
+    stateful_set(&json!({"observedGeneration": 2, "replicas": 1, "readyReplicas": 1, "currentRevision": "a", "updateRevision": "a"}))
+}
+
+/// Each condition's type with its status and reason.
+fn summary(status: &GatewayStatus) -> BTreeMap<&str, (&str, &str)> {
+    status.conditions.iter().map(|c| (c.type_.as_str(), (c.status.as_str(), c.reason.as_str()))).collect()
+}
+
+#[test]
+fn available_when_the_pod_is_ready_at_the_current_revision_and_the_agent_has_proven() {
+    let starting = json!({"observedGeneration": 2, "replicas": 1, "currentRevision": "a", "updateRevision": "a"});
+    let stale = json!({"observedGeneration": 1, "replicas": 1, "readyReplicas": 1, "currentRevision": "a", "updateRevision": "a"});
+    let rolling = json!({"observedGeneration": 2, "replicas": 1, "readyReplicas": 1, "currentRevision": "a", "updateRevision": "b"});
+    for (stateful_set, report, reason) in [
+        (stateful_set(&Value::Null), None, "BrokerUpdating"),
+        (stateful_set(&stale), Some(false), "BrokerUpdating"),
+        (stateful_set(&rolling), Some(false), "BrokerUpdating"),
+        (stateful_set(&starting), None, "BrokerStarting"),
+        (stateful_set(&starting), Some(false), "BrokerNotReady"),
+        (ready(), None, "CredentialsNotProven"),
+        (ready(), Some(false), "BrokerAvailable"),
+    ] {
+        let status = status(&observed(report), &Outcome::Applied(&valid(None), &stateful_set));
+        let (summary, available) = (summary(&status), reason == "BrokerAvailable");
+        assert_eq!(summary[BROKER_AVAILABLE], (if available { "True" } else { "False" }, reason));
+        assert_eq!(summary[READY].0, if available { "True" } else { "False" });
+        assert_eq!(summary.contains_key(RECONCILING), !available);
+        assert!(!summary.contains_key(STALLED));
+        assert_eq!(summary[ACCEPTED].0, "True");
+        assert_eq!(status.observed_generation, 3);
+        assert_eq!(status.address.as_deref(), Some("plant-1.fleet.svc"));
+        assert_eq!(status.devices, Some(GatewayDevices { declared: 3, live: 2 }));
+    }
+}
+
+#[test]
+fn what_is_awaited_is_not_the_gateways_fault() {
+    let awaiting = valid(Some(Cause::new("SecretNotFound", "Secret plant-1-tls is not there")));
+    let status = status(&observed(Some(false)), &Outcome::Applied(&awaiting, &ready()));
+    let summary = summary(&status);
+    assert_eq!(summary[ACCEPTED], ("False", "SecretNotFound"));
+    assert_eq!(summary[RECONCILING], ("True", "SecretNotFound"));
+    assert_eq!(summary[BROKER_AVAILABLE].0, "True", "a broker that runs goes on");
+}
+
+#[test]
+fn a_spec_that_must_change_is_stalled() {
+    let cause = Cause::new("InvalidQuantity", "x");
+    let status = status(&observed(None), &Outcome::Rejected(&cause));
+    let summary = summary(&status);
+    assert_eq!((summary[ACCEPTED], summary[STALLED]), (("False", "InvalidQuantity"), ("True", "InvalidQuantity")));
+    assert_eq!(summary[BROKER_AVAILABLE].0, "Unknown");
+}
+
+#[test]
+fn a_refused_write_is_stalled_only_where_the_spec_is_to_blame() {
+    let refused = |code: u16, reason: &str| {
+        let answer = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": reason, "code": code});
+        WriteError::Call {
+            verb: "apply",
+            kind: "Service".to_owned(),
+            name: "plant-1".to_owned(),
+            source: Box::new(kube::Error::Api(Box::new(serde_json::from_value(answer).unwrap()))),
+        }
+    };
+    let conflict = WriteError::NameConflict { kind: "Service".to_owned(), name: "plant-1".to_owned() };
+    for (error, condition, reason) in [
+        (refused(422, "Invalid"), STALLED, "ApplyFailed"),
+        (refused(500, "InternalError"), RECONCILING, "ApplyFailed"),
+        (conflict, RECONCILING, "NameConflict"),
+    ] {
+        let status = status(&observed(None), &Outcome::NotApplied(&valid(None), &error));
+        assert_eq!(summary(&status)[condition], ("True", reason));
+        assert_eq!(summary(&status)[ACCEPTED].0, "True");
+    }
+}
+
+#[test]
+fn dropped_messages_show_and_do_not_make_it_unready() {
+    let status = status(&observed(Some(true)), &Outcome::Applied(&valid(None), &ready()));
+    let summary = summary(&status);
+    assert_eq!((summary[MESSAGES_DROPPED].0, summary[READY].0), ("True", "True"));
+}
+
+#[test]
+fn looking_again_changes_nothing() {
+    let mut observed = observed(Some(true));
+    let first = status(&observed, &Outcome::Applied(&valid(None), &ready()));
+    observed.gateway = gateway(Some(&first));
+    assert_eq!(status(&observed, &Outcome::Applied(&valid(None), &ready())), first);
+}

@@ -1,0 +1,92 @@
+//! From what was observed to a Gateway that can be built, or why it cannot.
+
+use jiff::Timestamp;
+
+use super::observe::{Observed, TlsSecret};
+use crate::api::condition::Cause;
+use crate::api::gateway::GatewaySpec;
+use crate::api::resources::ResourceQuantity;
+use crate::credential::certificate::CertificateError;
+use crate::operator::error::chain;
+
+/// The least memory that a broker may be limited to: it takes some 10 MiB itself, and a quarter is set aside.
+const LEAST_MEMORY: i64 = 32 << 20;
+
+/// Percent of the container's memory that the broker may use for sessions and messages. The rest is for SQLite, for
+/// fragmentation and for the stack: a broker at its own limit refuses messages, one at the container's is killed.
+const BROKER_MEMORY_PERCENT: i64 = 75;
+
+/// A Gateway that can be built.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Valid {
+    /// Namespace.
+    pub namespace: String,
+
+    /// Name.
+    pub name: String,
+
+    /// As declared.
+    pub spec: GatewaySpec,
+
+    /// Bytes that the broker may use for sessions and messages; without a limit of memory: as many as there are.
+    pub memory_limit: Option<i64>,
+
+    /// Bytes that may wait for one client.
+    pub queued_bytes: i64,
+
+    /// Names of the TLS Secrets, sorted, each once.
+    pub tls_secrets: Vec<String>,
+
+    /// What the spec names and cannot be used yet. The broker is built nevertheless: it starts as soon as this is
+    /// resolved, and one that runs goes on with the certificate it has.
+    pub awaiting: Option<Cause>,
+}
+
+/// A Gateway that can be built, or what in its spec has to change first.
+///
+/// # Errors
+/// What only a change of the spec can heal.
+pub fn validate(observed: &Observed, now: Timestamp) -> Result<Valid, Cause> {
+    let spec = &observed.gateway.spec;
+    let memory = spec.resources.limits.get("memory").map(|memory| quantity("resources.limits.memory", memory, LEAST_MEMORY)).transpose()?;
+    let queued_bytes = quantity("limits.queuedBytesPerClient", &spec.limits.queued_bytes_per_client, 1)?;
+    quantity("storage.size", &spec.storage.size, 1)?;
+    if let Some(request) = spec.resources.requests.get("memory").and_then(ResourceQuantity::to_units)
+        && memory.is_some_and(|limit| request > limit)
+    {
+        let message = "resources.requests.memory is above resources.limits.memory: raise the limit or lower the request";
+        return Err(Cause::new("InvalidResources", message));
+    }
+    Ok(Valid {
+        namespace: observed.gateway.metadata.namespace.clone().unwrap_or_default(),
+        name: observed.gateway.metadata.name.clone().unwrap_or_default(),
+        spec: spec.clone(),
+        memory_limit: memory.map(|bytes| bytes / 100 * BROKER_MEMORY_PERCENT),
+        queued_bytes,
+        tls_secrets: observed.tls.keys().cloned().collect(),
+        awaiting: observed.tls.iter().find_map(|(name, secret)| unusable(name, secret, now)),
+    })
+}
+
+fn quantity(field: &str, quantity: &ResourceQuantity, least: i64) -> Result<i64, Cause> {
+    let units = quantity.to_units().filter(|units| *units >= least);
+    units.ok_or_else(|| Cause::new("InvalidQuantity", format!("{field} is {:?}: expected a quantity of at least {least}", quantity.0)))
+}
+
+fn unusable(name: &str, secret: &TlsSecret, now: Timestamp) -> Option<Cause> {
+    let invalid = |error: &CertificateError| {
+        Cause::new("InvalidCertificate", format!("Secret {name}: {}. A running broker keeps the certificate it has", chain(error)))
+    };
+    match secret {
+        TlsSecret::Missing => Some(Cause::new("SecretNotFound", format!("Secret {name} is not there: create it (type kubernetes.io/tls)"))),
+        TlsSecret::Incomplete { key } => {
+            Some(Cause::new("SecretKeyNotFound", format!("Secret {name} has no key {key}: expected tls.crt and tls.key")))
+        }
+        TlsSecret::Invalid(error) => Some(invalid(error)),
+        TlsSecret::Certificate(certificate) => certificate.check_time(now).err().as_ref().map(invalid),
+    }
+}
+
+#[cfg(test)]
+#[path = "validate_tests.rs"]
+mod tests;

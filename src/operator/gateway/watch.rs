@@ -1,0 +1,109 @@
+//! What makes a Gateway be looked at again: itself, what it owns, the Secrets it names, its agent's report, its devices.
+
+use std::collections::HashMap;
+
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::core::PartialObjectMeta;
+use kube::runtime::controller::Controller;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::{self, Config, Event};
+use kube::{Api, Client, ResourceExt};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::observe::parse_report;
+use crate::api::Gateway;
+use crate::api::name::{GATEWAY_LABEL, ROLE_AGENT_REPORT, ROLE_AUTH_SHARD, ROLE_LABEL};
+use crate::operator::device::fleet::GatewayKey;
+
+/// Everything of a Gateway's own carries the label of that Gateway; the shards of its credentials are not this reconciler's.
+fn ours() -> Config {
+    Config::default().labels(&format!("{GATEWAY_LABEL},{ROLE_LABEL}!={ROLE_AUTH_SHARD}"))
+}
+
+/// Adds all watches.
+pub fn subscribe(controller: Controller<Gateway>, client: &Client, totals: UnboundedReceiver<GatewayKey>) -> Controller<Gateway> {
+    let gateways = controller.store();
+    let configurations = notable(watcher::watcher(Api::<ConfigMap>::all(client.clone()), ours()));
+    let tls = Config::default().fields("type=kubernetes.io/tls");
+    let totals = futures::stream::unfold(totals, |mut totals| async { totals.recv().await.map(|key| (key, totals)) })
+        .map(|key| ObjectRef::new(&key.name).within(&key.namespace));
+    controller
+        .owns(Api::<StatefulSet>::all(client.clone()), ours())
+        .owns(Api::<Service>::all(client.clone()), ours())
+        .owns(Api::<ServiceAccount>::all(client.clone()), ours())
+        .owns(Api::<Role>::all(client.clone()), ours())
+        .owns(Api::<RoleBinding>::all(client.clone()), ours())
+        .owns(Api::<NetworkPolicy>::all(client.clone()), ours())
+        .owns(Api::<PodDisruptionBudget>::all(client.clone()), ours())
+        .owns_stream(configurations)
+        .watches(Api::<PartialObjectMeta<Secret>>::all(client.clone()), tls, move |secret| naming(&gateways, &secret))
+        .reconcile_on(totals)
+}
+
+/// Gateways with a listener that names this Secret.
+fn naming(gateways: &Store<Gateway>, secret: &PartialObjectMeta<Secret>) -> Vec<ObjectRef<Gateway>> {
+    let name = secret.name_any();
+    let names = |gateway: &Gateway| {
+        gateway.namespace() == secret.namespace()
+            && gateway.spec.listeners.iter().any(|listener| listener.tls.as_ref().is_some_and(|tls| tls.secret_name == name))
+    };
+    gateways.state().iter().filter(|gateway| names(gateway)).map(|gateway| ObjectRef::from_obj(gateway.as_ref())).collect()
+}
+
+/// ConfigMaps of Gateways, without the changes of agents' reports that a Gateway's status does not show: a report changes
+/// with every change of a credential.
+fn notable(
+    events: impl Stream<Item = watcher::Result<Event<ConfigMap>>> + Send + 'static,
+) -> impl Stream<Item = watcher::Result<ConfigMap>> + Send + 'static {
+    let mut known: HashMap<String, Notable> = HashMap::new();
+    events.filter_map(move |event| {
+        let notable = match event {
+            Ok(Event::Apply(object) | Event::InitApply(object)) => {
+                let now = Notable::of(&object);
+                let news = now.is_none() || known.get(&key(&object)) != now.as_ref();
+                if let Some(now) = now {
+                    known.insert(key(&object), now);
+                }
+                news.then_some(Ok(object))
+            }
+            Ok(Event::Delete(object)) => {
+                known.remove(&key(&object));
+                Some(Ok(object))
+            }
+            Ok(Event::Init | Event::InitDone) => None,
+            Err(error) => Some(Err(error)),
+        };
+        std::future::ready(notable)
+    })
+}
+
+fn key(object: &ConfigMap) -> String {
+    format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// What matters of an agent's report.
+#[derive(Debug, Eq, PartialEq)]
+struct Notable {
+    uid: Option<String>,
+    labels: std::collections::BTreeMap<String, String>,
+    messages_dropped: Option<bool>,
+}
+
+impl Notable {
+    fn of(object: &ConfigMap) -> Option<Self> {
+        (object.labels().get(ROLE_LABEL).map(String::as_str) == Some(ROLE_AGENT_REPORT)).then(|| Self {
+            uid: object.uid(),
+            labels: object.labels().clone(),
+            messages_dropped: parse_report(object).map(|report| report.messages_dropped),
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;
