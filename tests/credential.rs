@@ -1,5 +1,7 @@
 //! What the credential module renders, judged by a real Mosquitto and its own clients.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails by panicking")]
+
 mod common;
 
 use common::free_port;

@@ -108,9 +108,12 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
 async fn reconcile(context: Context, device_concurrency: usize, readiness: Readiness) -> anyhow::Result<()> {
     info!("holding the lease: reconciling");
     readiness.fails(DEVICES_CHECK, "listing");
-    let (totals, _totals_of_gateways) = mpsc::unbounded_channel();
+    let (totals, totals_of_gateways) = mpsc::unbounded_channel();
     let registry = broadcast::Sender::new(REGISTRY_BACKLOG);
-    let driver = Driver::new(context, device_concurrency, Subscribers { totals, registry })?;
-    driver.run(|| readiness.holds(DEVICES_CHECK)).await;
+    let driver = Driver::new(context.clone(), device_concurrency, Subscribers { totals, registry })?;
+    tokio::select! {
+        () = driver.run(|| readiness.holds(DEVICES_CHECK)) => {}
+        () = gateway::run(context, totals_of_gateways) => {}
+    }
     Ok(())
 }

@@ -8,7 +8,7 @@ fn images() -> Images {
 }
 
 /// A Gateway as the API server hands it out, defaults filled in.
-fn valid(spec: serde_json::Value) -> Valid {
+fn valid(spec: &serde_json::Value) -> Valid {
     let object = json!({
         "apiVersion": "fleetwright.io/v1alpha1", "kind": "Gateway", "metadata": {"name": "plant-1", "namespace": "fleet"}, "spec": spec
     });
@@ -26,7 +26,7 @@ fn valid(spec: serde_json::Value) -> Valid {
 }
 
 fn full() -> Valid {
-    valid(json!({
+    valid(&json!({
         "listeners": [
             {"name": "mqtt", "port": 1883},
             {"name": "mqtts", "port": 8883, "tls": {"secretName": "plant-1-tls"}},
@@ -47,7 +47,7 @@ fn short(desired: &Desired) -> Desired {
         rule.resource_names.iter_mut().for_each(|names| names.retain(|name| !another(name)));
     }
     for volume in desired.stateful_set.spec.template.spec.iter_mut().flat_map(|spec| spec.volumes.iter_mut().flatten()) {
-        for sources in volume.projected.iter_mut().flat_map(|projected| projected.sources.as_mut()) {
+        for sources in volume.projected.iter_mut().filter_map(|projected| projected.sources.as_mut()) {
             sources.retain(|source| !source.secret.as_ref().is_some_and(|secret| another(&secret.name)));
         }
     }
@@ -71,7 +71,7 @@ fn building_again_gives_the_same() {
 
 #[test]
 fn persistence_follows_durability() {
-    let of = |durability: &str| mosquitto_configuration(&valid(json!({"durability": durability})));
+    let of = |durability: &str| mosquitto_configuration(&valid(&json!({"durability": durability})));
     assert!(of("Disk").contains("plugin_opt_sync full\nplugin_opt_flush_period 0\n"));
     assert!(of("Process").contains("plugin_opt_sync normal\nplugin_opt_flush_period 0\n"));
     // Mosquitto 2.1.2 refuses to run with both.

@@ -34,7 +34,7 @@ const CONTROLLER: &str = "gateway";
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// And any Gateway after this long: each look reads some fifteen objects and writes nothing where all is well.
-const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+const LONGEST_WAIT: Duration = Duration::from_hours(1);
 
 /// Reconciles Gateways until dropped. `totals` tells which Gateway has other numbers of devices.
 pub async fn run(context: Context, totals: UnboundedReceiver<GatewayKey>) {
@@ -77,7 +77,7 @@ impl k8s_controller::Context for Reconciler {
                 return Ok(Some(Action::await_change()));
             }
         };
-        match self.apply_all(gateway, build(&valid, &self.context.images)).await {
+        match Box::pin(self.apply_all(gateway, build(&valid, &self.context.images))).await {
             Ok(stateful_set) => self.write_status(&observed, &Outcome::Applied(&valid, &stateful_set)).await?,
             Err(error) => {
                 self.write_status(&observed, &Outcome::NotApplied(&valid, &error)).await?;

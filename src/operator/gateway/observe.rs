@@ -80,6 +80,7 @@ fn tls_secret(secret: Option<&Secret>) -> TlsSecret {
 }
 
 /// A report that cannot be read is as good as none: the agent writes another with its next proof.
+#[must_use]
 pub fn parse_report(report: &ConfigMap) -> Option<AgentReport> {
     let text = report.data.as_ref()?.get(REPORT_KEY)?;
     let warn = |error: &serde_json::Error| warn!(name = report.name_any(), %error, "failed to read the report of an agent");

@@ -93,8 +93,12 @@ fn broker(observed: &Observed, stateful_set: &StatefulSet) -> Finding {
     let name = name::broker(observed.gateway.metadata.name.as_deref().unwrap_or_default());
     match (seen && current, ready, &observed.report) {
         (false, ..) => fails("BrokerUpdating", "the broker is being brought to the current configuration"),
-        (true, false, None) => fails("BrokerStarting", &format!("the broker is starting: see `kubectl describe pod {name}-0` if it takes long")),
-        (true, false, Some(_)) => fails("BrokerNotReady", &format!("the broker does not accept logins: see `kubectl describe pod {name}-0`")),
+        (true, false, None) => {
+            fails("BrokerStarting", &format!("the broker is starting: see `kubectl describe pod {name}-0` if it takes long"))
+        }
+        (true, false, Some(_)) => {
+            fails("BrokerNotReady", &format!("the broker does not accept logins: see `kubectl describe pod {name}-0`"))
+        }
         (true, true, None) => fails("CredentialsNotProven", "the broker's agent has not reported a login yet"),
         (true, true, Some(_)) => Finding::holds(BROKER_AVAILABLE, "BrokerAvailable", "the broker runs and has accepted a login"),
     }

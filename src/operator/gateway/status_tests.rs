@@ -60,7 +60,7 @@ fn available_when_the_pod_is_ready_at_the_current_revision_and_the_agent_has_pro
     let starting = json!({"observedGeneration": 2, "replicas": 1, "currentRevision": "a", "updateRevision": "a"});
     let stale = json!({"observedGeneration": 1, "replicas": 1, "readyReplicas": 1, "currentRevision": "a", "updateRevision": "a"});
     let rolling = json!({"observedGeneration": 2, "replicas": 1, "readyReplicas": 1, "currentRevision": "a", "updateRevision": "b"});
-    for (stateful_set, report, reason) in [
+    for (stateful_set, report, reason) in vec![
         (stateful_set(&Value::Null), None, "BrokerUpdating"),
         (stateful_set(&stale), Some(false), "BrokerUpdating"),
         (stateful_set(&rolling), Some(false), "BrokerUpdating"),

@@ -26,11 +26,8 @@ const MAX_INFLIGHT: u32 = 65_535;
 const FIXED_HEADER_BYTES: i32 = 5;
 
 pub(super) fn config_map(valid: &Valid) -> ConfigMap {
-    let agent = AgentConfiguration {
-        namespace: valid.namespace.clone(),
-        gateway: valid.name.clone(),
-        tls_secrets: valid.tls_secrets.clone(),
-    };
+    let agent =
+        AgentConfiguration { namespace: valid.namespace.clone(), gateway: valid.name.clone(), tls_secrets: valid.tls_secrets.clone() };
     let data = [
         (MOSQUITTO_FILE.to_owned(), mosquitto_configuration(valid)),
         // A struct of strings always encodes; were it not so, the agent would say what it cannot read.

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::api::networking::v1::{
-    NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
-};
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -39,8 +37,7 @@ fn service_of(
     type_: &str,
     ports: Vec<ServicePort>,
 ) -> Service {
-    let spec =
-        ServiceSpec { type_: Some(type_.to_owned()), selector: Some(selector(valid)), ports: Some(ports), ..ServiceSpec::default() };
+    let spec = ServiceSpec { type_: Some(type_.to_owned()), selector: Some(selector(valid)), ports: Some(ports), ..ServiceSpec::default() };
     Service { metadata, spec: Some(spec), ..Service::default() }
 }
 
