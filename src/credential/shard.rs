@@ -5,6 +5,7 @@
 //! of [`write_order`] and only then deletes what is left over; then a reader that follows [`assemble`] misses no user at any
 //! moment, in whatever order it hears of the writes.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -204,17 +205,23 @@ pub fn revision(data: &Data) -> String {
     name::revision([PASSWORDS_KEY, ACLS_KEY, COUNT_KEY].map(|key| data.get(key).unwrap_or(NOTHING).0.as_slice()))
 }
 
+/// The number of shards that shard 0 declares, where its data says one.
+#[must_use]
+pub fn declared_count(data: &Data) -> Option<usize> {
+    text(data, COUNT_KEY).and_then(parse_count).ok()
+}
+
 /// All users of these shards (by number), by name.
 ///
 /// # Errors
 /// When a shard is missing, or older or newer than shard 0 in a way that could miss a user.
-pub fn assemble(shards: &BTreeMap<usize, Shard>) -> Result<BTreeMap<&str, &Entry>, Incomplete> {
-    let count = shards.get(&0).ok_or(Incomplete { shard: 0 })?.count;
+pub fn assemble<S: Borrow<Shard>>(shards: &BTreeMap<usize, S>) -> Result<BTreeMap<&str, &Entry>, Incomplete> {
+    let count = shards.get(&0).ok_or(Incomplete { shard: 0 })?.borrow().count;
     let mut users = BTreeMap::new();
     for number in 0..count {
         // Written under a larger number than shard 0: either it has already lost users to shards that are not followed yet, or it
         // has not yet got those of shards that are no longer followed. Under a smaller number it has more users than count.
-        let shard = shards.get(&number).filter(|shard| shard.count <= count).ok_or(Incomplete { shard: number })?;
+        let shard = shards.get(&number).map(Borrow::borrow).filter(|shard| shard.count <= count).ok_or(Incomplete { shard: number })?;
         users.extend(
             shard
                 .entries

@@ -23,7 +23,7 @@ use self::status::{Outcome, status};
 use self::validate::{Valid, validate};
 use super::apply::{WriteError, Writer, owner_reference};
 use super::context::{Context, publish_change};
-use super::device::fleet::GatewayKey;
+use super::device::key::GatewayKey;
 use crate::api::gateway::Gateway;
 use crate::api::is_reconciliation_paused;
 

@@ -12,7 +12,7 @@ use crate::configuration::agent::{AgentReport, REPORT_KEY, TLS_CERTIFICATE, TLS_
 use crate::credential::certificate::{CertificateError, ServerCertificate};
 use crate::operator::apply::{WriteError, read};
 use crate::operator::context::Context;
-use crate::operator::device::fleet::GatewayKey;
+use crate::operator::device::key::GatewayKey;
 
 /// What there is of a Gateway and of what it names.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use crate::api::condition::{self, ACCEPTED, BROKER_AVAILABLE, Cause, Finding, ME
 use crate::api::gateway::{Gateway, GatewayStatus};
 use crate::api::name;
 use crate::operator::apply::WriteError;
-use crate::operator::error::chain;
+use crate::runtime::error::chain;
 
 /// What became of a Gateway that was validated.
 #[derive(Debug)]

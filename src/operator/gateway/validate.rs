@@ -7,7 +7,7 @@ use crate::api::condition::Cause;
 use crate::api::gateway::GatewaySpec;
 use crate::api::resources::ResourceQuantity;
 use crate::credential::certificate::CertificateError;
-use crate::operator::error::chain;
+use crate::runtime::error::chain;
 
 /// The least memory that a broker may be limited to: it takes some 10 MiB itself, and a quarter is set aside.
 const LEAST_MEMORY: i64 = 32 << 20;

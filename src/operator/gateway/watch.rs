@@ -18,7 +18,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::observe::parse_report;
 use crate::api::Gateway;
 use crate::api::name::{GATEWAY_LABEL, ROLE_AGENT_REPORT, ROLE_AUTH_SHARD, ROLE_LABEL};
-use crate::operator::device::fleet::GatewayKey;
+use crate::operator::device::key::GatewayKey;
 
 /// Everything of a Gateway's own carries the label of that Gateway; the shards of its credentials are not this reconciler's.
 fn ours() -> Config {

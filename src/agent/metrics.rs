@@ -1,0 +1,89 @@
+//! What an agent counts, of itself and of its broker.
+
+use prometheus::core::Collector;
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use tokio::sync::watch;
+
+/// Seconds until a change is proven; the target is one second from a Device to the broker.
+const PROOF_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
+
+/// The metrics of an agent.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Reloads that the broker was told to make.
+    pub reloads: IntCounter,
+    /// From the first change of a generation until the broker has proven it.
+    pub change_to_proof: Histogram,
+    /// From the signal to the proof.
+    pub reload_to_proof: Histogram,
+    /// Generation of the files.
+    pub written: IntGauge,
+    /// Generation that the broker has proven.
+    pub proven: IntGauge,
+    /// Secrets that could not be used, by what they hold.
+    pub refused: IntCounterVec,
+    /// Sessions of workers that are gone, ended.
+    pub sessions_ended: IntCounter,
+    /// Clients connected to the broker.
+    pub clients_connected: IntGauge,
+    /// Bytes of messages that the broker holds.
+    pub messages_stored_bytes: IntGauge,
+    /// Memory of the broker.
+    pub heap_bytes: IntGauge,
+    messages_dropped: IntGauge,
+    has_dropped: watch::Sender<bool>,
+}
+
+impl Metrics {
+    /// Registers them.
+    ///
+    /// # Errors
+    /// When one is registered already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gauge = |name: &str, help: &str| registered(registry, IntGauge::new(name, help)?);
+        let counter = |name: &str, help: &str| registered(registry, IntCounter::new(name, help)?);
+        let histogram = |name: &str, help: &str| {
+            registered(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(PROOF_BUCKETS.to_vec()))?)
+        };
+        Ok(Self {
+            reloads: counter("fleetwright_agent_reloads_total", "Reloads that the broker was told to make.")?,
+            change_to_proof: histogram(
+                "fleetwright_agent_change_to_proof_seconds",
+                "From the first change of a generation until the broker has proven it.",
+            )?,
+            reload_to_proof: histogram("fleetwright_agent_reload_to_proof_seconds", "From the signal to reload to the proof.")?,
+            written: gauge("fleetwright_agent_generation_written", "Generation of the broker's files, since the agent started.")?,
+            proven: gauge("fleetwright_agent_generation_proven", "Generation that the broker has proven to hold.")?,
+            refused: registered(
+                registry,
+                IntCounterVec::new(Opts::new("fleetwright_agent_refused_total", "Secrets that could not be used."), &["content"])?,
+            )?,
+            sessions_ended: counter("fleetwright_agent_sessions_ended_total", "Sessions of workers that are gone, ended.")?,
+            clients_connected: gauge("fleetwright_broker_clients_connected", "Clients connected to the broker.")?,
+            messages_stored_bytes: gauge("fleetwright_broker_messages_stored_bytes", "Bytes of messages that the broker holds.")?,
+            heap_bytes: gauge("fleetwright_broker_heap_bytes", "Memory that the broker uses for sessions and messages.")?,
+            messages_dropped: gauge(
+                "fleetwright_broker_messages_dropped",
+                "Messages that the broker dropped because of a limit, since it started.",
+            )?,
+            has_dropped: watch::Sender::new(false),
+        })
+    }
+
+    /// The broker's count of dropped messages.
+    pub fn observe_dropped(&self, messages: i64) {
+        self.messages_dropped.set(messages);
+        self.has_dropped.send_if_modified(|has| std::mem::replace(has, messages > 0) != (messages > 0));
+    }
+
+    /// Whether the broker has dropped messages since it started, and when that changes.
+    #[must_use]
+    pub fn has_dropped(&self) -> watch::Receiver<bool> {
+        self.has_dropped.subscribe()
+    }
+}
+
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
