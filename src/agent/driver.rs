@@ -20,7 +20,7 @@ use super::state::{Change, Content, Refusal, State, Waiting};
 use crate::api::name::CANARY_USERNAME;
 use crate::credential::Password;
 use crate::credential::entry::EntryError;
-use crate::operator_free::chain;
+use crate::runtime::error::chain;
 use crate::runtime::readiness::Readiness;
 
 /// Check that holds while the broker accepts the agent's login.
@@ -74,6 +74,8 @@ struct Written {
     canary: Password,
     /// When the first change came that led to them.
     since: Instant,
+    /// Whether the broker has proven them, if only an earlier process of it.
+    proven: bool,
 }
 
 /// Where the broker stands with the files.
@@ -119,7 +121,19 @@ impl Driver {
         let state = State::new(tls_secrets, files::remembered_workers(&places.data));
         let proof = outstanding(None);
         let first_written = CancellationToken::new();
-        Self { places, state, changes, proven, written: None, proof, generation: 0, end_sessions_at: None, first_written, readiness, metrics }
+        Self {
+            places,
+            state,
+            changes,
+            proven,
+            written: None,
+            proof,
+            generation: 0,
+            end_sessions_at: None,
+            first_written,
+            readiness,
+            metrics,
+        }
     }
 
     /// Cancelled once the files are there for the first time: from then on Mosquitto can start.
@@ -199,8 +213,8 @@ impl Driver {
         self.metrics.written.set(self.generation);
         info!(generation = self.generation, shards = content.revisions.len(), departed = content.departed.len(), "files written");
         // What was on its way and is not proven yet is as old as its own first change.
-        let since = self.written.take().filter(|_| !matches!(self.proof, Proof::Given(_))).map_or(since, |written| written.since.min(since));
-        self.written = Some(Written { content, canary, since });
+        let since = self.written.take().filter(|written| !written.proven).map_or(since, |written| written.since);
+        self.written = Some(Written { content, canary, since, proven: false });
         self.first_written.cancel();
         // A broker that has answered takes the signal; another may be starting, and is asked first.
         let answered = match &self.proof {
@@ -239,7 +253,9 @@ impl Driver {
         let (signalled, pause) = (*signalled, *pause);
         match Session::login(&self.places.broker, CANARY_USERNAME, &written.canary, &self.metrics).await {
             Ok(session) => {
-                self.metrics.change_to_proof.observe(written.since.elapsed().as_secs_f64());
+                if !written.proven {
+                    self.metrics.change_to_proof.observe(written.since.elapsed().as_secs_f64());
+                }
                 if let Some(signalled) = signalled {
                     self.metrics.reload_to_proof.observe(signalled.elapsed().as_secs_f64());
                 }
@@ -262,12 +278,18 @@ impl Driver {
     }
 
     fn proven_now(&mut self) {
-        let Some(written) = &self.written else { return };
+        let Some(written) = &mut self.written else { return };
+        written.proven = true;
         info!(generation = self.generation, "the broker has proven to hold the files");
         self.metrics.proven.set(self.generation);
         self.readiness.holds(BROKER_CHECK);
         let revisions = Some(written.content.revisions.clone());
-        self.proven.send_if_modified(|known| *known != revisions && { known.clone_from(&revisions); true });
+        self.proven.send_if_modified(|known| {
+            *known != revisions && {
+                known.clone_from(&revisions);
+                true
+            }
+        });
     }
 
     /// Ends the sessions of workers that are gone, so that no queue grows for nobody; then they vanish from the files.

@@ -80,8 +80,7 @@ fn write(path: &Path, content: &[u8]) -> Result<(), WriteFile> {
     DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder).map_err(failed)?;
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&temporary).map_err(failed)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&temporary).map_err(failed)?;
     file.write_all(content).map_err(failed)?;
     // Only the volume needs it: the rest lies in memory, where this costs nothing.
     file.sync_all().map_err(failed)?;

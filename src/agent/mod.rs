@@ -1,13 +1,118 @@
-//! The role `agent`.
+//! The role `agent`: keeps the files of a broker current, and proves that the broker has read them.
+//!
+//! Secrets ([`source`]) -> what the broker should hold ([`state`]) -> [`files`] -> one reload ([`process`]) -> a login with a
+//! password that only these files have ([`session`]) -> the [`report`]. [`driver`] leads through that.
 
+pub mod driver;
+pub mod files;
+pub mod metrics;
+pub mod process;
+pub mod report;
+pub mod session;
+pub mod source;
+pub mod state;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
 use clap::Args;
+use kube::{Client, Config};
+use prometheus::Registry;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use self::driver::{BROKER_CHECK, Driver, Places};
+use self::metrics::Metrics;
+use self::session::Address;
+use crate::api::name::INTERNAL_MQTT_PORT;
+use crate::configuration::agent::{
+    AgentConfiguration, CONFIGURATION_FOLDER, DATA_FOLDER, FILE, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER,
+};
+use crate::runtime::error::chain;
+use crate::runtime::http;
+use crate::runtime::readiness::Readiness;
+
+/// News that wait for the driver. A full channel slows the watches down, and nothing is lost.
+const BACKLOG: usize = 128;
 
 /// Arguments of the role `agent`.
 #[derive(Args, Clone, Debug)]
-pub struct Arguments {}
+pub struct Arguments {
+    /// Folder with agent.json and mosquitto.conf
+    #[arg(long, default_value = CONFIGURATION_FOLDER)]
+    configuration: PathBuf,
+
+    /// Folder where the Secrets are mounted
+    #[arg(long, default_value = SECRETS_FOLDER)]
+    secrets: PathBuf,
+
+    /// Folder to write what Mosquitto reads
+    #[arg(long, default_value = RUNTIME_FOLDER)]
+    runtime: PathBuf,
+
+    /// Folder of the broker's volume
+    #[arg(long, default_value = DATA_FOLDER)]
+    data: PathBuf,
+
+    /// Host of the broker
+    #[arg(long, default_value = "127.0.0.1")]
+    broker_host: String,
+
+    /// Port of the broker's internal listener
+    #[arg(long, default_value_t = u16::try_from(INTERNAL_MQTT_PORT).unwrap_or_default())]
+    broker_port: u16,
+
+    /// Address of the endpoint for probes and metrics; it answers once the files are there
+    #[arg(long, env = "FLEETWRIGHT_HTTP", default_value = "0.0.0.0:9090")]
+    http: SocketAddr,
+}
 
 /// Runs until `shutdown` is cancelled.
-pub async fn run(_arguments: Arguments, _shutdown: CancellationToken) -> anyhow::Result<()> {
-    Ok(())
+///
+/// # Errors
+/// When the configuration cannot be read, a file cannot be written, or the endpoint's address is taken.
+pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let configuration = read_configuration(&arguments.configuration.join(FILE))?;
+    let registry = Registry::new();
+    let metrics = Arc::new(Metrics::register(&registry)?);
+    let readiness = Readiness::awaiting([BROKER_CHECK]);
+    let (changes, incoming) = mpsc::channel(BACKLOG);
+    let (proven, proofs) = watch::channel(None);
+    let places = Places {
+        configuration: arguments.configuration.join(MOSQUITTO_FILE),
+        runtime: arguments.runtime,
+        data: arguments.data,
+        broker: Address { host: arguments.broker_host, port: arguments.broker_port },
+    };
+    let driver = Driver::new(places, &configuration.tls_secrets, incoming, proven, readiness.clone(), Arc::clone(&metrics));
+    let first_written = driver.first_written();
+    let client = client().await;
+    if let Some(client) = client.clone() {
+        tokio::spawn(report::run(client, configuration.clone(), proofs, metrics.has_dropped()));
+    }
+    tokio::spawn(source::run(client, configuration, arguments.secrets, changes));
+    // Mosquitto starts when the startup probe succeeds, so that there is no endpoint before its files are there.
+    let endpoint = async {
+        tokio::select! {
+            () = first_written.cancelled() => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+        http::serve(arguments.http, readiness, registry, shutdown.clone()).await.context("failed to serve the endpoint")
+    };
+    let drive = async { driver.run(shutdown.clone()).await.context("failed to keep the broker's files") };
+    tokio::try_join!(drive, endpoint).map(|_| ())
+}
+
+fn read_configuration(path: &Path) -> anyhow::Result<AgentConfiguration> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("failed to parse {}: is it of another version?", path.display()))
+}
+
+/// The API server, where there is one: without it the pod's volume has to do.
+async fn client() -> Option<Client> {
+    let config = Config::infer().await.inspect_err(|error| warn!(error = chain(error), "failed to find the API server")).ok()?;
+    Client::try_from(config).inspect_err(|error| warn!(error = chain(error), "failed to make a client of the API server")).ok()
 }

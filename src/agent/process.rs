@@ -50,7 +50,9 @@ pub fn reload(configuration: &Path) -> Result<(), SignalError> {
 fn find(processes: &Path, configuration: &Path) -> Option<i32> {
     let numbers = fs::read_dir(processes).ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     // Processes that end meanwhile have no command line any more.
-    numbers.into_iter().find(|number| fs::read(processes.join(number.to_string()).join("cmdline")).is_ok_and(|line| runs(&line, configuration)))
+    numbers
+        .into_iter()
+        .find(|number| fs::read(processes.join(number.to_string()).join("cmdline")).is_ok_and(|line| runs(&line, configuration)))
 }
 
 /// Whether a command line (arguments that end with a NUL each) is the broker's with this configuration.

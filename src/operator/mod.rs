@@ -4,7 +4,6 @@ pub mod apply;
 pub mod context;
 pub mod device;
 pub mod difference;
-pub mod error;
 pub mod gateway;
 pub mod pipeline;
 

@@ -20,7 +20,7 @@ use super::queue::Queue;
 use super::watch::observations;
 use crate::operator::apply::{WriteError, Writer};
 use crate::operator::context::Context;
-use crate::operator::error::chain;
+use crate::runtime::error::chain;
 
 /// Changes of a Gateway's shards are gathered until none has come for this long …
 const QUIET: Duration = Duration::from_millis(50);

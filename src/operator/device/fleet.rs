@@ -14,8 +14,8 @@ use crate::api::{Device, DeviceStatus};
 use crate::credential::entry::Entry;
 use crate::credential::shard::Data;
 use crate::operator::apply::WriteError;
-use crate::operator::error::chain;
 use crate::registry::DeviceRow;
+use crate::runtime::error::chain;
 
 /// A step that fails this often in a row is worth a status: some three seconds of trying.
 const WORTH_TELLING: u32 = 4;

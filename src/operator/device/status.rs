@@ -4,7 +4,7 @@ use super::record::{PasswordState, Record};
 use crate::api::DeviceStatus;
 use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, Cause, Finding, Readiness, conditions};
 use crate::api::device::CredentialsSecret;
-use crate::operator::error::chain;
+use crate::runtime::error::chain;
 
 /// What a Device's status depends on, beside the Device.
 #[derive(Clone, Copy, Debug)]

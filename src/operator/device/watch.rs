@@ -53,7 +53,7 @@ fn steady<K: Send + 'static>(
     stream: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
 ) -> impl Stream<Item = Event<K>> + Send {
     stream.default_backoff().filter_map(move |event| async move {
-        event.inspect_err(|error| warn!(kind, error = %crate::operator::error::chain(error), "the watch failed: starting it again")).ok()
+        event.inspect_err(|error| warn!(kind, error = %crate::runtime::error::chain(error), "the watch failed: starting it again")).ok()
     })
 }
 

@@ -1,0 +1,160 @@
+//! Where news of Secrets comes from: the API server, and the pod's volume when that is away.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{Config, Event, watcher};
+use kube::{Api, Client};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::state::{Change, Origin, Subject};
+use crate::api::name::{MAX_SHARDS, auth_shard};
+use crate::configuration::agent::{AgentConfiguration, TLS_CERTIFICATE, TLS_KEY, shard_folder, tls_folder};
+use crate::credential::shard::{self, ACLS_KEY, COUNT_KEY, Data, PASSWORDS_KEY};
+use crate::runtime::error::chain;
+
+/// How long the API server has for its first answers before the volume stands in. The volume is a minute behind.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Sends news of the Gateway's Secrets until the receiver is gone. Those of the volume come once, where the API server has
+/// not told of all of them in time.
+pub async fn run(client: Option<Client>, configuration: AgentConfiguration, secrets: PathBuf, changes: mpsc::Sender<Change>) {
+    let heard = watch::Sender::new(std::collections::BTreeSet::new());
+    let fallback = fall_back(&configuration, &secrets, heard.subscribe(), &changes);
+    let Some(client) = client else { return fallback.await };
+    let api = Api::<Secret>::namespaced(client, &configuration.namespace);
+    let relay = Relay { api, gateway: configuration.gateway.clone(), changes: changes.clone(), heard };
+    tokio::join!(fallback, relay.run(&configuration.tls_secrets));
+}
+
+/// Tells what the volume holds of all that the API server has not told of.
+async fn fall_back(
+    configuration: &AgentConfiguration,
+    secrets: &Path,
+    heard: watch::Receiver<std::collections::BTreeSet<Subject>>,
+    changes: &mpsc::Sender<Change>,
+) {
+    sleep(PATIENCE).await;
+    let mounted = mounted(secrets, &configuration.tls_secrets);
+    let missing: Vec<Change> = mounted.into_iter().filter(|change| !heard.borrow().contains(&change.subject)).collect();
+    if !missing.is_empty() {
+        info!(secrets = missing.len(), "the API server has not told of these Secrets yet: taking them from the pod's volume");
+    }
+    for change in missing {
+        // The receiver is gone: the agent stops.
+        let _ = changes.send(change).await;
+    }
+}
+
+/// What the volume holds.
+#[must_use]
+pub fn mounted(folder: &Path, tls_secrets: &[String]) -> Vec<Change> {
+    let read = |subject: Subject, part: &str, keys: &[&str]| {
+        let value = |key: &&str| Some(((*key).to_owned(), ByteString(std::fs::read(folder.join(part).join(key)).ok()?)));
+        // All keys or none: the kubelet swaps the folder as a whole.
+        let data: Option<Data> = keys.iter().map(value).collect();
+        Some(Change { subject, data: Some(data?), origin: Origin::Volume })
+    };
+    let shard = |number| read(Subject::Shard(number), &shard_folder(number), &[PASSWORDS_KEY, ACLS_KEY, COUNT_KEY]);
+    let tls = |secret: &String| read(Subject::Tls(secret.clone()), &tls_folder(secret), &[TLS_CERTIFICATE, TLS_KEY]);
+    (0..MAX_SHARDS).filter_map(shard).chain(tls_secrets.iter().filter_map(tls)).collect()
+}
+
+/// Follows Secrets at the API server, each by its name: a Role can allow no more than that.
+struct Relay {
+    api: Api<Secret>,
+    gateway: String,
+    changes: mpsc::Sender<Change>,
+    heard: watch::Sender<std::collections::BTreeSet<Subject>>,
+}
+
+impl Relay {
+    async fn run(self, tls_secrets: &[String]) {
+        let (count, mut counts) = watch::channel(1_usize);
+        let mut fixed = JoinSet::new();
+        for secret in tls_secrets {
+            fixed.spawn(self.follow(Subject::Tls(secret.clone()), secret.clone(), None));
+        }
+        fixed.spawn(self.follow(Subject::Shard(0), auth_shard(&self.gateway, 0), Some(count)));
+        let mut others: BTreeMap<usize, tokio::task::AbortHandle> = BTreeMap::new();
+        let mut tasks = JoinSet::new();
+        while counts.changed().await.is_ok() {
+            let count = *counts.borrow_and_update();
+            for number in (1..count).filter(|number| !others.contains_key(number)).collect::<Vec<_>>() {
+                let following = self.follow(Subject::Shard(number), auth_shard(&self.gateway, number), None);
+                others.insert(number, tasks.spawn(following));
+            }
+            for (_, surplus) in others.split_off(&count.max(1)) {
+                surplus.abort();
+            }
+        }
+    }
+
+    /// Sends news of one Secret until the receiver is gone. Shard 0 also tells how many shards there are.
+    fn follow(&self, subject: Subject, name: String, count: Option<watch::Sender<usize>>) -> impl Future<Output = ()> + use<> {
+        let (changes, heard) = (self.changes.clone(), self.heard.clone());
+        let config = Config::default().fields(&format!("metadata.name={name}"));
+        let events = watcher(self.api.clone(), config).default_backoff();
+        async move {
+            let mut events = std::pin::pin!(events);
+            let mut listed = false;
+            while let Some(event) = events.next().await {
+                let data = match event {
+                    Ok(Event::Init) => {
+                        listed = false;
+                        continue;
+                    }
+                    Ok(Event::InitApply(secret) | Event::Apply(secret)) => {
+                        listed = true;
+                        Some(secret.data.unwrap_or_default())
+                    }
+                    Ok(Event::InitDone) if listed => continue,
+                    Ok(Event::InitDone | Event::Delete(_)) => None,
+                    Err(error) => {
+                        warn!(secret = name, error = chain(&error), "failed to follow a Secret: trying again");
+                        continue;
+                    }
+                };
+                if let (Some(count), Some(number)) = (&count, data.as_ref().and_then(shard::declared_count)) {
+                    count.send_if_modified(|known| std::mem::replace(known, number) != number);
+                }
+                heard.send_if_modified(|heard| heard.insert(subject.clone()));
+                if changes.send(Change { subject: subject.clone(), data, origin: Origin::ApiServer }).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_volume_tells_of_whole_secrets_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |part: &str, key: &str| {
+            std::fs::create_dir_all(folder.path().join(part)).unwrap();
+            std::fs::write(folder.path().join(part).join(key), key).unwrap();
+        };
+        for key in [PASSWORDS_KEY, ACLS_KEY, COUNT_KEY] {
+            write("shards/3", key);
+        }
+        write("shards/4", PASSWORDS_KEY);
+        write("tls/a.b", TLS_CERTIFICATE);
+        write("tls/a.b", TLS_KEY);
+        write("tls/other", TLS_CERTIFICATE);
+        let subjects: Vec<Subject> =
+            mounted(folder.path(), &["a.b".to_owned(), "other".to_owned()]).into_iter().map(|change| change.subject).collect();
+        assert_eq!(subjects, [Subject::Shard(3), Subject::Tls("a.b".to_owned())]);
+    }
+}
