@@ -1,0 +1,103 @@
+# shellcheck shell=bash
+# What the scripts of this folder share: messages with times, the cache, system packages, the Debian base.
+# Source it; it sets ROOT (the clone) and CACHE (outside the clone, so that a second clone builds nothing again).
+
+shopt -s inherit_errexit
+
+# shellcheck disable=SC2034  # for those who source this
+ROOT=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+CACHE=${FLEETWRIGHT_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/fleetwright}
+DEBIAN_SUITE=forky                     # the first Debian with Mosquitto 2.1, whose SQLite persistence outlives a kill
+
+say()  { printf '%s\n' "$*" >&2; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# step WHAT COMMAND... : says what is being done, does it, and says how long it took.
+# In a subshell, so that `set -e` holds inside COMMAND too (it would not before `||`): variables set there are gone after it.
+step() {
+  local what=$1 started=$EPOCHREALTIME status; shift
+  say "  $what ..."
+  set +e
+  (set -e; "$@")
+  status=$?
+  set -e
+  if [ "$status" -eq 0 ]; then say "  $what: $(since "$started") s"; else say "  $what: FAILED after $(since "$started") s"; fi
+  return "$status"
+}
+
+# since START : the seconds since then, START being an $EPOCHREALTIME.
+since() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN {printf "%.1f", b - a}'; }
+
+# short_hash: twelve characters that stand for what comes on standard input.
+short_hash() { sha256sum | cut -c1-12; }
+
+# cached NAME WHAT COMMAND... : prints nothing; leaves $CACHE/NAME, made by COMMAND, which gets the path to fill as its last argument.
+# One builder at a time; a build that was cut off leaves only a .partial behind, which the next one removes.
+cached() {
+  local name=$1 what=$2 target=$CACHE/$1; shift 2
+  [ -e "$target" ] && return
+  mkdir -p "$CACHE"
+  (
+    flock 9
+    [ -e "$target" ] && exit
+    rm -rf "$target.partial"
+    step "$what" "$@" "$target.partial"
+    mv "$target.partial" "$target"
+  ) 9>"$CACHE/$name.lock"
+}
+
+as_root() { [ "$(id -u)" -eq 0 ] || fail "$1 needs root (namespaces and mounts): run it as root"; }
+
+# need COMMAND=PACKAGE... or FILE=PACKAGE... : installs what is missing when it may, or names exactly what to install.
+need() {
+  local pair missing=()
+  for pair in "$@"; do
+    command -v "${pair%%=*}" >/dev/null || [ -e "${pair%%=*}" ] || [ -x "/usr/sbin/${pair%%=*}" ] || missing+=("${pair#*=}")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+    fail "missing on this machine, please install (names of Debian and Ubuntu packages): ${missing[*]}"
+  fi
+  mkdir -p "$CACHE"
+  step "install system packages: ${missing[*]}" install_packages "${missing[@]}"
+}
+
+install_packages() {
+  local log=$CACHE/apt.log
+  # Two runs at once would fail on apt's own lock: let the second one wait.
+  { apt-get -o DPkg::Lock::Timeout=600 update -q &&
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -qy --no-install-recommends "$@"; } >"$log" 2>&1 ||
+    { tail -n 20 "$log" >&2; return 1; }
+}
+
+# debian_mirror: the mirror that this machine's own apt uses for Debian, for it is the one that is known to answer here.
+debian_mirror() {
+  local mirror
+  mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
+    grep -v '^ *#' | grep -oE 'https?://[^] ]+/debian/?( |$)' | head -n 1 | tr -d ' ') || true
+  printf '%s\n' "${DEBIAN_MIRROR:-${mirror:-http://deb.debian.org/debian}}"
+}
+
+base_hash() { printf '%s\n' "base 2 $DEBIAN_SUITE $(uname -m)" | short_hash; }
+
+# debian_base: prints the folder of a minimal Debian, made once.
+debian_base() {
+  local name; name=base-$(base_hash)
+  need debootstrap=debootstrap /usr/share/keyrings/debian-archive-keyring.gpg=debian-archive-keyring 1>&2
+  cached "$name" "Debian $DEBIAN_SUITE base ($(debian_mirror))" make_debian_base 1>&2
+  printf '%s\n' "$CACHE/$name"
+}
+
+make_debian_base() {
+  local log=$CACHE/debootstrap.log folder
+  folder=$(mktemp -d /var/tmp/fleetwright-base.XXXXXX)     # debootstrap does not bear a space in its path
+  chmod 755 "$folder"
+  # The script is `sid`, since an older debootstrap knows no newer release by its name and all of them are the same.
+  debootstrap --variant=minbase --include=ca-certificates "$DEBIAN_SUITE" "$folder" "$(debian_mirror)" \
+    /usr/share/debootstrap/scripts/sid >"$log" 2>&1 || { tail -n 20 "$log" >&2; rm -rf --one-file-system "$folder"; return 1; }
+  mv "$folder" "$1"
+  # A mirror that is a frozen copy is older than the date until which its index says it is valid. No service starts in a chroot.
+  echo 'Acquire::Check-Valid-Until "false";' >"$1/etc/apt/apt.conf.d/80frozen-mirror"
+  printf '#!/bin/sh\nexit 101\n' >"$1/usr/sbin/policy-rc.d"; chmod 755 "$1/usr/sbin/policy-rc.d"
+  rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/*
+}

@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# From a clone to a living fleet. `demo.sh down` removes all of it; `demo.sh shell [COMMAND]` opens a shell that reaches it;
+# `demo.sh logs` shows what the operator says.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+INSTANCE=${INSTANCE:-$(instance demo)}; export INSTANCE
+NAMESPACE=fleet-demo
+
+demo() {
+  local started=$EPOCHREALTIME
+  say "Fleetwright: the demonstration"
+  build_and_start
+  load_images
+  step "namespace $NAMESPACE" make_namespace "$NAMESPACE"
+  install_charts --set timescaledb.enabled=true --set "timescaledb.namespace=$NAMESPACE"
+  step "apply config/demo" apply_fleet
+  step "the database answers" kubectl --namespace "$NAMESPACE" rollout status statefulset/timescaledb --timeout=180s
+  step "gateways, devices and pipelines are Ready" wait_ready
+  step "the first rows arrive" await_rows
+  show
+  say ""
+  say "Done in $(since "$started") s."
+}
+
+# Compiles Rust, and meanwhile builds the cluster's programs and images, which wait for the network more than for a processor.
+build_and_start() {
+  local failed=0 background
+  { cluster up && clients; } & background=$!
+  step "build fleetwright" release_binary || failed=1
+  wait "$background" || failed=1
+  return "$failed"
+}
+
+# clients : psql and those of Mosquitto, for `make shell`. A machine's own serve a cluster that is not local.
+clients() { [ "${CLUSTER:-local}" != local ] || "$ROOT/e2e/parts.sh" prepare >/dev/null; }
+
+# The simulator runs the image just built.
+apply_fleet() {
+  in_cluster kubectl kustomize "$ROOT/config/demo" | sed "s#image: fleetwright\$#image: $FLEETWRIGHT_IMAGE#" |
+    kubectl apply --server-side --field-manager=demo --force-conflicts -f - >/dev/null
+}
+
+wait_ready() {
+  local kind
+  for kind in gateways devices pipelines; do
+    quietly kubectl wait --namespace "$NAMESPACE" --for=condition=Ready "$kind.fleetwright.io" --all --timeout=300s || {
+      kubectl get fleet --namespace "$NAMESPACE" >&2; return 1; }
+  done
+}
+
+# sql STATEMENT [PSQL-ARGS...] : in the pod of the database, which is the way that every kind of cluster has.
+sql() {
+  local statement=$1 uri; shift
+  uri=$(kubectl get secret timescale --namespace "$NAMESPACE" -o 'jsonpath={.data.uri}' | base64 -d)
+  kubectl exec --namespace "$NAMESPACE" statefulset/timescaledb -- psql "$uri" -X -q "$@" -c "$statement"
+}
+
+table() { kubectl get pipelines.fleetwright.io --namespace "$NAMESPACE" -o 'jsonpath={.items[0].spec.sink.timescale.table}'; }
+rows_of() { sql "SELECT count(*) FROM \"$1\" WHERE time > now() - interval '$2 seconds'" -At; }
+
+await_rows() {
+  local table i; table=$(table)
+  for ((i = 0; i < 120; i++)); do [ "$(rows_of "$table" 60)" -eq 0 ] || return 0; sleep 0.5; done
+  return 1
+}
+
+show() {
+  local table; table=$(table)
+  say ""
+  kubectl get fleet --namespace "$NAMESPACE"
+  printf '\nThe newest rows of %s:\n' "$table"
+  sql "SELECT * FROM \"$table\" ORDER BY time DESC LIMIT 5"
+  sleep 5
+  printf '%s rows per second over the last five seconds\n' "$(sql "SELECT round(count(*) / 5.0) FROM \"$table\" WHERE time > now() - interval '5 seconds'" -At)"
+  cat <<TEXT
+
+Try next:
+  make shell CMD='kubectl get devices'              every device and what the broker made of it
+  make shell CMD='kubectl describe pipeline'        what a Pipeline says of itself
+  make shell CMD='psql -c "SELECT count(*) FROM $table"'
+and remove it all with: make down
+TEXT
+}
+
+down() {
+  if [ "${CLUSTER:-local}" != current ]; then cluster down; return; fi
+  # The cluster stays: only what the demonstration brought goes.
+  step "namespace $NAMESPACE" kubectl delete namespace "$NAMESPACE" --ignore-not-found
+  step "chart fleetwright" helm uninstall fleetwright --namespace "$SYSTEM_NAMESPACE" --ignore-not-found --wait
+  step "chart fleetwright-crds" helm uninstall fleetwright-crds --namespace "$SYSTEM_NAMESPACE" --ignore-not-found
+}
+
+# shell [COMMAND] : psql finds the database by itself, kubectl and bare host names the demonstration's namespace.
+shell() {
+  local uri
+  uri=$(kubectl get secret timescale --namespace "$NAMESPACE" -o 'jsonpath={.data.uri}' 2>/dev/null | base64 -d) || true
+  if [[ $uri =~ ^postgres(ql)?://([^:@]+):([^@]+)@([^:/]+)(:([0-9]+))?/([^?]+) ]]; then
+    export PGUSER=${BASH_REMATCH[2]} PGPASSWORD=${BASH_REMATCH[3]} PGHOST=${BASH_REMATCH[4]} PGPORT=${BASH_REMATCH[6]:-5432} PGDATABASE=${BASH_REMATCH[7]}
+  fi
+  clients
+  export NAMESPACE
+  if [ -n "${1:-}" ]; then exec "$CLUSTER_SH" exec bash -c "$1"; fi
+  say "kubectl, helm, psql, mosquitto_pub and mosquitto_sub reach the fleet in the namespace $NAMESPACE. Leave with exit."
+  exec "$CLUSTER_SH" exec bash -i
+}
+
+logs() { kubectl logs --namespace "$SYSTEM_NAMESPACE" deployment/fleetwright --all-containers --tail=200 "$@"; }
+
+command=${1:-demo}; [ $# -eq 0 ] || shift
+case $command in demo|down|shell|logs|show) "$command" "$@" ;; *) fail "usage: demo.sh [demo|down|shell|logs|show]" ;; esac
