@@ -1,5 +1,10 @@
 //! The role `ingest`.
 
+pub mod batch;
+pub mod dead_letter;
+pub mod decode;
+pub mod topic;
+
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 

@@ -1,0 +1,49 @@
+//! JSON pointers (RFC 6901), merged into a tree that is walked along with the payload.
+
+use super::CompileError;
+
+/// A place in the payload: the fields that take the value there, and the places below it that matter.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Node {
+    /// The slots that the value here fills: usually one, more where fields share a pointer.
+    pub slots: Vec<usize>,
+    /// Sorted by name.
+    children: Vec<(Box<str>, Node)>,
+}
+
+impl Node {
+    /// Makes the value at `pointer` fill `slot`.
+    pub fn insert(&mut self, pointer: &str, slot: usize) -> Result<(), CompileError> {
+        let Some(rest) = pointer.strip_prefix('/') else {
+            return Err(CompileError::ReadPointer { pointer: pointer.to_owned() });
+        };
+        let mut node = self;
+        for token in rest.split('/') {
+            let token = token.replace("~1", "/").replace("~0", "~");
+            let position = match node.position(&token) {
+                Ok(position) => position,
+                Err(position) => {
+                    node.children.insert(position, (token.into(), Self::default()));
+                    position
+                }
+            };
+            node = &mut node.children[position].1;
+        }
+        node.slots.push(slot);
+        Ok(())
+    }
+
+    /// The place below this one under a key, if any field points there or below.
+    pub fn child(&self, key: &str) -> Option<&Self> {
+        self.position(key).ok().map(|position| &self.children[position].1)
+    }
+
+    /// Whether a field points below this place.
+    pub fn is_leaf(&self) -> bool {
+        self.children.is_empty()
+    }
+
+    fn position(&self, key: &str) -> Result<usize, usize> {
+        self.children.binary_search_by(|(name, _)| (**name).cmp(key))
+    }
+}

@@ -1,0 +1,136 @@
+//! Times of readings, as PostgreSQL keeps them: microseconds since 2000-01-01T00:00:00Z (its `timestamptz` on the wire).
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
+
+use crate::api::pipeline::TimeUnit;
+
+/// 2000-01-01T00:00:00Z in microseconds since 1970: PostgreSQL's epoch, and the first time that is accepted. A clock that was
+/// never set starts in 1970, and so does a time that is read in the wrong unit; neither is a time of a reading.
+const EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;
+
+/// How far after its arrival a reading may be timed: a day, for clocks that were set to local time. What is beyond would open
+/// chunks of the table in a future that may never come. 294276 AD, the end of `timestamptz`, is far beyond.
+const FUTURE_MICROSECONDS: i64 = 86_400_000_000;
+
+/// A time: microseconds since 2000-01-01T00:00:00Z.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Time(pub i64);
+
+impl Time {
+    /// The time that the system's clock shows.
+    #[must_use]
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since.as_micros()).unwrap_or(i64::MAX).saturating_sub(EPOCH_MICROSECONDS))
+    }
+
+    /// Whether a reading that arrived at `arrival` can be of this time: from 2000 to a day after the arrival.
+    #[must_use]
+    pub fn is_plausible(self, arrival: Self) -> bool {
+        self.0 >= 0 && self.0 <= arrival.0.saturating_add(FUTURE_MICROSECONDS)
+    }
+
+    /// A whole number of the unit since 1970. `None` when the unit is text, or when the number is beyond 64 bits of microseconds.
+    #[must_use]
+    pub fn from_integer(number: i128, unit: TimeUnit) -> Option<Self> {
+        let microseconds = match unit {
+            TimeUnit::Seconds => number.checked_mul(1_000_000)?,
+            TimeUnit::Milliseconds => number.checked_mul(1_000)?,
+            TimeUnit::Microseconds => number,
+            TimeUnit::Nanoseconds => number.div_euclid(1_000),
+            TimeUnit::Rfc3339 => return None,
+        };
+        i64::try_from(microseconds - i128::from(EPOCH_MICROSECONDS)).ok().map(Self)
+    }
+
+    /// A number of the unit since 1970, with a fraction; rounded to the microsecond.
+    #[must_use]
+    pub fn from_float(number: f64, unit: TimeUnit) -> Option<Self> {
+        let microseconds = match unit {
+            TimeUnit::Seconds => number * 1e6,
+            TimeUnit::Milliseconds => number * 1e3,
+            TimeUnit::Microseconds => number,
+            TimeUnit::Nanoseconds => number / 1e3,
+            TimeUnit::Rfc3339 => return None,
+        };
+        // A thousand times the range of `Time`, and far from where the conversion would saturate.
+        if !(-1e21..1e21).contains(&microseconds) {
+            return None;
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "the range was checked, and the number is whole")]
+        let microseconds = microseconds.round() as i128;
+        Self::from_integer(microseconds, TimeUnit::Microseconds)
+    }
+
+    /// A text as in RFC 3339.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let timestamp: Timestamp = text.parse().ok()?;
+        Self::from_integer(timestamp.as_nanosecond(), TimeUnit::Nanoseconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// 2026-05-04T03:02:01.5Z.
+    const MICROSECONDS: i64 = 1_777_863_721_500_000;
+
+    #[test]
+    fn every_unit_gives_the_same_time() {
+        let expected = Some(Time(MICROSECONDS - EPOCH_MICROSECONDS));
+        assert_eq!(Time::from_float(1_777_863_721.5, TimeUnit::Seconds), expected);
+        assert_eq!(Time::from_integer(1_777_863_721_500, TimeUnit::Milliseconds), expected);
+        assert_eq!(Time::from_float(1_777_863_721_500.0, TimeUnit::Milliseconds), expected);
+        assert_eq!(Time::from_integer(i128::from(MICROSECONDS), TimeUnit::Microseconds), expected);
+        assert_eq!(Time::from_integer(i128::from(MICROSECONDS) * 1000 + 999, TimeUnit::Nanoseconds), expected);
+        assert_eq!(Time::from_text("2026-05-04T03:02:01.5Z"), expected);
+        assert_eq!(Time::from_text("2026-05-04T05:02:01.500000+02:00"), expected);
+    }
+
+    #[test]
+    fn what_is_no_time() {
+        for text in ["", "yesterday", "2026-05-04", "2026-05-04T03:02:01", "2026-13-04T03:02:01Z"] {
+            assert_eq!(Time::from_text(text), None, "{text}");
+        }
+        assert_eq!(Time::from_float(f64::NAN, TimeUnit::Seconds), None);
+        assert_eq!(Time::from_float(1e300, TimeUnit::Nanoseconds), None);
+        assert_eq!(Time::from_integer(i128::from(u64::MAX), TimeUnit::Seconds), None);
+    }
+
+    #[test]
+    fn times_that_are_plausible() {
+        let arrival = Time::from_text("2026-05-04T03:02:01.5Z").unwrap();
+        for (text, plausible) in [
+            ("1999-12-31T23:59:59.999999Z", false),
+            ("2000-01-01T00:00:00Z", true),
+            ("2026-05-04T03:02:01.5Z", true),
+            ("2026-05-05T03:02:01.5Z", true),
+            ("2026-05-05T03:02:01.500001Z", false),
+        ] {
+            assert_eq!(Time::from_text(text).unwrap().is_plausible(arrival), plausible, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_number_is_a_time_or_none(number in any::<f64>(), whole in any::<i64>(), text in ".{0,40}") {
+            for unit in [TimeUnit::Seconds, TimeUnit::Milliseconds, TimeUnit::Microseconds, TimeUnit::Nanoseconds, TimeUnit::Rfc3339] {
+                let _ = (Time::from_float(number, unit), Time::from_integer(i128::from(whole), unit), Time::from_text(&text));
+            }
+        }
+
+        /// Milliseconds with a fraction, as devices send them, are exact to the microsecond.
+        #[test]
+        fn fractions_are_exact(microseconds in 0_i64..4_102_444_800_000_000) {
+            #[allow(clippy::cast_precision_loss, reason = "the range is below 2^53")]
+            let float = microseconds as f64 / 1e3;
+            prop_assert_eq!(Time::from_float(float, TimeUnit::Milliseconds), Some(Time(microseconds - EPOCH_MICROSECONDS)));
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The topic of a Pipeline: compiled once into the filter to subscribe with, and what takes a message's topic apart.
+
+/// A Pipeline's topic, as in `devices/{device}/telemetry`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TopicPattern {
+    filter: String,
+    levels: Vec<Level>,
+    tags: Vec<String>,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Level {
+    Literal(String),
+    Any,
+    Device,
+    Tag,
+}
+
+/// What is wrong with a Pipeline's topic.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum TopicError {
+    /// `{device}` is not there once.
+    #[error("failed to find the device in the topic {topic:?}: expected {{device}} exactly once, as in devices/{{device}}/telemetry")]
+    FindDevice {
+        /// The topic.
+        topic: String,
+    },
+
+    /// A tag is captured twice.
+    #[error("failed to read the topic {topic:?}: expected each capture once, found {{{tag}}} twice")]
+    RepeatTag {
+        /// The topic.
+        topic: String,
+        /// The tag.
+        tag: String,
+    },
+
+    /// A level is neither text, `+` nor a capture.
+    #[error("failed to read the level {level:?} of the topic {topic:?}: expected text, + or a capture such as {{line}}")]
+    ReadLevel {
+        /// The topic.
+        topic: String,
+        /// The level.
+        level: String,
+    },
+}
+
+impl TopicPattern {
+    /// Compiles `spec.source.topic`.
+    ///
+    /// # Errors
+    /// When the topic is not of the form that the CRD asks for.
+    pub fn compile(topic: &str) -> Result<Self, TopicError> {
+        let mut tags: Vec<String> = Vec::new();
+        let mut levels = Vec::new();
+        for level in topic.split('/') {
+            let capture = level.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+            levels.push(match (level, capture) {
+                ("+", _) => Level::Any,
+                (_, Some("device")) => Level::Device,
+                (_, Some(tag)) if tags.iter().any(|known| known == tag) => {
+                    return Err(TopicError::RepeatTag { topic: topic.to_owned(), tag: tag.to_owned() });
+                }
+                (_, Some(tag)) if !tag.is_empty() => {
+                    tags.push(tag.to_owned());
+                    Level::Tag
+                }
+                _ if level.contains(['+', '#', '{', '}', '\0']) => {
+                    return Err(TopicError::ReadLevel { topic: topic.to_owned(), level: level.to_owned() });
+                }
+                _ => Level::Literal(level.to_owned()),
+            });
+        }
+        if levels.iter().filter(|level| **level == Level::Device).count() != 1 {
+            return Err(TopicError::FindDevice { topic: topic.to_owned() });
+        }
+        let filter: Vec<&str> = levels.iter().map(|level| if let Level::Literal(text) = level { text } else { "+" }).collect();
+        Ok(Self { filter: filter.join("/"), levels, tags })
+    }
+
+    /// The MQTT topic filter that matches exactly the topics of this form.
+    #[must_use]
+    pub fn filter(&self) -> &str {
+        &self.filter
+    }
+
+    /// The captures other than the device, in the order of the topic.
+    #[must_use]
+    pub fn tags(&self) -> &[String] {
+        &self.tags
+    }
+
+    /// The device that a topic names; `tags` is filled with the other captures. `None` when the topic is not of this form.
+    pub fn capture<'t>(&self, topic: &'t str, tags: &mut Vec<&'t str>) -> Option<&'t str> {
+        tags.clear();
+        let mut device = None;
+        let mut parts = topic.split('/');
+        for level in &self.levels {
+            let part = parts.next()?;
+            match level {
+                Level::Literal(text) if text != part => return None,
+                Level::Literal(_) | Level::Any => {}
+                Level::Device => device = Some(part),
+                Level::Tag => tags.push(part),
+            }
+        }
+        if parts.next().is_some() { None } else { device }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rumqttc::mqttbytes::{matches, valid_filter};
+
+    use super::*;
+
+    #[test]
+    fn captures_the_device_and_the_tags() {
+        let pattern = TopicPattern::compile("plants/{plant}/+/{line}/devices/{device}/telemetry").unwrap();
+        assert_eq!(pattern.filter(), "plants/+/+/+/devices/+/telemetry");
+        assert_eq!(pattern.tags(), ["plant", "line"]);
+        let mut tags = Vec::new();
+        assert_eq!(pattern.capture("plants/berlin/x/3/devices/press-1/telemetry", &mut tags), Some("press-1"));
+        assert_eq!(tags, ["berlin", "3"]);
+        for other in ["plants/berlin/x/3/devices/press-1", "plants/berlin/x/3/devices/press-1/telemetry/x", "plant/b/x/3/devices/d/telemetry", ""] {
+            assert_eq!(pattern.capture(other, &mut tags), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn topics_that_are_refused() {
+        for topic in ["devices/telemetry", "{device}/{device}", "a/#/{device}", "a{b}/{device}", "{x}/{x}/{device}", "{}/{device}"] {
+            assert!(TopicPattern::compile(topic).is_err(), "{topic}");
+        }
+    }
+
+    proptest! {
+        /// What the broker's filter lets through is what the pattern captures, and nothing else.
+        #[test]
+        fn agrees_with_the_filter(
+            levels in prop::collection::vec(prop_oneof!["[a-c]{1,2}", Just("+".to_owned()), Just("{device}".to_owned()), Just("{tag}".to_owned())], 1..6),
+            topic in "[a-c]{0,2}(/[a-c]{0,2}){0,5}",
+        ) {
+            if let Ok(pattern) = TopicPattern::compile(&levels.join("/")) {
+                prop_assert!(valid_filter(pattern.filter()));
+                let mut tags = Vec::new();
+                let captured = pattern.capture(&topic, &mut tags);
+                prop_assert_eq!(captured.is_some(), matches(&topic, pattern.filter()), "{} {}", pattern.filter(), topic);
+                if captured.is_some() {
+                    prop_assert_eq!(tags.len(), pattern.tags().len());
+                }
+            }
+        }
+    }
+}
