@@ -3,6 +3,8 @@
 pub mod batch;
 pub mod dead_letter;
 pub mod decode;
+pub mod ledger;
+pub mod mqtt;
 pub mod topic;
 
 use clap::Args;

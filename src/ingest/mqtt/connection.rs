@@ -1,0 +1,267 @@
+//! One connection to a broker, with a persistent session: bytes in large reads, answers gathered into one write.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v5::{
+    Connect, ConnectAuth, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet, RetainForwardRule, Subscribe,
+    SubscribeFilter, Unsubscribe,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::frame::{Frame, FrameError, frames, take_whole};
+
+/// How long connecting may take, login included. A broker that reads thousands of credentials again answers nobody for up to
+/// a second.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Seconds after which a broker that hears nothing takes the connection for dead, at one and a half times that. Half of it is
+/// how often a quiet connection is tried.
+pub const KEEP_ALIVE_SECONDS: u16 = 20;
+
+/// The most messages that may be unacknowledged: all that there are packet identifiers for (MQTT 5.0, 3.1.2.11.3). It is the
+/// worker's memory that bounds the window, in bytes, and not the protocol.
+const RECEIVE_MAXIMUM: u16 = u16::MAX;
+
+/// How long a broker keeps the session of a worker that is away: thirty days, a month of a paused Pipeline. The Gateway's
+/// limits bound the queue meanwhile.
+const SESSION_EXPIRY_SECONDS: u32 = 30 * 86_400;
+
+/// How much is read at once.
+const READ_SIZE: usize = 64 * 1024;
+
+/// Packet identifier of the one SUBSCRIBE and the one UNSUBSCRIBE of a connection. Theirs are apart from those of the broker's
+/// messages (MQTT 5.0, 2.2.1).
+const SUBSCRIBE_ID: u16 = 1;
+const UNSUBSCRIBE_ID: u16 = 2;
+
+/// Whom to log in as.
+#[derive(Clone)]
+pub struct Login {
+    /// User name and client identifier.
+    pub username: String,
+    /// Password.
+    pub password: Bytes,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Login").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// Why a connection is not, or no longer, there.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// No answer in time.
+    #[error("failed to connect to the broker at {address} within {} s", CONNECT_TIMEOUT.as_secs())]
+    Await {
+        /// Host and port.
+        address: String,
+    },
+
+    /// The broker refused the login.
+    #[error("failed to log in to the broker at {address} as {username}: it answered {code:?}")]
+    LogIn {
+        /// Host and port.
+        address: String,
+        /// User name.
+        username: String,
+        /// The broker's answer.
+        code: ConnectReturnCode,
+    },
+
+    /// The broker refused the subscription.
+    #[error("failed to subscribe to {filter}: the broker answered {reasons}")]
+    Subscribe {
+        /// The filter.
+        filter: String,
+        /// The broker's answer.
+        reasons: String,
+    },
+
+    /// The network.
+    #[error("failed to talk to the broker")]
+    Talk(#[from] io::Error),
+
+    /// Bytes that are no MQTT.
+    #[error("failed to understand the broker")]
+    Understand(#[from] FrameError),
+
+    /// A packet could not be written.
+    #[error("failed to write a packet")]
+    Write(#[source] rumqttc::mqttbytes::Error),
+
+    /// A packet that has no place here.
+    #[error("failed to make sense of a packet: expected {expected}, found {found}")]
+    Expect {
+        /// What would have had its place.
+        expected: &'static str,
+        /// What came.
+        found: String,
+    },
+
+    /// The broker ended the connection.
+    #[error("the broker ended the connection: {reason:?}")]
+    End {
+        /// Its reason.
+        reason: DisconnectReasonCode,
+    },
+
+    /// The broker is silent.
+    #[error("failed to hear from the broker for {seconds} s")]
+    Hear {
+        /// For how long.
+        seconds: u64,
+    },
+}
+
+/// A connection, logged in.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    input: BytesMut,
+    output: BytesMut,
+}
+
+impl Connection {
+    /// Connects and logs in, and says whether the broker has kept the session.
+    pub async fn open(host: &str, port: u16, login: &Login) -> Result<(Self, bool), ConnectionError> {
+        let address = format!("{host}:{port}");
+        match timeout(CONNECT_TIMEOUT, Self::log_in(&address, host, port, login)).await {
+            Ok(opened) => opened,
+            Err(_) => Err(ConnectionError::Await { address }),
+        }
+    }
+
+    async fn log_in(address: &str, host: &str, port: u16, login: &Login) -> Result<(Self, bool), ConnectionError> {
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?;
+        let mut connection = Self { stream, input: BytesMut::with_capacity(READ_SIZE), output: BytesMut::new() };
+        let properties = ConnectProperties {
+            session_expiry_interval: Some(SESSION_EXPIRY_SECONDS),
+            receive_maximum: Some(RECEIVE_MAXIMUM),
+            ..ConnectProperties::new()
+        };
+        let connect = Connect {
+            keep_alive: KEEP_ALIVE_SECONDS,
+            client_id: login.username.clone(),
+            clean_start: false,
+            properties: Some(properties),
+        };
+        let auth = ConnectAuth::UsernamePassword { username: login.username.clone(), password: login.password.clone() };
+        connection.put(&Packet::Connect(connect, None, auth))?;
+        connection.stream.write_all(&connection.output).await?;
+        connection.output.clear();
+        // The broker may send messages right behind its answer: they stay in the input.
+        let answer = loop {
+            if let Some(answer) = Packet::read(&mut connection.input, None).map(Some).or_else(|error| match error {
+                rumqttc::mqttbytes::Error::InsufficientBytes(_) => Ok(None),
+                other => Err(FrameError::ReadPacket(other)),
+            })? {
+                break answer;
+            }
+            if connection.stream.read_buf(&mut connection.input).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+        };
+        match answer {
+            Packet::ConnAck(answer) if answer.code == ConnectReturnCode::Success => Ok((connection, answer.session_present)),
+            Packet::ConnAck(answer) => {
+                Err(ConnectionError::LogIn { address: address.to_owned(), username: login.username.clone(), code: answer.code })
+            }
+            other => Err(ConnectionError::Expect { expected: "CONNACK", found: format!("{:?}", other.packet_type()) }),
+        }
+    }
+
+    /// Waits until there is something to read, if `read`, or until what is to be written can be. With neither, for ever.
+    pub async fn ready(&self, read: bool) -> io::Result<bool> {
+        let interest = match (read, self.output.is_empty()) {
+            (true, true) => Interest::READABLE,
+            (true, false) => Interest::READABLE | Interest::WRITABLE,
+            (false, false) => Interest::WRITABLE,
+            (false, true) => return std::future::pending().await,
+        };
+        Ok(self.stream.ready(interest).await?.is_readable() && read)
+    }
+
+    /// Packets that were read together with the answer to the login, or left over.
+    pub fn take_whole(&mut self) -> Result<Option<Bytes>, ConnectionError> {
+        Ok(take_whole(&mut self.input)?)
+    }
+
+    /// Reads once; the whole packets that there are now. Never waits.
+    pub fn read(&mut self) -> Result<Option<Bytes>, ConnectionError> {
+        if self.input.capacity() - self.input.len() < READ_SIZE / 4 {
+            self.input.reserve(READ_SIZE);
+        }
+        match self.stream.try_read_buf(&mut self.input) {
+            Ok(0) => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(_) => self.take_whole(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes what can be written. Never waits.
+    pub fn flush(&mut self) -> Result<(), ConnectionError> {
+        while !self.output.is_empty() {
+            match self.stream.try_write(&self.output) {
+                Ok(written) => drop(self.output.split_to(written)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.output.clear();
+        Ok(())
+    }
+
+    /// Acknowledges a message (PUBACK, reason Success: MQTT 5.0, 3.4).
+    pub fn acknowledge(&mut self, packet_id: u16) {
+        self.output.put_u16(0x4002);
+        self.output.put_u16(packet_id);
+    }
+
+    /// Asks the broker for an answer.
+    pub fn ping(&mut self) -> Result<(), ConnectionError> {
+        self.put(&Packet::PingReq)
+    }
+
+    /// Subscribes at QoS 1. Retained messages are not telemetry: none are sent on that account (retain handling 2).
+    pub fn subscribe(&mut self, filter: &str) -> Result<(), ConnectionError> {
+        let mut wanted = SubscribeFilter::new(filter.to_owned(), QoS::AtLeastOnce);
+        wanted.retain_forward_rule = RetainForwardRule::Never;
+        let mut subscribe = Subscribe::new(wanted, None);
+        subscribe.pkid = SUBSCRIBE_ID;
+        self.put(&Packet::Subscribe(subscribe))
+    }
+
+    /// Ends subscriptions.
+    pub fn unsubscribe(&mut self, filters: Vec<String>) -> Result<(), ConnectionError> {
+        self.put(&Packet::Unsubscribe(Unsubscribe { pkid: UNSUBSCRIBE_ID, filters, properties: None }))
+    }
+
+    /// Says goodbye, so that the broker keeps the session, and closes.
+    pub async fn close(mut self) {
+        let goodbye = Packet::Disconnect(Disconnect::new(DisconnectReasonCode::NormalDisconnection));
+        if self.put(&goodbye).is_ok() {
+            // A broker that does not read keeps the session all the same.
+            let _ = timeout(CONNECT_TIMEOUT, self.stream.write_all(&self.output)).await;
+            let _ = timeout(CONNECT_TIMEOUT, self.stream.shutdown()).await;
+        }
+    }
+
+    fn put(&mut self, packet: &Packet) -> Result<(), ConnectionError> {
+        packet.write(&mut self.output, None).map(drop).map_err(ConnectionError::Write)
+    }
+}
+
+/// The packets of a block.
+pub fn packets(block: &Bytes) -> impl Iterator<Item = Result<Frame, ConnectionError>> + '_ {
+    frames(block).map(|frame| frame.map_err(ConnectionError::from))
+}
