@@ -1,6 +1,7 @@
 //! The device registry in the database: the operator fills it, workers follow it.
 
 pub mod fill;
+pub mod follow;
 
 use std::collections::BTreeMap;
 

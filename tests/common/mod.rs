@@ -6,6 +6,8 @@
 
 pub mod mosquitto;
 pub mod postgres;
+pub mod publisher;
+pub mod worker;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;

@@ -10,14 +10,14 @@ use crate::ingest::decode::Value;
 use crate::ingest::decode::time::Time;
 
 /// Signature, flags and an empty extension.
-const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+pub const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
 /// What ends the data: a row of -1 columns.
-const TRAILER: &[u8] = b"\xff\xff";
+pub const TRAILER: &[u8] = b"\xff\xff";
 
 /// How large the pieces are in which a COPY is handed to the connection. Large enough that a call costs nothing beside the
 /// copying, small enough that the connection's own buffer stays small.
-const PIECE: usize = 64 * 1024;
+pub const PIECE: usize = 64 * 1024;
 
 /// Encoded rows, in the order of their arrival until [`Rows::arrange`] sorts them.
 #[derive(Debug, Default)]
@@ -140,6 +140,13 @@ impl Rows {
     pub fn message_of(&self, key: Key) -> Option<u32> {
         let position = self.index.binary_search_by(|row| (row.time, row.device).cmp(&(key.time, key.device))).ok()?;
         self.message(position)
+    }
+
+    /// The first and the last time of a range, once the rows are arranged.
+    #[must_use]
+    pub fn span(&self, range: std::ops::Range<usize>) -> Option<(Time, Time)> {
+        let rows = self.index.get(range)?;
+        Some((rows.first()?.time, rows.last()?.time))
     }
 
     /// The rows of a range as the data of a binary COPY, in pieces.

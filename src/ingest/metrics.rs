@@ -1,0 +1,134 @@
+//! What a worker counts and measures. Labels are bounded: gateways of the Pipeline, and reasons.
+
+use prometheus::core::{AtomicU64, GenericCounter};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, exponential_buckets,
+};
+
+use super::dead_letter::Reason;
+
+type Counter = GenericCounter<AtomicU64>;
+
+/// The metrics of a worker.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    messages: IntCounterVec,
+    bytes: IntCounterVec,
+    rows: IntCounterVec,
+    redelivered: IntCounterVec,
+    batches: IntCounterVec,
+    dead_letters: IntCounterVec,
+    connections: IntCounterVec,
+    unacknowledged: IntGaugeVec,
+    held_bytes: IntGaugeVec,
+    commit: HistogramVec,
+    latency: HistogramVec,
+    lag: HistogramVec,
+    /// Attempts of the database connections to come back.
+    pub database_retries: Counter,
+}
+
+/// The metrics of one gateway's session.
+#[derive(Clone, Debug)]
+pub struct SessionMetrics {
+    gateway: String,
+    all: Metrics,
+    /// Messages that arrived.
+    pub messages: Counter,
+    /// Bytes of their topics and payloads.
+    pub bytes: Counter,
+    /// Rows that were stored.
+    pub rows: Counter,
+    /// Rows and messages that the broker had sent before.
+    pub redelivered: Counter,
+    /// Transactions.
+    pub batches: Counter,
+    /// Logins that succeeded; the first is not a reconnect.
+    pub connections: Counter,
+    /// Messages that are not acknowledged.
+    pub unacknowledged: prometheus::IntGauge,
+    /// Bytes of memory that they hold.
+    pub held_bytes: prometheus::IntGauge,
+    /// Seconds from the first attempt to write a batch to its commit.
+    pub commit: Histogram,
+    /// Seconds from the newest reading of a batch, by its own time, to the commit.
+    pub latency: Histogram,
+    /// Seconds from the arrival of the oldest message of a batch to the commit.
+    pub lag: Histogram,
+}
+
+impl Metrics {
+    /// Metrics, registered.
+    ///
+    /// # Errors
+    /// When one is registered already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gateway = &["gateway"];
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let counter = IntCounterVec::new(Opts::new(format!("fleetwright_ingest_{name}"), help), labels)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGaugeVec::new(Opts::new(format!("fleetwright_ingest_{name}"), help), gateway)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        // From half a millisecond, faster than any disk, to half a minute.
+        let buckets = exponential_buckets(0.0005, 2.0, 17)?;
+        let histogram = |name: &str, help: &str| {
+            let options = HistogramOpts::new(format!("fleetwright_ingest_{name}"), help).buckets(buckets.clone());
+            let histogram = HistogramVec::new(options, gateway)?;
+            registry.register(Box::new(histogram.clone()))?;
+            Ok::<_, prometheus::Error>(histogram)
+        };
+        let database_retries = Counter::new("fleetwright_ingest_database_retries_total", "Attempts to get back to a database that failed.")?;
+        registry.register(Box::new(database_retries.clone()))?;
+        Ok(Self {
+            messages: counter("messages_total", "Messages that arrived from the broker.", gateway)?,
+            bytes: counter("message_bytes_total", "Bytes of topics and payloads that arrived.", gateway)?,
+            rows: counter("rows_total", "Rows that were stored.", gateway)?,
+            redelivered: counter("redelivered_total", "Rows and messages that were stored already, when the broker sent them again.", gateway)?,
+            batches: counter("batches_total", "Transactions that were committed.", gateway)?,
+            dead_letters: counter("dead_letters_total", "Messages that became a dead letter, by reason.", &["gateway", "reason"])?,
+            connections: counter("connections_total", "Logins to the broker that succeeded.", gateway)?,
+            unacknowledged: gauge("unacknowledged_messages", "Messages that arrived and are not acknowledged.")?,
+            held_bytes: gauge("held_bytes", "Memory of the messages that are not stored.")?,
+            commit: histogram("commit_seconds", "From the first attempt to write a batch to its commit.")?,
+            latency: histogram("reading_to_commit_seconds", "From the newest reading of a batch, by its own time, to the commit.")?,
+            lag: histogram("arrival_to_commit_seconds", "From the arrival of the oldest message of a batch to the commit.")?,
+            database_retries,
+        })
+    }
+
+    /// Those of one gateway.
+    #[must_use]
+    pub fn session(&self, gateway: &str) -> SessionMetrics {
+        let label = &[gateway];
+        for reason in Reason::ALL {
+            self.dead_letters.with_label_values(&[gateway, reason.name()]);
+        }
+        SessionMetrics {
+            gateway: gateway.to_owned(),
+            all: self.clone(),
+            messages: self.messages.with_label_values(label),
+            bytes: self.bytes.with_label_values(label),
+            rows: self.rows.with_label_values(label),
+            redelivered: self.redelivered.with_label_values(label),
+            batches: self.batches.with_label_values(label),
+            connections: self.connections.with_label_values(label),
+            unacknowledged: self.unacknowledged.with_label_values(label),
+            held_bytes: self.held_bytes.with_label_values(label),
+            commit: self.commit.with_label_values(label),
+            latency: self.latency.with_label_values(label),
+            lag: self.lag.with_label_values(label),
+        }
+    }
+}
+
+impl SessionMetrics {
+    /// A message became a dead letter.
+    pub fn dead_letter(&self, reason: Reason) {
+        self.all.dead_letters.with_label_values(&[self.gateway.as_str(), reason.name()]).inc();
+    }
+}

@@ -1,0 +1,394 @@
+//! One gateway's session: reads, hands batches over, acknowledges; comes back after every failure.
+//!
+//! The loop of a connection never waits for the database: reading, pings and acknowledgements go on while batches are being
+//! written. Only when what it holds reaches its bound of memory does it stop reading, and the broker queues.
+//! After a connection has ended, all that was read is committed before the next one begins: what the broker then sends again
+//! is known to the table's key or to the ledger.
+
+pub mod store;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rand::RngExt;
+use rumqttc::mqttbytes::v5::{Packet, SubscribeReasonCode};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use self::store::Store;
+use super::intake::Intake;
+use super::metrics::SessionMetrics;
+use super::mqtt::connection::{Connection, ConnectionError, KEEP_ALIVE_SECONDS, Login, packets};
+use super::mqtt::frame::Frame;
+use super::sink::{Done, Sink, session_store};
+use crate::configuration::ingest::IngestGateway;
+use crate::registry::follow::Registry;
+use crate::runtime::readiness::Readiness;
+use crate::timescale::connect::describe;
+use crate::timescale::uri::ConnectionUri;
+
+/// The shortest and the longest wait before the next attempt to connect; doubled at each failure.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How often a quiet connection is tried.
+const PING_INTERVAL: Duration = Duration::from_secs(KEEP_ALIVE_SECONDS as u64 / 2);
+
+/// How long a broker may be silent, a ping included.
+const SILENCE: Duration = Duration::from_secs(KEEP_ALIVE_SECONDS as u64 * 3 / 2);
+
+/// How long to wait between two reads of a busy connection, so that one read takes many messages: a wake-up costs as much
+/// processor as five messages.
+const READ_PAUSE: Duration = Duration::from_millis(1);
+
+/// A connection is busy when two reads follow one another within this time.
+const BUSY_WITHIN: Duration = Duration::from_millis(4);
+
+/// How long an orderly stop waits for the commits; less than a pod is given to end (30 s). What is not committed by then
+/// stays with the broker.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+
+/// What a session needs.
+pub struct Session {
+    /// The broker.
+    pub gateway: IngestGateway,
+    /// Whom to log in as.
+    pub login: Login,
+    /// `<namespace>/<pipeline>/<ordinal>/<gateway>`.
+    pub name: String,
+    /// What takes messages apart.
+    pub intake: Intake,
+    /// The devices.
+    pub registry: Arc<Registry>,
+    /// Where batches go.
+    pub sink: Sink,
+    /// The database, for the session's own row.
+    pub uri: ConnectionUri,
+    /// The most memory that its messages may hold, in bytes.
+    pub budget: usize,
+    /// The checks of the process.
+    pub readiness: Readiness,
+    /// What it counts.
+    pub metrics: SessionMetrics,
+    /// Ends it.
+    pub shutdown: CancellationToken,
+}
+
+/// The readiness check of a gateway's session.
+#[must_use]
+pub fn check(gateway: &str) -> String {
+    format!("gateway {gateway}")
+}
+
+impl Session {
+    /// Runs until `shutdown`.
+    pub async fn run(self) {
+        let check = check(&self.gateway.name);
+        let Some((opened, filter)) = self.open(&check).await else { return };
+        let stale: Vec<String> = opened.filters.into_iter().filter(|known| *known != filter).collect();
+        let store = Store::new(self.intake, self.registry.clone(), self.metrics.clone(), opened.key, opened.entries);
+        let (done, committed) = mpsc::unbounded_channel();
+        let running = Running {
+            check,
+            filter,
+            stale,
+            store,
+            done,
+            committed,
+            gateway: self.gateway,
+            login: self.login,
+            registry: self.registry,
+            sink: self.sink,
+            uri: self.uri,
+            budget: self.budget,
+            readiness: self.readiness,
+            metrics: self.metrics,
+            shutdown: self.shutdown,
+        };
+        running.run().await;
+    }
+
+    /// Takes the session over in the database, however long that takes.
+    async fn open(&self, check: &str) -> Option<(session_store::Opened, String)> {
+        let filter = self.intake.topic.filter().to_owned();
+        let mut backoff = Backoff::default();
+        loop {
+            let attempt = session_store::open(&self.uri, &self.name, &self.gateway.name, &filter);
+            tokio::select! {
+                () = self.shutdown.cancelled() => return None,
+                opened = attempt => match opened {
+                    Ok(opened) => return Some((opened, filter)),
+                    Err(failure) => {
+                        let failure = describe(&failure);
+                        warn!(session = self.name, failure, "the session cannot begin yet");
+                        self.readiness.fails(check, format!("waits for the database: {failure}"));
+                    }
+                }
+            }
+            if !backoff.wait(&self.shutdown).await {
+                return None;
+            }
+        }
+    }
+}
+
+/// A session that is taken over.
+struct Running {
+    check: String,
+    filter: String,
+    /// Filters that the broker may still hold.
+    stale: Vec<String>,
+    store: Store,
+    done: mpsc::UnboundedSender<Done>,
+    committed: mpsc::UnboundedReceiver<Done>,
+    gateway: IngestGateway,
+    login: Login,
+    registry: Arc<Registry>,
+    sink: Sink,
+    uri: ConnectionUri,
+    budget: usize,
+    readiness: Readiness,
+    metrics: SessionMetrics,
+    shutdown: CancellationToken,
+}
+
+impl Running {
+    async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        while !self.shutdown.is_cancelled() {
+            let opened = tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                opened = Connection::open(&self.gateway.host, self.gateway.port, &self.login) => opened,
+            };
+            let ended = match opened {
+                Ok((mut connection, present)) => {
+                    info!(gateway = self.gateway.name, present, "logged in");
+                    self.metrics.connections.inc();
+                    match self.serve(&mut connection, present, &mut backoff).await {
+                        Ok(()) => return self.stop(connection).await,
+                        Err(failure) => failure,
+                    }
+                }
+                Err(failure) => failure,
+            };
+            let failure = describe(&ended);
+            warn!(gateway = self.gateway.name, failure, "the broker's session is interrupted");
+            self.readiness.fails(&self.check, failure);
+            if !self.settle().await || !backoff.wait(&self.shutdown).await {
+                break;
+            }
+            self.store.disconnected();
+        }
+    }
+
+    /// Works a connection until it fails; `Ok` when the worker is to stop.
+    async fn serve(&mut self, connection: &mut Connection, present: bool, backoff: &mut Backoff) -> Result<(), ConnectionError> {
+        connection.ping()?;
+        self.store.connected(present);
+        connection.subscribe(&self.filter)?;
+        if !self.stale.is_empty() {
+            connection.unsubscribe(self.stale.clone())?;
+        }
+        let mut devices = self.registry.watch();
+        let mut pulse = Pulse::new();
+        if let Some(block) = connection.take_whole()? {
+            self.take(&block, backoff)?;
+        }
+        loop {
+            self.acknowledge(connection)?;
+            connection.flush()?;
+            self.store.gauge();
+            let reads = self.store.has_room(self.budget);
+            let due = self.store.due();
+            let now = Instant::now();
+            let is_due = due.is_some_and(|due| due <= now);
+            let wake = [due.filter(|_| !is_due), Some(pulse.next(reads, now)), pulse.read_after.filter(|_| reads)];
+            let wake = wake.into_iter().flatten().min().unwrap_or(now);
+            tokio::select! {
+                () = self.shutdown.cancelled() => return Ok(()),
+                readable = connection.ready(reads && pulse.may_read(now)) => if readable? {
+                    let block = connection.read()?;
+                    pulse.heard(block.as_ref().map_or(0, Bytes::len));
+                    if let Some(block) = block {
+                        self.take(&block, backoff)?;
+                    }
+                },
+                Some(done) = self.committed.recv() => self.store.committed(done),
+                Some(slot) = self.sink.slot(), if is_due => self.submit(slot),
+                Ok(()) = devices.changed() => self.store.take_parked(),
+                () = sleep_until(wake.into()) => {}
+            }
+            if pulse.wants_ping(Instant::now(), reads)? {
+                connection.ping()?;
+                self.store.fence();
+            }
+        }
+    }
+
+    /// Takes the packets of a block.
+    fn take(&mut self, block: &Bytes, backoff: &mut Backoff) -> Result<(), ConnectionError> {
+        let mut messages = Vec::new();
+        for packet in packets(block) {
+            match packet? {
+                Frame::Publish(publish) => messages.push(publish),
+                Frame::Other(Packet::PingResp) => self.store.fence_answered(),
+                Frame::Other(Packet::SubAck(answer)) => {
+                    if !answer.return_codes.iter().all(|code| matches!(code, SubscribeReasonCode::Success(_))) {
+                        return Err(ConnectionError::Subscribe { filter: self.filter.clone(), reasons: format!("{:?}", answer.return_codes) });
+                    }
+                    *backoff = Backoff::default();
+                    self.readiness.holds(&self.check);
+                }
+                Frame::Other(Packet::UnsubAck(_)) => self.forget_stale(),
+                Frame::Other(Packet::Disconnect(goodbye)) => return Err(ConnectionError::End { reason: goodbye.reason_code }),
+                Frame::Other(_) => {}
+            }
+        }
+        if !messages.is_empty() {
+            self.store.take(block, &messages);
+        }
+        Ok(())
+    }
+
+    /// The broker holds no other filter than the wanted one any more.
+    fn forget_stale(&mut self) {
+        info!(gateway = self.gateway.name, filters = ?self.stale, "unsubscribed");
+        self.stale.clear();
+        let (uri, key, filter) = (self.uri.clone(), self.store.key().clone(), self.filter.clone());
+        tokio::spawn(async move {
+            if let Err(failure) = session_store::keep_filter(&uri, &key, &filter).await {
+                // The next start unsubscribes again, which does no harm.
+                warn!(session = key.name, failure = describe(&failure), "the ended subscriptions stay written down");
+            }
+        });
+    }
+
+    fn acknowledge(&mut self, connection: &mut Connection) -> Result<(), ConnectionError> {
+        while let Some(packet_id) = self.store.next_acknowledgement() {
+            connection.acknowledge(packet_id);
+        }
+        if self.store.wants_fence() {
+            connection.ping()?;
+            self.store.fence();
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, slot: tokio::sync::OwnedSemaphorePermit) {
+        if let Some(job) = self.store.next_job(slot, self.done.clone())
+            && self.sink.submit(job).is_err()
+        {
+            // The writers end only when another process has taken the session over; then this one is being shut down.
+            warn!(gateway = self.gateway.name, "nobody writes any more");
+            self.shutdown.cancel();
+        }
+    }
+
+    /// Commits all that was read. `false` when the worker is to stop first.
+    async fn settle(&mut self) -> bool {
+        let mut devices = self.registry.watch();
+        while !self.store.is_settled() {
+            self.store.gauge();
+            let due = self.store.due().is_some();
+            tokio::select! {
+                () = self.shutdown.cancelled() => return false,
+                Some(done) = self.committed.recv() => self.store.committed(done),
+                Some(slot) = self.sink.slot(), if due => self.submit(slot),
+                Ok(()) = devices.changed() => self.store.take_parked(),
+            }
+        }
+        true
+    }
+
+    /// Commits and acknowledges what can be in a bounded time, and takes leave so that the broker keeps the session.
+    async fn stop(mut self, mut connection: Connection) {
+        // They are not committed, and so the broker keeps them.
+        self.store.drop_parked();
+        let commits = async {
+            while !self.store.is_settled() {
+                let due = self.store.due().is_some();
+                tokio::select! {
+                    Some(done) = self.committed.recv() => self.store.committed(done),
+                    Some(slot) = self.sink.slot(), if due => self.submit(slot),
+                }
+            }
+        };
+        if timeout(STOP_WITHIN, commits).await.is_err() {
+            warn!(gateway = self.gateway.name, "stopping before all is committed; the broker keeps the rest");
+        }
+        if self.acknowledge(&mut connection).is_ok() {
+            connection.close().await;
+        }
+    }
+}
+
+/// When to read, when to ping, and when to give up.
+struct Pulse {
+    last_ping: Instant,
+    last_heard: Instant,
+    read_after: Option<Instant>,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { last_ping: now, last_heard: now, read_after: None }
+    }
+
+    /// Something was read.
+    fn heard(&mut self, bytes: usize) {
+        let now = Instant::now();
+        // A read that took much left more behind.
+        let pause = bytes < 32 * 1024 && now.duration_since(self.last_heard) < BUSY_WITHIN;
+        self.read_after = pause.then(|| now + READ_PAUSE);
+        self.last_heard = now;
+    }
+
+    fn may_read(&self, now: Instant) -> bool {
+        self.read_after.is_none_or(|after| after <= now)
+    }
+
+    /// When to look again, whatever happens.
+    fn next(&self, reads: bool, now: Instant) -> Instant {
+        let ping = self.last_ping + PING_INTERVAL;
+        if reads { ping.min(self.last_heard + SILENCE).max(now) } else { ping.max(now) }
+    }
+
+    fn wants_ping(&mut self, now: Instant, reads: bool) -> Result<bool, ConnectionError> {
+        if !reads {
+            // Who does not listen cannot complain of silence.
+            self.last_heard = now;
+        }
+        if now.duration_since(self.last_heard) >= SILENCE {
+            return Err(ConnectionError::Hear { seconds: SILENCE.as_secs() });
+        }
+        let wants = now.duration_since(self.last_ping) >= PING_INTERVAL;
+        if wants {
+            self.last_ping = now;
+        }
+        Ok(wants)
+    }
+}
+
+/// Exponential backoff with jitter.
+struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(BACKOFF.0)
+    }
+}
+
+impl Backoff {
+    /// Waits; `false` when the worker is to stop.
+    async fn wait(&mut self, shutdown: &CancellationToken) -> bool {
+        let wait = self.0.mul_f64(rand::rng().random_range(0.5..1.0));
+        self.0 = (self.0 * 2).min(BACKOFF.1);
+        tokio::select! {
+            () = shutdown.cancelled() => false,
+            () = sleep(wait) => true,
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! The messages of a session on their way into the database and back to the broker: what is gathered, what is being
+//! written, what may be acknowledged.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tracing::debug;
+
+use crate::ingest::batch::Batch;
+use crate::ingest::batch::due::{Pace, is_full};
+use crate::ingest::decode::time::Time;
+use crate::ingest::intake::{Arrived, Intake, Pending};
+use crate::ingest::ledger::{Acknowledged, Entry, Ledger};
+use crate::ingest::metrics::SessionMetrics;
+use crate::ingest::mqtt::frame::Publish;
+use crate::ingest::mqtt::window::Window;
+use crate::ingest::sink::{Done, Job, SessionKey};
+use crate::registry::follow::Registry;
+
+/// The most messages that wait for the registry to answer for their device. Reading stops beyond it, until it has answered.
+const MOST_PARKED: usize = 1_000;
+
+/// The state of a session that does no input or output of its own.
+pub struct Store {
+    intake: Intake,
+    registry: Arc<Registry>,
+    metrics: SessionMetrics,
+    key: Arc<SessionKey>,
+    window: Window,
+    ledger: Ledger,
+    open: Batch,
+    sealed: VecDeque<Batch>,
+    parked: Vec<Arrived>,
+    in_flight: usize,
+    in_flight_bytes: usize,
+    next_number: i64,
+    pace: Pace,
+    last_submitted: Instant,
+    /// What stands in the ledger and was acknowledged, but not yet followed by a PINGREQ.
+    acknowledged: Vec<Acknowledged>,
+    /// The PINGREQs that are not answered.
+    fences: VecDeque<Fence>,
+}
+
+/// A PINGREQ.
+#[derive(Debug)]
+enum Fence {
+    /// The first one of a connection: the broker has sent again before the answer what it has to send again.
+    Resending,
+    /// The broker has processed these before the answer.
+    Acknowledged(Vec<Acknowledged>),
+}
+
+impl Store {
+    /// A session with what the database kept of it.
+    pub fn new(intake: Intake, registry: Arc<Registry>, metrics: SessionMetrics, key: SessionKey, entries: Vec<(i64, Vec<Entry>)>) -> Self {
+        let next_number = entries.last().map_or(0, |(batch, _)| batch + 1);
+        let mut ledger = Ledger::default();
+        for (batch, entries) in entries {
+            ledger.commit(batch, entries);
+        }
+        Self {
+            intake,
+            registry,
+            metrics,
+            key: Arc::new(key),
+            window: Window::default(),
+            ledger,
+            open: Batch::default(),
+            sealed: VecDeque::new(),
+            parked: Vec::new(),
+            in_flight: 0,
+            in_flight_bytes: 0,
+            next_number,
+            pace: Pace::default(),
+            last_submitted: Instant::now(),
+            acknowledged: Vec::new(),
+            fences: VecDeque::new(),
+        }
+    }
+
+    /// The session's key.
+    pub fn key(&self) -> &SessionKey {
+        &self.key
+    }
+
+    /// Takes the messages of a block. Those that say nothing new are settled at once.
+    pub fn take(&mut self, block: &Bytes, messages: &[Publish]) {
+        let registry = self.registry.clone();
+        let devices = registry.read();
+        let arrival = Time::now();
+        self.open.add_block(block.clone(), arrival);
+        for publish in messages {
+            self.metrics.bytes.inc_by((publish.payload.end - publish.topic.start) as u64);
+            let place = self.window.arrive(publish.packet_id);
+            if self.is_redelivery(block, publish) {
+                self.metrics.redelivered.inc();
+                self.window.settle(place);
+                continue;
+            }
+            let message = Arrived { block: block.clone(), publish: publish.clone(), place, arrival };
+            if let Err(Pending(name)) = self.intake.take(&message, &devices, &mut self.open) {
+                debug!(name, "a message waits for the registry to answer for its device");
+                registry.ask(name);
+                self.parked.push(message);
+            }
+        }
+        self.metrics.messages.inc_by(messages.len() as u64);
+        if is_full(self.open.rows.len(), self.open.size()) {
+            self.seal();
+        }
+    }
+
+    fn is_redelivery(&mut self, block: &Bytes, publish: &Publish) -> bool {
+        let hash = || Entry::new(publish.packet_id, &block[publish.topic.clone()], &block[publish.payload.clone()]).hash;
+        self.ledger.holds(publish.packet_id, hash)
+    }
+
+    /// Takes the messages whose devices the registry has answered for by now.
+    pub fn take_parked(&mut self) {
+        if self.parked.is_empty() {
+            return;
+        }
+        let registry = self.registry.clone();
+        let devices = registry.read();
+        for message in std::mem::take(&mut self.parked) {
+            self.open.add_block(message.block.clone(), message.arrival);
+            if let Err(Pending(name)) = self.intake.take(&message, &devices, &mut self.open) {
+                registry.ask(name);
+                self.parked.push(message);
+            }
+        }
+    }
+
+    /// Whether there is room for more.
+    pub fn has_room(&self, budget: usize) -> bool {
+        self.parked.len() < MOST_PARKED && self.held() < budget
+    }
+
+    fn held(&self) -> usize {
+        self.in_flight_bytes + self.open.size() + self.sealed.iter().map(Batch::size).sum::<usize>()
+    }
+
+    /// When the next batch is due; `None` while there is none.
+    pub fn due(&self) -> Option<Instant> {
+        if !self.sealed.is_empty() {
+            return Some(self.last_submitted);
+        }
+        (!self.open.is_empty()).then(|| self.last_submitted + self.pace.spacing())
+    }
+
+    /// The next batch, as a job.
+    pub fn next_job(&mut self, slot: OwnedSemaphorePermit, done: mpsc::UnboundedSender<Done>) -> Option<Job> {
+        if self.sealed.is_empty() {
+            self.seal();
+        }
+        let mut batch = self.sealed.pop_front()?;
+        self.metrics.redelivered.inc_by(batch.arrange());
+        let holds_all_entries = self.intake.decoder.takes_arrival_time();
+        let entries = if holds_all_entries {
+            (0..u32::try_from(batch.len()).unwrap_or(u32::MAX)).filter_map(|number| batch.entry(number)).collect()
+        } else {
+            batch.dead_letters.keys().filter_map(|number| batch.entry(*number)).collect()
+        };
+        let number = self.next_number;
+        self.next_number += 1;
+        self.in_flight += 1;
+        self.in_flight_bytes += batch.size();
+        self.last_submitted = Instant::now();
+        let expired = self.ledger.take_expired();
+        Some(Job { batch, session: self.key.clone(), number, entries, holds_all_entries, expired, slot, done })
+    }
+
+    fn seal(&mut self) {
+        if !self.open.is_empty() {
+            self.sealed.push_back(std::mem::take(&mut self.open));
+        }
+    }
+
+    /// A batch is committed: its messages may be acknowledged.
+    pub fn committed(&mut self, done: Done) {
+        self.in_flight -= 1;
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(done.batch.size());
+        self.pace.committed(done.took);
+        for place in done.batch.places() {
+            self.window.settle(place);
+        }
+        self.observe(&done);
+        self.ledger.commit(done.number, done.written.entries);
+    }
+
+    fn observe(&self, done: &Done) {
+        let metrics = &self.metrics;
+        metrics.batches.inc();
+        metrics.rows.inc_by(done.written.rows);
+        metrics.redelivered.inc_by(done.written.redelivered);
+        metrics.commit.observe(done.took.as_secs_f64());
+        for refusal in done.written.dead_letters.values() {
+            metrics.dead_letter(refusal.reason);
+        }
+        let now = Time::now();
+        let since = |time: Time| Duration::from_micros(u64::try_from(now.0.saturating_sub(time.0)).unwrap_or(0)).as_secs_f64();
+        if let Some(arrival) = done.batch.arrival() {
+            metrics.lag.observe(since(arrival));
+        }
+        if let Some((_, newest)) = done.batch.rows.span(0..done.batch.rows.len())
+            && !self.intake.decoder.takes_arrival_time()
+        {
+            metrics.latency.observe(since(newest));
+        }
+    }
+
+    /// The next message to acknowledge.
+    pub fn next_acknowledgement(&mut self) -> Option<u16> {
+        let packet_id = self.window.next_settled()?;
+        self.acknowledged.extend(self.ledger.acknowledge(packet_id));
+        Some(packet_id)
+    }
+
+    /// Whether acknowledgements were given that a PINGREQ should follow.
+    pub fn wants_fence(&self) -> bool {
+        !self.acknowledged.is_empty()
+    }
+
+    /// A PINGREQ is sent.
+    pub fn fence(&mut self) {
+        self.fences.push_back(Fence::Acknowledged(std::mem::take(&mut self.acknowledged)));
+    }
+
+    /// A PINGREQ is answered: the broker has processed what was sent before it.
+    pub fn fence_answered(&mut self) {
+        match self.fences.pop_front() {
+            Some(Fence::Resending) => self.ledger.end_resending(),
+            Some(Fence::Acknowledged(acknowledged)) => {
+                for acknowledged in acknowledged {
+                    self.ledger.confirm(acknowledged);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// The connection has ended.
+    pub fn disconnected(&mut self) {
+        self.window.reset();
+        self.acknowledged.clear();
+        self.fences.clear();
+    }
+
+    /// A connection begins, and its first PINGREQ is sent. `present` tells whether the broker has kept the session.
+    pub fn connected(&mut self, present: bool) {
+        if present {
+            self.ledger.resume();
+        } else {
+            self.ledger.clear();
+        }
+        self.fences.push_back(Fence::Resending);
+    }
+
+    /// Whether everything that was read is committed.
+    pub fn is_settled(&self) -> bool {
+        self.in_flight == 0 && self.open.is_empty() && self.sealed.is_empty() && self.parked.is_empty()
+    }
+
+    /// Lets go of the messages that wait for the registry: the broker still has them.
+    pub fn drop_parked(&mut self) {
+        self.parked.clear();
+    }
+
+    /// Updates the gauges.
+    pub fn gauge(&self) {
+        self.metrics.unacknowledged.set(i64::try_from(self.window.len()).unwrap_or(i64::MAX));
+        self.metrics.held_bytes.set(i64::try_from(self.held()).unwrap_or(i64::MAX));
+    }
+}

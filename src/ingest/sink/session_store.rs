@@ -1,0 +1,73 @@
+//! What the database keeps of a session between two lives of the worker.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tokio_postgres::Client;
+
+use super::SessionKey;
+use super::statements::{open_session, read_entries, set_filters};
+use crate::ingest::ledger::Entry;
+use crate::timescale::connect::{ConnectError, connect, drive};
+use crate::timescale::uri::ConnectionUri;
+
+/// How long a query may take. Taking a session over waits for the last transaction of the process that had it.
+const TIMEOUT: Duration = Duration::from_secs(90);
+
+/// A session, taken over.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its key, with the new generation.
+    pub key: SessionKey,
+    /// The topic filters that the broker may hold, the wanted one among them.
+    pub filters: Vec<String>,
+    /// The entries of each batch.
+    pub entries: Vec<(i64, Vec<Entry>)>,
+}
+
+/// Why the database did not give or take it.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionStoreError {
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+
+    /// A query failed.
+    #[error("failed to read or write the session's row in the database")]
+    Query(#[from] tokio_postgres::Error),
+
+    /// No answer in time.
+    #[error("failed to get the session's row within {} s", TIMEOUT.as_secs())]
+    Await,
+}
+
+/// Takes a session over: from now on no other process can commit for it. `filter` is written down before it is subscribed to.
+pub async fn open(uri: &ConnectionUri, name: &str, gateway: &str, filter: &str) -> Result<Opened, SessionStoreError> {
+    bounded(uri, async |client| {
+        let row = client.query_one(&open_session(), &[&name, &vec![filter]]).await?;
+        let key = SessionKey { name: name.to_owned(), gateway: gateway.to_owned(), generation: row.get(0) };
+        // After the session is ours, so that nothing is added behind our back.
+        let rows = client.query(&read_entries(), &[&name]).await?;
+        let entries = rows.iter().map(|row| (row.get(0), Entry::decode(row.get(1)).collect())).collect();
+        Ok(Opened { key, filters: row.get(1), entries })
+    })
+    .await
+}
+
+/// Says that the broker holds this filter and no other.
+pub async fn keep_filter(uri: &ConnectionUri, key: &SessionKey, filter: &str) -> Result<(), SessionStoreError> {
+    bounded(uri, async |client| {
+        client.execute(&set_filters(), &[&key.name, &key.generation, &vec![filter]]).await?;
+        Ok(())
+    })
+    .await
+}
+
+async fn bounded<T>(
+    uri: &ConnectionUri,
+    query: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
+) -> Result<T, SessionStoreError> {
+    let (client, connection) = connect(uri, "fleetwright ingest session").await?;
+    drive(connection);
+    Ok(timeout(TIMEOUT, query(&client)).await.map_err(|_| SessionStoreError::Await)??)
+}

@@ -1,0 +1,269 @@
+//! The read side of the registry: the devices of one namespace, held in memory and followed by notifications.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::{AsyncMessage, Client};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::timescale::connect::{ConnectError, Connection, connect, describe};
+use crate::timescale::system::{DEVICE_CHANNEL, SCHEMA};
+use crate::timescale::uri::ConnectionUri;
+
+/// How long after a first vain look for a name the second follows, before the name counts as unknown: a device may publish
+/// a moment after it was declared, and the operator writes its row in the second after that.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long a name stays unknown without a word from the database. A notification about the namespace ends it sooner; this is
+/// for a notification that was lost.
+const UNKNOWN_FOR: Duration = Duration::from_mins(1);
+
+/// The most unknown names that are remembered; beyond it all are forgotten. Some 100 bytes each.
+const UNKNOWN_NAMES: usize = 10_000;
+
+/// How long a query may take before the connection counts as lost.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The shortest and the longest wait before the next attempt to connect; doubled at each failure.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How long notifications are gathered before the devices are loaded again, at the least. A load takes about a
+/// microsecond a device; ten times the last load's duration is waited, so that a burst of declarations costs a tenth of a core.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// A device, as the registry has it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Device {
+    /// Its number: `device_id` in the tables.
+    pub id: i32,
+    /// Name of its Gateway.
+    pub gateway: Box<str>,
+    /// Whether its readings are taken.
+    pub enabled: bool,
+}
+
+/// What the registry says of a name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Lookup<'a> {
+    /// It is a device's.
+    Known(&'a Device),
+    /// It is nobody's, and the database was asked for it twice.
+    Unknown,
+    /// The database has not answered for it yet.
+    Pending,
+}
+
+/// The devices in memory.
+#[derive(Debug, Default)]
+pub struct Devices {
+    known: HashMap<Box<str>, Device>,
+    unknown: HashMap<Box<str>, Instant>,
+}
+
+impl Devices {
+    /// Looks a name up.
+    #[must_use]
+    pub fn look_up(&self, name: &str) -> Lookup<'_> {
+        if let Some(device) = self.known.get(name) {
+            return Lookup::Known(device);
+        }
+        match self.unknown.get(name) {
+            Some(since) if since.elapsed() < UNKNOWN_FOR => Lookup::Unknown,
+            _ => Lookup::Pending,
+        }
+    }
+
+    fn set_unknown(&mut self, names: Vec<Box<str>>) {
+        if self.unknown.len() + names.len() > UNKNOWN_NAMES {
+            self.unknown.clear();
+        }
+        self.unknown.extend(names.into_iter().map(|name| (name, Instant::now())));
+    }
+}
+
+/// A registry that [`follow`] keeps current.
+#[derive(Debug)]
+pub struct Registry {
+    devices: RwLock<Devices>,
+    wanted: Mutex<Vec<Box<str>>>,
+    asked: Notify,
+    changes: watch::Sender<Follower>,
+}
+
+/// The state of [`follow`].
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Follower {
+    /// Raised with every answer and every change.
+    pub version: u64,
+    /// Why the devices are not current; `None` when they are.
+    pub failure: Option<String>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        let starting = Follower { version: 0, failure: Some("the devices are not loaded yet".to_owned()) };
+        Self { devices: RwLock::default(), wanted: Mutex::default(), asked: Notify::new(), changes: watch::Sender::new(starting) }
+    }
+}
+
+impl Registry {
+    /// The devices, to be held for a moment.
+    pub fn read(&self) -> RwLockReadGuard<'_, Devices> {
+        // Nothing panics while it writes.
+        self.devices.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the database for a name whose [`Lookup`] is pending. The answer raises the version.
+    pub fn ask(&self, name: &str) {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).push(name.into());
+        self.asked.notify_one();
+    }
+
+    /// The follower's state, to be watched.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Follower> {
+        self.changes.subscribe()
+    }
+
+    fn write(&self, change: impl FnOnce(&mut Devices)) {
+        change(&mut self.devices.write().unwrap_or_else(PoisonError::into_inner));
+        self.changes.send_modify(|follower| {
+            follower.version += 1;
+            follower.failure = None;
+        });
+    }
+
+    fn take_wanted(&self) -> HashSet<Box<str>> {
+        std::mem::take(&mut *self.wanted.lock().unwrap_or_else(PoisonError::into_inner)).into_iter().collect()
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum FollowError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("failed to read the registry of devices")]
+    Query(#[from] tokio_postgres::Error),
+    #[error("failed to get an answer from the database in {} s", QUERY_TIMEOUT.as_secs())]
+    Await,
+    #[error("the connection to the database ended")]
+    End,
+}
+
+/// Keeps the registry current until `shutdown`: loads the devices, and follows their changes. Connects again whenever the
+/// connection is lost.
+pub async fn follow(registry: Arc<Registry>, uri: ConnectionUri, namespace: String, shutdown: CancellationToken) {
+    let mut backoff = BACKOFF.0;
+    loop {
+        let failure = tokio::select! {
+            () = shutdown.cancelled() => return,
+            Err(failure) = follow_once(&registry, &uri, &namespace, &mut backoff) => failure,
+        };
+        let failure = describe(&failure);
+        warn!(failure, "the registry of devices cannot be followed");
+        registry.changes.send_modify(|follower| follower.failure = Some(failure));
+        let wait = backoff.mul_f64(rand::rng().random_range(0.5..1.0));
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = sleep(wait) => {}
+        }
+        backoff = (backoff * 2).min(BACKOFF.1);
+    }
+}
+
+/// Never returns `Ok`.
+async fn follow_once(registry: &Registry, uri: &ConnectionUri, namespace: &str, backoff: &mut Duration) -> Result<(), FollowError> {
+    let (client, connection) = connect(uri, "fleetwright registry").await?;
+    let changed = Arc::new(Notify::new());
+    // Ends with this function.
+    let mut driver = JoinSet::new();
+    driver.spawn(drive(connection, namespace.to_owned(), changed.clone()));
+    bounded(client.batch_execute(&format!("LISTEN {DEVICE_CHANNEL}"))).await?;
+    let mut gather = load(registry, &client, namespace).await?;
+    *backoff = BACKOFF.0;
+    let mut second_looks: Vec<(Instant, HashSet<Box<str>>)> = Vec::new();
+    loop {
+        let next_look = second_looks.first().map(|(at, _)| *at);
+        tokio::select! {
+            () = changed.notified() => {
+                // What comes meanwhile is seen by the load that follows.
+                sleep(gather).await;
+                gather = load(registry, &client, namespace).await?;
+            }
+            () = registry.asked.notified() => {
+                let mut names = registry.take_wanted();
+                // A name that is waited for already is not asked for again.
+                names.retain(|name| !second_looks.iter().any(|(_, waiting)| waiting.contains(name)));
+                let missing = look(registry, &client, namespace, names).await?;
+                if !missing.is_empty() {
+                    second_looks.push((Instant::now() + GRACE, missing));
+                }
+            }
+            () = tokio::time::sleep_until(next_look.unwrap_or_else(Instant::now).into()), if next_look.is_some() => {
+                let (_, names) = second_looks.remove(0);
+                let missing = look(registry, &client, namespace, names).await?;
+                registry.write(|devices| devices.set_unknown(missing.into_iter().collect()));
+            }
+            _ = driver.join_next() => return Err(FollowError::End),
+        }
+    }
+}
+
+/// Loads every device of the namespace. Returns how long to gather changes before the next load.
+async fn load(registry: &Registry, client: &Client, namespace: &str) -> Result<Duration, FollowError> {
+    let started = Instant::now();
+    let query = format!("SELECT name, id, gateway, enabled FROM {SCHEMA}.device WHERE namespace = $1 AND declared");
+    let rows = bounded(client.query(&query, &[&namespace])).await?;
+    let known: HashMap<Box<str>, Device> = rows.iter().map(device).collect();
+    info!(devices = known.len(), "the devices are loaded");
+    registry.write(|devices| {
+        devices.unknown.retain(|name, _| !known.contains_key(name));
+        devices.known = known;
+    });
+    Ok((started.elapsed() * 10).max(GATHER))
+}
+
+/// Looks for names; returns those that are not there.
+async fn look(
+    registry: &Registry,
+    client: &Client,
+    namespace: &str,
+    mut names: HashSet<Box<str>>,
+) -> Result<HashSet<Box<str>>, FollowError> {
+    let query = format!("SELECT name, id, gateway, enabled FROM {SCHEMA}.device WHERE namespace = $1 AND name = ANY($2) AND declared");
+    let asked: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    let found: Vec<(Box<str>, Device)> = bounded(client.query(&query, &[&namespace, &asked])).await?.iter().map(device).collect();
+    for (name, _) in &found {
+        names.remove(name);
+    }
+    registry.write(|devices| devices.known.extend(found));
+    Ok(names)
+}
+
+fn device(row: &tokio_postgres::Row) -> (Box<str>, Device) {
+    (row.get(0), Device { id: row.get(1), gateway: row.get(2), enabled: row.get(3) })
+}
+
+async fn bounded<T>(query: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, FollowError> {
+    Ok(timeout(QUERY_TIMEOUT, query).await.map_err(|_| FollowError::Await)??)
+}
+
+/// Drives the connection, and says when a notification is about the namespace.
+async fn drive(mut connection: Connection, namespace: String, changed: Arc<Notify>) {
+    while let Some(message) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+        match message {
+            Ok(AsyncMessage::Notification(notification)) if notification.payload() == namespace => changed.notify_one(),
+            Ok(_) => {}
+            Err(error) => {
+                warn!(failure = describe(&error), "the connection to the registry ended");
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! A worker as a process, with what it needs around it.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use fleetwright::api::PipelineSpec;
+use fleetwright::timescale::execute::apply;
+use fleetwright::timescale::schema::{Desired, Owner, desired};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_postgres::Client;
+
+use super::free_port;
+use super::mosquitto::{Mosquitto, wait_until};
+use super::postgres::Postgres;
+
+/// Number of devices that the registry knows: `press-1` and so on.
+const DEVICES: i32 = 9;
+
+/// A broker, a database with the Pipeline's table, and a worker.
+pub struct Chain {
+    pub broker: Mosquitto,
+    pub postgres: Arc<Postgres>,
+    pub database: String,
+    pub client: Client,
+    pub desired: Desired,
+    pub worker: Worker,
+    configuration: Value,
+}
+
+impl Chain {
+    /// A chain for a topic and a decoder, with the worker ready.
+    pub async fn start(topic: &str, decode: &Value, postgres: Arc<Postgres>) -> Self {
+        let database = postgres.create_database().await;
+        let mut client = postgres.client(&database).await;
+        let spec: PipelineSpec = serde_json::from_value(json!({
+            "source": {"topic": topic},
+            "decode": decode,
+            "sink": {"timescale": {"connectionSecret": {"name": "db"}, "table": "vibration"}},
+        }))
+        .unwrap();
+        let desired = desired(Owner { namespace: "plant".to_owned(), pipeline: "vibration".to_owned() }, &spec).unwrap();
+        apply(&mut client, &desired).await.unwrap();
+        client
+            .batch_execute(&format!(
+                "INSERT INTO fleetwright.device (namespace, name, gateway, enabled)
+                 SELECT 'plant', 'press-' || n, 'plant-1', true FROM generate_series(1, {DEVICES}) n"
+            ))
+            .await
+            .unwrap();
+        let broker = broker();
+        let configuration = json!({
+            "namespace": "plant", "pipeline": "vibration", "topic": topic, "decode": decode, "table": "vibration",
+            "gateways": [{"name": "plant-1", "host": "127.0.0.1", "port": broker.port}],
+        });
+        let worker = Worker::start(&configuration, &postgres.uri_text(&database));
+        worker.wait_ready();
+        Self { broker, postgres, database, client, desired, worker, configuration }
+    }
+
+    /// A new process in the place of the worker's, with the same or another topic.
+    pub fn start_worker(&mut self, topic: Option<&str>) {
+        if let Some(topic) = topic {
+            self.configuration["topic"] = topic.into();
+        }
+        self.worker = Worker::start(&self.configuration, &self.postgres.uri_text(&self.database));
+    }
+
+    /// Connects to the database again, after it was away.
+    pub async fn reconnect(&mut self) {
+        self.client = self.postgres.client(&self.database).await;
+    }
+
+    /// Brings the table back.
+    pub async fn apply(&mut self) {
+        apply(&mut self.client, &self.desired).await.unwrap();
+    }
+
+    pub async fn execute(&self, statement: &str) {
+        self.client.batch_execute(statement).await.unwrap();
+    }
+
+    pub async fn count(&self, query: &str) -> i64 {
+        self.client.query_one(query, &[]).await.unwrap().get(0)
+    }
+
+    /// Returns once a query that counts gives this number.
+    pub async fn wait_for(&self, query: &str, expected: i64) {
+        let started = std::time::Instant::now();
+        loop {
+            let found = self.count(query).await;
+            if found == expected {
+                return;
+            }
+            assert!(
+                started.elapsed() < super::mosquitto::PATIENCE,
+                "waited in vain for {expected} of {query}, found {found}; the worker's log:\n{}",
+                self.worker.log()
+            );
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Publishes one message as this user.
+    pub fn publish(&self, topic: &str, payload: &str) {
+        let output = self.broker.publish(("device", "password"), &["-t", topic, "-m", payload]);
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
+/// A broker as a Gateway of durability `Process` has it, but for the logins.
+fn broker() -> Mosquitto {
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let configuration = format!(
+        "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_inflight_messages 65535\nmax_queued_messages 0\n\
+         persistence_location {}/\nplugin /usr/lib/mosquitto/persist_sqlite.so\nplugin_opt_sync normal\nplugin_opt_flush_period 0\n",
+        folder.path().display()
+    );
+    Mosquitto::start(folder, &configuration, port)
+}
+
+/// A worker's process.
+pub struct Worker {
+    process: Child,
+    folder: TempDir,
+    http: u16,
+}
+
+impl Worker {
+    fn start(configuration: &Value, uri: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let http = free_port();
+        for (name, content) in [("ingest.json", configuration.to_string()), ("uri", uri.to_owned()), ("password", "password\n".to_owned())] {
+            std::fs::write(folder.path().join(name), content).unwrap();
+        }
+        let process = spawn(folder.path(), http);
+        Self { process, folder, http }
+    }
+
+    /// Kills it as a crash would (SIGKILL).
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Stops it in order (SIGTERM); whether it said that it succeeded.
+    pub fn stop(&mut self) -> bool {
+        if let Some(status) = self.process.try_wait().unwrap() {
+            return status.success();
+        }
+        assert!(Command::new("kill").arg(self.process.id().to_string()).status().unwrap().success());
+        self.process.wait().unwrap().success()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Status line and body of an answer.
+    pub fn get(&self, path: &str) -> (String, String) {
+        let mut answer = String::new();
+        if let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.http)) {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n");
+            let _ = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_string(&mut answer));
+        }
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
+    }
+
+    pub fn wait_ready(&self) {
+        wait_until(&format!("the worker's readiness; its log:\n{}", self.log()), || self.get("/readyz").0.contains("200"));
+    }
+
+    /// Returns once it is not ready, for a reason with this text.
+    pub fn wait_not_ready(&self, reason: &str) {
+        wait_until(&format!("unreadiness because of {reason:?}"), || {
+            let (status, body) = self.get("/readyz");
+            status.contains("503") && body.contains(reason)
+        });
+    }
+
+    /// The value of a metric, with its labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let (_, body) = self.get("/metrics");
+        let line = body.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("no {name} in:\n{body}"));
+        line.trim().parse().unwrap()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if self.process.try_wait().is_ok_and(|status| status.is_none()) {
+            self.kill();
+        }
+    }
+}
+
+fn spawn(folder: &Path, http: u16) -> Child {
+    let log = File::options().create(true).append(true).open(folder.join("log")).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_fleetwright"))
+        .args(["ingest", "--config", "ingest.json", "--database-uri-file", "uri", "--password-file", "password", "--ordinal", "0"])
+        .args(["--http", &format!("127.0.0.1:{http}")])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}

@@ -1,0 +1,249 @@
+//! A worker between a real Mosquitto and a real TimescaleDB.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::postgres::Postgres;
+use common::publisher::Publisher;
+use common::worker::Chain;
+use serde_json::{Value, json};
+
+const TOPIC: &str = "devices/{device}/telemetry";
+
+/// 2026-05-04T03:02:01.5Z, in milliseconds.
+const TS: u64 = 1_777_863_721_500;
+
+fn timed() -> Value {
+    json!({
+        "time": {"pointer": "/ts", "unit": "Milliseconds"},
+        "fields": [
+            {"name": "rms", "type": "Float64", "min": 0, "max": 200, "required": true},
+            {"name": "count", "type": "Int64"},
+            {"name": "running", "type": "Boolean"},
+            {"name": "state", "type": "Text", "pointer": "/state/name"},
+        ],
+    })
+}
+
+async fn chain(decode: &Value) -> Chain {
+    Chain::start(TOPIC, decode, Postgres::shared().await).await
+}
+
+async fn reasons(chain: &Chain) -> Vec<(String, String)> {
+    let rows = chain.client.query("SELECT reason, convert_from(payload, 'UTF8') FROM fleetwright.dead_letter ORDER BY 1, 2", &[]).await.unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+#[tokio::test]
+async fn messages_become_rows_and_dead_letters() {
+    let chain = Chain::start("{site}/devices/{device}/telemetry", &timed(), Postgres::shared().await).await;
+    chain.execute("INSERT INTO fleetwright.device (namespace, name, gateway, enabled) VALUES ('plant', 'off', 'plant-1', false), ('plant', 'far', 'plant-2', true)").await;
+    chain.publish("berlin/devices/press-1/telemetry", r#"{"ts":1777863721500,"rms":0.1,"count":7,"running":true,"state":{"name":"läuft"}}"#);
+    chain.publish(
+        "berlin/devices/press-2/telemetry",
+        r#"[{"ts":1777863721500,"rms":1},{"ts":1777863721501,"rms":-1},{"ts":1777863721502,"rms":2.5}]"#,
+    );
+    for (device, payload) in [
+        ("press-1", "{"),
+        ("press-1", r#"{"ts":1777863721501,"rms":"1"}"#),
+        ("press-1", r#"{"rms":1}"#),
+        ("press-1", r#"{"ts":1777863721501}"#),
+        ("press-1", r#"{"ts":1,"rms":1}"#),
+        ("press-1", r#"{"ts":1777863721500,"rms":0.2}"#),
+        ("nobody", r#"{"ts":1777863721500,"rms":1}"#),
+        ("off", r#"{"ts":1777863721500,"rms":1}"#),
+        ("far", r#"{"ts":1777863721500,"rms":1}"#),
+        // The same once more: no row, and no dead letter.
+        ("press-2", r#"{"ts":1777863721502,"rms":2.5}"#),
+        ("press-1", r#"{"ts":1777863721600,"rms":3}"#),
+    ] {
+        chain.publish(&format!("berlin/devices/{device}/telemetry"), payload);
+    }
+    chain.wait_for("SELECT count(*) FROM fleetwright.dead_letter", 10).await;
+    chain.wait_for("SELECT count(*) FROM vibration", 4).await;
+
+    let first = chain
+        .client
+        .query_one("SELECT site, rms, count, running, state FROM vibration JOIN fleetwright.device ON id = device_id WHERE name = 'press-1' AND time = '2026-05-04T03:02:01.5Z'", &[])
+        .await
+        .unwrap();
+    let values: (String, f64, i64, bool, String) = (first.get(0), first.get(1), first.get(2), first.get(3), first.get(4));
+    assert_eq!(values, ("berlin".to_owned(), 0.1, 7, true, "läuft".to_owned()));
+    assert_eq!(chain.count("SELECT count(*) FROM vibration WHERE state IS NULL AND running IS NULL AND count IS NULL").await, 3);
+
+    let found: Vec<String> = reasons(&chain).await.into_iter().map(|(reason, _)| reason).collect();
+    let expected = [
+        "Conflict", "DisabledDevice", "Malformed", "MissingField", "MissingTime", "OutOfRange", "TimeOutOfRange", "UnknownDevice", "WrongGateway",
+        "WrongType",
+    ];
+    assert_eq!(found, expected);
+    let letter = chain.client.query_one("SELECT topic, payload, detail, gateway, namespace, pipeline FROM fleetwright.dead_letter WHERE reason = 'WrongType'", &[]).await.unwrap();
+    assert_eq!(letter.get::<_, String>(0), "berlin/devices/press-1/telemetry");
+    assert_eq!(letter.get::<_, Vec<u8>>(1), br#"{"ts":1777863721501,"rms":"1"}"#);
+    assert!(letter.get::<_, String>(2).contains("rms"));
+    assert_eq!([3, 4, 5].map(|column| letter.get::<_, String>(column)), ["plant-1", "plant", "vibration"]);
+    assert!((chain.worker.metric(r#"fleetwright_ingest_dead_letters_total{gateway="plant-1",reason="Malformed"}"#) - 1.0).abs() < f64::EPSILON);
+    assert!(chain.worker.metric(r#"fleetwright_ingest_redelivered_total{gateway="plant-1"}"#) >= 1.0);
+}
+
+#[tokio::test]
+async fn a_device_that_is_declared_while_its_message_waits_is_known() {
+    let chain = chain(&timed()).await;
+    chain.publish("devices/late/telemetry", &format!(r#"{{"ts":{TS},"rms":1}}"#));
+    // Without a notification: the second look finds it.
+    chain.execute("INSERT INTO fleetwright.device (namespace, name, gateway, enabled) VALUES ('plant', 'late', 'plant-1', true)").await;
+    chain.wait_for("SELECT count(*) FROM vibration", 1).await;
+    assert_eq!(reasons(&chain).await, []);
+
+    chain.execute("UPDATE fleetwright.device SET enabled = false WHERE name = 'late'; NOTIFY fleetwright_device, 'plant'").await;
+    chain.publish("devices/late/telemetry", &format!(r#"{{"ts":{},"rms":1}}"#, TS + 1));
+    chain.wait_for("SELECT count(*) FROM vibration WHERE time > '2026-05-04T03:02:01.5Z'", 0).await;
+    common::mosquitto::wait_until("the change of the device", || chain.worker.log().matches("the devices are loaded").count() > 1);
+    chain.publish("devices/late/telemetry", &format!(r#"{{"ts":{},"rms":1}}"#, TS + 2));
+    chain.wait_for("SELECT count(*) FROM fleetwright.dead_letter WHERE reason = 'DisabledDevice' AND detail <> ''", 1).await;
+}
+
+#[tokio::test]
+async fn a_row_that_the_database_refuses_harms_itself_alone() {
+    let chain = chain(&timed()).await;
+    chain.execute("ALTER TABLE vibration ADD CONSTRAINT odd CHECK (rms <> 13)").await;
+    let publisher = Publisher::start(chain.broker.port, "press-1", |number| {
+        let rms = if number % 100 == 13 { 13 } else { 1 };
+        ("devices/press-1/telemetry".to_owned(), format!(r#"{{"ts":{},"rms":{rms}}}"#, TS + number))
+    });
+    common::mosquitto::wait_until("some messages", || publisher.acknowledged() > 3_000);
+    let published = publisher.finish();
+    let refused = published.acknowledged.iter().filter(|number| **number % 100 == 13).count();
+    chain.wait_for("SELECT count(*) FROM fleetwright.dead_letter WHERE reason = 'Rejected'", i64::try_from(refused).unwrap()).await;
+    chain.wait_for("SELECT count(*) FROM vibration", i64::try_from(published.acknowledged.len() - refused).unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_table_that_is_gone_is_waited_for() {
+    let mut chain = chain(&timed()).await;
+    chain.publish("devices/press-1/telemetry", &format!(r#"{{"ts":{TS},"rms":1}}"#));
+    chain.wait_for("SELECT count(*) FROM vibration", 1).await;
+    for damage in ["DROP TABLE vibration", "ALTER TABLE vibration DROP COLUMN rms", "DROP TABLE fleetwright.acknowledgement"] {
+        chain.execute(damage).await;
+        chain.publish("devices/press-1/telemetry", &format!(r#"{{"ts":{},"rms":1}}"#, TS + 1));
+        chain.publish("devices/press-1/telemetry", "{");
+        chain.worker.wait_not_ready("write");
+        chain.apply().await;
+        chain.wait_for(&format!("SELECT count(*) FROM vibration WHERE time = to_timestamp({}) AND rms = 1", (TS + 1) / 1000), 0).await;
+        chain.wait_for("SELECT count(*) FROM vibration WHERE time > '2026-05-04T03:02:01.5Z'", 1).await;
+        chain.worker.wait_ready();
+        chain.execute("DELETE FROM vibration").await;
+    }
+    chain.wait_for("SELECT count(*) FROM fleetwright.dead_letter", 3).await;
+}
+
+#[tokio::test]
+async fn a_changed_topic_leaves_no_subscription_behind() {
+    let mut chain = chain(&timed()).await;
+    assert!(chain.worker.stop());
+    chain.start_worker(Some("lines/{device}/telemetry"));
+    chain.worker.wait_ready();
+    common::mosquitto::wait_until("the end of the old subscription", || chain.broker.log().contains("Received UNSUBSCRIBE from _ingest_vibration_0"));
+    chain.wait_for("SELECT count(*) FROM fleetwright.session WHERE topic_filters = '{lines/+/telemetry}'", 1).await;
+    chain.publish("devices/press-1/telemetry", &format!(r#"{{"ts":{TS},"rms":1}}"#));
+    chain.publish("lines/press-1/telemetry", &format!(r#"{{"ts":{TS},"rms":2}}"#));
+    chain.wait_for("SELECT count(*) FROM vibration WHERE rms = 2", 1).await;
+    assert_eq!(chain.count("SELECT count(*) FROM vibration").await + chain.count("SELECT count(*) FROM fleetwright.dead_letter").await, 1);
+}
+
+/// Publishes while `harm` is done, and judges: every acknowledged message is stored exactly once.
+async fn survives(decode: &Value, postgres: Arc<Postgres>, arrival: bool, mut harm: impl AsyncFnMut(&mut Chain, u32)) {
+    let mut chain = Chain::start(TOPIC, decode, postgres).await;
+    // Every tenth message is a dead letter.
+    let publisher = Publisher::start(chain.broker.port, "press-1", move |number| {
+        let device = number % 9 + 1;
+        let n = if number % 10 == 3 { format!("\"{number}\"") } else { number.to_string() };
+        (format!("devices/press-{device}/telemetry"), format!(r#"{{"ts":{},"count":{n},"rms":1}}"#, TS + number / 9))
+    });
+    for round in 0..4 {
+        let goal = publisher.acknowledged() + 4_000;
+        common::mosquitto::wait_until("progress", || publisher.acknowledged() > goal);
+        harm(&mut chain, round).await;
+    }
+    let goal = publisher.acknowledged() + 2_000;
+    common::mosquitto::wait_until("progress", || publisher.acknowledged() > goal);
+    let published = publisher.finish();
+    let (bad, good): (Vec<u64>, Vec<u64>) = published.acknowledged.iter().partition(|number| *number % 10 == 3);
+    if std::env::var("LOOK").is_ok() {
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        let have: std::collections::BTreeSet<i64> = chain.client.query("SELECT DISTINCT count FROM vibration", &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+        let missing: Vec<u64> = good.iter().copied().filter(|n| !have.contains(&i64::try_from(*n).unwrap())).collect();
+        println!("missing {} {:?} of {} repeated {:?}", missing.len(), missing, good.len(), missing.iter().filter(|n| published.repeated.contains(n)).count());
+        let ranges: Vec<u64> = published.repeated.iter().copied().collect();
+        println!("repeated {:?} .. {:?}", ranges.first(), ranges.last());
+        std::fs::copy(chain.broker.folder.path().join("mosquitto.log"), "/tmp/mosquitto.log").unwrap();
+    }
+    chain.wait_for("SELECT count(DISTINCT count) FROM vibration", i64::try_from(good.len()).unwrap()).await;
+    chain.wait_for("SELECT count(DISTINCT payload) FROM fleetwright.dead_letter", i64::try_from(bad.len()).unwrap()).await;
+    let repeats = |of: &[u64]| i64::try_from(of.iter().filter(|number| published.repeated.contains(number)).count()).unwrap();
+    // What the publisher itself sent twice has no key where its time is that of its arrival, and as a dead letter.
+    let rows = chain.count("SELECT count(*) FROM vibration").await - i64::try_from(good.len()).unwrap();
+    assert!((0..=if arrival { repeats(&good) } else { 0 }).contains(&rows), "{rows} rows are double; the publisher repeated {}", repeats(&good));
+    let letters = chain.count("SELECT count(*) FROM fleetwright.dead_letter").await - i64::try_from(bad.len()).unwrap();
+    assert!((0..=repeats(&bad)).contains(&letters), "{letters} dead letters are double; the publisher repeated {}", repeats(&bad));
+    assert_eq!(chain.count("SELECT count(*) FROM fleetwright.dead_letter WHERE reason <> 'WrongType'").await, 0);
+    assert!(chain.worker.stop(), "{}", chain.worker.log());
+}
+
+fn of_arrival() -> Value {
+    json!({"fields": [{"name": "count", "type": "Int64"}, {"name": "rms", "type": "Float64"}]})
+}
+
+async fn kill_worker(chain: &mut Chain, _round: u32) {
+    chain.worker.kill();
+    chain.start_worker(None);
+}
+
+async fn kill_broker(chain: &mut Chain, _round: u32) {
+    chain.broker.kill();
+    chain.broker.start_again();
+}
+
+async fn kill_database(chain: &mut Chain, round: u32) {
+    if round % 2 == 0 {
+        chain.postgres.kill();
+        chain.worker.wait_not_ready("database");
+    } else {
+        chain.postgres.stop();
+    }
+    chain.postgres.start_again().await;
+    chain.reconnect().await;
+}
+
+#[tokio::test]
+async fn a_killed_worker_loses_and_doubles_nothing() {
+    survives(&timed(), Postgres::shared().await, false, kill_worker).await;
+}
+
+#[tokio::test]
+async fn a_killed_worker_loses_and_doubles_nothing_that_is_timed_by_arrival() {
+    survives(&of_arrival(), Postgres::shared().await, true, kill_worker).await;
+}
+
+#[tokio::test]
+async fn a_killed_broker_loses_and_doubles_nothing() {
+    survives(&timed(), Postgres::shared().await, false, kill_broker).await;
+}
+
+#[tokio::test]
+async fn a_killed_broker_loses_and_doubles_nothing_that_is_timed_by_arrival() {
+    survives(&of_arrival(), Postgres::shared().await, true, kill_broker).await;
+}
+
+#[tokio::test]
+async fn a_killed_database_loses_and_doubles_nothing() {
+    survives(&timed(), Arc::new(Postgres::start().await), false, kill_database).await;
+}
+
+#[tokio::test]
+async fn a_killed_database_loses_and_doubles_nothing_that_is_timed_by_arrival() {
+    survives(&of_arrival(), Arc::new(Postgres::start().await), true, kill_database).await;
+}
