@@ -33,7 +33,8 @@ async fn chain(decode: &Value) -> Chain {
 }
 
 async fn reasons(chain: &Chain) -> Vec<(String, String)> {
-    let rows = chain.client.query("SELECT reason, convert_from(payload, 'UTF8') FROM fleetwright.dead_letter ORDER BY 1, 2", &[]).await.unwrap();
+    let rows =
+        chain.client.query("SELECT reason, convert_from(payload, 'UTF8') FROM fleetwright.dead_letter ORDER BY 1, 2", &[]).await.unwrap();
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
@@ -41,7 +42,8 @@ async fn reasons(chain: &Chain) -> Vec<(String, String)> {
 async fn messages_become_rows_and_dead_letters() {
     let chain = Chain::start("{site}/devices/{device}/telemetry", &timed(), Postgres::shared().await).await;
     chain.execute("INSERT INTO fleetwright.device (namespace, name, gateway, enabled) VALUES ('plant', 'off', 'plant-1', false), ('plant', 'far', 'plant-2', true)").await;
-    chain.publish("berlin/devices/press-1/telemetry", r#"{"ts":1777863721500,"rms":0.1,"count":7,"running":true,"state":{"name":"läuft"}}"#);
+    chain
+        .publish("berlin/devices/press-1/telemetry", r#"{"ts":1777863721500,"rms":0.1,"count":7,"running":true,"state":{"name":"läuft"}}"#);
     chain.publish(
         "berlin/devices/press-2/telemetry",
         r#"[{"ts":1777863721500,"rms":1},{"ts":1777863721501,"rms":-1},{"ts":1777863721502,"rms":2.5}]"#,
@@ -76,16 +78,33 @@ async fn messages_become_rows_and_dead_letters() {
 
     let found: Vec<String> = reasons(&chain).await.into_iter().map(|(reason, _)| reason).collect();
     let expected = [
-        "Conflict", "DisabledDevice", "Malformed", "MissingField", "MissingTime", "OutOfRange", "TimeOutOfRange", "UnknownDevice", "WrongGateway",
+        "Conflict",
+        "DisabledDevice",
+        "Malformed",
+        "MissingField",
+        "MissingTime",
+        "OutOfRange",
+        "TimeOutOfRange",
+        "UnknownDevice",
+        "WrongGateway",
         "WrongType",
     ];
     assert_eq!(found, expected);
-    let letter = chain.client.query_one("SELECT topic, payload, detail, gateway, namespace, pipeline FROM fleetwright.dead_letter WHERE reason = 'WrongType'", &[]).await.unwrap();
+    let letter = chain
+        .client
+        .query_one(
+            "SELECT topic, payload, detail, gateway, namespace, pipeline FROM fleetwright.dead_letter WHERE reason = 'WrongType'",
+            &[],
+        )
+        .await
+        .unwrap();
     assert_eq!(letter.get::<_, String>(0), "berlin/devices/press-1/telemetry");
     assert_eq!(letter.get::<_, Vec<u8>>(1), br#"{"ts":1777863721501,"rms":"1"}"#);
     assert!(letter.get::<_, String>(2).contains("rms"));
     assert_eq!([3, 4, 5].map(|column| letter.get::<_, String>(column)), ["plant-1", "plant", "vibration"]);
-    assert!((chain.worker.metric(r#"fleetwright_ingest_dead_letters_total{gateway="plant-1",reason="Malformed"}"#) - 1.0).abs() < f64::EPSILON);
+    assert!(
+        (chain.worker.metric(r#"fleetwright_ingest_dead_letters_total{gateway="plant-1",reason="Malformed"}"#) - 1.0).abs() < f64::EPSILON
+    );
     assert!(chain.worker.metric(r#"fleetwright_ingest_redelivered_total{gateway="plant-1"}"#) >= 1.0);
 }
 
@@ -115,10 +134,10 @@ async fn a_row_that_the_database_refuses_harms_itself_alone() {
         ("devices/press-1/telemetry".to_owned(), format!(r#"{{"ts":{},"rms":{rms}}}"#, TS + number))
     });
     common::mosquitto::wait_until("some messages", || publisher.acknowledged() > 3_000);
-    let published = publisher.finish();
-    let refused = published.acknowledged.iter().filter(|number| **number % 100 == 13).count();
+    let outcome = publisher.finish();
+    let refused = outcome.acknowledged.iter().filter(|number| **number % 100 == 13).count();
     chain.wait_for("SELECT count(*) FROM fleetwright.dead_letter WHERE reason = 'Rejected'", i64::try_from(refused).unwrap()).await;
-    chain.wait_for("SELECT count(*) FROM vibration", i64::try_from(published.acknowledged.len() - refused).unwrap()).await;
+    chain.wait_for("SELECT count(*) FROM vibration", i64::try_from(outcome.acknowledged.len() - refused).unwrap()).await;
 }
 
 #[tokio::test]
@@ -146,7 +165,9 @@ async fn a_changed_topic_leaves_no_subscription_behind() {
     assert!(chain.worker.stop());
     chain.start_worker(Some("lines/{device}/telemetry"));
     chain.worker.wait_ready();
-    common::mosquitto::wait_until("the end of the old subscription", || chain.broker.log().contains("Received UNSUBSCRIBE from _ingest_vibration_0"));
+    common::mosquitto::wait_until("the end of the old subscription", || {
+        chain.broker.log().contains("Received UNSUBSCRIBE from _ingest_vibration_0")
+    });
     chain.wait_for("SELECT count(*) FROM fleetwright.session WHERE topic_filters = '{lines/+/telemetry}'", 1).await;
     chain.publish("devices/press-1/telemetry", &format!(r#"{{"ts":{TS},"rms":1}}"#));
     chain.publish("lines/press-1/telemetry", &format!(r#"{{"ts":{TS},"rms":2}}"#));
@@ -170,23 +191,18 @@ async fn survives(decode: &Value, postgres: Arc<Postgres>, arrival: bool, mut ha
     }
     let goal = publisher.acknowledged() + 2_000;
     common::mosquitto::wait_until("progress", || publisher.acknowledged() > goal);
-    let published = publisher.finish();
-    let (bad, good): (Vec<u64>, Vec<u64>) = published.acknowledged.iter().partition(|number| *number % 10 == 3);
-    if std::env::var("LOOK").is_ok() {
-        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-        let have: std::collections::BTreeSet<i64> = chain.client.query("SELECT DISTINCT count FROM vibration", &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
-        let missing: Vec<u64> = good.iter().copied().filter(|n| !have.contains(&i64::try_from(*n).unwrap())).collect();
-        println!("missing {} {:?} of {} repeated {:?}", missing.len(), missing, good.len(), missing.iter().filter(|n| published.repeated.contains(n)).count());
-        let ranges: Vec<u64> = published.repeated.iter().copied().collect();
-        println!("repeated {:?} .. {:?}", ranges.first(), ranges.last());
-        std::fs::copy(chain.broker.folder.path().join("mosquitto.log"), "/tmp/mosquitto.log").unwrap();
-    }
+    let outcome = publisher.finish();
+    let (bad, good): (Vec<u64>, Vec<u64>) = outcome.acknowledged.iter().partition(|number| *number % 10 == 3);
     chain.wait_for("SELECT count(DISTINCT count) FROM vibration", i64::try_from(good.len()).unwrap()).await;
     chain.wait_for("SELECT count(DISTINCT payload) FROM fleetwright.dead_letter", i64::try_from(bad.len()).unwrap()).await;
-    let repeats = |of: &[u64]| i64::try_from(of.iter().filter(|number| published.repeated.contains(number)).count()).unwrap();
+    let repeats = |of: &[u64]| i64::try_from(of.iter().filter(|number| outcome.repeated.contains(number)).count()).unwrap();
     // What the publisher itself sent twice has no key where its time is that of its arrival, and as a dead letter.
     let rows = chain.count("SELECT count(*) FROM vibration").await - i64::try_from(good.len()).unwrap();
-    assert!((0..=if arrival { repeats(&good) } else { 0 }).contains(&rows), "{rows} rows are double; the publisher repeated {}", repeats(&good));
+    assert!(
+        (0..=if arrival { repeats(&good) } else { 0 }).contains(&rows),
+        "{rows} rows are double; the publisher repeated {}",
+        repeats(&good)
+    );
     let letters = chain.count("SELECT count(*) FROM fleetwright.dead_letter").await - i64::try_from(bad.len()).unwrap();
     assert!((0..=repeats(&bad)).contains(&letters), "{letters} dead letters are double; the publisher repeated {}", repeats(&bad));
     assert_eq!(chain.count("SELECT count(*) FROM fleetwright.dead_letter WHERE reason <> 'WrongType'").await, 0);
@@ -208,7 +224,7 @@ async fn kill_broker(chain: &mut Chain, _round: u32) {
 }
 
 async fn kill_database(chain: &mut Chain, round: u32) {
-    if round % 2 == 0 {
+    if round.is_multiple_of(2) {
         chain.postgres.kill();
         chain.worker.wait_not_ready("database");
     } else {

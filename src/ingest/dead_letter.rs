@@ -84,7 +84,8 @@ impl Refusal {
     /// A refusal; the detail is cut and cleaned where it must be.
     #[must_use]
     pub fn new(reason: Reason, detail: &str) -> Self {
-        let detail = detail.chars().take(DETAIL_CHARACTERS).map(|character| if character == '\0' { '\u{fffd}' } else { character }).collect();
+        let detail =
+            detail.chars().take(DETAIL_CHARACTERS).map(|character| if character == '\0' { '\u{fffd}' } else { character }).collect();
         Self { reason, detail }
     }
 

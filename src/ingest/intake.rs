@@ -68,7 +68,8 @@ impl Intake {
     }
 
     fn read_topic<'t>(&self, topic: &'t [u8], tags: &mut Vec<&'t str>) -> Result<&'t str, Refusal> {
-        let text = std::str::from_utf8(topic).map_err(|error| Refusal::new(Reason::TopicMismatch, &format!("the topic is not UTF-8: {error}")))?;
+        let text =
+            std::str::from_utf8(topic).map_err(|error| Refusal::new(Reason::TopicMismatch, &format!("the topic is not UTF-8: {error}")))?;
         self.topic
             .capture(text, tags)
             .filter(|_| !text.contains('\0'))

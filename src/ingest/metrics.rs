@@ -1,9 +1,7 @@
 //! What a worker counts and measures. Labels are bounded: gateways of the Pipeline, and reasons.
 
 use prometheus::core::{AtomicU64, GenericCounter};
-use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, exponential_buckets,
-};
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, exponential_buckets};
 
 use super::dead_letter::Reason;
 
@@ -82,13 +80,18 @@ impl Metrics {
             registry.register(Box::new(histogram.clone()))?;
             Ok::<_, prometheus::Error>(histogram)
         };
-        let database_retries = Counter::new("fleetwright_ingest_database_retries_total", "Attempts to get back to a database that failed.")?;
+        let database_retries =
+            Counter::new("fleetwright_ingest_database_retries_total", "Attempts to get back to a database that failed.")?;
         registry.register(Box::new(database_retries.clone()))?;
         Ok(Self {
             messages: counter("messages_total", "Messages that arrived from the broker.", gateway)?,
             bytes: counter("message_bytes_total", "Bytes of topics and payloads that arrived.", gateway)?,
             rows: counter("rows_total", "Rows that were stored.", gateway)?,
-            redelivered: counter("redelivered_total", "Rows and messages that were stored already, when the broker sent them again.", gateway)?,
+            redelivered: counter(
+                "redelivered_total",
+                "Rows and messages that were stored already, when the broker sent them again.",
+                gateway,
+            )?,
             batches: counter("batches_total", "Transactions that were committed.", gateway)?,
             dead_letters: counter("dead_letters_total", "Messages that became a dead letter, by reason.", &["gateway", "reason"])?,
             connections: counter("connections_total", "Logins to the broker that succeeded.", gateway)?,

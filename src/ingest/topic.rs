@@ -123,7 +123,9 @@ mod tests {
         let mut tags = Vec::new();
         assert_eq!(pattern.capture("plants/berlin/x/3/devices/press-1/telemetry", &mut tags), Some("press-1"));
         assert_eq!(tags, ["berlin", "3"]);
-        for other in ["plants/berlin/x/3/devices/press-1", "plants/berlin/x/3/devices/press-1/telemetry/x", "plant/b/x/3/devices/d/telemetry", ""] {
+        for other in
+            ["plants/berlin/x/3/devices/press-1", "plants/berlin/x/3/devices/press-1/telemetry/x", "plant/b/x/3/devices/d/telemetry", ""]
+        {
             assert_eq!(pattern.capture(other, &mut tags), None, "{other}");
         }
     }

@@ -72,7 +72,9 @@ impl Arguments {
             (Some(ordinal), _) => Ok(ordinal),
             (None, Some(pod)) => {
                 let ordinal = pod.rsplit_once('-').and_then(|(_, ordinal)| ordinal.parse().ok());
-                ordinal.with_context(|| format!("failed to read the number at the end of the pod's name {pod}: expected one like vibration-ingest-0"))
+                ordinal.with_context(|| {
+                    format!("failed to read the number at the end of the pod's name {pod}: expected one like vibration-ingest-0")
+                })
             }
             (None, None) => bail!("failed to find the number of this worker: expected --ordinal, or POD_NAME in the environment"),
         }

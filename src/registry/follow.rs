@@ -12,7 +12,8 @@ use tokio_postgres::{AsyncMessage, Client};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::timescale::connect::{ConnectError, Connection, connect, describe};
+use crate::runtime::error::chain;
+use crate::timescale::connect::{ConnectError, Connection, connect};
 use crate::timescale::system::{DEVICE_CHANNEL, SCHEMA};
 use crate::timescale::uri::ConnectionUri;
 
@@ -165,7 +166,7 @@ pub async fn follow(registry: Arc<Registry>, uri: ConnectionUri, namespace: Stri
             () = shutdown.cancelled() => return,
             Err(failure) = follow_once(&registry, &uri, &namespace, &mut backoff) => failure,
         };
-        let failure = describe(&failure);
+        let failure = chain(&failure);
         warn!(failure, "the registry of devices cannot be followed");
         registry.changes.send_modify(|follower| follower.failure = Some(failure));
         let wait = backoff.mul_f64(rand::rng().random_range(0.5..1.0));
@@ -261,7 +262,7 @@ async fn drive(mut connection: Connection, namespace: String, changed: Arc<Notif
             Ok(AsyncMessage::Notification(notification)) if notification.payload() == namespace => changed.notify_one(),
             Ok(_) => {}
             Err(error) => {
-                warn!(failure = describe(&error), "the connection to the registry ended");
+                warn!(failure = chain(&error), "the connection to the registry ended");
                 return;
             }
         }

@@ -105,7 +105,7 @@ impl State {
             if self.is_finished() {
                 return Ok(());
             }
-            let mut chunk = [0; 65536];
+            let mut chunk = [0; 8192];
             let read = stream.read(&mut chunk)?;
             if read == 0 {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());

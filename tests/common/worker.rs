@@ -135,7 +135,8 @@ impl Worker {
     fn start(configuration: &Value, uri: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let http = free_port();
-        for (name, content) in [("ingest.json", configuration.to_string()), ("uri", uri.to_owned()), ("password", "password\n".to_owned())] {
+        for (name, content) in [("ingest.json", configuration.to_string()), ("uri", uri.to_owned()), ("password", "password\n".to_owned())]
+        {
             std::fs::write(folder.path().join(name), content).unwrap();
         }
         let process = spawn(folder.path(), http);
@@ -187,7 +188,7 @@ impl Worker {
     /// The value of a metric, with its labels.
     pub fn metric(&self, name: &str) -> f64 {
         let (_, body) = self.get("/metrics");
-        let line = body.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("no {name} in:\n{body}"));
+        let line = body.lines().find_map(|line| line.strip_prefix(name)).expect("the metric is there");
         line.trim().parse().unwrap()
     }
 }

@@ -24,7 +24,6 @@ pub struct Batch {
     messages: Vec<Message>,
     blocks: Vec<(Bytes, Time)>,
     block_bytes: usize,
-    bytes: usize,
 }
 
 /// A message: where it stands, and how to acknowledge it.
@@ -67,7 +66,6 @@ impl Batch {
             topic: span(&publish.topic),
             payload: span(&publish.payload),
         });
-        self.bytes += publish.payload.end - publish.topic.start;
         number
     }
 
@@ -117,12 +115,6 @@ impl Batch {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
-    }
-
-    /// The bytes of topics and payloads.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.bytes
     }
 
     /// The memory that the batch holds, in bytes.

@@ -56,14 +56,13 @@ pub struct Key {
 
 impl Rows {
     /// The number of rows.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.index.len()
     }
 
     /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.index.is_empty()
     }
 

@@ -81,7 +81,8 @@ impl<F: FnMut(Option<Time>, &[Value<'_>])> Message<'_, '_, F> {
         if self.refused > NAMED {
             return;
         }
-        let named = index.map_or_else(|| refusal.clone(), |index| Refusal::new(refusal.reason, &format!("reading {index}: {}", refusal.detail)));
+        let named =
+            index.map_or_else(|| refusal.clone(), |index| Refusal::new(refusal.reason, &format!("reading {index}: {}", refusal.detail)));
         match &mut self.refusal {
             Some(first) => first.join(&named),
             none => *none = Some(named),
@@ -129,9 +130,8 @@ struct Element<'m, 'a, 'de, F> {
 }
 
 impl<F: FnMut(Option<Time>, &[Value<'_>])> Element<'_, '_, '_, F> {
-    fn refuse<E>(self, found: &str) -> Result<(), E> {
+    fn refuse(self, found: &str) {
         self.message.refuse(Some(self.index), &Refusal::new(Reason::WrongType, &format!("expected an object, found {found}")));
-        Ok(())
     }
 }
 
@@ -158,31 +158,38 @@ impl<'de, F: FnMut(Option<Time>, &[Value<'_>])> Visitor<'de> for Element<'_, '_,
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<(), A::Error> {
         while sequence.next_element::<IgnoredAny>()?.is_some() {}
-        self.refuse("an array")
+        self.refuse("an array");
+        Ok(())
     }
 
     fn visit_bool<E: Error>(self, _: bool) -> Result<(), E> {
-        self.refuse("a truth value")
+        self.refuse("a truth value");
+        Ok(())
     }
 
     fn visit_i64<E: Error>(self, _: i64) -> Result<(), E> {
-        self.refuse("a number")
+        self.refuse("a number");
+        Ok(())
     }
 
     fn visit_u64<E: Error>(self, _: u64) -> Result<(), E> {
-        self.refuse("a number")
+        self.refuse("a number");
+        Ok(())
     }
 
     fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
-        self.refuse("a number")
+        self.refuse("a number");
+        Ok(())
     }
 
     fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
-        self.refuse("a text")
+        self.refuse("a text");
+        Ok(())
     }
 
     fn visit_unit<E: Error>(self) -> Result<(), E> {
-        self.refuse("null")
+        self.refuse("null");
+        Ok(())
     }
 }
 
@@ -193,7 +200,7 @@ struct Place<'m, 'n, 'de> {
 }
 
 impl<'de> Place<'_, '_, 'de> {
-    fn fill<E>(self, raw: Raw<'de>) -> Result<(), E> {
+    fn fill(self, raw: Raw<'de>) {
         if let [slot] = self.node.slots[..] {
             self.slots[slot] = raw;
         } else {
@@ -201,7 +208,6 @@ impl<'de> Place<'_, '_, 'de> {
                 self.slots[*slot] = raw.clone();
             }
         }
-        Ok(())
     }
 }
 
@@ -223,7 +229,8 @@ impl<'de> Visitor<'de> for Place<'_, '_, 'de> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         if self.node.is_leaf() {
             while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-            return self.fill(Raw::Object);
+            self.fill(Raw::Object);
+            return Ok(());
         }
         while let Some(child) = map.next_key_seed(Key(self.node))? {
             match child {
@@ -231,7 +238,8 @@ impl<'de> Visitor<'de> for Place<'_, '_, 'de> {
                 None => map.next_value::<IgnoredAny>().map(drop)?,
             }
         }
-        self.fill(Raw::Object)
+        self.fill(Raw::Object);
+        Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<(), A::Error> {
@@ -243,38 +251,46 @@ impl<'de> Visitor<'de> for Place<'_, '_, 'de> {
                 None => sequence.next_element::<IgnoredAny>()?.is_some(),
             };
             if !more {
-                return self.fill(Raw::Array);
+                self.fill(Raw::Array);
+                return Ok(());
             }
             index += 1;
         }
     }
 
     fn visit_bool<E: Error>(self, truth: bool) -> Result<(), E> {
-        self.fill(Raw::Boolean(truth))
+        self.fill(Raw::Boolean(truth));
+        Ok(())
     }
 
     fn visit_i64<E: Error>(self, number: i64) -> Result<(), E> {
-        self.fill(Raw::Integer(number.into()))
+        self.fill(Raw::Integer(number.into()));
+        Ok(())
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<(), E> {
-        self.fill(Raw::Integer(number.into()))
+        self.fill(Raw::Integer(number.into()));
+        Ok(())
     }
 
     fn visit_f64<E: Error>(self, number: f64) -> Result<(), E> {
-        self.fill(Raw::Float(number))
+        self.fill(Raw::Float(number));
+        Ok(())
     }
 
     fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<(), E> {
-        self.fill(Raw::Text(Cow::Borrowed(text)))
+        self.fill(Raw::Text(Cow::Borrowed(text)));
+        Ok(())
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        self.fill(Raw::Text(Cow::Owned(text.to_owned())))
+        self.fill(Raw::Text(Cow::Owned(text.to_owned())));
+        Ok(())
     }
 
     fn visit_unit<E: Error>(self) -> Result<(), E> {
-        self.fill(Raw::Null)
+        self.fill(Raw::Null);
+        Ok(())
     }
 }
 

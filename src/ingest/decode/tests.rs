@@ -52,7 +52,8 @@ fn reason(outcome: &Outcome) -> Option<Reason> {
 
 #[test]
 fn an_object_is_a_reading() {
-    let payload = br#" {"ts":1777863721500,"rms":3,"other":{"deep":[1,{"x":null}]},"state":{"name":"r\u00fcn","running":true},"count":-7} "#;
+    let payload =
+        br#" {"ts":1777863721500,"rms":3,"other":{"deep":[1,{"x":null}]},"state":{"name":"r\u00fcn","running":true},"count":-7} "#;
     let (outcome, readings) = run(&vibration(), payload);
     assert_eq!(outcome, Outcome::Complete);
     let values = vec![Value::Float64(3.0), Value::Int64(-7), Value::Boolean(true), Value::Text("rün".into())];

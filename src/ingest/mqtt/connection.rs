@@ -148,12 +148,8 @@ impl Connection {
             receive_maximum: Some(RECEIVE_MAXIMUM),
             ..ConnectProperties::new()
         };
-        let connect = Connect {
-            keep_alive: KEEP_ALIVE_SECONDS,
-            client_id: login.username.clone(),
-            clean_start: false,
-            properties: Some(properties),
-        };
+        let connect =
+            Connect { keep_alive: KEEP_ALIVE_SECONDS, client_id: login.username.clone(), clean_start: false, properties: Some(properties) };
         let auth = ConnectAuth::UsernamePassword { username: login.username.clone(), password: login.password.clone() };
         connection.put(&Packet::Connect(connect, None, auth))?;
         connection.stream.write_all(&connection.output).await?;
@@ -162,7 +158,7 @@ impl Connection {
         let answer = loop {
             if let Some(answer) = Packet::read(&mut connection.input, None).map(Some).or_else(|error| match error {
                 rumqttc::mqttbytes::Error::InsufficientBytes(_) => Ok(None),
-                other => Err(FrameError::ReadPacket(other)),
+                other => Err(FrameError::Decode(other)),
             })? {
                 break answer;
             }

@@ -16,22 +16,20 @@ const LARGEST: usize = 268_435_455 + 5;
 pub enum FrameError {
     /// The length of a packet takes more than four bytes.
     #[error("failed to read the length of a packet: expected at most four bytes (MQTT 5.0, 1.5.5)")]
-    ReadLength,
+    MeasurePacket,
 
     /// A PUBLISH ends before its parts do.
     #[error("failed to read a PUBLISH: expected topic, packet identifier and properties within the packet (MQTT 5.0, 3.3)")]
-    ReadPublish,
+    LocatePublish,
 
     /// Another packet is malformed.
     #[error("failed to read a packet")]
-    ReadPacket(#[source] rumqttc::mqttbytes::Error),
+    Decode(#[source] rumqttc::mqttbytes::Error),
 }
 
 /// A message, located in its block.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Publish {
-    /// Whether the broker says that it may have sent this before.
-    pub duplicate: bool,
     /// The packet identifier to acknowledge; 0 where nothing is to be acknowledged (QoS 0).
     pub packet_id: u16,
     /// Where the topic stands.
@@ -46,7 +44,7 @@ pub enum Frame {
     /// A message.
     Publish(Publish),
     /// Anything else.
-    Other(Packet),
+    Other(Box<Packet>),
 }
 
 /// Takes all whole packets from the front of `input`. When there is none, makes room for the first.
@@ -76,7 +74,7 @@ fn measure(bytes: &[u8]) -> Result<Option<(usize, usize)>, FrameError> {
             return Ok(Some((2 + index, length)));
         }
     }
-    if bytes.len() > 4 { Err(FrameError::ReadLength) } else { Ok(None) }
+    if bytes.len() > 4 { Err(FrameError::MeasurePacket) } else { Ok(None) }
 }
 
 /// The packets of a block that [`take_whole`] gave.
@@ -92,10 +90,10 @@ pub fn frames(block: &Bytes) -> impl Iterator<Item = Result<Frame, FrameError>> 
         let whole = position..body.end;
         position = body.end;
         if first >> 4 == 3 {
-            return Some(publish(block, first, body).map(Frame::Publish).ok_or(FrameError::ReadPublish));
+            return Some(publish(block, first, body).map(Frame::Publish).ok_or(FrameError::LocatePublish));
         }
         let mut packet = BytesMut::from(&block[whole]);
-        Some(Packet::read(&mut packet, None).map(Frame::Other).map_err(FrameError::ReadPacket))
+        Some(Packet::read(&mut packet, None).map(|packet| Frame::Other(Box::new(packet))).map_err(FrameError::Decode))
     })
 }
 
@@ -114,12 +112,7 @@ fn publish(block: &[u8], first: u8, body: Range<usize>) -> Option<Publish> {
     let properties = block.get(position.checked_sub(1)?..body.end)?;
     let (header, length) = measure(properties).ok()??;
     let payload = position + header - 1 + length..body.end;
-    (payload.start <= payload.end && topic.end <= body.end && quality < 3).then_some(Publish {
-        duplicate: first & 8 != 0,
-        packet_id,
-        topic,
-        payload,
-    })
+    (payload.start <= payload.end && topic.end <= body.end && quality < 3).then_some(Publish { packet_id, topic, payload })
 }
 
 fn number(block: &[u8], position: usize, end: usize) -> Option<u16> {
@@ -145,12 +138,10 @@ mod tests {
         bytes.to_vec()
     }
 
-    fn located(block: &Bytes) -> Vec<(bool, u16, Vec<u8>, Vec<u8>)> {
+    fn located(block: &Bytes) -> Vec<(u16, Vec<u8>, Vec<u8>)> {
         frames(block)
             .filter_map(|frame| match frame.unwrap() {
-                Frame::Publish(found) => {
-                    Some((found.duplicate, found.packet_id, block[found.topic].to_vec(), block[found.payload].to_vec()))
-                }
+                Frame::Publish(found) => Some((found.packet_id, block[found.topic].to_vec(), block[found.payload].to_vec())),
                 Frame::Other(_) => None,
             })
             .collect()
@@ -159,8 +150,13 @@ mod tests {
     #[test]
     fn bytes_that_are_no_packets() {
         assert!(take_whole(&mut BytesMut::from(&b"\x30\xff\xff\xff\xff\x01"[..])).is_err());
-        for bytes in [&b"\x32\x02\x00\x00"[..], b"\x32\x03\x00\x05a", b"\x32\x06\x00\x01a\x00\x00\x00", b"\x36\x06\x00\x01a\x00\x01\x00", b"\x32\x06\x00\x01a\x00\x01\x09"]
-        {
+        for bytes in [
+            &b"\x32\x02\x00\x00"[..],
+            b"\x32\x03\x00\x05a",
+            b"\x32\x06\x00\x01a\x00\x00\x00",
+            b"\x36\x06\x00\x01a\x00\x01\x00",
+            b"\x32\x06\x00\x01a\x00\x01\x09",
+        ] {
             let block = take_whole(&mut BytesMut::from(bytes)).unwrap().unwrap();
             assert!(frames(&block).any(|frame| frame.is_err()), "{bytes:?}");
         }
@@ -182,7 +178,7 @@ mod tests {
                 let mut ping = BytesMut::new();
                 PingResp::write(&mut ping).unwrap();
                 stream.extend_from_slice(&ping);
-                expected.push((duplicate, id, topic.into_bytes(), payload));
+                expected.push((id, topic.into_bytes(), payload));
             }
             let (mut input, mut found, mut rest) = (BytesMut::new(), Vec::new(), &stream[..]);
             for cut in cuts.iter().cycle() {

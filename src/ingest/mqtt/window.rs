@@ -64,14 +64,13 @@ impl Window {
     }
 
     /// How many messages are not acknowledged.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
     /// Whether every message is acknowledged.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 }

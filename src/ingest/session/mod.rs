@@ -5,7 +5,7 @@
 //! After a connection has ended, all that was read is committed before the next one begins: what the broker then sends again
 //! is known to the table's key or to the ledger.
 
-pub mod store;
+mod store;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,8 +26,8 @@ use super::mqtt::frame::Frame;
 use super::sink::{Done, Sink, session_store};
 use crate::configuration::ingest::IngestGateway;
 use crate::registry::follow::Registry;
+use crate::runtime::error::chain;
 use crate::runtime::readiness::Readiness;
-use crate::timescale::connect::describe;
 use crate::timescale::uri::ConnectionUri;
 
 /// The shortest and the longest wait before the next attempt to connect; doubled at each failure.
@@ -121,7 +121,7 @@ impl Session {
                 opened = attempt => match opened {
                     Ok(opened) => return Some((opened, filter)),
                     Err(failure) => {
-                        let failure = describe(&failure);
+                        let failure = chain(&failure);
                         warn!(session = self.name, failure, "the session cannot begin yet");
                         self.readiness.fails(check, format!("waits for the database: {failure}"));
                     }
@@ -173,7 +173,7 @@ impl Running {
                 }
                 Err(failure) => failure,
             };
-            let failure = describe(&ended);
+            let failure = chain(&ended);
             warn!(gateway = self.gateway.name, failure, "the broker's session is interrupted");
             self.readiness.fails(&self.check, failure);
             if !self.settle().await || !backoff.wait(&self.shutdown).await {
@@ -233,21 +233,28 @@ impl Running {
         for packet in packets(block) {
             match packet? {
                 Frame::Publish(publish) => messages.push(publish),
-                Frame::Other(Packet::PingResp) => self.store.fence_answered(),
-                Frame::Other(Packet::SubAck(answer)) => {
-                    if !answer.return_codes.iter().all(|code| matches!(code, SubscribeReasonCode::Success(_))) {
-                        return Err(ConnectionError::Subscribe { filter: self.filter.clone(), reasons: format!("{:?}", answer.return_codes) });
-                    }
-                    *backoff = Backoff::default();
-                    self.readiness.holds(&self.check);
-                }
-                Frame::Other(Packet::UnsubAck(_)) => self.forget_stale(),
-                Frame::Other(Packet::Disconnect(goodbye)) => return Err(ConnectionError::End { reason: goodbye.reason_code }),
-                Frame::Other(_) => {}
+                Frame::Other(packet) => self.answer(*packet, backoff)?,
             }
         }
         if !messages.is_empty() {
             self.store.take(block, &messages);
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, packet: Packet, backoff: &mut Backoff) -> Result<(), ConnectionError> {
+        match packet {
+            Packet::PingResp => self.store.fence_answered(),
+            Packet::SubAck(answer) if answer.return_codes.iter().all(|code| matches!(code, SubscribeReasonCode::Success(_))) => {
+                *backoff = Backoff::default();
+                self.readiness.holds(&self.check);
+            }
+            Packet::SubAck(answer) => {
+                return Err(ConnectionError::Subscribe { filter: self.filter.clone(), reasons: format!("{:?}", answer.return_codes) });
+            }
+            Packet::UnsubAck(_) => self.forget_stale(),
+            Packet::Disconnect(goodbye) => return Err(ConnectionError::End { reason: goodbye.reason_code }),
+            _ => {}
         }
         Ok(())
     }
@@ -260,7 +267,7 @@ impl Running {
         tokio::spawn(async move {
             if let Err(failure) = session_store::keep_filter(&uri, &key, &filter).await {
                 // The next start unsubscribes again, which does no harm.
-                warn!(session = key.name, failure = describe(&failure), "the ended subscriptions stay written down");
+                warn!(session = key.name, failure = chain(&failure), "the ended subscriptions stay written down");
             }
         });
     }
@@ -278,7 +285,7 @@ impl Running {
 
     fn submit(&mut self, slot: tokio::sync::OwnedSemaphorePermit) {
         if let Some(job) = self.store.next_job(slot, self.done.clone())
-            && self.sink.submit(job).is_err()
+            && !self.sink.submit(job)
         {
             // The writers end only when another process has taken the session over; then this one is being shut down.
             warn!(gateway = self.gateway.name, "nobody writes any more");

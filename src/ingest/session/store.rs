@@ -171,7 +171,7 @@ impl Store {
         self.in_flight_bytes += batch.size();
         self.last_submitted = Instant::now();
         let expired = self.ledger.take_expired();
-        Some(Job { batch, session: self.key.clone(), number, entries, holds_all_entries, expired, slot, done })
+        Some(Job { batch, session: self.key.clone(), number, entries, holds_all_entries, expired, _slot: slot, done })
     }
 
     fn seal(&mut self) {

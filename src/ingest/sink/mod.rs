@@ -23,7 +23,8 @@ use self::transaction::{WriteError, Writer, Written};
 use super::batch::Batch;
 use super::ledger::Entry;
 use super::metrics::Metrics;
-use crate::timescale::connect::{ConnectError, connect, describe};
+use crate::runtime::error::chain;
+use crate::timescale::connect::{ConnectError, connect};
 use crate::timescale::uri::ConnectionUri;
 
 /// How many batches are being written at once: while one waits for its commit, the next one's rows are on their way. More
@@ -77,7 +78,7 @@ pub struct Job {
     /// What the ledger no longer needs.
     pub expired: Vec<i64>,
     /// The right to be written now.
-    pub slot: OwnedSemaphorePermit,
+    pub _slot: OwnedSemaphorePermit,
     /// Who waits for it.
     pub done: mpsc::UnboundedSender<Done>,
 }
@@ -105,13 +106,7 @@ pub struct Sink {
 impl Sink {
     /// Connects in the background, and writes until the last clone is dropped. Cancels `shutdown` if another process takes the
     /// sessions over.
-    pub fn start(
-        target: &Arc<Target>,
-        uri: &ConnectionUri,
-        health: &Arc<Health>,
-        metrics: &Metrics,
-        shutdown: &CancellationToken,
-    ) -> Self {
+    pub fn start(target: &Arc<Target>, uri: &ConnectionUri, health: &Arc<Health>, metrics: &Metrics, shutdown: &CancellationToken) -> Self {
         let (jobs, queue) = mpsc::channel(WRITERS);
         let queue = Arc::new(Mutex::new(queue));
         for index in 0..WRITERS {
@@ -135,10 +130,9 @@ impl Sink {
 
     /// Hands a batch over. Never waits, for it has its slot.
     ///
-    /// # Errors
-    /// When the writers are gone.
-    pub fn submit(&self, job: Job) -> Result<(), mpsc::error::TrySendError<Job>> {
-        self.jobs.try_send(job)
+    /// `false` when the writers are gone.
+    pub fn submit(&self, job: Job) -> bool {
+        self.jobs.try_send(job).is_ok()
     }
 }
 
@@ -182,7 +176,7 @@ impl Connector {
                 }
                 Err(failure) => {
                     let connected = !matches!(failure, ConnectorError::Connect(_));
-                    let failure = describe(&failure);
+                    let failure = chain(&failure);
                     warn!(connection = self.index, failure, "the database does not take rows; nothing is acknowledged meanwhile");
                     self.health.fails(self.index, &failure, connected);
                 }
@@ -201,7 +195,7 @@ impl Connector {
         tokio::spawn(async move {
             let _guard = guard;
             if let Err(error) = connection.await {
-                warn!(failure = describe(&error), "a connection to the database ended");
+                warn!(failure = chain(&error), "a connection to the database ended");
             }
         });
         timeout(PROOF_TIMEOUT, prove(&mut client, &self.target)).await.map_err(|_| ConnectorError::AwaitProof)??;
@@ -237,11 +231,11 @@ impl Connector {
                     let _ = job.done.send(Done { batch: job.batch, number: job.number, written, took });
                 }
                 Ok(Err(WriteError::HoldSession)) => {
-                    error!("{}", describe(&WriteError::HoldSession));
+                    error!("{}", chain(&WriteError::HoldSession));
                     self.shutdown.cancel();
                     return None;
                 }
-                Ok(Err(failure)) => return Some(describe(&failure)),
+                Ok(Err(failure)) => return Some(chain(&failure)),
                 Err(_) => return Some(format!("a batch was not written within {} s", WRITE_TIMEOUT.as_secs())),
             }
         }

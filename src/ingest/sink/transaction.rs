@@ -67,11 +67,6 @@ impl Writer {
         Ok(Self { client, copy, staging: false, staged: 0 })
     }
 
-    /// Whether the connection is gone.
-    pub fn is_closed(&self) -> bool {
-        self.client.is_closed()
-    }
-
     /// Stores a batch. May be called again with the same batch after an error, with `again`.
     pub async fn write(&mut self, target: &Target, job: &Job, again: bool) -> Result<Written, WriteError> {
         if again && self.is_committed(job).await? {
@@ -100,7 +95,10 @@ impl Writer {
         let rows = &job.batch.rows;
         if job.batch.dead_letters.is_empty() && job.entries.is_empty() && job.expired.is_empty() {
             // One statement is a transaction of its own.
-            return Ok(Written { rows: copy_rows(Open::Nothing(&self.client), &self.copy, rows, 0..rows.len()).await?, ..Written::default() });
+            return Ok(Written {
+                rows: copy_rows(Open::Nothing(&self.client), &self.copy, rows, 0..rows.len()).await?,
+                ..Written::default()
+            });
         }
         let transaction = self.client.transaction().await?;
         let stored = copy_rows(Open::Transaction(&transaction), &self.copy, rows, 0..rows.len()).await?;
@@ -115,7 +113,7 @@ impl Writer {
         }
         let mut transaction = self.client.transaction().await?;
         let mut written = Written { dead_letters: job.batch.dead_letters.clone(), entries: job.entries.clone(), ..Written::default() };
-        let mut ranges = vec![0..job.batch.rows.len()];
+        let mut ranges = Vec::from([Range { start: 0, end: job.batch.rows.len() }]);
         while let Some(range) = ranges.pop() {
             if range.is_empty() {
                 continue;
@@ -175,14 +173,21 @@ fn rejection(error: &tokio_postgres::Error) -> Refusal {
     Refusal::new(Reason::Rejected, &format!("the database refuses the row: {detail}"))
 }
 
-async fn merge(attempt: &Transaction<'_>, statements: &Statements, rows: &Rows, range: Range<usize>) -> Result<Merged, tokio_postgres::Error> {
+async fn merge(
+    attempt: &Transaction<'_>,
+    statements: &Statements,
+    rows: &Rows,
+    range: Range<usize>,
+) -> Result<Merged, tokio_postgres::Error> {
     attempt.batch_execute(&statements.clear_staging).await?;
     let copy = attempt.prepare(&statements.copy_staging).await?;
     let span = rows.span(range.clone());
     let staged = copy_rows(Open::Transaction(attempt), &copy, rows, range).await?;
     let new = attempt.execute(&statements.merge, &[]).await?;
     let mut conflicts = Vec::new();
-    if new < staged && let Some((first, last)) = span {
+    if new < staged
+        && let Some((first, last)) = span
+    {
         for row in attempt.query(&statements.conflicts, &[&first, &last]).await? {
             conflicts.push(Key { time: row.get::<_, Time>(0), device: row.get(1) });
         }
