@@ -146,8 +146,9 @@ async fn connect(address: &Address, username: &str, password: &Password) -> Resu
 
 fn login_error(address: &Address, username: &str, error: ConnectionError) -> LoginError {
     match error {
-        ConnectionError::ConnectionRefused(code) => LoginError::Refused { username: username.to_owned(), code },
-        ConnectionError::MqttState(StateError::ConnFail { reason: code }) => LoginError::Refused { username: username.to_owned(), code },
+        ConnectionError::ConnectionRefused(code) | ConnectionError::MqttState(StateError::ConnFail { reason: code }) => {
+            LoginError::Refused { username: username.to_owned(), code }
+        }
         source => LoginError::Reach { address: address.clone(), source: Box::new(source) },
     }
 }

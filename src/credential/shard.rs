@@ -29,7 +29,7 @@ pub const COUNT_KEY: &str = "shards";
 /// With more users a shard on average, the number of shards doubles.
 const GROW_ABOVE: usize = 512;
 
-/// With fewer users a shard on average, it halves. A quarter of the other: after either step the mean is well between both.
+/// With fewer users a shard on average, it halves. A quarter of the other, so that a few users more or less never undo a step.
 const SHRINK_BELOW: usize = 128;
 
 /// The data of a shard's Secret.

@@ -60,16 +60,17 @@ fn available_when_the_pod_is_ready_at_the_current_revision_and_the_agent_has_pro
     let starting = json!({"observedGeneration": 2, "replicas": 1, "currentRevision": "a", "updateRevision": "a"});
     let stale = json!({"observedGeneration": 1, "replicas": 1, "readyReplicas": 1, "currentRevision": "a", "updateRevision": "a"});
     let rolling = json!({"observedGeneration": 2, "replicas": 1, "readyReplicas": 1, "currentRevision": "a", "updateRevision": "b"});
-    for (stateful_set, report, reason) in vec![
-        (stateful_set(&Value::Null), None, "BrokerUpdating"),
-        (stateful_set(&stale), Some(false), "BrokerUpdating"),
-        (stateful_set(&rolling), Some(false), "BrokerUpdating"),
-        (stateful_set(&starting), None, "BrokerStarting"),
-        (stateful_set(&starting), Some(false), "BrokerNotReady"),
-        (ready(), None, "CredentialsNotProven"),
-        (ready(), Some(false), "BrokerAvailable"),
+    let ready = &json!({"observedGeneration": 2, "replicas": 1, "readyReplicas": 1, "currentRevision": "a", "updateRevision": "a"});
+    for (live, report, reason) in [
+        (&Value::Null, None, "BrokerUpdating"),
+        (&stale, Some(false), "BrokerUpdating"),
+        (&rolling, Some(false), "BrokerUpdating"),
+        (&starting, None, "BrokerStarting"),
+        (&starting, Some(false), "BrokerNotReady"),
+        (ready, None, "CredentialsNotProven"),
+        (ready, Some(false), "BrokerAvailable"),
     ] {
-        let status = status(&observed(report), &Outcome::Applied(&valid(None), &stateful_set));
+        let status = status(&observed(report), &Outcome::Applied(&valid(None), &stateful_set(live)));
         let (summary, available) = (summary(&status), reason == "BrokerAvailable");
         assert_eq!(summary[BROKER_AVAILABLE], (if available { "True" } else { "False" }, reason));
         assert_eq!(summary[READY].0, if available { "True" } else { "False" });

@@ -1,0 +1,342 @@
+//! The agent with a real Mosquitto, in the configuration that the operator renders, and clients that are not ours.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test fails by panicking")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::free_port;
+use common::mosquitto::{Mosquitto, PATIENCE, wait_until};
+use fleetwright::agent::driver::{BROKER_CHECK, Driver, Places};
+use fleetwright::agent::metrics::Metrics;
+use fleetwright::agent::session::Address;
+use fleetwright::agent::state::{Change, Origin, Subject};
+use fleetwright::api::Gateway;
+use fleetwright::api::device::{Access, Acl};
+use fleetwright::configuration::agent::{DATA_FOLDER, RUNTIME_FOLDER};
+use fleetwright::credential::shard::{Data, Shard, revision};
+use fleetwright::credential::{Entry, Password, hash};
+use fleetwright::operator::gateway::build::mosquitto_configuration;
+use fleetwright::operator::gateway::validate::Valid;
+use fleetwright::runtime::readiness::Readiness;
+use k8s_openapi::ByteString;
+use rcgen::{CertificateParams, KeyPair};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+const PASSWORD: &str = "secret of all";
+const TLS_SECRET: &str = "plant-1-tls";
+
+/// An agent that runs, and what a test sees of it.
+struct Agent {
+    changes: mpsc::Sender<Change>,
+    proven: watch::Receiver<Option<BTreeMap<usize, String>>>,
+    readiness: Readiness,
+    metrics: Arc<Metrics>,
+    first_written: CancellationToken,
+    _stop: DropGuard,
+}
+
+impl Agent {
+    fn start(folder: &Path, internal_port: u16, tls_secrets: &[String]) -> Self {
+        let metrics = Arc::new(Metrics::register(&prometheus::Registry::new()).unwrap());
+        let readiness = Readiness::awaiting([BROKER_CHECK]);
+        let (changes, incoming) = mpsc::channel(16);
+        let (proofs, proven) = watch::channel(None);
+        let places = Places {
+            configuration: folder.join("mosquitto.conf"),
+            runtime: folder.join("run"),
+            data: folder.join("data"),
+            broker: Address { host: "127.0.0.1".to_owned(), port: internal_port },
+        };
+        let driver = Driver::new(places, tls_secrets, incoming, proofs, readiness.clone(), Arc::clone(&metrics));
+        let first_written = driver.first_written();
+        let shutdown = CancellationToken::new();
+        tokio::spawn(driver.run(shutdown.clone()));
+        Self { changes, proven, readiness, metrics, first_written, _stop: shutdown.drop_guard() }
+    }
+
+    async fn shard(&self, users: &[Entry]) -> String {
+        let data = Shard::new(1, users.iter().cloned()).render();
+        let revision = revision(&data);
+        self.tell(Subject::Shard(0), Some(data)).await;
+        revision
+    }
+
+    async fn tell(&self, subject: Subject, data: Option<Data>) {
+        self.changes.send(Change { subject, data, origin: Origin::ApiServer }).await.unwrap();
+    }
+
+    /// Gives the broker these users, and returns once it has proven to hold them; with the time that took.
+    async fn hold(&mut self, users: &[Entry]) -> Duration {
+        let started = Instant::now();
+        let wanted = self.shard(users).await;
+        let held = |proven: &Option<BTreeMap<usize, String>>| proven.as_ref().is_some_and(|shards| shards.get(&0) == Some(&wanted));
+        tokio::time::timeout(PATIENCE, self.proven.wait_for(held)).await.expect("a proof").unwrap();
+        started.elapsed()
+    }
+}
+
+/// A Gateway's configuration for this machine: other folders and ports, else as rendered.
+struct Site {
+    configuration: String,
+    folder: TempDir,
+    internal_port: u16,
+    port: u16,
+    tls_secrets: Vec<String>,
+}
+
+impl Site {
+    fn new(spec: &Value) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("data")).unwrap();
+        let (internal_port, port) = (free_port(), free_port());
+        let object = json!({
+            "apiVersion": "fleetwright.io/v1alpha1", "kind": "Gateway", "metadata": {"name": "plant-1", "namespace": "fleet"}, "spec": spec
+        });
+        let mut gateway: Gateway = serde_json::from_value(object).unwrap();
+        gateway.spec.listeners[0].port = i32::from(port);
+        let tls_secrets: Vec<String> = gateway.spec.listeners[0].tls.as_ref().map(|tls| tls.secret_name.clone()).into_iter().collect();
+        let queued_bytes = gateway.spec.limits.queued_bytes_per_client.to_units().unwrap();
+        let valid = Valid {
+            namespace: "fleet".to_owned(),
+            name: "plant-1".to_owned(),
+            spec: gateway.spec,
+            memory_limit: Some(256 << 20),
+            queued_bytes,
+            tls_secrets: tls_secrets.clone(),
+            awaiting: None,
+        };
+        let place = |name: &str| folder.path().join(name).display().to_string();
+        let configuration = mosquitto_configuration(&valid)
+            .replace(RUNTIME_FOLDER, &place("run"))
+            .replace(DATA_FOLDER, &place("data"))
+            .replace("listener 1884\n", &format!("listener {internal_port} 127.0.0.1\n"))
+            .replace(&format!("listener {port}\n"), &format!("listener {port} 127.0.0.1\n"));
+        Self { configuration, folder, internal_port, port, tls_secrets }
+    }
+
+    /// The broker with its agent, which has proven these users.
+    async fn start(self, users: &[Entry], tls: Option<Data>) -> (Mosquitto, Agent) {
+        let mut agent = Agent::start(self.folder.path(), self.internal_port, &self.tls_secrets);
+        if let Some(tls) = tls {
+            agent.tell(Subject::Tls(TLS_SECRET.to_owned()), Some(tls)).await;
+        }
+        agent.shard(users).await;
+        tokio::time::timeout(PATIENCE, agent.first_written.cancelled()).await.expect("files");
+        assert!(agent.readiness.verdict().is_err(), "no broker yet");
+        let broker = Mosquitto::start(self.folder, &self.configuration, self.port);
+        agent.hold(users).await;
+        assert_eq!(agent.readiness.verdict(), Ok(()));
+        (broker, agent)
+    }
+}
+
+fn device(username: &str, acls: &[(&str, Access)]) -> Entry {
+    let password = Password::given(PASSWORD.as_bytes()).unwrap();
+    let acls: Vec<Acl> = acls.iter().map(|(topic, access)| Acl { topic: (*topic).to_owned(), access: *access }).collect();
+    Entry::new(username, &hash::hash("uid", username, &password, 1), &acls).unwrap()
+}
+
+fn worker() -> Entry {
+    device("_ingest_vibration_0", &[("devices/+/telemetry", Access::Read)])
+}
+
+fn publish(broker: &Mosquitto, username: &str, payload: &str) -> bool {
+    let topic = format!("devices/{username}/telemetry");
+    broker.publish((username, PASSWORD), &["-t", &topic, "-m", payload]).status.success()
+}
+
+/// Arguments of a session that outlives its connection.
+const PERSISTENT: [&str; 7] = ["-i", "replaced", "-c", "-x", "4294967295", "-t", "devices/+/telemetry"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_is_accepted_once_it_is_proven() {
+    let (broker, mut agent) = Site::new(&json!({})).start(&[device("press-1", &[])], None).await;
+    assert!(publish(&broker, "press-1", "1"));
+    assert!(!publish(&broker, "press-2", "1"), "not declared yet");
+    let took = agent.hold(&[device("press-1", &[]), device("press-2", &[])]).await;
+    println!("from a changed shard to the proof: {took:?}");
+    assert!(publish(&broker, "press-2", "1"), "right after the proof");
+    assert!(!broker.publish(("press-2", "wrong"), &["-t", "x", "-m", "1"]).status.success());
+    assert_eq!(agent.metrics.reloads.get(), 1, "the first files were there before the broker, the second took one reload");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_changes_at_once_are_one_reload() {
+    let (broker, mut agent) = Site::new(&json!({})).start(&[], None).await;
+    for number in 0..10 {
+        let users: Vec<Entry> = (0..number).map(|number| device(&format!("press-{number}"), &[])).collect();
+        agent.shard(&users).await;
+    }
+    let users: Vec<Entry> = (0..20).map(|number| device(&format!("press-{number}"), &[])).collect();
+    agent.hold(&users).await;
+    assert!(publish(&broker, "press-19", "1"));
+    assert_eq!(agent.metrics.reloads.get(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_device_loses_its_live_session() {
+    let users = [device("press-1", &[]), device("press-2", &[]), device("press-3", &[("devices/press-2/desired", Access::Write)])];
+    let (broker, mut agent) = Site::new(&json!({})).start(&users, None).await;
+    let _revoked = broker.subscribe(("press-1", PASSWORD), &["-t", "devices/press-1/#"]);
+    let stays = broker.subscribe(("press-2", PASSWORD), &["-t", "devices/press-2/#"]);
+    let started = Instant::now();
+    agent.shard(&users[1..]).await;
+    let gone = |log: &str| log.lines().any(|line| line.contains("Client press-1 [") && line.contains("disconnected"));
+    wait_until("the end of the session", || gone(&broker.log()));
+    println!("from a changed shard to the end of the live session: {:?}", started.elapsed());
+    agent.hold(&users[1..]).await;
+    assert!(!publish(&broker, "press-1", "1"), "revoked");
+    assert!(broker.publish(("press-3", PASSWORD), &["-t", "devices/press-2/desired", "-m", "still here"]).status.success());
+    stays.wait_for("still here");
+    assert_eq!(broker.log().matches("as press-2 (").count(), 1, "the other's connection was left alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_restarts_proves_again() {
+    let users = [device("press-1", &[])];
+    let (mut broker, mut agent) = Site::new(&json!({})).start(&users, None).await;
+    broker.kill();
+    wait_until("unreadiness", || agent.readiness.verdict().is_err());
+    broker.start_again();
+    wait_until("readiness", || agent.readiness.verdict().is_ok());
+    // What changes while it is down is what it starts with.
+    broker.stop();
+    let both = [device("press-1", &[]), device("press-2", &[])];
+    agent.shard(&both).await;
+    wait_until("new files", || agent.metrics.written.get() == 2);
+    broker.start_again();
+    agent.hold(&both).await;
+    assert!(publish(&broker, "press-2", "1"));
+}
+
+/// A self-signed certificate for 127.0.0.1, as the data of a Secret.
+fn certificate() -> Data {
+    let key = KeyPair::generate().unwrap();
+    let chain = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
+    [("tls.crt", chain), ("tls.key", key.serialize_pem())]
+        .into_iter()
+        .map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes())))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_reaches_the_broker_and_nobody_is_dropped() {
+    let (first, second) = (certificate(), certificate());
+    let spec = json!({"listeners": [{"name": "mqtts", "port": 8883, "tls": {"secretName": TLS_SECRET}}]});
+    let users = [device("press-1", &[]), worker()];
+    let (broker, agent) = Site::new(&spec).start(&users, Some(first.clone())).await;
+    let trust = |certificate: &Data| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &certificate["tls.crt"].0).unwrap();
+        file
+    };
+    let (trust_first, trust_second) = (trust(&first), trust(&second));
+    let publish = |trust: &tempfile::NamedTempFile| {
+        let arguments = ["--cafile", trust.path().to_str().unwrap(), "-t", "devices/press-1/telemetry", "-m", "over TLS"];
+        broker.publish(("press-1", PASSWORD), &arguments).status.success()
+    };
+    assert!(publish(&trust_first));
+    assert!(!publish(&trust_second));
+    let arguments = ["--cafile", trust_first.path().to_str().unwrap(), "-v", "-t", "devices/+/telemetry"];
+    let live = broker.subscribe(("_ingest_vibration_0", PASSWORD), &arguments);
+
+    // One that does not fit is kept away from the broker.
+    let mut mixed = second.clone();
+    mixed.insert("tls.key".to_owned(), first["tls.key"].clone());
+    agent.tell(Subject::Tls(TLS_SECRET.to_owned()), Some(mixed)).await;
+    wait_until("a refusal", || agent.metrics.refused.with_label_values(&["certificate"]).get() == 1);
+    assert!(publish(&trust_first));
+    assert_eq!(agent.metrics.written.get(), 1);
+
+    let started = Instant::now();
+    agent.tell(Subject::Tls(TLS_SECRET.to_owned()), Some(second)).await;
+    wait_until("a proof", || agent.metrics.proven.get() == 2);
+    println!("from a renewed Secret to the proof: {:?}", started.elapsed());
+    assert!(publish(&trust_second));
+    assert!(!publish(&trust_first));
+    wait_until("both messages on the old connection", || live.output().matches("over TLS").count() == 2);
+    assert_eq!(broker.log().matches("as _ingest_vibration_0 (").count(), 1, "it never had to connect again");
+}
+
+/// Connects the worker with a session that stays, and leaves a message in its queue.
+fn leave_a_queue(broker: &Mosquitto) {
+    drop(broker.subscribe(("_ingest_vibration_0", PASSWORD), &PERSISTENT));
+    let left = |log: &str| log.lines().any(|line| line.contains("Client _ingest_vibration_0 [") && line.contains("disconnected"));
+    wait_until("the worker's leave", || left(&broker.log()));
+    assert!(publish(broker, "press-1", "queued"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_session_of_a_worker_that_is_gone_ends_with_its_queue() {
+    let users = [device("press-1", &[]), worker()];
+    let (broker, mut agent) = Site::new(&json!({})).start(&users, None).await;
+    leave_a_queue(&broker);
+    // It is only away: its queue stays through a change of others.
+    agent.hold(&[device("press-1", &[]), device("press-2", &[]), worker()]).await;
+    let back = broker.subscribe(("_ingest_vibration_0", PASSWORD), &PERSISTENT);
+    back.wait_for("queued");
+    drop(back);
+    leave_a_queue(&broker);
+
+    agent.hold(&users[..1]).await;
+    wait_until("the end of its session", || agent.metrics.sessions_ended.get() == 1);
+    wait_until("files without it", || agent.metrics.proven.get() == agent.metrics.written.get() && agent.metrics.written.get() == 4);
+    assert!(!broker.publish(("_ingest_vibration_0", PASSWORD), &["-t", "x", "-m", "1"]).status.success());
+    agent.hold(&users).await;
+    let again = broker.subscribe(("_ingest_vibration_0", PASSWORD), &PERSISTENT);
+    assert!(publish(&broker, "press-1", "fresh"));
+    again.wait_for("fresh");
+    assert!(!again.output().contains("queued"), "a queue was left for nobody");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_restarts_remembers_the_workers() {
+    let users = [device("press-1", &[]), worker()];
+    let site = Site::new(&json!({}));
+    let (folder, internal_port) = (site.folder.path().to_owned(), site.internal_port);
+    let (broker, agent) = site.start(&users, None).await;
+    leave_a_queue(&broker);
+    drop(agent);
+    let mut agent = Agent::start(&folder, internal_port, &[]);
+    agent.hold(&users[..1]).await;
+    wait_until("the end of its session", || agent.metrics.sessions_ended.get() == 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_messages_are_seen() {
+    let users = [device("press-1", &[]), worker()];
+    let (broker, agent) = Site::new(&json!({"limits": {"queuedBytesPerClient": "100"}})).start(&users, None).await;
+    leave_a_queue(&broker);
+    let mut has_dropped = agent.metrics.has_dropped();
+    assert!(!*has_dropped.borrow());
+    for _ in 0..2 {
+        assert!(publish(&broker, "press-1", &"x".repeat(200)));
+    }
+    tokio::time::timeout(PATIENCE, has_dropped.wait_for(|has| *has)).await.expect("a drop").unwrap();
+}
+
+/// Every durability, in the configuration that is rendered for it: what is acknowledged survives what it should.
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_messages_survive_what_the_durability_says() {
+    for (durability, survives_kill) in [("Disk", true), ("Process", true), ("Snapshot", false)] {
+        let users = [device("press-1", &[]), worker()];
+        let (mut broker, agent) = Site::new(&json!({"durability": durability})).start(&users, None).await;
+        leave_a_queue(&broker);
+        if survives_kill {
+            broker.kill();
+        } else {
+            broker.stop();
+        }
+        broker.start_again();
+        wait_until("readiness", || agent.readiness.verdict().is_ok());
+        broker.subscribe(("_ingest_vibration_0", PASSWORD), &PERSISTENT).wait_for("queued");
+    }
+}
