@@ -66,6 +66,9 @@ async fn the_registry_becomes_what_is_declared() {
 
     assert_eq!(change(client, "n", &[device("b"), device("e")], &[gone("a", "h"), gone("d", "h"), gone("unknown", "g")]).await.unwrap(), 3);
     assert_eq!(fixture.devices("n").await, "a@h gone, b@g, c@g disabled {\"line\": \"3\u{fffd}\\\"x\"}, d@g, e@g");
+    let moved = DeviceRow { gateway: "h".to_owned(), ..device("e") };
+    assert_eq!(change(client, "n", &[moved], &[gone("e", "g")]).await.unwrap(), 1, "gone from one Gateway and there at another");
+    assert_eq!(change(client, "n", &[device("e")], &[]).await.unwrap(), 1);
     assert_eq!(change(client, "n", &[], &[]).await.unwrap(), 0);
     assert_eq!(sync(client, "n", &[]).await.unwrap(), 4);
     assert_eq!(fixture.devices("other").await, "a@g");

@@ -22,6 +22,7 @@ use crate::runtime::readiness::Readiness;
 use crate::runtime::{http, telemetry};
 use context::{Context, Images};
 use device::driver::{Driver, Subscribers};
+use pipeline::registry::Devices;
 
 /// The longest a single read of a response may take; long enough for a watch's bookmarks (one a minute).
 const READ_TIMEOUT: Duration = Duration::from_secs(295);
@@ -109,10 +110,17 @@ async fn reconcile(context: Context, device_concurrency: usize, readiness: Readi
     readiness.fails(DEVICES_CHECK, "listing");
     let (totals, totals_of_gateways) = mpsc::unbounded_channel();
     let registry = broadcast::Sender::new(REGISTRY_BACKLOG);
+    let listed = CancellationToken::new();
+    let devices = Devices { fleet: context.fleet.clone(), changes: registry.clone(), listed: listed.clone() };
     let driver = Driver::new(context.clone(), device_concurrency, Subscribers { totals, registry })?;
+    let all_listed = || {
+        readiness.holds(DEVICES_CHECK);
+        listed.cancel();
+    };
     tokio::select! {
-        () = driver.run(|| readiness.holds(DEVICES_CHECK)) => {}
-        () = gateway::run(context, totals_of_gateways) => {}
+        () = driver.run(all_listed) => {}
+        () = gateway::run(context.clone(), totals_of_gateways) => {}
+        () = pipeline::run(context, devices) => {}
     }
     Ok(())
 }

@@ -27,8 +27,7 @@ pub enum FillError {
 /// counts as declared (their rows stay, since readings refer to them). Returns how many rows changed; where that is 0 nothing is
 /// written and nobody notified. The devices' names are distinct.
 pub async fn sync(client: &Client, namespace: &str, devices: &[DeviceRow]) -> Result<u64, FillError> {
-    let retired = "NOT EXISTS (SELECT FROM wanted WHERE wanted.name = device.name)";
-    write(client, namespace, devices, &[], retired).await
+    write(client, namespace, devices, &[], "true").await
 }
 
 /// Adds or changes these devices of a namespace, and marks those that are gone as no longer declared. Returns how many rows changed.
@@ -68,6 +67,7 @@ async fn write(
             RETURNING 1
         ), retired AS (
             UPDATE fleetwright.device SET declared = false WHERE namespace = $1 AND declared AND {retired}
+            AND NOT EXISTS (SELECT FROM wanted WHERE wanted.name = device.name)
             RETURNING 1
         ), total AS (
             SELECT (SELECT count(*) FROM changed) + (SELECT count(*) FROM added) + (SELECT count(*) FROM retired) AS count

@@ -1,1 +1,258 @@
-//! The reconciler of Pipelines.
+//! The reconciler of Pipelines: observe -> validate -> build -> apply -> status, and the release of the table at the end.
+
+pub mod build;
+pub mod cleanup;
+pub mod database;
+pub mod drift;
+pub mod observe;
+pub mod registry;
+pub mod status;
+pub mod validate;
+pub mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_controller::events::{Event, EventRecorder};
+use k8s_controller::{Controller, TraceMetadata};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use kube::runtime::controller::{Action, Config};
+use kube::runtime::events::EventType;
+use kube::{Client, ResourceExt};
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use self::build::{credentials, replicas, workers};
+use self::database::{Databases, RegistryState};
+use self::drift::Drift;
+use self::observe::{Observed, observe, owner};
+use self::registry::Devices;
+use self::status::{Outcome, TableOutcome, WorkersOutcome, status};
+use self::validate::{TableView, Valid, validate};
+use super::apply::{WriteError, Writer, owner_reference};
+use super::context::{Context, publish_change};
+
+use crate::api::condition::Cause;
+use crate::api::name::PIPELINE_LABEL;
+use crate::api::pipeline::DeletionPolicy;
+use crate::api::{Pipeline, is_reconciliation_paused};
+use crate::credential::password::Password;
+use crate::runtime::error::chain;
+use crate::timescale::execute::{self, ExecuteError};
+use crate::timescale::plan::{Plan, Step};
+
+/// Name in metrics, events and managed fields.
+const CONTROLLER: &str = "pipeline";
+
+/// The most Pipelines at work at once. One whose database is away, or that waits for it to let go of a table, takes seconds.
+const CONCURRENCY: u16 = 32;
+
+/// How long a pass waits for the first filling of a registry; that of 10,000 devices takes a quarter of a second.
+const REGISTRY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A Pipeline that waits for its database is looked at again after this long at most.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// And any Pipeline after this long: each look reads some eight objects and writes nothing where all is well.
+const LONGEST_WAIT: Duration = Duration::from_hours(1);
+
+/// Reconciles Pipelines until dropped, and keeps their databases' registries equal to the Devices.
+pub async fn run(context: Context, devices: Devices) {
+    let (noticed, drifted) = mpsc::unbounded_channel();
+    let drift = Drift::new(noticed);
+    let reconciler = Reconciler {
+        writer: context.writer("fleetwright/pipeline"),
+        recorder: context.recorder("fleetwright.io/pipeline"),
+        databases: Databases::new(devices),
+        drift: drift.clone(),
+        context: context.clone(),
+    };
+    let controller = Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
+        .with_name(CONTROLLER)
+        .with_observer(context.observer())
+        .with_controller(|controller| {
+            let controller = controller.with_config(Config::default().concurrency(CONCURRENCY));
+            watch::subscribe(controller, &context.client, drifted)
+        });
+    tokio::select! {
+        () = controller.run() => {}
+        () = drift.run() => {}
+    }
+}
+
+struct Reconciler {
+    context: Context,
+    writer: Writer,
+    recorder: Arc<EventRecorder>,
+    databases: Databases,
+    drift: Drift,
+}
+
+#[async_trait::async_trait]
+impl k8s_controller::Context for Reconciler {
+    type Resource = Pipeline;
+    type Error = WriteError;
+
+    const FINALIZER_NAME: Option<&'static str> = Some("fleetwright.io/pipeline");
+
+    async fn apply(&self, client: Client, pipeline: &Pipeline, _: &mut TraceMetadata) -> Result<Option<Action>, WriteError> {
+        if is_reconciliation_paused(pipeline) {
+            return Ok(Some(Action::await_change()));
+        }
+        let observed = observe(&client, &self.databases, pipeline).await?;
+        let outcome = match validate(pipeline, &observed) {
+            Ok(valid) => Box::pin(self.carry_out(pipeline, &observed, valid)).await?,
+            Err(cause) => {
+                self.drift.forget(&owner(pipeline));
+                Outcome::Refused(cause)
+            }
+        };
+        self.write_status(pipeline, &outcome).await?;
+        Ok(Some(next_look(&outcome)))
+    }
+
+    async fn cleanup(&self, client: Client, pipeline: &Pipeline, _: &mut TraceMetadata) -> Result<Option<Action>, WriteError> {
+        let owner = owner(pipeline);
+        self.drift.forget(&owner);
+        self.write_status(pipeline, &Outcome::Deleting).await?;
+        let selector = format!("{PIPELINE_LABEL}={}", pipeline.name_any());
+        self.writer.prune::<StatefulSet>(&owner_reference(pipeline), &owner.namespace, &selector, &[]).await?;
+        if let Err(cause) = cleanup::release_table(&client, &self.databases, pipeline).await {
+            self.warn_of_remains(pipeline, &cause).await;
+        }
+        self.databases.release(&owner);
+        Ok(None)
+    }
+}
+
+impl Reconciler {
+    /// Credentials first, for the brokers need a moment to take them; then the table and the registry; then the workers.
+    async fn carry_out(&self, pipeline: &Pipeline, observed: &Observed, valid: Valid) -> Result<Outcome, WriteError> {
+        let gateways = valid.gateways.len();
+        let password = observed.password.clone().unwrap_or_else(Password::generate);
+        let applied = self.writer.apply(&owner_reference(pipeline), &credentials(pipeline, &valid, &password)).await;
+        let table = self.bring_table(pipeline, &valid).await;
+        let workers = match (applied, self.awaiting(pipeline, &valid, &table).await) {
+            (Err(error), _) => Err(error),
+            (Ok(_), Some(cause)) => Ok(WorkersOutcome::Awaiting(cause)),
+            (Ok(_), None) => self.apply_workers(pipeline, observed, &valid, &password).await,
+        };
+        let workers = match workers {
+            Err(error @ WriteError::NameConflict { .. }) => WorkersOutcome::Awaiting(Cause::new(error.reason(), chain(&error))),
+            workers => workers?,
+        };
+        Ok(Outcome::Accepted { table, workers, gateways })
+    }
+
+    async fn bring_table(&self, pipeline: &Pipeline, valid: &Valid) -> TableOutcome {
+        let plan = match &valid.table {
+            TableView::Unknown(cause) => return TableOutcome::Unknown(cause.clone()),
+            TableView::Refused { cause, stalled } => return TableOutcome::Failed { cause: cause.clone(), stalled: *stalled },
+            TableView::Planned(plan) if plan.steps.is_empty() => Ok(plan.clone()),
+            TableView::Planned(_) => self.change_table(pipeline, valid).await,
+        };
+        plan.map_or_else(|failure| failure, |plan| TableOutcome::Ready { kept: plan.kept })
+    }
+
+    async fn change_table(&self, pipeline: &Pipeline, valid: &Valid) -> Result<Plan, TableOutcome> {
+        let database = self.databases.last(&owner(pipeline));
+        let closed = || Cause::new("DatabaseUnavailable", "the connection to the database was closed");
+        let database = database.ok_or_else(|| TableOutcome::Unknown(closed()))?;
+        let mut session = database.session().await.map_err(TableOutcome::Unknown)?;
+        match execute::apply(session.client().map_err(TableOutcome::Unknown)?, &valid.desired).await {
+            Ok(plan) => {
+                let created = plan.steps.iter().any(|step| matches!(step, Step::CreateSystem { .. }));
+                database.system_seen(&mut session, created);
+                Ok(plan)
+            }
+            Err(error) => {
+                let stalled = matches!(&error, ExecuteError::Refuse(refusal) if refusal.is_of_the_spec());
+                if matches!(error, ExecuteError::AwaitAnswer { .. }) {
+                    session.discard();
+                }
+                Err(TableOutcome::Failed { cause: observe::cause(&error), stalled })
+            }
+        }
+    }
+
+    /// What the workers have to wait for. A reading of a Device that the registry does not hold yet would be refused.
+    async fn awaiting(&self, pipeline: &Pipeline, valid: &Valid, table: &TableOutcome) -> Option<Cause> {
+        let owner = owner(pipeline);
+        let ready = matches!(table, TableOutcome::Ready { .. });
+        let database = self.databases.last(&owner).filter(|_| ready);
+        let registry = match &database {
+            Some(database) => database.registry(REGISTRY_PATIENCE).await,
+            None => RegistryState::Waiting,
+        };
+        match database.filter(|_| registry == RegistryState::Filled) {
+            Some(database) => self.drift.watch(database, valid.desired.clone()),
+            None => self.drift.forget(&owner),
+        }
+        if replicas(pipeline, valid) == 0 {
+            return None;
+        }
+        match registry {
+            _ if !ready => Some(Cause::new("TableNotReady", "the workers are left as they are until the table is ready")),
+            RegistryState::Filled => None,
+            RegistryState::Failed(cause) => Some(cause),
+            RegistryState::Waiting => Some(Cause::new("RegistryNotFilled", "the device registry of the database is being filled")),
+        }
+    }
+
+    async fn apply_workers(
+        &self,
+        pipeline: &Pipeline,
+        observed: &Observed,
+        valid: &Valid,
+        password: &Password,
+    ) -> Result<WorkersOutcome, WriteError> {
+        let uri = observed.uri.as_ref().map_or("", |uri| uri.expose());
+        let desired = workers(pipeline, valid, password, uri, &self.context.images);
+        let owner = owner_reference(pipeline);
+        self.writer.apply(&owner, &desired.configuration).await?;
+        self.writer.apply(&owner, &desired.network_policy).await?;
+        self.writer.apply(&owner, &desired.service).await?;
+        let live = Box::new(self.writer.apply(&owner, &desired.workers).await?.into_inner());
+        Ok(WorkersOutcome::Applied { live, wanted: replicas(pipeline, valid), paused: pipeline.spec.paused })
+    }
+
+    async fn write_status(&self, pipeline: &Pipeline, outcome: &Outcome) -> Result<(), WriteError> {
+        let wanted = status(pipeline, outcome);
+        let previous = pipeline.status.as_ref();
+        let namespace = pipeline.namespace().unwrap_or_default();
+        if self.writer.write_status::<Pipeline, _>(&namespace, &pipeline.name_any(), previous, &wanted).await? {
+            let before = previous.map_or(&[][..], |status| status.conditions.as_slice());
+            publish_change(&self.recorder, pipeline, before, &wanted.conditions).await;
+        }
+        Ok(())
+    }
+
+    async fn warn_of_remains(&self, pipeline: &Pipeline, cause: &Cause) {
+        let table = &pipeline.spec.sink.timescale.table;
+        let (reason, what) = match pipeline.spec.deletion_policy {
+            DeletionPolicy::Retain => {
+                ("TableNotReleased", format!("public.{table} still counts as this Pipeline's: one of the same name gets it again"))
+            }
+            DeletionPolicy::Delete => ("TableNotDropped", format!("public.{table} is still there: drop it by hand")),
+        };
+        let note = format!("{what} ({})", cause.message);
+        warn!(namespace = pipeline.namespace(), pipeline = pipeline.name_any(), reason, "{note}");
+        let event =
+            Event { type_: EventType::Warning, reason: reason.to_owned(), action: "Cleanup".to_owned(), note: Some(note), related: None };
+        if let Err(error) = self.recorder.publish(pipeline, &event).await {
+            warn!(error = chain(&error), "failed to publish an event");
+        }
+    }
+}
+
+/// When to look again without being told.
+fn next_look(outcome: &Outcome) -> Action {
+    let settled = match outcome {
+        Outcome::Accepted { table, workers, .. } => {
+            matches!(table, TableOutcome::Ready { .. }) && matches!(workers, WorkersOutcome::Applied { .. })
+        }
+        Outcome::Refused(_) | Outcome::Deleting => true,
+    };
+    let wait = if settled { LONGEST_WAIT } else { LOOK_AGAIN };
+    Action::requeue(wait.mul_f64(0.75 + rand::random::<f64>() / 4.0))
+}

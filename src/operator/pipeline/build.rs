@@ -1,0 +1,397 @@
+//! The objects that a Pipeline owns: pure, and cannot fail.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::apps::v1::StatefulSetSpec;
+use k8s_openapi::api::core::v1::{
+    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath,
+    ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SeccompProfile, Secret, SecretVolumeSource, SecurityContext,
+    Service, ServicePort, ServiceSpec, Volume, VolumeMount,
+};
+use k8s_openapi::api::networking::v1::{
+    NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPort, NetworkPolicySpec,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::ResourceExt;
+use serde_json::json;
+
+use super::validate::Valid;
+use crate::api::Pipeline;
+use crate::api::name::{
+    self, HTTP_PORT, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, INGEST_WORKERS_ANNOTATION, INTERNAL_MQTT_PORT, PIPELINE_LABEL,
+    ROLE_INGEST_CREDENTIALS, ROLE_LABEL,
+};
+use crate::configuration::ingest::{FILE, IngestConfiguration, IngestGateway};
+use crate::credential::password::Password;
+use crate::operator::apply::standard_labels;
+use crate::operator::context::Images;
+use crate::operator::device::secret::PASSWORD_KEY;
+
+/// Where the worker finds what it reads.
+const CONFIGURATION_FOLDER: &str = "/etc/fleetwright/configuration";
+const DATABASE_FOLDER: &str = "/etc/fleetwright/database";
+const CREDENTIALS_FOLDER: &str = "/etc/fleetwright/credentials";
+
+const CONFIGURATION_VOLUME: &str = "configuration";
+const DATABASE_VOLUME: &str = "database";
+const CREDENTIALS_VOLUME: &str = "credentials";
+
+/// Name of [`HTTP_PORT`].
+const HTTP_PORT_NAME: &str = "http";
+
+/// How long a probe waits for an answer; the kubelet's default of one second is short on a busy node.
+const PROBE_TIMEOUT_SECONDS: i32 = 2;
+
+/// File of the connection URI in [`DATABASE_FOLDER`].
+const URI_FILE: &str = "uri";
+
+/// Annotation of the pods with a revision of all that a worker reads once, at its start: another one makes a rollout.
+const REVISION_ANNOTATION: &str = "fleetwright.io/configuration-revision";
+
+/// User and group of the image.
+const USER: i64 = 65532;
+
+/// How long a worker may take to commit and acknowledge what it has read.
+const TERMINATION_GRACE_SECONDS: i64 = 30;
+
+/// How many workers there are while the Pipeline is not paused and has Gateways.
+const WORKERS: i32 = 1;
+
+/// The workers' objects.
+#[derive(Debug)]
+pub struct Workers {
+    /// What the workers do.
+    pub configuration: ConfigMap,
+    /// Gives the pods their names.
+    pub service: Service,
+    /// Who may talk to the workers, and they to whom.
+    pub network_policy: NetworkPolicy,
+    /// The workers.
+    pub workers: StatefulSet,
+}
+
+/// How many workers this Pipeline should have now.
+#[must_use]
+pub fn replicas(pipeline: &Pipeline, valid: &Valid) -> i32 {
+    if pipeline.spec.paused || valid.gateways.is_empty() { 0 } else { WORKERS }
+}
+
+/// Labels of everything that belongs to a Pipeline.
+#[must_use]
+pub fn labels(pipeline: &Pipeline) -> BTreeMap<String, String> {
+    let mut labels = standard_labels("ingest", &pipeline.name_any());
+    labels.insert(PIPELINE_LABEL.to_owned(), pipeline.name_any());
+    labels
+}
+
+/// The Secret with which the workers log in. While a Pipeline is paused its workers keep their users, for the broker
+/// keeps a session, with all that it queues, as long as there is its user.
+#[must_use]
+pub fn credentials(pipeline: &Pipeline, valid: &Valid, password: &Password) -> Secret {
+    let mut metadata = metadata(pipeline);
+    metadata.labels.get_or_insert_default().insert(ROLE_LABEL.to_owned(), ROLE_INGEST_CREDENTIALS.to_owned());
+    metadata.annotations = Some(
+        [
+            (INGEST_GATEWAYS_ANNOTATION, valid.gateways.join(",")),
+            (INGEST_FILTER_ANNOTATION, valid.filter.clone()),
+            (INGEST_WORKERS_ANNOTATION, WORKERS.to_string()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into(),
+    );
+    let data = [(PASSWORD_KEY.to_owned(), ByteString(password.expose().as_bytes().to_vec()))].into();
+    Secret { metadata, data: Some(data), ..Secret::default() }
+}
+
+/// The workers and what they need. `uri` is what the connection Secret holds; only a revision of it gets into an object.
+#[must_use]
+pub fn workers(pipeline: &Pipeline, valid: &Valid, password: &Password, uri: &str, images: &Images) -> Workers {
+    let configuration = configuration(pipeline, valid);
+    // The password is random, so that nobody can try out URIs against the revision.
+    let revision = name::revision([password.expose().as_bytes(), uri.as_bytes(), configuration.as_bytes()]);
+    Workers {
+        configuration: ConfigMap {
+            metadata: metadata(pipeline),
+            data: Some([(FILE.to_owned(), configuration)].into()),
+            ..ConfigMap::default()
+        },
+        service: service(pipeline),
+        network_policy: network_policy(pipeline),
+        workers: stateful_set(pipeline, replicas(pipeline, valid), &revision, images),
+    }
+}
+
+fn configuration(pipeline: &Pipeline, valid: &Valid) -> String {
+    let namespace = pipeline.namespace().unwrap_or_default();
+    let gateway = |gateway: &String| IngestGateway {
+        name: gateway.clone(),
+        host: name::service_host(&name::internal_service(gateway), &namespace),
+        port: INTERNAL_MQTT_PORT.unsigned_abs().try_into().unwrap_or(u16::MAX),
+    };
+    let configuration = IngestConfiguration {
+        pipeline: pipeline.name_any(),
+        gateways: valid.gateways.iter().map(gateway).collect(),
+        topic: pipeline.spec.source.topic.clone(),
+        decode: pipeline.spec.decode.clone(),
+        table: valid.desired.table.name.clone(),
+        namespace,
+    };
+    json!(configuration).to_string()
+}
+
+fn metadata(pipeline: &Pipeline) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name::ingest(&pipeline.name_any())),
+        namespace: pipeline.namespace(),
+        labels: Some(labels(pipeline)),
+        ..ObjectMeta::default()
+    }
+}
+
+fn service(pipeline: &Pipeline) -> Service {
+    let port = ServicePort {
+        name: Some(HTTP_PORT_NAME.to_owned()),
+        port: HTTP_PORT,
+        target_port: Some(IntOrString::String(HTTP_PORT_NAME.to_owned())),
+        protocol: Some("TCP".to_owned()),
+        ..ServicePort::default()
+    };
+    let spec = ServiceSpec {
+        cluster_ip: Some("None".to_owned()),
+        publish_not_ready_addresses: Some(true),
+        selector: Some(labels(pipeline)),
+        ports: Some(vec![port]),
+        ..ServiceSpec::default()
+    };
+    Service { metadata: metadata(pipeline), spec: Some(spec), ..Service::default() }
+}
+
+/// A worker calls brokers and its database and asks for names; it is called for probes and metrics. Behind a Service a
+/// database may listen on any port, and a policy sees that one and not the Service's: so any TCP port may be called.
+fn network_policy(pipeline: &Pipeline) -> NetworkPolicy {
+    let port = |protocol: &str, port: IntOrString, end_port: Option<i32>| NetworkPolicyPort {
+        port: Some(port),
+        end_port,
+        protocol: Some(protocol.to_owned()),
+    };
+    let probes = NetworkPolicyIngressRule {
+        ports: Some(vec![port("TCP", IntOrString::String(HTTP_PORT_NAME.to_owned()), None)]),
+        ..NetworkPolicyIngressRule::default()
+    };
+    let calls = NetworkPolicyEgressRule {
+        ports: Some(vec![port("UDP", IntOrString::Int(53), None), port("TCP", IntOrString::Int(1), Some(65535))]),
+        ..NetworkPolicyEgressRule::default()
+    };
+    let spec = NetworkPolicySpec {
+        pod_selector: Some(selector(pipeline)),
+        policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
+        ingress: Some(vec![probes]),
+        egress: Some(vec![calls]),
+    };
+    NetworkPolicy { metadata: metadata(pipeline), spec: Some(spec) }
+}
+
+fn selector(pipeline: &Pipeline) -> LabelSelector {
+    LabelSelector { match_labels: Some(labels(pipeline)), ..LabelSelector::default() }
+}
+
+fn stateful_set(pipeline: &Pipeline, replicas: i32, revision: &str, images: &Images) -> StatefulSet {
+    let template = ObjectMeta {
+        labels: Some(labels(pipeline)),
+        annotations: Some([(REVISION_ANNOTATION.to_owned(), revision.to_owned())].into()),
+        ..ObjectMeta::default()
+    };
+    let spec = StatefulSetSpec {
+        replicas: Some(replicas),
+        service_name: Some(name::ingest(&pipeline.name_any())),
+        pod_management_policy: Some("Parallel".to_owned()),
+        selector: selector(pipeline),
+        template: PodTemplateSpec { metadata: Some(template), spec: Some(pod(pipeline, images)) },
+        ..StatefulSetSpec::default()
+    };
+    StatefulSet { metadata: metadata(pipeline), spec, ..StatefulSet::default() }
+}
+
+fn pod(pipeline: &Pipeline, images: &Images) -> PodSpec {
+    let own = name::ingest(&pipeline.name_any());
+    let connection = &pipeline.spec.sink.timescale.connection_secret;
+    let configuration = ConfigMapVolumeSource { name: own.clone(), ..ConfigMapVolumeSource::default() };
+    PodSpec {
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        termination_grace_period_seconds: Some(TERMINATION_GRACE_SECONDS),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(USER),
+            run_as_group: Some(USER),
+            fs_group: Some(USER),
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
+            ..PodSecurityContext::default()
+        }),
+        containers: vec![container(pipeline, images)],
+        volumes: Some(vec![
+            Volume { name: CONFIGURATION_VOLUME.to_owned(), config_map: Some(configuration), ..Volume::default() },
+            secret_file(CREDENTIALS_VOLUME, &own, PASSWORD_KEY, PASSWORD_KEY),
+            secret_file(DATABASE_VOLUME, &connection.name, &connection.key, URI_FILE),
+        ]),
+        ..PodSpec::default()
+    }
+}
+
+/// A volume with one key of a Secret as its only file.
+fn secret_file(volume: &str, secret: &str, key: &str, file: &str) -> Volume {
+    let item = KeyToPath { key: key.to_owned(), path: file.to_owned(), ..KeyToPath::default() };
+    let source = SecretVolumeSource {
+        secret_name: Some(secret.to_owned()),
+        items: Some(vec![item]),
+        default_mode: Some(0o440),
+        ..SecretVolumeSource::default()
+    };
+    Volume { name: volume.to_owned(), secret: Some(source), ..Volume::default() }
+}
+
+fn container(pipeline: &Pipeline, images: &Images) -> Container {
+    let arguments = [
+        "ingest",
+        "--config",
+        &format!("{CONFIGURATION_FOLDER}/{FILE}"),
+        "--database-uri-file",
+        &format!("{DATABASE_FOLDER}/{URI_FILE}"),
+        "--password-file",
+        &format!("{CREDENTIALS_FOLDER}/{PASSWORD_KEY}"),
+    ];
+    let mount = |(name, path): (&str, &str)| VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: Some(true),
+        ..VolumeMount::default()
+    };
+    let mounts =
+        [(CONFIGURATION_VOLUME, CONFIGURATION_FOLDER), (CREDENTIALS_VOLUME, CREDENTIALS_FOLDER), (DATABASE_VOLUME, DATABASE_FOLDER)];
+    let pod_name = ObjectFieldSelector { field_path: "metadata.name".to_owned(), ..ObjectFieldSelector::default() };
+    Container {
+        name: "ingest".to_owned(),
+        image: Some(images.fleetwright.clone()),
+        image_pull_policy: images.pull_policy.clone(),
+        args: Some(arguments.map(str::to_owned).to_vec()),
+        env: Some(vec![EnvVar {
+            name: "POD_NAME".to_owned(),
+            value_from: Some(EnvVarSource { field_ref: Some(pod_name), ..EnvVarSource::default() }),
+            ..EnvVar::default()
+        }]),
+        ports: Some(vec![ContainerPort {
+            name: Some(HTTP_PORT_NAME.to_owned()),
+            container_port: HTTP_PORT,
+            protocol: Some("TCP".to_owned()),
+            ..ContainerPort::default()
+        }]),
+        resources: Some(pipeline.spec.workers.resources.to_requirements()),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
+            ..SecurityContext::default()
+        }),
+        // Asked every second until it runs, so that readiness is asked for at once.
+        startup_probe: Some(probe("/livez", 1, 60)),
+        liveness_probe: Some(probe("/livez", 10, 3)),
+        readiness_probe: Some(probe("/readyz", 2, 2)),
+        volume_mounts: Some(mounts.map(mount).to_vec()),
+        ..Container::default()
+    }
+}
+
+fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
+    let action =
+        HTTPGetAction { path: Some(path.to_owned()), port: IntOrString::String(HTTP_PORT_NAME.to_owned()), ..HTTPGetAction::default() };
+    Probe {
+        http_get: Some(action),
+        period_seconds: Some(period_seconds),
+        timeout_seconds: Some(PROBE_TIMEOUT_SECONDS),
+        failure_threshold: Some(failure_threshold),
+        ..Probe::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::operator::pipeline::observe::Observed;
+    use crate::operator::pipeline::validate::tests::{observed, pipeline};
+    use crate::operator::pipeline::validate::validate;
+
+    const URI: &str = "postgresql://u:database-password@db/fleet";
+
+    fn images() -> Images {
+        Images { fleetwright: "fleetwright:1".to_owned(), mosquitto: "mosquitto:1".to_owned(), pull_policy: None }
+    }
+
+    fn password() -> Password {
+        Password::given(b"secret-of-the-workers").unwrap()
+    }
+
+    fn built(pipeline: &Pipeline, observed: &Observed, uri: &str) -> Workers {
+        workers(pipeline, &validate(pipeline, observed).unwrap(), &password(), uri, &images())
+    }
+
+    fn revision_of(workers: &Workers) -> String {
+        let template = &workers.workers.spec.template;
+        template.metadata.as_ref().unwrap().annotations.as_ref().unwrap()[REVISION_ANNOTATION].clone()
+    }
+
+    #[test]
+    fn the_objects_of_a_pipeline() {
+        let pipeline = pipeline(json!({}));
+        let built = built(&pipeline, &observed(), URI);
+        insta::assert_yaml_snapshot!("stateful_set", built.workers);
+        insta::assert_yaml_snapshot!("network_policy", built.network_policy);
+        insta::assert_yaml_snapshot!("service", built.service);
+        let configuration: IngestConfiguration = serde_json::from_str(&built.configuration.data.unwrap()[FILE]).unwrap();
+        assert_eq!(configuration.gateways[1].host, "plant-2-internal.plant.svc");
+        assert_eq!(configuration.table, "vibration");
+    }
+
+    #[test]
+    fn the_credentials_say_who_may_read_what() {
+        let pipeline = pipeline(json!({"paused": true}));
+        let secret = credentials(&pipeline, &validate(&pipeline, &observed()).unwrap(), &password());
+        assert_eq!(secret.annotations()[INGEST_GATEWAYS_ANNOTATION], "plant-1,plant-2");
+        assert_eq!(secret.annotations()[INGEST_FILTER_ANNOTATION], "devices/+/telemetry");
+        assert_eq!(secret.annotations()[INGEST_WORKERS_ANNOTATION], "1");
+        assert_eq!(secret.labels()[ROLE_LABEL], ROLE_INGEST_CREDENTIALS);
+        assert_eq!(secret.data.unwrap()[PASSWORD_KEY].0, b"secret-of-the-workers");
+    }
+
+    #[test]
+    fn no_worker_runs_for_nothing() {
+        let none = Observed { gateways: BTreeMap::new(), ..observed() };
+        for (spec, observed, expected) in [(json!({}), observed(), 1), (json!({"paused": true}), observed(), 0), (json!({}), none, 0)] {
+            let pipeline = pipeline(spec);
+            assert_eq!(built(&pipeline, &observed, URI).workers.spec.replicas, Some(expected));
+        }
+    }
+
+    #[test]
+    fn what_a_worker_reads_at_its_start_rolls_it_and_nothing_else() {
+        let plain = revision_of(&built(&pipeline(json!({})), &observed(), URI));
+        assert_eq!(plain, revision_of(&built(&pipeline(json!({"sink": {"timescale": {"chunkInterval": "2d"}}})), &observed(), URI)));
+        assert_eq!(plain, revision_of(&built(&pipeline(json!({"paused": true})), &observed(), URI)));
+        let mut fewer = observed();
+        fewer.gateways.remove("plant-2");
+        assert_ne!(plain, revision_of(&built(&pipeline(json!({})), &fewer, URI)));
+        assert_ne!(plain, revision_of(&built(&pipeline(json!({})), &observed(), "postgresql://u:other@db/fleet")));
+        assert_ne!(plain, revision_of(&built(&pipeline(json!({"decode": {"fields": [{"name": "a", "type": "Text"}]}})), &observed(), URI)));
+    }
+
+    #[test]
+    fn secrets_are_in_no_object_but_their_own() {
+        let built = built(&pipeline(json!({})), &observed(), URI);
+        let text = json!([built.workers, built.configuration, built.network_policy, built.service]).to_string();
+        assert!(!text.contains("database-password") && !text.contains("secret-of-the-workers"));
+    }
+}

@@ -1,0 +1,90 @@
+//! What a Pipeline leaves behind outside the cluster, undone within a bounded time: no database holds up a namespace.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::Client;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::database::Databases;
+use super::observe::{cause, owner, read_uri};
+use crate::api::Pipeline;
+use crate::api::condition::Cause;
+use crate::runtime::error::chain;
+use crate::timescale::execute::{ExecuteError, release};
+
+/// How long after the deletion of a Pipeline its table is still tried to be released.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Pause between attempts.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Releases or drops the table, as the Pipeline says.
+///
+/// # Errors
+/// Why it could not be done in time. A Pipeline that never had a table has no such error.
+pub async fn release_table(client: &Client, databases: &Databases, pipeline: &Pipeline) -> Result<(), Cause> {
+    let deadline = Instant::now() + remaining(pipeline, Timestamp::now());
+    let has_table = pipeline.status.as_ref().is_some_and(|status| status.table.is_some());
+    loop {
+        // An attempt that is under way at the deadline may still end well.
+        let attempt = timeout(PATIENCE, attempt(client, databases, pipeline)).await;
+        let failure = match attempt {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(cause)) => cause,
+            Err(_) => Cause::new("DatabaseUnavailable", "the database does not answer"),
+        };
+        if !has_table {
+            return Ok(());
+        }
+        if Instant::now() + PAUSE > deadline {
+            return Err(failure);
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// What is left of [`PATIENCE`], whatever the clocks of the API server and of this process say.
+fn remaining(pipeline: &Pipeline, now: Timestamp) -> Duration {
+    let deleted = pipeline.metadata.deletion_timestamp.as_ref().map_or(now, |time| time.0);
+    let passed = Duration::try_from(now.duration_since(deleted)).unwrap_or_default();
+    PATIENCE.saturating_sub(passed)
+}
+
+async fn attempt(client: &Client, databases: &Databases, pipeline: &Pipeline) -> Result<(), Cause> {
+    let owner = owner(pipeline);
+    let uri = read_uri(client, pipeline).await.map_err(|error| Cause::new(error.reason(), chain(&error)))?;
+    let database = match uri {
+        Ok(uri) => databases.obtain(&owner, &uri),
+        // A namespace that is deleted loses its Secrets before its Pipelines are done.
+        Err(cause) => databases.last(&owner).ok_or(cause)?,
+    };
+    let mut session = database.session().await?;
+    let spec = &pipeline.spec;
+    let released = release(session.client()?, &owner, &spec.sink.timescale.table, spec.deletion_policy).await;
+    released.map_err(|error| {
+        if matches!(error, ExecuteError::AwaitAnswer { .. }) {
+            session.discard();
+        }
+        cause(&error)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use serde_json::json;
+
+    use super::*;
+    use crate::operator::pipeline::validate::tests::pipeline;
+
+    #[test]
+    fn patience_is_bounded_by_any_clock() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        for (deleted, expected) in [(1_000_000, 30), (999_990, 20), (999_000, 0), (2_000_000, 30), (0, 0)] {
+            let mut pipeline = pipeline(json!({}));
+            pipeline.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(deleted).unwrap()));
+            assert_eq!(remaining(&pipeline, now), Duration::from_secs(expected), "{deleted}");
+        }
+    }
+}

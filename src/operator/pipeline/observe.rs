@@ -1,0 +1,155 @@
+//! All that a reconciliation reads: the API server and the database.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Client, ResourceExt};
+
+use super::database::Databases;
+use crate::api::condition::Cause;
+use crate::api::{Gateway, Pipeline, name};
+use crate::credential::password::Password;
+use crate::operator::apply::{WriteError, read, read_all};
+use crate::operator::device::secret::PASSWORD_KEY;
+use crate::runtime::error::chain;
+use crate::timescale;
+use crate::timescale::execute::{ExecuteError, look};
+use crate::timescale::schema::Owner;
+use crate::timescale::uri::ConnectionUri;
+
+/// What was found around a Pipeline.
+#[derive(Debug)]
+pub struct Observed {
+    /// Gateways of the namespace, those that are being deleted aside, with their labels.
+    pub gateways: BTreeMap<String, BTreeMap<String, String>>,
+    /// The connection URI, or why there is none.
+    pub uri: Result<ConnectionUri, Cause>,
+    /// The database.
+    pub database: DatabaseView,
+    /// Password of the workers, where there is one that can be used.
+    pub password: Option<Password>,
+}
+
+/// What was found of the database.
+#[derive(Debug)]
+pub enum DatabaseView {
+    /// It could not be looked at.
+    Unseen(Cause),
+    /// It does not let itself be looked at.
+    Refused(Cause),
+    /// This is there.
+    Seen(timescale::observe::Observed),
+}
+
+/// The Pipeline as the database knows it.
+#[must_use]
+pub fn owner(pipeline: &Pipeline) -> Owner {
+    Owner { namespace: pipeline.namespace().unwrap_or_default(), pipeline: pipeline.name_any() }
+}
+
+/// Reads everything. That the database is away is a finding.
+///
+/// # Errors
+/// When the API server refuses or is away.
+pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline) -> Result<Observed, WriteError> {
+    let namespace = pipeline.namespace().unwrap_or_default();
+    let gateways = read_all::<Gateway>(client, &namespace, "").await?;
+    let gateways = gateways.into_iter().filter(|gateway| gateway.metadata.deletion_timestamp.is_none());
+    let credentials = read::<Secret>(client, &namespace, &name::ingest(&pipeline.name_any())).await?;
+    let uri = read_uri(client, pipeline).await?;
+    let database = match &uri {
+        Ok(uri) => look_at(databases, pipeline, uri).await,
+        Err(cause) => DatabaseView::Unseen(cause.clone()),
+    };
+    Ok(Observed {
+        gateways: gateways.map(|gateway| (gateway.name_any(), gateway.labels().clone())).collect(),
+        uri,
+        database,
+        password: credentials.and_then(|secret| Password::given(&secret.data?.get(PASSWORD_KEY)?.0).ok()),
+    })
+}
+
+/// The connection URI in the Secret that the Pipeline names.
+///
+/// # Errors
+/// When the API server refuses or is away.
+pub async fn read_uri(client: &Client, pipeline: &Pipeline) -> Result<Result<ConnectionUri, Cause>, WriteError> {
+    let reference = &pipeline.spec.sink.timescale.connection_secret;
+    let secret = read::<Secret>(client, &pipeline.namespace().unwrap_or_default(), &reference.name).await?;
+    Ok(connection_uri(secret.as_ref(), &reference.name, &reference.key))
+}
+
+/// The connection URI in a Secret, or what is wrong with it.
+fn connection_uri(secret: Option<&Secret>, name: &str, key: &str) -> Result<ConnectionUri, Cause> {
+    let Some(secret) = secret else {
+        let message = format!("there is no Secret {name} in this namespace: create it with the connection URI under the key {key}");
+        return Err(Cause::new("SecretNotFound", message));
+    };
+    let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else {
+        return Err(Cause::new(
+            "SecretKeyMissing",
+            format!("Secret {name} has no key {key}: add it, with the connection URI as its value"),
+        ));
+    };
+    let invalid = |error: &str| Cause::new("InvalidConnectionUri", format!("Secret {name}, key {key}: {error}"));
+    let text = std::str::from_utf8(&value.0).map_err(|_| invalid("failed to read the URI: it is not UTF-8"))?;
+    text.parse().map_err(|error: timescale::uri::ConnectionUriError| invalid(&error.to_string()))
+}
+
+async fn look_at(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri) -> DatabaseView {
+    let database = databases.obtain(&owner(pipeline), uri);
+    let mut session = match database.session().await {
+        Ok(session) => session,
+        Err(cause) => return DatabaseView::Unseen(cause),
+    };
+    let client = match session.client() {
+        Ok(client) => client,
+        Err(cause) => return DatabaseView::Unseen(cause),
+    };
+    match look(client, &pipeline.spec.sink.timescale.table).await {
+        Ok(observed) => {
+            if observed.system_version.is_some() {
+                database.system_seen(&mut session, false);
+            }
+            DatabaseView::Seen(observed)
+        }
+        Err(error) => {
+            let cause = cause(&error);
+            if matches!(error, ExecuteError::AwaitAnswer { .. }) {
+                session.discard();
+            }
+            if cause.reason == "DatabaseUnavailable" { DatabaseView::Unseen(cause) } else { DatabaseView::Refused(cause) }
+        }
+    }
+}
+
+/// An error of the database for a condition.
+#[must_use]
+pub fn cause(error: &ExecuteError) -> Cause {
+    Cause::new(error.reason(), chain(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::ByteString;
+
+    use super::*;
+
+    #[test]
+    fn what_may_be_wrong_with_a_connection_secret() {
+        let secret =
+            |key: &str, value: &[u8]| Secret { data: Some([(key.to_owned(), ByteString(value.to_vec()))].into()), ..Secret::default() };
+        for (secret, reason) in [
+            (None, "SecretNotFound"),
+            (Some(Secret::default()), "SecretKeyMissing"),
+            (Some(secret("url", b"postgresql://u:p@db/x")), "SecretKeyMissing"),
+            (Some(secret("uri", b"\xff")), "InvalidConnectionUri"),
+            (Some(secret("uri", b"postgresql://db/secret")), "InvalidConnectionUri"),
+        ] {
+            let cause = connection_uri(secret.as_ref(), "timescale", "uri").unwrap_err();
+            assert_eq!(cause.reason, reason);
+            assert!(!cause.message.contains("secret"), "{}", cause.message);
+        }
+        assert!(connection_uri(Some(&secret("uri", b"postgresql://u:p@db/x\n")), "timescale", "uri").is_ok());
+    }
+}

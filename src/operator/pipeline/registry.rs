@@ -1,0 +1,141 @@
+//! Keeps the registry of one database equal to the Devices of one namespace.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::database::{Connection, RegistryState, SessionGuard};
+use crate::api::condition::Cause;
+use crate::operator::device::fleet::SharedFleet;
+use crate::operator::device::key::DeviceKey;
+use crate::registry::DeviceRow;
+use crate::registry::fill::{FillError, change, sync};
+use crate::runtime::error::chain;
+
+/// Changes are gathered for this long: one statement for a folder of Devices, and still well before the broker has proven them.
+const GATHERING: Duration = Duration::from_millis(50);
+
+/// The registry is compared as a whole this often, so that a row that somebody changed by hand is mended. A comparison of 100,000
+/// devices takes the database below a second.
+const COMPARISON_INTERVAL: Duration = Duration::from_mins(5);
+
+/// The longest pause after a failure.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// The Devices, and what changes of them.
+#[derive(Clone)]
+pub struct Devices {
+    /// All of them.
+    pub fleet: SharedFleet,
+    /// Those whose row may have changed.
+    pub changes: broadcast::Sender<DeviceKey>,
+    /// Cancelled once all have been listed; before that a row without a Device means nothing.
+    pub listed: CancellationToken,
+}
+
+/// Fills the registry when its table is there, and follows the Devices from then on. Never ends.
+pub async fn keep(connection: Arc<Connection>, namespace: String, devices: Devices) {
+    devices.listed.cancelled().await;
+    let mut wanted = connection.wanted_fill();
+    let mut failures = 0;
+    loop {
+        // The sender lives in the connection.
+        if wanted.wait_for(|number| *number > 0).await.is_err() {
+            return;
+        }
+        wanted.mark_unchanged();
+        let mut changes = devices.changes.subscribe();
+        let outcome = match fill(&connection, &namespace, &devices).await {
+            Ok(()) => {
+                failures = 0;
+                connection.set_registry(RegistryState::Filled);
+                follow(&connection, &namespace, &devices, &mut changes, &mut wanted).await
+            }
+            Err(cause) => Err(cause),
+        };
+        if let Err(cause) = outcome {
+            warn!(namespace, reason = cause.reason, message = cause.message, "failed to write a device registry: trying again");
+            connection.set_registry(RegistryState::Failed(cause));
+            // Another connection, or the table that was missing, ends the pause.
+            let pause = LONGEST_PAUSE.min(Duration::from_secs(1) * 2_u32.pow(failures)).mul_f64(0.5 + rand::random::<f64>() / 2.0);
+            failures = (failures + 1).min(4);
+            let _ = timeout(pause, wanted.changed()).await;
+        }
+    }
+}
+
+async fn fill(connection: &Connection, namespace: &str, devices: &Devices) -> Result<(), Cause> {
+    let mut session = connection.session().await?;
+    // Taken while no other call can come between: an older list must not follow a newer one.
+    let rows = devices.fleet.lock().registry(namespace);
+    let changed = settle(sync(session.client()?, namespace, &rows).await, session)?;
+    if changed > 0 {
+        info!(namespace, devices = rows.len(), changed, "filled the device registry");
+    }
+    Ok(())
+}
+
+/// Writes changes until the registry has to be filled as a whole again.
+async fn follow(
+    connection: &Connection,
+    namespace: &str,
+    devices: &Devices,
+    changes: &mut broadcast::Receiver<DeviceKey>,
+    wanted: &mut watch::Receiver<u64>,
+) -> Result<(), Cause> {
+    let comparison = Instant::now() + COMPARISON_INTERVAL;
+    loop {
+        let key = tokio::select! {
+            change = changes.recv() => match change {
+                Ok(key) => key,
+                Err(_) => return Ok(()),
+            },
+            _ = wanted.changed() => return Ok(()),
+            () = sleep_until(comparison) => return Ok(()),
+        };
+        if *key.gateway.namespace != *namespace {
+            continue;
+        }
+        sleep(GATHERING).await;
+        let mut keys = HashSet::from([key]);
+        loop {
+            match changes.try_recv() {
+                Ok(key) if *key.gateway.namespace == *namespace => drop(keys.insert(key)),
+                Ok(_) => {}
+                Err(broadcast::error::TryRecvError::Empty) => break,
+                Err(_) => return Ok(()),
+            }
+        }
+        let mut session = connection.session().await?;
+        let (rows, gone) = rows(devices, keys);
+        settle(change(session.client()?, namespace, &rows, &gone).await, session)?;
+    }
+}
+
+/// The rows of these Devices, and name and Gateway of those that are gone.
+fn rows(devices: &Devices, keys: HashSet<DeviceKey>) -> (Vec<DeviceRow>, Vec<(String, String)>) {
+    let fleet = devices.fleet.lock();
+    let (mut rows, mut gone) = (Vec::new(), Vec::new());
+    for key in keys {
+        match fleet.registry_device(&key) {
+            Some(row) => rows.push(row),
+            None => gone.push((key.name.to_string(), key.gateway.name.to_string())),
+        }
+    }
+    (rows, gone)
+}
+
+/// The result, as a cause; a connection that does not answer is given up.
+fn settle(result: Result<u64, FillError>, session: SessionGuard<'_>) -> Result<u64, Cause> {
+    result.map_err(|error| {
+        if matches!(error, FillError::AwaitAnswer) {
+            session.discard();
+        }
+        Cause::new("RegistryNotWritten", chain(&error))
+    })
+}

@@ -1,0 +1,176 @@
+//! From what was done to the status: pure.
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+
+use crate::api::condition::{ACCEPTED, Cause, Finding, Readiness, TABLE_READY, WORKERS_AVAILABLE, conditions};
+use crate::api::{Pipeline, PipelineStatus};
+
+/// What became of a spec.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It cannot be carried out.
+    Refused(Cause),
+    /// It is being carried out.
+    Accepted {
+        /// The table.
+        table: TableOutcome,
+        /// The workers.
+        workers: WorkersOutcome,
+        /// How many Gateways are read.
+        gateways: usize,
+    },
+    /// The Pipeline is being deleted.
+    Deleting,
+}
+
+/// What became of the table.
+#[derive(Clone, Debug)]
+pub enum TableOutcome {
+    /// Nobody can tell.
+    Unknown(Cause),
+    /// It is not as wanted.
+    Failed {
+        /// Why.
+        cause: Cause,
+        /// Whether only a change of the Pipeline helps.
+        stalled: bool,
+    },
+    /// It is as wanted. These columns are no longer in the spec.
+    Ready {
+        /// Names of the columns.
+        kept: Vec<String>,
+    },
+}
+
+/// What became of the workers.
+#[derive(Clone, Debug)]
+pub enum WorkersOutcome {
+    /// They were not touched, since something they need is not there.
+    Awaiting(Cause),
+    /// They are as this StatefulSet says.
+    Applied {
+        /// The live StatefulSet.
+        live: Box<StatefulSet>,
+        /// How many there should be.
+        wanted: i32,
+        /// Whether the Pipeline is paused.
+        paused: bool,
+    },
+}
+
+/// The status that follows from the outcome.
+#[must_use]
+pub fn status(pipeline: &Pipeline, outcome: &Outcome) -> PipelineStatus {
+    let previous = pipeline.status.clone().unwrap_or_default();
+    let generation = pipeline.metadata.generation.unwrap_or_default();
+    let mut status = PipelineStatus { observed_generation: generation, ..previous.clone() };
+    let (findings, readiness) = match outcome {
+        Outcome::Refused(cause) => (vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause.clone())),
+        Outcome::Deleting => {
+            let cause = Cause::new("Deleting", "the table is being released");
+            (Vec::new(), Readiness::Reconciling(cause))
+        }
+        Outcome::Accepted { table, workers, gateways } => {
+            let name = format!("public.{}", pipeline.spec.sink.timescale.table);
+            status.gateways = i64::try_from(*gateways).ok();
+            status.workers = workers.summary().or(status.workers);
+            if matches!(table, TableOutcome::Ready { .. }) {
+                status.table = Some(name.clone());
+            }
+            accepted(&name, table, workers, *gateways)
+        }
+    };
+    status.conditions = conditions(&previous.conditions, generation, &findings, &readiness);
+    status
+}
+
+fn accepted(name: &str, table: &TableOutcome, workers: &WorkersOutcome, gateways: usize) -> (Vec<Finding>, Readiness) {
+    let mut findings = vec![Finding::holds(ACCEPTED, "Accepted", "the spec can be carried out")];
+    let (table_finding, table_failure) = match table {
+        TableOutcome::Unknown(cause) => (Finding::unknown(TABLE_READY, cause.clone()), Some(Readiness::Reconciling(cause.clone()))),
+        TableOutcome::Failed { cause, stalled: true } => {
+            (Finding::fails(TABLE_READY, cause.clone()), Some(Readiness::Stalled(cause.clone())))
+        }
+        TableOutcome::Failed { cause, stalled: false } => {
+            (Finding::fails(TABLE_READY, cause.clone()), Some(Readiness::Reconciling(cause.clone())))
+        }
+        TableOutcome::Ready { kept } if kept.is_empty() => {
+            (Finding::holds(TABLE_READY, "TableReady", format!("{name} is as the spec says")), None)
+        }
+        TableOutcome::Ready { kept } => {
+            let message = format!("{name} is as the spec says; it keeps columns that the spec does not name: {}", kept.join(", "));
+            (Finding::holds(TABLE_READY, "ColumnsKept", message), None)
+        }
+    };
+    findings.push(table_finding);
+    let (workers_finding, workers_failure, ready) = workers.judge(name, gateways);
+    findings.push(workers_finding);
+    let readiness = table_failure.or(workers_failure.map(Readiness::Reconciling)).unwrap_or(Readiness::Ready(ready));
+    (findings, readiness)
+}
+
+impl WorkersOutcome {
+    /// Workers that are ready, of those wanted.
+    fn summary(&self) -> Option<String> {
+        match self {
+            Self::Awaiting(_) => None,
+            Self::Applied { live, wanted, .. } => Some(format!("{}/{wanted}", ready_replicas(live))),
+        }
+    }
+
+    /// The condition, the cause where it does not hold, and the cause of `Ready` where everything does.
+    fn judge(&self, table: &str, gateways: usize) -> (Finding, Option<Cause>, Cause) {
+        let failed = |cause: Cause| (Finding::fails(WORKERS_AVAILABLE, cause.clone()), Some(cause.clone()), cause);
+        match self {
+            Self::Awaiting(cause) => failed(cause.clone()),
+            Self::Applied { live, wanted, paused: true } if is_settled(live, *wanted) => {
+                let cause = Cause::new("Paused", "paused: no worker runs, and the brokers keep what arrives");
+                (Finding::holds(WORKERS_AVAILABLE, cause.reason, cause.message.clone()), None, cause)
+            }
+            Self::Applied { paused: true, .. } => failed(Cause::new("Pausing", "the workers are finishing what they have read")),
+            Self::Applied { .. } if gateways == 0 => failed(Cause::new(
+                "NoGatewaySelected",
+                "spec.source.gatewaySelector matches no Gateway of this namespace: create one, or change the labels",
+            )),
+            Self::Applied { live, wanted, .. } if is_settled(live, *wanted) => {
+                let read = Cause::new(
+                    "Reading",
+                    format!("reading {gateways} {} into {table}", if gateways == 1 { "Gateway" } else { "Gateways" }),
+                );
+                let message = "every worker holds its sessions and has proven that it can write";
+                (Finding::holds(WORKERS_AVAILABLE, "WorkersAvailable", message), None, read)
+            }
+            Self::Applied { live, wanted, .. } => {
+                let name = live.metadata.name.as_deref().unwrap_or_default();
+                let message = format!(
+                    "{} of {wanted} workers are ready as the spec says; `kubectl describe pod {name}-0` tells what one that is not waits for",
+                    if is_observed(live) { ready_replicas(live) } else { 0 }
+                );
+                failed(Cause::new("WorkersNotReady", message))
+            }
+        }
+    }
+}
+
+fn ready_replicas(live: &StatefulSet) -> i32 {
+    live.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0)
+}
+
+/// Whether the status speaks of this very spec.
+fn is_observed(live: &StatefulSet) -> bool {
+    let observed = live.status.as_ref().and_then(|status| status.observed_generation);
+    observed.is_some() && observed >= live.metadata.generation
+}
+
+/// Whether exactly the wanted workers run, all as the spec says, and all ready.
+fn is_settled(live: &StatefulSet, wanted: i32) -> bool {
+    let Some(status) = live.status.as_ref().filter(|_| is_observed(live)) else {
+        return false;
+    };
+    let updated = status.current_revision == status.update_revision || status.updated_replicas == Some(wanted);
+    status.replicas == wanted && updated && status.ready_replicas.unwrap_or(0) == wanted
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

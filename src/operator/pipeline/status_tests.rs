@@ -1,0 +1,175 @@
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetStatus};
+use kube::api::ObjectMeta;
+use serde_json::json;
+
+use super::*;
+use crate::api::condition::{READY, RECONCILING, STALLED};
+use crate::operator::pipeline::validate::tests::pipeline;
+
+fn live(generation: i64, replicas: i32, ready: i32, updated: bool) -> Box<StatefulSet> {
+    let status = StatefulSetStatus {
+        observed_generation: Some(3),
+        replicas,
+        ready_replicas: Some(ready),
+        updated_replicas: Some(if updated { replicas } else { 0 }),
+        current_revision: Some("a".to_owned()),
+        update_revision: Some(if updated { "a" } else { "b" }.to_owned()),
+        ..StatefulSetStatus::default()
+    };
+    let metadata = ObjectMeta { name: Some("vibration-ingest".to_owned()), generation: Some(generation), ..ObjectMeta::default() };
+    Box::new(StatefulSet { metadata, status: Some(status), ..StatefulSet::default() })
+}
+
+fn applied(live: Box<StatefulSet>, wanted: i32, paused: bool) -> WorkersOutcome {
+    WorkersOutcome::Applied { live, wanted, paused }
+}
+
+fn ready_table() -> TableOutcome {
+    TableOutcome::Ready { kept: vec![] }
+}
+
+fn outcome(table: TableOutcome, workers: WorkersOutcome) -> Outcome {
+    Outcome::Accepted { table, workers, gateways: 2 }
+}
+
+/// Status and reason of a condition, as `True/Reading`; nothing where it is not there.
+fn condition(status: &PipelineStatus, type_: &str) -> Option<String> {
+    let found = status.conditions.iter().find(|condition| condition.type_ == type_)?;
+    assert_eq!(found.observed_generation, Some(2), "{type_}");
+    Some(format!("{}/{}", found.status, found.reason))
+}
+
+fn cause() -> Cause {
+    Cause::new("Because", "of a reason")
+}
+
+#[test]
+fn ready_and_why_not() {
+    let running = || applied(live(3, 1, 1, true), 1, false);
+    let failed = |stalled| TableOutcome::Failed { cause: cause(), stalled };
+    for (outcome, ready, kind, table, workers) in [
+        (outcome(ready_table(), running()), "True/Reading", None, "True/TableReady", "True/WorkersAvailable"),
+        (
+            outcome(TableOutcome::Ready { kept: vec!["old".to_owned()] }, running()),
+            "True/Reading",
+            None,
+            "True/ColumnsKept",
+            "True/WorkersAvailable",
+        ),
+        (
+            outcome(TableOutcome::Unknown(cause()), running()),
+            "False/Because",
+            Some(RECONCILING),
+            "Unknown/Because",
+            "True/WorkersAvailable",
+        ),
+        (outcome(failed(false), running()), "False/Because", Some(RECONCILING), "False/Because", "True/WorkersAvailable"),
+        (outcome(failed(true), running()), "False/Because", Some(STALLED), "False/Because", "True/WorkersAvailable"),
+        (outcome(ready_table(), WorkersOutcome::Awaiting(cause())), "False/Because", Some(RECONCILING), "True/TableReady", "False/Because"),
+        // Not observed yet, of the last revision, not ready, still scaling.
+        (
+            outcome(ready_table(), applied(live(4, 1, 1, true), 1, false)),
+            "False/WorkersNotReady",
+            Some(RECONCILING),
+            "True/TableReady",
+            "False/WorkersNotReady",
+        ),
+        (
+            outcome(ready_table(), applied(live(3, 1, 1, false), 1, false)),
+            "False/WorkersNotReady",
+            Some(RECONCILING),
+            "True/TableReady",
+            "False/WorkersNotReady",
+        ),
+        (
+            outcome(ready_table(), applied(live(3, 1, 0, true), 1, false)),
+            "False/WorkersNotReady",
+            Some(RECONCILING),
+            "True/TableReady",
+            "False/WorkersNotReady",
+        ),
+        (
+            outcome(ready_table(), applied(live(3, 0, 0, true), 1, false)),
+            "False/WorkersNotReady",
+            Some(RECONCILING),
+            "True/TableReady",
+            "False/WorkersNotReady",
+        ),
+        (
+            outcome(ready_table(), applied(Box::default(), 1, false)),
+            "False/WorkersNotReady",
+            Some(RECONCILING),
+            "True/TableReady",
+            "False/WorkersNotReady",
+        ),
+        (outcome(ready_table(), applied(live(3, 0, 0, true), 0, true)), "True/Paused", None, "True/TableReady", "True/Paused"),
+        (
+            outcome(ready_table(), applied(live(3, 1, 1, true), 0, true)),
+            "False/Pausing",
+            Some(RECONCILING),
+            "True/TableReady",
+            "False/Pausing",
+        ),
+        (outcome(failed(false), applied(live(3, 0, 0, true), 0, true)), "False/Because", Some(RECONCILING), "False/Because", "True/Paused"),
+        (
+            Outcome::Accepted { table: ready_table(), workers: applied(live(3, 0, 0, true), 0, false), gateways: 0 },
+            "False/NoGatewaySelected",
+            Some(RECONCILING),
+            "True/TableReady",
+            "False/NoGatewaySelected",
+        ),
+    ] {
+        let status = status(&pipeline(json!({})), &outcome);
+        assert_eq!(condition(&status, READY).as_deref(), Some(ready), "{outcome:?}");
+        assert_eq!(condition(&status, TABLE_READY).as_deref(), Some(table), "{outcome:?}");
+        assert_eq!(condition(&status, WORKERS_AVAILABLE).as_deref(), Some(workers), "{outcome:?}");
+        assert_eq!(condition(&status, ACCEPTED).as_deref(), Some("True/Accepted"));
+        for other in [RECONCILING, STALLED] {
+            assert_eq!(condition(&status, other).is_some(), kind == Some(other), "{other}: {outcome:?}");
+        }
+        assert_eq!(status.observed_generation, 2);
+    }
+}
+
+#[test]
+fn a_refused_spec_waits_for_its_author() {
+    let status = status(&pipeline(json!({})), &Outcome::Refused(cause()));
+    assert_eq!(condition(&status, ACCEPTED).as_deref(), Some("False/Because"));
+    assert_eq!(condition(&status, STALLED).as_deref(), Some("True/Because"));
+    assert_eq!(condition(&status, RECONCILING), None);
+}
+
+#[test]
+fn a_pipeline_that_is_deleted_is_not_ready() {
+    let mut pipeline = pipeline(json!({}));
+    pipeline.status = Some(status(&pipeline, &outcome(ready_table(), applied(live(3, 1, 1, true), 1, false))));
+    let status = status(&pipeline, &Outcome::Deleting);
+    assert_eq!(condition(&status, READY).as_deref(), Some("False/Deleting"));
+    assert_eq!(condition(&status, RECONCILING).as_deref(), Some("True/Deleting"));
+    assert_eq!(status.table.as_deref(), Some("public.vibration"), "what is to be released is still known");
+}
+
+#[test]
+fn numbers_are_told_and_kept_while_nobody_knows_better() {
+    let mut pipeline = pipeline(json!({}));
+    let first = status(&pipeline, &outcome(ready_table(), applied(live(3, 1, 0, true), 1, false)));
+    assert_eq!((first.table.as_deref(), first.gateways, first.workers.as_deref()), (Some("public.vibration"), Some(2), Some("0/1")));
+    pipeline.status = Some(first.clone());
+    let second = status(&pipeline, &outcome(TableOutcome::Unknown(cause()), WorkersOutcome::Awaiting(cause())));
+    assert_eq!((second.table, second.workers), (first.table, first.workers));
+}
+
+#[test]
+fn looking_again_changes_nothing() {
+    let mut pipeline = pipeline(json!({}));
+    for outcome in [
+        outcome(ready_table(), applied(live(3, 1, 1, true), 1, false)),
+        outcome(TableOutcome::Unknown(cause()), WorkersOutcome::Awaiting(cause())),
+        Outcome::Refused(cause()),
+        Outcome::Deleting,
+    ] {
+        let first = status(&pipeline, &outcome);
+        pipeline.status = Some(first.clone());
+        assert_eq!(status(&pipeline, &outcome), first);
+    }
+}

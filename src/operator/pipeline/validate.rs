@@ -1,0 +1,166 @@
+//! From what was found to what can be done: pure.
+
+use kube::core::{Selector, SelectorExt};
+
+use super::observe::{DatabaseView, Observed, owner};
+use crate::api::Pipeline;
+use crate::api::condition::Cause;
+use crate::timescale::plan::{Plan, plan};
+use crate::timescale::schema::{Desired, desired};
+
+/// A spec that can be carried out, and how far that is possible now.
+#[derive(Debug)]
+pub struct Valid {
+    /// What is wanted of the database.
+    pub desired: Desired,
+    /// MQTT topic filter of the messages.
+    pub filter: String,
+    /// Gateways that are selected, by name, in order.
+    pub gateways: Vec<String>,
+    /// The way to the table.
+    pub table: TableView,
+}
+
+/// The way to the table.
+#[derive(Debug)]
+pub enum TableView {
+    /// Nobody can tell.
+    Unknown(Cause),
+    /// It is not to be made. `stalled`: a change of this very Pipeline is what it waits for.
+    Refused {
+        /// Why.
+        cause: Cause,
+        /// Whether only a change of the Pipeline helps.
+        stalled: bool,
+    },
+    /// What is to be done; without steps, the table is as wanted.
+    Planned(Plan),
+}
+
+/// Checks a spec against what was found.
+///
+/// # Errors
+/// Why the spec cannot be carried out, whatever happens elsewhere.
+pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause> {
+    let invalid = |message: String| Cause::new("InvalidSpec", message);
+    let desired = desired(owner(pipeline), &pipeline.spec).map_err(|error| invalid(error.to_string()))?;
+    let selector = pipeline.spec.source.gateway_selector.clone();
+    let selector = Selector::try_from(selector).map_err(|error| invalid(format!("failed to read gatewaySelector: {error}")))?;
+    let gateways = observed.gateways.iter().filter(|(_, labels)| selector.matches(labels)).map(|(name, _)| name.clone());
+    let table = match &observed.database {
+        DatabaseView::Unseen(cause) => TableView::Unknown(cause.clone()),
+        DatabaseView::Refused(cause) => TableView::Refused { cause: cause.clone(), stalled: false },
+        DatabaseView::Seen(found) => match plan(&desired, found) {
+            Ok(plan) => TableView::Planned(plan),
+            Err(refusal) => {
+                let cause = Cause::new(refusal.reason(), refusal.to_string());
+                TableView::Refused { cause, stalled: refusal.is_of_the_spec() }
+            }
+        },
+    };
+    Ok(Valid { desired, filter: filter(&pipeline.spec.source.topic), gateways: gateways.collect(), table })
+}
+
+/// The MQTT topic filter that matches a topic with captures.
+fn filter(topic: &str) -> String {
+    let levels = topic.split('/').map(|level| if level.starts_with('{') { "+" } else { level });
+    levels.collect::<Vec<_>>().join("/")
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::credential::password::Password;
+    use crate::timescale;
+
+    /// A Pipeline of this spec, merged into a plain one.
+    pub fn pipeline(changes: Value) -> Pipeline {
+        let mut object = json!({
+            "apiVersion": "fleetwright.io/v1alpha1",
+            "kind": "Pipeline",
+            "metadata": {"name": "vibration", "namespace": "plant", "uid": "u", "generation": 2},
+            "spec": {
+                "source": {"topic": "devices/{device}/telemetry"},
+                "decode": {"fields": [{"name": "rms", "type": "Float64"}]},
+                "sink": {"timescale": {"connectionSecret": {"name": "timescale"}, "table": "vibration"}},
+            },
+        });
+        merge(&mut object["spec"], changes);
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn merge(into: &mut Value, changes: Value) {
+        match (into, changes) {
+            (Value::Object(into), Value::Object(changes)) => {
+                for (key, value) in changes {
+                    merge(into.entry(key).or_insert(Value::Null), value);
+                }
+            }
+            (into, changes) => *into = changes,
+        }
+    }
+
+    /// Two Gateways, an empty database.
+    pub fn observed() -> Observed {
+        let labels = |site: &str| BTreeMap::from([("site".to_owned(), site.to_owned())]);
+        Observed {
+            gateways: [("plant-1".to_owned(), labels("north")), ("plant-2".to_owned(), labels("south"))].into(),
+            uri: Ok("postgresql://u:p@db:5433/fleet".parse().unwrap()),
+            database: DatabaseView::Seen(timescale::observe::Observed::default()),
+            password: Some(Password::given(b"secret-of-the-workers").unwrap()),
+        }
+    }
+
+    #[test]
+    fn gateways_are_selected_by_labels() {
+        for (selector, expected) in [
+            (json!({}), vec!["plant-1", "plant-2"]),
+            (json!({"matchLabels": {"site": "north"}}), vec!["plant-1"]),
+            (json!({"matchLabels": {"site": "west"}}), vec![]),
+            (json!({"matchExpressions": [{"key": "site", "operator": "In", "values": ["south", "west"]}]}), vec!["plant-2"]),
+            (json!({"matchExpressions": [{"key": "site", "operator": "NotIn", "values": ["south"]}]}), vec!["plant-1"]),
+            (json!({"matchExpressions": [{"key": "line", "operator": "NotIn", "values": ["3"]}]}), vec!["plant-1", "plant-2"]),
+            (json!({"matchExpressions": [{"key": "line", "operator": "Exists"}]}), vec![]),
+            (json!({"matchExpressions": [{"key": "line", "operator": "DoesNotExist"}]}), vec!["plant-1", "plant-2"]),
+        ] {
+            let valid = validate(&pipeline(json!({"source": {"gatewaySelector": selector}})), &observed()).unwrap();
+            assert_eq!(valid.gateways, expected, "{selector}");
+        }
+    }
+
+    #[test]
+    fn the_filter_has_a_plus_for_each_capture() {
+        let valid = validate(&pipeline(json!({"source": {"topic": "{site}/+/devices/{device}/x"}})), &observed()).unwrap();
+        assert_eq!(valid.filter, "+/+/devices/+/x");
+    }
+
+    #[test]
+    fn specs_that_nothing_outside_can_mend() {
+        for changes in [
+            json!({"source": {"topic": "devices/telemetry"}}),
+            json!({"source": {"topic": "{rms}/{device}"}}),
+            json!({"source": {"topic": "{a}/{a}/{device}"}}),
+            json!({"decode": {"fields": [{"name": "a", "type": "Text"}, {"name": "a", "type": "Int64"}]}}),
+            json!({"source": {"gatewaySelector": {"matchExpressions": [{"key": "a", "operator": "Like", "values": []}]}}}),
+        ] {
+            assert_eq!(validate(&pipeline(changes.clone()), &observed()).unwrap_err().reason, "InvalidSpec", "{changes}");
+        }
+    }
+
+    #[test]
+    fn the_table_waits_for_what_it_needs() {
+        let unseen = Observed { database: DatabaseView::Unseen(Cause::new("SecretNotFound", "")), ..observed() };
+        assert!(
+            matches!(validate(&pipeline(json!({})), &unseen).unwrap().table, TableView::Unknown(cause) if cause.reason == "SecretNotFound")
+        );
+        let foreign = timescale::observe::Observed { table: Some(timescale::observe::ObservedTable::default()), ..Default::default() };
+        let foreign = Observed { database: DatabaseView::Seen(foreign), ..observed() };
+        let table = validate(&pipeline(json!({})), &foreign).unwrap().table;
+        assert!(matches!(table, TableView::Refused { cause, stalled: false } if cause.reason == "TableNotOurs"));
+        assert!(matches!(validate(&pipeline(json!({})), &observed()).unwrap().table, TableView::Planned(plan) if !plan.steps.is_empty()));
+    }
+}

@@ -1,0 +1,150 @@
+//! What makes a Pipeline be looked at again: itself, what it owns, the Secret it names, the Gateways of its namespace, its table.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::{Stream, StreamExt, stream};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::core::PartialObjectMeta;
+use kube::runtime::controller::Controller;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::{self, Config, Event, watcher};
+use kube::{Api, Client, ResourceExt};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::api::name::{PIPELINE_LABEL, ROLE_LABEL};
+use crate::api::{Gateway, Pipeline};
+
+/// Adds all watches. `drifted` tells whose table is no longer as wanted.
+pub fn subscribe(
+    controller: Controller<Pipeline>,
+    client: &Client,
+    drifted: UnboundedReceiver<ObjectRef<Pipeline>>,
+) -> Controller<Pipeline> {
+    let ours = || Config::default().labels(PIPELINE_LABEL);
+    // The operator's own Secrets are many, and nobody names them.
+    let secrets = Config::default().labels(&format!("!{ROLE_LABEL}"));
+    let (naming, reading) = (controller.store(), controller.store());
+    let gateways = relabelled(watcher(Api::<Metadata>::all(client.clone()), Config::default()));
+    let drifted = stream::unfold(drifted, |mut drifted| async { drifted.recv().await.map(|key| (key, drifted)) });
+    controller
+        .owns(Api::<StatefulSet>::all(client.clone()), ours())
+        .owns(Api::<Service>::all(client.clone()), ours())
+        .owns(Api::<ConfigMap>::all(client.clone()), ours())
+        .owns(Api::<NetworkPolicy>::all(client.clone()), ours())
+        .owns(Api::<PartialObjectMeta<Secret>>::all(client.clone()), ours())
+        .watches(Api::<PartialObjectMeta<Secret>>::all(client.clone()), secrets, move |secret| {
+            let named = |pipeline: &Pipeline| pipeline.spec.sink.timescale.connection_secret.name == secret.name_any();
+            of_namespace(&naming, secret.namespace().as_deref(), named)
+        })
+        .watches_stream(gateways, move |gateway| of_namespace(&reading, gateway.namespace().as_deref(), |_| true))
+        .reconcile_on(drifted)
+}
+
+/// The Pipelines of a namespace to which this applies.
+fn of_namespace(pipelines: &Store<Pipeline>, namespace: Option<&str>, applies: impl Fn(&Pipeline) -> bool) -> Vec<ObjectRef<Pipeline>> {
+    let pipelines = pipelines.state().into_iter();
+    let pipelines = pipelines.filter(|pipeline| pipeline.metadata.namespace.as_deref() == namespace && applies(pipeline));
+    pipelines.map(|pipeline| ObjectRef::from_obj(pipeline.as_ref())).collect()
+}
+
+type Metadata = PartialObjectMeta<Gateway>;
+
+/// Gateways that came, went, or got other labels; not those whose status changed, as it does with every Device.
+fn relabelled(
+    events: impl Stream<Item = watcher::Result<Event<Metadata>>> + Send + 'static,
+) -> impl Stream<Item = watcher::Result<Metadata>> + Send + 'static {
+    let mut known = Known::default();
+    events.flat_map(move |event| {
+        stream::iter(match event {
+            Ok(event) => known.observe(event).into_iter().map(Ok).collect::<Vec<_>>(),
+            Err(error) => vec![Err(error)],
+        })
+    })
+}
+
+/// Gateways by namespace and name, and those that the list under way has named.
+#[derive(Default)]
+struct Known {
+    gateways: BTreeMap<(String, String), Metadata>,
+    listed: BTreeSet<(String, String)>,
+}
+
+impl Known {
+    /// The Gateways that this event makes worth a look.
+    fn observe(&mut self, event: Event<Metadata>) -> Vec<Metadata> {
+        let key = |gateway: &Metadata| (gateway.namespace().unwrap_or_default(), gateway.name_any());
+        match event {
+            Event::Init => {
+                self.listed.clear();
+                Vec::new()
+            }
+            Event::InitApply(gateway) => {
+                self.listed.insert(key(&gateway));
+                self.applied(key(&gateway), gateway)
+            }
+            Event::Apply(gateway) => self.applied(key(&gateway), gateway),
+            Event::Delete(gateway) => {
+                self.gateways.remove(&key(&gateway));
+                vec![gateway]
+            }
+            Event::InitDone => {
+                let listed = std::mem::take(&mut self.listed);
+                let gone: Vec<_> = self.gateways.keys().filter(|key| !listed.contains(*key)).cloned().collect();
+                gone.iter().filter_map(|key| self.gateways.remove(key)).collect()
+            }
+        }
+    }
+
+    fn applied(&mut self, key: (String, String), gateway: Metadata) -> Vec<Metadata> {
+        let looks = |gateway: &Metadata| (gateway.labels().clone(), gateway.metadata.deletion_timestamp.is_some());
+        let before = self.gateways.insert(key, gateway.clone());
+        if before.is_some_and(|before| looks(&before) == looks(&gateway)) { Vec::new() } else { vec![gateway] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::api::ObjectMeta;
+
+    use super::*;
+
+    fn gateway(name: &str, site: &str) -> Metadata {
+        let metadata = ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some("plant".to_owned()),
+            labels: Some([("site".to_owned(), site.to_owned())].into()),
+            ..ObjectMeta::default()
+        };
+        PartialObjectMeta { types: None, metadata, _phantom: std::marker::PhantomData }
+    }
+
+    fn names(known: &mut Known, event: Event<Metadata>) -> Vec<String> {
+        known.observe(event).iter().map(ResourceExt::name_any).collect()
+    }
+
+    #[test]
+    fn only_changes_that_a_selector_could_see_are_told() {
+        let mut known = Known::default();
+        assert_eq!(names(&mut known, Event::Apply(gateway("a", "north"))), ["a"]);
+        assert!(names(&mut known, Event::Apply(gateway("a", "north"))).is_empty(), "only its status changed");
+        assert_eq!(names(&mut known, Event::Apply(gateway("a", "south"))), ["a"]);
+        let mut leaving = gateway("a", "south");
+        leaving.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
+        assert_eq!(names(&mut known, Event::Apply(leaving.clone())), ["a"]);
+        assert_eq!(names(&mut known, Event::Delete(leaving)), ["a"]);
+    }
+
+    #[test]
+    fn what_a_new_list_lacks_is_gone() {
+        let mut known = Known::default();
+        known.observe(Event::Apply(gateway("a", "north")));
+        known.observe(Event::Apply(gateway("b", "north")));
+        for expected in [vec!["a"], vec![]] {
+            assert!(names(&mut known, Event::Init).is_empty());
+            assert!(names(&mut known, Event::InitApply(gateway("b", "north"))).is_empty());
+            assert_eq!(names(&mut known, Event::InitDone), expected);
+        }
+    }
+}
