@@ -5,13 +5,22 @@
 mod common;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::postgres::Postgres;
+use fleetwright::api::{Device, PipelineSpec};
+use fleetwright::operator::device::fleet::SharedFleet;
+use fleetwright::operator::device::key::key_of;
+use fleetwright::operator::pipeline::database::{Database, Databases, RegistryState};
+use fleetwright::operator::pipeline::registry::Devices;
 use fleetwright::registry::DeviceRow;
 use fleetwright::registry::fill::{change, sync};
-use fleetwright::timescale::system;
+use fleetwright::timescale::schema::{Owner, desired};
+use fleetwright::timescale::{execute, system};
+use serde_json::json;
+use tokio::sync::broadcast;
 use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
 
 struct Fixture {
     client: Client,
@@ -113,6 +122,98 @@ async fn a_change_is_notified_once_and_no_change_is_not() {
     assert_eq!(notifications.recv().await.unwrap(), "n");
     assert_eq!(notifications.recv().await.unwrap(), "m");
     assert!(notifications.is_empty());
+}
+
+fn declared(name: &str, enabled: bool) -> Device {
+    let object = json!({
+        "apiVersion": "fleetwright.io/v1alpha1", "kind": "Device",
+        "metadata": {"name": name, "namespace": "n", "uid": name, "generation": 1},
+        "spec": {"gatewayRef": {"name": "g"}, "enabled": enabled},
+    });
+    serde_json::from_value(object).unwrap()
+}
+
+/// Makes table and system tables, as the reconciler does when it looks.
+async fn bring_tables(database: &Database) {
+    let spec: PipelineSpec = serde_json::from_value(json!({
+        "source": {"topic": "devices/{device}/telemetry"},
+        "decode": {"fields": [{"name": "rms", "type": "Float64"}]},
+        "sink": {"timescale": {"connectionSecret": {"name": "db"}, "table": "vibration"}},
+    }))
+    .unwrap();
+    let owner = Owner { namespace: "n".to_owned(), pipeline: "p".to_owned() };
+    let mut session = database.session().await.unwrap();
+    execute::apply(session.client().unwrap(), &desired(owner, &spec).unwrap()).await.unwrap();
+    database.system_seen(&mut session, false);
+}
+
+/// Waits until the registry of the namespace is this.
+async fn await_devices(client: &Client, expected: &str) {
+    let query =
+        "SELECT string_agg(concat(name, CASE WHEN NOT enabled THEN '-' END, CASE WHEN NOT declared THEN '!' END), ' ' ORDER BY name)
+        FROM fleetwright.device";
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        let found: Option<String> = client.query_one(query, &[]).await.unwrap().get(0);
+        if found.as_deref() == Some(expected) {
+            return;
+        }
+        assert!(Instant::now() < until, "{found:?} and not {expected}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_registry_follows_the_devices_and_outlives_its_server() {
+    let postgres = Postgres::start().await;
+    let name = postgres.create_database().await;
+    let devices = Devices { fleet: SharedFleet::default(), changes: broadcast::Sender::new(16), listed: CancellationToken::new() };
+    let change = |device: &Device, gone: bool| {
+        let mut fleet = devices.fleet.lock();
+        if gone {
+            fleet.device_deleted(device);
+        } else {
+            fleet.device_applied(device);
+        }
+        let _ = devices.changes.send(key_of(device).unwrap());
+    };
+    change(&declared("a", true), false);
+    let databases = Databases::new(devices.clone());
+    let owner = Owner { namespace: "n".to_owned(), pipeline: "p".to_owned() };
+    let database = databases.obtain(&owner, &postgres.uri(&name));
+    bring_tables(&database).await;
+    assert_eq!(database.registry(Duration::ZERO).await, RegistryState::Waiting, "an empty list means nothing before all is listed");
+    devices.listed.cancel();
+    assert_eq!(database.registry(Duration::from_secs(30)).await, RegistryState::Filled);
+
+    let client = postgres.client(&name).await;
+    await_devices(&client, "a").await;
+    change(&declared("b", true), false);
+    change(&declared("c", true), false);
+    change(&declared("a", true), true);
+    await_devices(&client, "a! b c").await;
+    change(&declared("a", false), false);
+    await_devices(&client, "a- b c").await;
+    // More changes at once than the channel holds.
+    for number in 0..40 {
+        change(&declared(&format!("x{number}"), true), false);
+        change(&declared(&format!("x{number}"), true), true);
+    }
+    change(&declared("b", false), false);
+
+    postgres.kill();
+    change(&declared("c", true), true);
+    postgres.start_again().await;
+    // As the look for drift does every few seconds.
+    let until = Instant::now() + Duration::from_secs(30);
+    while database.session().await.is_err() {
+        assert!(Instant::now() < until, "no connection again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    bring_tables(&database).await;
+    let client = postgres.client(&name).await;
+    client.batch_execute("DELETE FROM fleetwright.device WHERE name LIKE 'x%'").await.unwrap();
+    await_devices(&client, "a- b- c!").await;
 }
 
 /// Prints how long a namespace takes: `cargo test --release --test registry -- --ignored --nocapture`.

@@ -9,9 +9,14 @@ use std::sync::Arc;
 use common::postgres::Postgres;
 use fleetwright::api::PipelineSpec;
 use fleetwright::api::pipeline::DeletionPolicy;
+use fleetwright::timescale::connect::{connect, drive};
 use fleetwright::timescale::execute::{apply, look, release};
 use fleetwright::timescale::plan::plan;
 use fleetwright::timescale::schema::{Desired, Owner, desired};
+use proptest::prelude::Strategy;
+use proptest::sample::{select, subsequence};
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
@@ -222,4 +227,63 @@ async fn two_at_once_both_succeed() {
     let mut counts = [first.unwrap().steps.len(), second.unwrap().steps.len()];
     counts.sort_unstable();
     assert!(counts[0] == 0 && counts[1] > 0, "{counts:?}");
+}
+
+#[tokio::test]
+async fn any_sequence_of_specs_leaves_a_plan_that_is_empty() {
+    let mut fixture = Fixture::new().await;
+    let all = vec![("a", "Float64"), ("b", "Int64"), ("c", "Boolean"), ("d", "Text"), ("order", "Text")];
+    let specs = (subsequence(all, 1..=5), select(vec!["1d", "90m", "2w"]), select(vec![None, Some("m/s"), Some("it's")]));
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..15 {
+        let (fields, interval, unit) = specs.new_tree(&mut runner).unwrap().current();
+        let field = |(name, type_): &(&str, &str)| json!({"name": name, "type": type_, "unit": unit});
+        let desired = wanted(&fields.iter().map(field).collect(), interval);
+        fixture.apply(&desired).await;
+        assert_eq!(fixture.steps_left(&desired).await, 0, "{fields:?} {interval} {unit:?}");
+    }
+}
+
+/// Gives the server a certificate that nobody vouches for, and a user with a password.
+async fn serve_tls(postgres: &Postgres) -> Client {
+    let certificate = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let client = postgres.client("postgres").await;
+    postgres.write("server.crt", &certificate.cert.pem());
+    postgres.write("server.key", &certificate.signing_key.serialize_pem());
+    postgres.write("pg_hba.conf", "host all limited 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n");
+    client.batch_execute("CREATE ROLE limited LOGIN PASSWORD 'right'").await.unwrap();
+    client.batch_execute("ALTER SYSTEM SET ssl = on").await.unwrap();
+    client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    client
+}
+
+#[tokio::test]
+async fn connections_are_encrypted_as_their_uri_says() {
+    let postgres = Postgres::start().await;
+    let uri = |user: &str, mode: &str| postgres.uri_text("postgres").replace("postgres@", &format!("{user}@")).replace("disable", mode);
+    let refused = connect(&uri("postgres", "require").parse().unwrap(), "test").await.err().unwrap();
+    assert_eq!(refused.reason(), "DatabaseUnavailable", "no TLS there yet: {refused:?}");
+    let admin = serve_tls(&postgres).await;
+    while admin.query_one("SHOW ssl", &[]).await.unwrap().get::<_, String>(0) != "on" {
+        tokio::task::yield_now().await;
+    }
+    for (user, mode, expected) in [
+        ("postgres", "disable", Ok(false)),
+        ("postgres", "prefer", Ok(true)),
+        ("postgres", "require", Ok(true)),
+        ("postgres", "verify-full", Err("DatabaseUnavailable")),
+        ("limited:right", "require", Ok(true)),
+        ("limited:right", "disable", Ok(false)),
+        ("limited:wrong", "require", Err("LoginRefused")),
+        ("nobody", "require", Err("LoginRefused")),
+    ] {
+        let found = match connect(&uri(user, mode).parse().unwrap(), "test").await {
+            Ok((client, connection)) => {
+                drive(connection);
+                Ok(client.query_one("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).await.unwrap().get(0))
+            }
+            Err(error) => Err(error.reason()),
+        };
+        assert_eq!(found, expected, "{user} {mode}");
+    }
 }

@@ -1,6 +1,7 @@
 //! A real PostgreSQL with TimescaleDB.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -67,6 +68,16 @@ impl Postgres {
         let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
         self.client("postgres").await.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
         name
+    }
+
+    /// Writes a file into its data folder, which only it can read.
+    pub fn write(&self, name: &str, content: &str) {
+        let data = self.folder.path().join("data");
+        let owner = data.metadata().unwrap();
+        let path = data.join(name);
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
     }
 
     /// A connection to one of its databases.

@@ -21,7 +21,7 @@ use crate::timescale::uri::ConnectionUri;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The longest pause between attempts to connect: how late a database that is back may be noticed.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How far the registry of a database is.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -51,7 +51,7 @@ const CONCURRENCY: u16 = 32;
 const REGISTRY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A Pipeline that waits for its database is looked at again after this long at most.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
 /// And any Pipeline after this long: each look reads some eight objects and writes nothing where all is well.
 const LONGEST_WAIT: Duration = Duration::from_hours(1);
