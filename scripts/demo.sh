@@ -44,8 +44,8 @@ apply_fleet() {
 wait_ready() {
   local kind
   for kind in gateways devices pipelines; do
-    quietly kubectl wait --namespace "$NAMESPACE" --for=condition=Ready "$kind.fleetwright.io" --all --timeout=300s || {
-      kubectl get fleet --namespace "$NAMESPACE" >&2; return 1; }
+    quietly kubectl wait --namespace "$NAMESPACE" --for=condition=Ready "$kind.fleetwright.io" --all --timeout=180s || {
+      kubectl get fleet,pods --namespace "$NAMESPACE" >&2; return 1; }
   done
 }
 
