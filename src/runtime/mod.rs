@@ -5,3 +5,4 @@ pub mod http;
 pub mod readiness;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;

@@ -1,12 +1,7 @@
 //! One connection to a database: encryption as its URI asks for, and a bound on every wait.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Client, Socket};
@@ -14,6 +9,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::debug;
 
 use super::uri::{ConnectionUri, TlsMode};
+use crate::runtime::tls::{TlsError, Verification, client_configuration};
 
 /// How long connecting may take, from resolving the name to the end of authentication. Enough for a server far away under
 /// load, and short enough that a status tells of an absent one soon.
@@ -46,8 +42,8 @@ pub enum ConnectError {
     },
 
     /// The TLS library refused its settings.
-    #[error("failed to set up TLS")]
-    SetUpTls(#[source] rustls::Error),
+    #[error(transparent)]
+    SetUpTls(#[from] TlsError),
 }
 
 impl ConnectError {
@@ -76,7 +72,7 @@ pub async fn connect(uri: &ConnectionUri, application_name: &str) -> Result<(Cli
     }
     configuration.connect_timeout(CONNECT_TIMEOUT).keepalives_idle(PEER_TIMEOUT).keepalives_interval(PEER_TIMEOUT / 3);
     configuration.keepalives_retries(3).tcp_user_timeout(PEER_TIMEOUT);
-    let tls = MakeRustlsConnect::new(tls_configuration(uri.tls()).map_err(ConnectError::SetUpTls)?);
+    let tls = MakeRustlsConnect::new(client_configuration(verification(uri.tls()))?);
     match tokio::time::timeout(CONNECT_TIMEOUT, configuration.connect(tls)).await {
         Ok(Ok(connected)) => Ok(connected),
         Ok(Err(source)) => Err(ConnectError::Connect { address: uri.address(), source }),
@@ -93,56 +89,10 @@ pub fn drive(connection: Connection) {
     });
 }
 
-fn tls_configuration(mode: TlsMode) -> Result<ClientConfig, rustls::Error> {
-    let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-    Ok(match mode {
-        TlsMode::VerifyFull => {
-            let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-            builder.with_root_certificates(roots).with_no_client_auth()
-        }
-        // `disable` never comes to a handshake.
-        TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider))).with_no_client_auth()
-        }
-    })
-}
-
-/// Accepts any certificate, as `sslmode=prefer` and `require` say, but only from a server that holds its key.
-#[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+fn verification(mode: TlsMode) -> Verification<'static> {
+    match mode {
+        TlsMode::VerifyFull => Verification::Public,
+        // As libpq reads `sslmode`. `disable` never comes to a handshake.
+        TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => Verification::Unverified,
     }
 }
