@@ -233,12 +233,14 @@ impl Running {
         for packet in packets(block) {
             match packet? {
                 Frame::Publish(publish) => messages.push(publish),
-                Frame::Other(packet) => self.answer(*packet, backoff)?,
+                Frame::Other(packet) => {
+                    // An answer speaks of what came before it.
+                    self.store.take(block, &std::mem::take(&mut messages));
+                    self.answer(*packet, backoff)?;
+                }
             }
         }
-        if !messages.is_empty() {
-            self.store.take(block, &messages);
-        }
+        self.store.take(block, &messages);
         Ok(())
     }
 

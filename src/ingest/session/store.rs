@@ -89,6 +89,9 @@ impl Store {
 
     /// Takes the messages of a block. Those that say nothing new are settled at once.
     pub fn take(&mut self, block: &Bytes, messages: &[Publish]) {
+        if messages.is_empty() {
+            return;
+        }
         let registry = self.registry.clone();
         let devices = registry.read();
         let arrival = Time::now();
