@@ -47,8 +47,9 @@ const CONTROLLER: &str = "pipeline";
 /// The most Pipelines at work at once. One whose database is away, or that waits for it to let go of a table, takes seconds.
 const CONCURRENCY: u16 = 32;
 
-/// How long a pass waits for the first filling of a registry; that of 10,000 devices takes a quarter of a second.
-const REGISTRY_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a pass waits for the first filling of a registry. That of 100,000 new devices takes two seconds; a Pipeline that
+/// was ready before a restart of the operator stays so meanwhile.
+const REGISTRY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A Pipeline that waits for its database is looked at again after this long at most.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
@@ -56,8 +57,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(3);
 /// And any Pipeline after this long: each look reads some eight objects and writes nothing where all is well.
 const LONGEST_WAIT: Duration = Duration::from_hours(1);
 
-/// Reconciles Pipelines until dropped, and keeps their databases' registries equal to the Devices.
+/// Reconciles Pipelines until dropped, from when all Devices have been listed: a registry is not filled before.
 pub async fn run(context: Context, devices: Devices) {
+    devices.listed.cancelled().await;
     let (noticed, drifted) = mpsc::unbounded_channel();
     let drift = Drift::new(noticed);
     let reconciler = Reconciler {
