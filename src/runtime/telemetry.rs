@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 /// `FLEETWRIGHT_LOG_FORMAT=text`.
 pub fn start() {
     let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn,k8s_controller::controller=warn"));
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn,k8s_controller::controller=error"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let text = std::env::var("FLEETWRIGHT_LOG_FORMAT").map_or_else(|_| std::io::stderr().is_terminal(), |format| format == "text");
     // A second start (in tests) leaves the first in place.
