@@ -165,6 +165,7 @@ async fn a_device_is_accepted_once_it_is_proven() {
     println!("from a changed shard to the proof: {took:?}");
     assert!(publish(&broker, "press-2", "1"), "right after the proof");
     assert!(!broker.publish(("press-2", "wrong"), &["-t", "x", "-m", "1"]).status.success());
+    assert!(!broker.log().contains("receive-maximum quota"), "a false warning for every message");
     assert_eq!(agent.metrics.reloads.get(), 1, "the first files were there before the broker, the second took one reload");
 }
 

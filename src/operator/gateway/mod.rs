@@ -36,6 +36,12 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// And any Gateway after this long: each look reads some fifteen objects and writes nothing where all is well.
 const LONGEST_WAIT: Duration = Duration::from_hours(1);
 
+/// What follows closely upon a change is looked at together with it: the first look at a Gateway causes a dozen.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+
+/// Gateways that are looked at at the same time, each with one call to the API server at a time.
+const CONCURRENCY: u16 = 16;
+
 /// Reconciles Gateways until dropped. `totals` tells which Gateway has other numbers of devices.
 pub async fn run(context: Context, totals: UnboundedReceiver<GatewayKey>) {
     let reconciler = Reconciler {
@@ -47,7 +53,10 @@ pub async fn run(context: Context, totals: UnboundedReceiver<GatewayKey>) {
     Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
         .with_name(CONTROLLER)
         .with_observer(observer)
-        .with_controller(|controller| watch::subscribe(controller, &context.client, totals))
+        .with_controller(|controller| {
+            let config = kube::runtime::controller::Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY);
+            watch::subscribe(controller.with_config(config), &context.client, totals)
+        })
         .run()
         .await;
 }

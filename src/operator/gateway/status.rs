@@ -90,15 +90,12 @@ fn broker(observed: &Observed, stateful_set: &StatefulSet) -> Finding {
     let current = revisions.is_some_and(|(current, update)| update.is_none() || current == update);
     let ready = status.and_then(|status| status.ready_replicas).unwrap_or_default() > 0;
     let fails = |reason, message: &str| Finding::fails(BROKER_AVAILABLE, Cause::new(reason, message));
-    let name = name::broker(observed.gateway.metadata.name.as_deref().unwrap_or_default());
-    match (seen && current, ready, &observed.report) {
-        (false, ..) => fails("BrokerUpdating", "the broker is being brought to the current configuration"),
-        (true, false, None) => {
-            fails("BrokerStarting", &format!("the broker is starting: see `kubectl describe pod {name}-0` if it takes long"))
+    match (ready, seen && current, &observed.report) {
+        (false, ..) => {
+            let pod = format!("{}-0", name::broker(observed.gateway.metadata.name.as_deref().unwrap_or_default()));
+            fails("BrokerNotReady", &format!("the broker does not accept logins yet: if that lasts, see `kubectl describe pod {pod}`"))
         }
-        (true, false, Some(_)) => {
-            fails("BrokerNotReady", &format!("the broker does not accept logins: see `kubectl describe pod {name}-0`"))
-        }
+        (true, false, _) => fails("BrokerUpdating", "the broker is being brought to the current configuration"),
         (true, true, None) => fails("CredentialsNotProven", "the broker's agent has not reported a login yet"),
         (true, true, Some(_)) => Finding::holds(BROKER_AVAILABLE, "BrokerAvailable", "the broker runs and has accepted a login"),
     }

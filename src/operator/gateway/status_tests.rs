@@ -62,10 +62,10 @@ fn available_when_the_pod_is_ready_at_the_current_revision_and_the_agent_has_pro
     let rolling = json!({"observedGeneration": 2, "replicas": 1, "readyReplicas": 1, "currentRevision": "a", "updateRevision": "b"});
     let ready = &json!({"observedGeneration": 2, "replicas": 1, "readyReplicas": 1, "currentRevision": "a", "updateRevision": "a"});
     for (live, report, reason) in [
-        (&Value::Null, None, "BrokerUpdating"),
+        (&Value::Null, None, "BrokerNotReady"),
         (&stale, Some(false), "BrokerUpdating"),
         (&rolling, Some(false), "BrokerUpdating"),
-        (&starting, None, "BrokerStarting"),
+        (&starting, None, "BrokerNotReady"),
         (&starting, Some(false), "BrokerNotReady"),
         (ready, None, "CredentialsNotProven"),
         (ready, Some(false), "BrokerAvailable"),

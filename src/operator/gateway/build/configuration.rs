@@ -19,8 +19,10 @@ const PERSISTENCE_PLUGIN: &str = "/usr/lib/mosquitto/persist_sqlite.so";
 const SNAPSHOT_SECONDS: u32 = 60;
 
 /// The most messages in flight to one client, and what the broker announces to publishers (Receive Maximum, MQTT 5.0 section
-/// 3.2.2.3.3): the largest that MQTT has. Mosquitto's default of 20 makes every publisher wait for the disk 20 messages at a time.
-const MAX_INFLIGHT: u32 = 65_535;
+/// 3.2.2.3.3). Mosquitto's default of 20 makes every publisher wait for the disk 20 messages at a time. One less than MQTT
+/// allows: 2.1.2 takes that for "no maximum", then ignores the bound on queues and logs a false warning for every message
+/// (<https://github.com/eclipse-mosquitto/mosquitto/issues/3579>).
+const MAX_INFLIGHT: u32 = 65_534;
 
 /// What the Maximum Packet Size of MQTT counts beyond the Remaining Length: one byte of type and up to four of length.
 const FIXED_HEADER_BYTES: i32 = 5;
