@@ -204,7 +204,7 @@ impl Running {
             let due = self.store.due();
             let now = Instant::now();
             let is_due = due.is_some_and(|due| due <= now);
-            let wake = [due.filter(|_| !is_due), Some(pulse.next(reads, now)), pulse.read_after.filter(|_| reads)];
+            let wake = [due.filter(|_| !is_due), Some(pulse.next(reads, now)), pulse.read_after.filter(|after| reads && *after > now)];
             let wake = wake.into_iter().flatten().min().unwrap_or(now);
             tokio::select! {
                 () = self.shutdown.cancelled() => return Ok(()),
