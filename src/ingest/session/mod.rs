@@ -168,7 +168,10 @@ impl Running {
                     self.metrics.connections.inc();
                     match self.serve(&mut connection, present, &mut backoff).await {
                         Ok(()) => return self.stop(connection).await,
-                        Err(failure) => failure,
+                        Err(failure) => {
+                            self.take_rest(&mut connection, &mut backoff).await;
+                            failure
+                        }
                     }
                 }
                 Err(failure) => failure,
@@ -242,6 +245,14 @@ impl Running {
         }
         self.store.take(block, &messages);
         Ok(())
+    }
+
+    /// Takes what had come before the connection failed.
+    async fn take_rest(&mut self, connection: &mut Connection, backoff: &mut Backoff) {
+        for block in connection.read_rest().await {
+            // What the broker had answered is of no use any more, and what is malformed is not acknowledged.
+            let _ = self.take(&block, backoff);
+        }
     }
 
     fn answer(&mut self, packet: Packet, backoff: &mut Backoff) -> Result<(), ConnectionError> {
