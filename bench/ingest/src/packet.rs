@@ -1,0 +1,170 @@
+//! MQTT 3.1.1 packets, as few as a load needs, and the load itself.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+/// Number of devices in the load.
+pub const DEVICES: u64 = 1_000;
+
+/// The most messages that are not acknowledged: enough that the broker never waits, and few enough that it need not queue.
+const WINDOW: u64 = 1_000;
+
+/// One session with a broker.
+pub struct Client {
+    stream: TcpStream,
+    input: Vec<u8>,
+}
+
+impl Client {
+    /// Logs in. A session that is not clean is kept.
+    pub fn connect(port: u16, id: &str, clean: bool) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("failed to reach the broker")?;
+        stream.set_nodelay(true)?;
+        let mut client = Self { stream, input: Vec::new() };
+        let mut body = b"\x00\x04MQTT\x04".to_vec();
+        body.extend_from_slice(&[u8::from(clean) << 1, 0, 0]);
+        put_text(&mut body, id);
+        client.stream.write_all(&packet(0x10, &body))?;
+        client.expect(2)?;
+        Ok(client)
+    }
+
+    /// Subscribes at QoS 1.
+    pub fn subscribe(&mut self, filter: &str) -> anyhow::Result<()> {
+        let mut body = vec![0, 1];
+        put_text(&mut body, filter);
+        body.push(1);
+        self.stream.write_all(&packet(0x82, &body))?;
+        self.expect(9)
+    }
+
+    fn expect(&mut self, type_: u8) -> anyhow::Result<()> {
+        let found = loop {
+            if let Some((first, _)) = self.take() {
+                break first >> 4;
+            }
+            self.fill()?;
+        };
+        ensure!(found == type_, "expected a packet of type {type_}, found {found}");
+        Ok(())
+    }
+
+    fn fill(&mut self) -> anyhow::Result<()> {
+        let length = self.input.len();
+        self.input.resize(length + 65_536, 0);
+        let read = self.stream.read(&mut self.input[length..])?;
+        ensure!(read > 0, "the broker closed the connection");
+        self.input.truncate(length + read);
+        Ok(())
+    }
+
+    /// The next whole packet: its first byte and its body.
+    fn take(&mut self) -> Option<(u8, Vec<u8>)> {
+        let (start, end) = bounds(&self.input)?;
+        let body = self.input[start..end].to_vec();
+        let first = self.input[0];
+        self.input.drain(..end);
+        Some((first, body))
+    }
+
+    /// Publishes these packets, whose identifiers are in turn 1, 2, and so on, with a window; at a rate (messages a second) if
+    /// there is one. Returns when all are acknowledged.
+    pub fn publish(&mut self, packets: impl Iterator<Item = Vec<u8>>, rate: Option<f64>) -> anyhow::Result<()> {
+        let (mut sent, mut acknowledged) = (0_u64, 0_u64);
+        let started = Instant::now();
+        let mut packets = packets.peekable();
+        let mut output = Vec::new();
+        while packets.peek().is_some() || acknowledged < sent {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of messages")]
+            let allowed = rate.map_or(u64::MAX, |rate| (rate * started.elapsed().as_secs_f64()) as u64 + 1);
+            while sent < allowed.min(acknowledged + WINDOW) && output.len() < 65_536 {
+                let Some(packet) = packets.next() else { break };
+                output.extend_from_slice(&packet);
+                sent += 1;
+            }
+            self.stream.write_all(&output)?;
+            output.clear();
+            if rate.is_some() && acknowledged == sent && packets.peek().is_some() {
+                std::thread::sleep(Duration::from_micros(200));
+                continue;
+            }
+            if acknowledged < sent {
+                self.fill()?;
+                let whole = self.input.len() / 4;
+                acknowledged += whole as u64;
+                self.input.drain(..whole * 4);
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts and acknowledges so many messages, those of one read in one write.
+    pub fn count(&mut self, messages: u64) -> anyhow::Result<()> {
+        let mut counted = 0;
+        let mut output = Vec::new();
+        while counted < messages {
+            let mut position = 0;
+            while let Some((start, end)) = bounds(&self.input[position..]) {
+                let packet = &self.input[position..position + end];
+                if packet[0] >> 4 == 3 {
+                    let topic = usize::from(u16::from_be_bytes([packet[start], packet[start + 1]]));
+                    output.extend_from_slice(&[0x40, 2, packet[start + 2 + topic], packet[start + 3 + topic]]);
+                    counted += 1;
+                }
+                position += end;
+            }
+            self.input.drain(..position);
+            self.stream.write_all(&output)?;
+            output.clear();
+            if counted < messages {
+                self.fill()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the body of the first packet begins and ends.
+fn bounds(bytes: &[u8]) -> Option<(usize, usize)> {
+    let mut length = 0;
+    for (index, byte) in bytes.iter().skip(1).take(4).enumerate() {
+        length |= usize::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            return (bytes.len() >= 2 + index + length).then_some((2 + index, 2 + index + length));
+        }
+    }
+    None
+}
+
+fn packet(first: u8, body: &[u8]) -> Vec<u8> {
+    let mut packet = vec![first];
+    let mut rest = body.len();
+    loop {
+        let more = if rest > 0x7f { 0x80 } else { 0 };
+        packet.push(u8::try_from(rest & 0x7f).unwrap_or(0) | more);
+        rest >>= 7;
+        if rest == 0 {
+            break;
+        }
+    }
+    packet.extend_from_slice(body);
+    packet
+}
+
+fn put_text(body: &mut Vec<u8>, text: &str) {
+    body.extend_from_slice(&u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes());
+    body.extend_from_slice(text.as_bytes());
+}
+
+/// A PUBLISH at QoS 1.
+pub fn publish(number: u64, topic: &str, payload: &str) -> Vec<u8> {
+    let mut body = Vec::with_capacity(topic.len() + payload.len() + 4);
+    put_text(&mut body, topic);
+    let id = u16::try_from(number % 65_535 + 1).unwrap_or(1);
+    body.extend_from_slice(&id.to_be_bytes());
+    body.extend_from_slice(payload.as_bytes());
+    packet(0x32, &body)
+}
