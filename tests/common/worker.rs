@@ -117,7 +117,7 @@ fn broker() -> Mosquitto {
     let folder = tempfile::tempdir().unwrap();
     let port = free_port();
     let configuration = format!(
-        "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_inflight_messages 65535\nmax_queued_messages 0\n\
+        "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_inflight_messages 65534\nmax_queued_messages 0\n\
          persistence_location {}/\nplugin /usr/lib/mosquitto/persist_sqlite.so\nplugin_opt_sync normal\nplugin_opt_flush_period 0\n",
         folder.path().display()
     );

@@ -93,7 +93,7 @@ impl Broker {
         std::fs::write(
             &file,
             format!(
-                "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_inflight_messages 65535\n\
+                "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_inflight_messages 65534\n\
                  max_queued_messages 0\nmax_queued_bytes 0\npersistence false\nlog_type error\n"
             ),
         )?;

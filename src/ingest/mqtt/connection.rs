@@ -27,9 +27,10 @@ const REST_TIMEOUT: Duration = Duration::from_millis(200);
 /// how often a quiet connection is tried.
 pub const KEEP_ALIVE_SECONDS: u16 = 20;
 
-/// The most messages that may be unacknowledged: all that there are packet identifiers for (MQTT 5.0, 3.1.2.11.3). It is the
-/// worker's memory that bounds the window, in bytes, and not the protocol.
-const RECEIVE_MAXIMUM: u16 = u16::MAX;
+/// The most messages that may be unacknowledged (receive maximum, MQTT 5.0, 3.1.2.11.3): nearly all that there are packet
+/// identifiers for, since it is the worker's memory that bounds the window, in bytes. But one less than there are: Mosquitto 2.1
+/// takes 65,535 for no maximum (<https://github.com/eclipse-mosquitto/mosquitto/issues/3579>).
+const RECEIVE_MAXIMUM: u16 = 65_534;
 
 /// How long a broker keeps the session of a worker that is away: thirty days, a month of a paused Pipeline. The Gateway's
 /// limits bound the queue meanwhile.
