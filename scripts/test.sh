@@ -74,7 +74,8 @@ prepare() {
     nice -n 10 "$FLEETWRIGHT_PARTS" prepare
     nice -n 10 "$ROOT/e2e/images.sh" archive mosquitto timescaledb
     cluster up
-    nice -n 10 "$FLEETWRIGHT_HEALTH" --prepare ) >"$LOGS/prepare" 2>&1 </dev/null &
+    nice -n 10 "$FLEETWRIGHT_HEALTH" --prepare
+    nice -n 10 "$ROOT/e2e/clients/paho.sh" --prepare ) >"$LOGS/prepare" 2>&1 </dev/null &
   PREPARING=$!
   set +m
 }

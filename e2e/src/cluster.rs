@@ -1,0 +1,90 @@
+//! The cluster that the tests run on, and the programs beside it.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::{Api, Client, Config};
+use tokio::process::Command;
+
+/// Where the operator runs.
+pub const SYSTEM_NAMESPACE: &str = "fleetwright-system";
+
+/// A client as `KUBECONFIG` says, that gives up instead of waiting for an API server that is away.
+///
+/// # Errors
+/// When there is no kubeconfig.
+pub async fn client() -> Result<Client> {
+    let mut config =
+        Config::infer().await.context("failed to find a cluster: these tests run in `cluster.sh exec`, as scripts/test.sh does it")?;
+    config.connect_timeout = Some(std::time::Duration::from_secs(2));
+    config.read_timeout = Some(std::time::Duration::from_secs(295));
+    Ok(Client::try_from(config)?)
+}
+
+/// The API of a kind, by its name alone.
+#[must_use]
+pub fn resource(kind: &str) -> ApiResource {
+    let (group, version) = match kind {
+        "Gateway" | "Device" | "Pipeline" => ("fleetwright.io", "v1alpha1"),
+        "StatefulSet" | "Deployment" => ("apps", "v1"),
+        "NetworkPolicy" => ("networking.k8s.io", "v1"),
+        "PodDisruptionBudget" => ("policy", "v1"),
+        _ => ("", "v1"),
+    };
+    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
+}
+
+/// The objects of a kind in a namespace.
+#[must_use]
+pub fn api(client: &Client, namespace: &str, kind: &str) -> Api<DynamicObject> {
+    Api::namespaced_with(client.clone(), namespace, &resource(kind))
+}
+
+/// The folder of the clone.
+#[must_use]
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// A script of the clone: where the variable says, else at its place.
+fn script(variable: &str, place: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(|| root().join(place), PathBuf::from)
+}
+
+/// The script that starts and stops components of the cluster.
+#[must_use]
+pub fn cluster_script() -> PathBuf {
+    script("FLEETWRIGHT_CLUSTER", "e2e/cluster/cluster.sh")
+}
+
+/// The program that judges an object's health.
+#[must_use]
+pub fn health_script() -> PathBuf {
+    script("FLEETWRIGHT_HEALTH", "e2e/health/health.sh")
+}
+
+/// Stops a component of the local cluster, for instance `apiserver`.
+pub async fn stop_component(component: &str) -> Result<()> {
+    output(Command::new(cluster_script()).args(["stop", component])).await.map(drop)
+}
+
+/// Starts it again.
+pub async fn start_component(component: &str) -> Result<()> {
+    output(Command::new(cluster_script()).args(["start", component])).await.map(drop)
+}
+
+/// What a command prints, when it succeeds.
+///
+/// # Errors
+/// When it cannot be started, or fails: with its whole output.
+pub async fn output(command: &mut Command) -> Result<String> {
+    let program = command.as_std().get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output().await.with_context(|| format!("failed to start {program}"))?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!("{program} failed with {}: {printed}{}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(printed)
+}

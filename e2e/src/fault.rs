@@ -1,0 +1,108 @@
+//! What goes wrong: a process that is killed, a pod that is deleted.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, ListParams};
+use kube::{Api, Client};
+use tokio::process::Command;
+
+use crate::cluster::output;
+use crate::wait::{seconds, until};
+
+/// How long a killed container or a deleted pod may take until it is ready again. The kubelet's own pause before it
+/// restarts a container is part of that.
+const BACK_WITHIN: Duration = seconds(120);
+
+/// The pods of a namespace whose names start so, that are not being deleted.
+pub async fn pods(client: &Client, namespace: &str, prefix: &str) -> Result<Vec<Pod>> {
+    let list = Api::<Pod>::namespaced(client.clone(), namespace).list(&ListParams::default()).await?;
+    let named =
+        |pod: &Pod| pod.metadata.name.as_deref().is_some_and(|name| name.starts_with(prefix)) && pod.metadata.deletion_timestamp.is_none();
+    Ok(list.items.into_iter().filter(named).collect())
+}
+
+/// The one pod of that name, or of a name that starts so.
+pub async fn pod(client: &Client, namespace: &str, prefix: &str) -> Result<Pod> {
+    pods(client, namespace, prefix).await?.into_iter().next().with_context(|| format!("no pod {prefix}* in {namespace}"))
+}
+
+/// Kills (-9) the process of a pod whose command line holds `program`, and which none of its own kind started, as the kernel
+/// would when memory runs out. The API server is not asked: it may be away.
+///
+/// Such a process is known by the pod's identifier in the name of its cgroup, which holds for every container runtime.
+pub async fn kill(pod: &Pod, program: &str) -> Result<()> {
+    let uid = pod.metadata.uid.as_deref().context("the pod has no identifier")?;
+    let found: BTreeMap<u32, u32> = processes_of(uid, program)?.into_iter().collect();
+    let first: Vec<String> =
+        found.iter().filter(|(_, parent)| !found.contains_key(parent)).map(|(process, _)| process.to_string()).collect();
+    ensure!(!first.is_empty(), "no process of {:?} has {program} in its command line", pod.metadata.name);
+    output(Command::new("kill").arg("-9").args(&first)).await.map(drop)
+}
+
+/// The processes, each with its parent. One that ends while it is looked at is none.
+fn processes_of(uid: &str, program: &str) -> Result<Vec<(u32, u32)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let folder = entry?.path();
+        let Some(process) = folder.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
+        let Ok(cgroup) = fs::read_to_string(folder.join("cgroup")) else { continue };
+        let Ok(command) = fs::read(folder.join("cmdline")) else { continue };
+        let Ok(status) = fs::read_to_string(folder.join("status")) else { continue };
+        // systemd's cgroup driver writes underscores.
+        let of_the_pod = cgroup.contains(uid) || cgroup.contains(&uid.replace('-', "_"));
+        if of_the_pod && String::from_utf8_lossy(&command).replace('\0', " ").contains(program) {
+            let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+            found.push((process, parent.context("a process without a parent")?.trim().parse()?));
+        }
+    }
+    Ok(found)
+}
+
+/// Kills `program` in the pod, and waits until the kubelet has restarted its container and the pod is ready.
+pub async fn kill_and_wait(client: &Client, namespace: &str, prefix: &str, program: &str) -> Result<()> {
+    let before = pod(client, namespace, prefix).await?;
+    let restarts = restarts(&before);
+    kill(&before, program).await?;
+    until(BACK_WITHIN, format!("{prefix} is back after kill -9 of {program}"), async || {
+        let now = pod(client, namespace, prefix).await?;
+        ensure!(now.metadata.uid == before.metadata.uid, "the pod is another one");
+        ensure!(self::restarts(&now) > restarts, "no container was restarted");
+        ensure_ready(&now)
+    })
+    .await
+}
+
+/// Deletes the pod, and waits until another one is ready in its place.
+pub async fn delete_pod_and_wait(client: &Client, namespace: &str, prefix: &str) -> Result<()> {
+    let before = pod(client, namespace, prefix).await?;
+    let name = before.metadata.name.clone().unwrap_or_default();
+    Api::<Pod>::namespaced(client.clone(), namespace).delete(&name, &DeleteParams::default()).await?;
+    until(BACK_WITHIN, format!("a pod is ready in the place of {name}"), async || {
+        let now = pod(client, namespace, prefix).await?;
+        ensure!(now.metadata.uid != before.metadata.uid, "the pod is still the same");
+        ensure_ready(&now)
+    })
+    .await
+}
+
+fn restarts(pod: &Pod) -> i32 {
+    let statuses = pod
+        .status
+        .iter()
+        .flat_map(|status| status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten()));
+    statuses.map(|container| container.restart_count).sum()
+}
+
+fn ensure_ready(pod: &Pod) -> Result<()> {
+    let status = pod.status.as_ref().context("the pod has no status")?;
+    let ready = status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    if !ready {
+        let containers: Vec<_> = status.container_statuses.iter().flatten().map(|c| format!("{}: {:?}", c.name, c.state)).collect();
+        bail!("the pod is not ready: {containers:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! The resources as the tests write them: the least that works, to be changed where a test is about more.
+
+use serde_json::{Value, json};
+
+/// Secret with the connection URI of a test's database.
+pub const CONNECTION_SECRET: &str = "timescale";
+
+/// A Gateway with one plain listener on 1883.
+#[must_use]
+pub fn gateway(name: &str) -> Value {
+    json!({"apiVersion": "fleetwright.io/v1alpha1", "kind": "Gateway", "metadata": {"name": name}, "spec": {}})
+}
+
+/// A Device with a generated password.
+#[must_use]
+pub fn device(name: &str, gateway: &str) -> Value {
+    json!({"apiVersion": "fleetwright.io/v1alpha1", "kind": "Device", "metadata": {"name": name}, "spec": {"gatewayRef": {"name": gateway}}})
+}
+
+/// A Pipeline of every Gateway into the table `reading`: milliseconds in `/ts`, and a required number in `/value`.
+#[must_use]
+pub fn pipeline(name: &str) -> Value {
+    json!({
+        "apiVersion": "fleetwright.io/v1alpha1", "kind": "Pipeline", "metadata": {"name": name},
+        "spec": {
+            "source": {"topic": "devices/{device}/telemetry"},
+            "decode": {"time": {"pointer": "/ts"}, "fields": [{"name": "value", "type": "Float64", "required": true}]},
+            "sink": {"timescale": {"connectionSecret": {"name": CONNECTION_SECRET}, "table": "reading"}},
+        },
+    })
+}
+
+/// A Secret of text.
+#[must_use]
+pub fn secret(name: &str, data: &Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data})
+}
+
+/// `value` with what is at the JSON pointer replaced, or added to the object that the pointer's parent names.
+///
+/// # Panics
+/// When the parent is not there.
+#[must_use]
+pub fn with(mut value: Value, pointer: &str, part: Value) -> Value {
+    let (parent, key) = pointer.rsplit_once('/').expect("a JSON pointer starts with /");
+    let mut place = &mut value;
+    for step in parent.split('/').skip(1) {
+        place = match step.parse::<usize>() {
+            Ok(index) => &mut place[index],
+            Err(_) => &mut place[step],
+        };
+        if place.is_null() {
+            *place = json!({});
+        }
+    }
+    match key.parse::<usize>() {
+        Ok(index) => place[index] = part,
+        Err(_) => place[key] = part,
+    }
+    value
+}

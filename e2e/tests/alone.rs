@@ -1,0 +1,4 @@
+//! Tests that break, or measure, what all others need: one at a time.
+
+mod control_plane;
+mod steady;

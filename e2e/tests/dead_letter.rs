@@ -1,0 +1,98 @@
+//! What is refused is kept with the reason, and harms nothing beside it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use fleetwright_e2e::client::{Listener, Session};
+use fleetwright_e2e::manifest::{device, gateway, pipeline, with};
+use fleetwright_e2e::run;
+use fleetwright_e2e::wait::{seconds, until};
+use serde_json::json;
+
+/// Payloads with the reason that each is refused with; `None` is a row.
+const MESSAGES: [(&str, Option<&str>); 13] = [
+    (r#"{"ts": 1790000000001, "value": 1}"#, None),
+    ("not JSON", Some("Malformed")),
+    ("", Some("Malformed")),
+    (r#"{"ts": 1790000000002, "value": 2"#, Some("Malformed")),
+    (r#"{"ts": 1790000000003}"#, Some("MissingField")),
+    (r#"{"value": 4}"#, Some("MissingTime")),
+    (r#"{"ts": 1790000000005, "value": "5"}"#, Some("WrongType")),
+    (r#"{"ts": 1790000000006, "value": 1000.5}"#, Some("OutOfRange")),
+    (r#"{"ts": 1790000000007, "value": -0.5}"#, Some("OutOfRange")),
+    (r#"{"ts": 7, "value": 8}"#, Some("TimeOutOfRange")),
+    (r#"{"ts": 1790000000009, "value": 9, "unknown": {"of": ["no", "concern"]}}"#, None),
+    (r#"{"ts": 1790000000009, "value": 10}"#, Some("Conflict")),
+    (r#"{"ts": 1790000000011, "value": 1000}"#, None),
+];
+
+#[test]
+fn what_is_refused_is_a_dead_letter_and_the_good_ones_are_rows() {
+    run("refuse", async |fleet| {
+        let database = fleet.database().await?;
+        let field = json!([{"name": "value", "type": "Float64", "required": true, "min": 0, "max": 1000}]);
+        fleet
+            .apply_all([gateway("plant-1"), device("press-1", "plant-1"), with(pipeline("readings"), "/spec/decode/fields", field)])
+            .await?;
+        fleet.all_ready(&["Gateway/plant-1", "Device/press-1", "Pipeline/readings"]).await?;
+        let listener = Listener::plain(fleet.address("plant-1").await?);
+        let mut session = Session::connect(&listener, "press-1", &fleet.password("press-1").await?).await?;
+        for (payload, _) in MESSAGES {
+            session.publish("devices/press-1/telemetry", payload).await?;
+        }
+        // Of an array the good readings are rows, and the message is kept for the sake of the others.
+        let mixed = r#"[{"ts": 1790000000020, "value": 20}, {"ts": 1790000000021}, {"ts": 1790000000022, "value": 22}]"#;
+        session.publish("devices/press-1/telemetry", mixed).await?;
+
+        until(seconds(20), "rows and dead letters are as expected", async || {
+            let rows = database.rows("SELECT value FROM reading ORDER BY value", &[]).await?;
+            let values: Vec<f64> = rows.iter().map(|row| row.get(0)).collect();
+            ensure!(values == [1.0, 9.0, 20.0, 22.0, 1000.0], "rows: {values:?}");
+            let mut expected = BTreeMap::from([(mixed, "MissingField")]);
+            expected.extend(MESSAGES.iter().filter_map(|(payload, reason)| reason.map(|reason| (*payload, reason))));
+            let sql =
+                "SELECT convert_from(payload, 'UTF8'), reason, detail, namespace, pipeline, gateway, topic FROM fleetwright.dead_letter";
+            let letters = database.rows(sql, &[]).await?;
+            for letter in &letters {
+                let (payload, reason, detail): (String, String, String) = (letter.get(0), letter.get(1), letter.get(2));
+                ensure!(expected.remove(payload.as_str()) == Some(reason.as_str()), "{payload:?} is kept with {reason}: {detail}");
+                ensure!(!detail.is_empty(), "{payload:?} is kept without a detail");
+                let origin: [String; 4] = [3, 4, 5, 6].map(|column| letter.get(column));
+                ensure!(
+                    origin == [fleet.namespace.as_str(), "readings", "plant-1", "devices/press-1/telemetry"],
+                    "{payload:?} is of {origin:?}"
+                );
+            }
+            ensure!(expected.is_empty(), "no dead letter: {expected:?}");
+            Ok(())
+        })
+        .await?;
+        // None of this stopped the worker.
+        fleet.ready("Pipeline", "readings").await.map(drop)
+    });
+}
+
+#[test]
+fn a_device_that_is_not_of_this_fleet_writes_no_row() {
+    run("stranger", async |fleet| -> Result<()> {
+        let database = fleet.database().await?;
+        let acls = json!([{"topic": "plants/#", "access": "Write"}]);
+        fleet.apply_all([gateway("plant-1"), gateway("plant-2"), device("press-2", "plant-2")]).await?;
+        fleet.apply(with(device("press-1", "plant-1"), "/spec/authorization", json!({"acls": acls}))).await?;
+        fleet.apply(with(pipeline("readings"), "/spec/source/topic", "plants/{device}".into())).await?;
+        fleet.all_ready(&["Gateway/plant-1", "Gateway/plant-2", "Device/press-1", "Device/press-2", "Pipeline/readings"]).await?;
+        let listener = Listener::plain(fleet.address("plant-1").await?);
+        let mut session = Session::connect(&listener, "press-1", &fleet.password("press-1").await?).await?;
+        // Its ACL lets it speak for others; the registry does not.
+        for (topic, value) in [("plants/nobody", 1), ("plants/press-2", 2), ("plants/press-1", 3)] {
+            session.publish(topic, &format!(r#"{{"ts": 1790000000001, "value": {value}}}"#)).await?;
+        }
+        database.reaches(seconds(20), "SELECT count(*) FROM reading", 1).await?;
+        for (topic, reason) in [("plants/nobody", "UnknownDevice"), ("plants/press-2", "WrongGateway")] {
+            let sql = format!("SELECT count(*) FROM fleetwright.dead_letter WHERE topic = '{topic}' AND reason = '{reason}'");
+            database.reaches(seconds(20), &sql, 1).await?;
+        }
+        ensure!(database.number("SELECT value::bigint FROM reading").await? == 3, "the row is another device's");
+        Ok(())
+    });
+}

@@ -1,0 +1,109 @@
+//! What is killed while devices publish: every reading that was acknowledged is in the table afterwards.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use fleetwright_e2e::client::Listener;
+use fleetwright_e2e::database::Database;
+use fleetwright_e2e::manifest::{device, gateway, pipeline, with};
+use fleetwright_e2e::publisher::{Publisher, stored, stored_at_their_times, stored_twice};
+use fleetwright_e2e::{Fleet, fault, run};
+use serde_json::json;
+
+/// Devices, and readings a second of each: enough that every fault falls into batches that are under way.
+const DEVICES: usize = 8;
+const RATE: f64 = 10.0;
+
+/// Readings that must be acknowledged between one fault and the next: a few seconds' worth.
+const BETWEEN: usize = 250;
+
+#[test]
+fn killed_workers_agents_and_databases_lose_and_double_nothing() {
+    run("killed", async |fleet| {
+        let (database, listener, devices) = start(&fleet).await?;
+        let publisher = Publisher::start(&listener, &devices, RATE).await?;
+        publisher.more(BETWEEN).await?;
+        for (pod, program) in [
+            ("timed-ingest", "fleetwright ingest"),
+            ("arrival-ingest", "fleetwright ingest"),
+            ("plant-1-broker", "fleetwright agent"),
+            ("timescaledb", "postgres"),
+        ] {
+            fault::kill_and_wait(&fleet.client, &fleet.namespace, pod, program).await?;
+            publisher.more(BETWEEN).await?;
+        }
+        fault::delete_pod_and_wait(&fleet.client, &fleet.namespace, "timescaledb").await?;
+        publisher.more(BETWEEN).await?;
+        fleet.all_ready(&["Gateway/plant-1", "Pipeline/timed", "Pipeline/arrival"]).await?;
+
+        ensure!(publisher.connections() == DEVICES, "a device's session broke, though nothing of its broker was touched");
+        let acknowledged = publisher.stop().await?;
+        for table in ["timed", "arrival"] {
+            stored(&database, table, &acknowledged).await?;
+            let twice = stored_twice(&database, table).await?;
+            ensure!(twice == 0, "{twice} readings stand in {table} more than once");
+        }
+        stored_at_their_times(&database, "timed", &acknowledged).await?;
+        println!("{} acknowledged readings, each there once", acknowledged.len());
+        no_dead_letters(&database).await
+    });
+}
+
+#[test]
+fn killed_brokers_lose_nothing() {
+    run("broker", async |fleet| {
+        let (database, listener, devices) = start(&fleet).await?;
+        let publisher = Publisher::start(&listener, &devices, RATE).await?;
+        publisher.more(BETWEEN).await?;
+        fault::kill_and_wait(&fleet.client, &fleet.namespace, "plant-1-broker", "mosquitto").await?;
+        publisher.more(BETWEEN).await?;
+        let before = publisher.connections();
+        ensure!(before > DEVICES, "no session broke: the broker was not killed");
+        fault::delete_pod_and_wait(&fleet.client, &fleet.namespace, "plant-1-broker").await?;
+        publisher.more(BETWEEN).await?;
+        ensure!(publisher.connections() > before, "no session broke: the broker's pod was not deleted");
+        // Messages that wait for a worker outlive the broker's death too.
+        fleet.change("Pipeline", "timed", json!({"spec": {"paused": true}})).await?;
+        fleet.gone("Pod", "timed-ingest-0", fleetwright_e2e::fleet::GONE_WITHIN).await?;
+        publisher.more(BETWEEN).await?;
+        fault::kill_and_wait(&fleet.client, &fleet.namespace, "plant-1-broker", "mosquitto").await?;
+        fleet.change("Pipeline", "timed", json!({"spec": {"paused": false}})).await?;
+        fleet.all_ready(&["Gateway/plant-1", "Pipeline/timed", "Pipeline/arrival"]).await?;
+
+        let acknowledged = publisher.stop().await?;
+        for table in ["timed", "arrival"] {
+            stored(&database, table, &acknowledged).await?;
+        }
+        stored_at_their_times(&database, "timed", &acknowledged).await?;
+        ensure!(stored_twice(&database, "timed").await? == 0, "readings stand in the table more than once");
+        // A device sends again what the broker took and could not acknowledge any more, and no key tells these two apart.
+        let again = stored_twice(&database, "arrival").await?;
+        println!("{} acknowledged readings are there; {again} without a key came twice from their device", acknowledged.len());
+        no_dead_letters(&database).await
+    });
+}
+
+/// A database of the test's own, a broker, devices, a Pipeline that takes the time from the message and one that does not.
+async fn start(fleet: &Fleet) -> Result<(Database, Listener, BTreeMap<String, String>)> {
+    let database = Database::own(fleet).await?;
+    fleet.apply(gateway("plant-1")).await?;
+    let names: Vec<String> = (1..=DEVICES).map(|number| format!("press-{number}")).collect();
+    fleet.apply_all(names.iter().map(|name| device(name, "plant-1"))).await?;
+    let decode = json!({"fields": [{"name": "value", "type": "Float64", "required": true}]});
+    let of_arrival = with(pipeline("arrival"), "/spec/decode", decode);
+    fleet.apply(with(of_arrival, "/spec/sink/timescale/table", "arrival".into())).await?;
+    fleet.apply(with(pipeline("timed"), "/spec/sink/timescale/table", "timed".into())).await?;
+    fleet.all_ready(&["Gateway/plant-1", "Pipeline/timed", "Pipeline/arrival"]).await?;
+    let mut devices = BTreeMap::new();
+    for name in names {
+        fleet.ready("Device", &name).await?;
+        devices.insert(name.clone(), fleet.password(&name).await?);
+    }
+    Ok((database, Listener::plain(fleet.address("plant-1").await?), devices))
+}
+
+async fn no_dead_letters(database: &Database) -> Result<()> {
+    let letters = database.number("SELECT count(*) FROM fleetwright.dead_letter").await?;
+    ensure!(letters == 0, "{letters} good readings became dead letters");
+    Ok(())
+}

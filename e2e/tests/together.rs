@@ -1,0 +1,10 @@
+//! Tests that live side by side, each in its namespace, with its database.
+
+mod apply;
+mod dead_letter;
+mod deletion;
+mod drift;
+mod faults;
+mod health;
+mod refusal;
+mod validation;
