@@ -59,7 +59,8 @@ fn run(role: Role) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let shutdown = runtime::shutdown::on_signal()?;
         match role {
-            Role::Operator(arguments) => operator::run(arguments, shutdown).await,
+            // Its reconcilers together make a future of tens of kilobytes, which does not belong on the stack.
+            Role::Operator(arguments) => Box::pin(operator::run(arguments, shutdown)).await,
             Role::Agent(arguments) => agent::run(arguments, shutdown).await,
             Role::Ingest(arguments) => ingest::run(arguments, shutdown).await,
             Role::Simulate(arguments) => simulate::run(arguments, shutdown).await,

@@ -313,6 +313,6 @@ mod tests {
     fn the_rate_is_shared() {
         assert_eq!(Rate::Total(100.0).interval(20), Duration::from_millis(200));
         assert_eq!(Rate::PerDevice(5.0).interval(20), Duration::from_millis(200));
-        assert_eq!(Rate::Total(0.000_001).interval(20), Duration::from_secs(86_400));
+        assert_eq!(Rate::Total(0.000_001).interval(20), Duration::from_hours(24));
     }
 }

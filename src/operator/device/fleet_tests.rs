@@ -8,7 +8,7 @@ use crate::credential::hash::{GENERATED_ITERATIONS, hash};
 use crate::credential::password::Password;
 use crate::credential::shard::{self, Shard};
 
-fn device(name: &str, spec: serde_json::Value) -> Device {
+fn device(name: &str, spec: &serde_json::Value) -> Device {
     let mut spec_with_gateway = json!({"gatewayRef": {"name": "g"}});
     spec_with_gateway.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
     serde_json::from_value(json!({
@@ -41,7 +41,7 @@ fn fleet() -> Fleet {
 }
 
 fn add(fleet: &mut Fleet, name: &str) {
-    fleet.device_applied(&device(name, json!({})));
+    fleet.device_applied(&device(name, &json!({})));
     fleet.password_observed(&key(name), &format!("uid-{name}"), hashed(name, "secret"));
 }
 
@@ -66,7 +66,7 @@ fn ready_status(fleet: &Fleet, name: &str) -> DeviceStatus {
 
 /// The API server's answer to a status.
 fn write(fleet: &mut Fleet, name: &str, status: DeviceStatus) {
-    let mut written = device(name, json!({}));
+    let mut written = device(name, &json!({}));
     written.metadata.resource_version = Some("2".to_owned());
     written.status = Some(status);
     fleet.status_written(&key(name), &written);
@@ -81,7 +81,7 @@ fn condition(status: &DeviceStatus, type_: &str) -> (String, String) {
 fn a_device_is_ready_with_two_writes_once_the_broker_has_proven_it() {
     let mut fleet = Fleet::default();
     fleet.gateway_observed(&gateway(), Some(OwnerReference::default()));
-    fleet.device_applied(&device("d", json!({})));
+    fleet.device_applied(&device("d", &json!({})));
     assert!(matches!(fleet.step(&key("d"), false), Step::CreateSecret { .. }));
     fleet.password_observed(&key("d"), "uid-d", hashed("d", "secret"));
     assert!(matches!(fleet.step(&key("d"), false), Step::AwaitBroker));
@@ -128,7 +128,7 @@ fn a_restart_writes_nothing() {
     before.proof_observed(&gateway(), revisions.clone());
     let status = ready_status(&before, "d");
 
-    let mut written = device("d", json!({}));
+    let mut written = device("d", &json!({}));
     written.status = Some(status);
     let data = Shard::divide(1, [before.gateways[&gateway()].devices["d"].entry("d").unwrap().unwrap()])[0].render();
     let mut after = Fleet::default();
@@ -144,26 +144,24 @@ fn a_restart_writes_nothing() {
 
 #[test]
 fn what_a_device_waits_for_stands_in_its_status() {
-    let cases: [(&str, serde_json::Value, Option<PasswordState>, bool, (&str, &str)); 3] = [
-        ("no gateway", json!({}), Some(hashed("d", "secret")), false, ("Accepted", "GatewayNotFound")),
+    let cases = [
+        ("no gateway", json!({}), hashed("d", "secret"), false, ("Accepted", "GatewayNotFound")),
         (
             "no secret",
             json!({"authentication": {"password": {"secretRef": {"name": "mine"}}}}),
-            Some(PasswordState::Missing(Box::new(Cause::new("SecretNotFound", "")), None)),
+            PasswordState::Missing(Box::new(Cause::new("SecretNotFound", "")), None),
             true,
             ("Accepted", "SecretNotFound"),
         ),
-        ("no proof", json!({}), Some(hashed("d", "secret")), true, ("CredentialsLive", "AwaitingBroker")),
+        ("no proof", json!({}), hashed("d", "secret"), true, ("CredentialsLive", "AwaitingBroker")),
     ];
     for (name, spec, password, gateway_exists, (type_, reason)) in cases {
         let mut fleet = Fleet::default();
         if gateway_exists {
             fleet.gateway_observed(&gateway(), Some(OwnerReference::default()));
         }
-        fleet.device_applied(&device("d", spec));
-        if let Some(password) = password {
-            fleet.password_observed(&key("d"), "uid-d", password);
-        }
+        fleet.device_applied(&device("d", &spec));
+        fleet.password_observed(&key("d"), "uid-d", password);
         let Step::WriteStatus(status) = fleet.step(&key("d"), true) else { panic!("{name}: no status") };
         assert_eq!(condition(&status, type_), ("False".to_owned(), reason.to_owned()), "{name}");
         assert_eq!(condition(&status, "Ready").0, "False", "{name}");
@@ -174,7 +172,7 @@ fn what_a_device_waits_for_stands_in_its_status() {
 #[test]
 fn what_only_the_device_itself_can_mend_is_stalled() {
     let mut fleet = fleet();
-    fleet.device_applied(&device("d", json!({"authorization": {"acls": [{"topic": "a\nuser b", "access": "Read"}]}})));
+    fleet.device_applied(&device("d", &json!({"authorization": {"acls": [{"topic": "a\nuser b", "access": "Read"}]}})));
     let status = ready_status(&fleet, "d");
     assert_eq!(condition(&status, "Stalled").0, "True");
 }
@@ -186,7 +184,7 @@ fn a_disabled_device_is_ready_once_the_broker_has_proven_to_refuse_it() {
     fleet.proof_observed(&gateway(), revisions);
     let status = ready_status(&fleet, "d");
     write(&mut fleet, "d", status);
-    fleet.device_applied(&device("d", json!({"enabled": false})));
+    fleet.device_applied(&device("d", &json!({"enabled": false})));
     assert!(matches!(fleet.step(&key("d"), false), Step::AwaitBroker));
     let revisions = flush(&mut fleet);
     fleet.proof_observed(&gateway(), revisions);
@@ -198,7 +196,7 @@ fn a_disabled_device_is_ready_once_the_broker_has_proven_to_refuse_it() {
 #[test]
 fn no_shard_is_written_before_every_given_password_has_been_read() {
     let mut fleet = fleet();
-    fleet.device_applied(&device("e", json!({"authentication": {"password": {"secretRef": {"name": "mine"}}}})));
+    fleet.device_applied(&device("e", &json!({"authentication": {"password": {"secretRef": {"name": "mine"}}}})));
     assert!(fleet.plan(&gateway()).is_none(), "the device would be thrown out of a shard that holds it");
     fleet.password_observed(&key("e"), "uid-e", hashed("e", "given"));
     assert!(fleet.plan(&gateway()).is_some());
@@ -208,7 +206,7 @@ fn no_shard_is_written_before_every_given_password_has_been_read() {
 fn a_given_secret_that_changes_is_read_again_and_the_old_password_goes_on_until_then() {
     let mut fleet = Fleet::default();
     fleet.gateway_observed(&gateway(), Some(OwnerReference::default()));
-    fleet.device_applied(&device("e", json!({"authentication": {"password": {"secretRef": {"name": "mine"}}}})));
+    fleet.device_applied(&device("e", &json!({"authentication": {"password": {"secretRef": {"name": "mine"}}}})));
     fleet.password_observed(&key("e"), "uid-e", hashed("e", "given"));
     flush(&mut fleet);
     fleet.given_secret_changed("n", "another");
@@ -223,7 +221,7 @@ fn a_deleted_device_leaves_the_shards() {
     let mut fleet = fleet();
     add(&mut fleet, "e");
     flush(&mut fleet);
-    fleet.device_deleted(&device("e", json!({})));
+    fleet.device_deleted(&device("e", &json!({})));
     let (_, plan) = fleet.plan(&gateway()).unwrap();
     let shard = Shard::parse(plan.writes[0].data.as_ref().unwrap()).unwrap();
     assert_eq!(shard.entries().keys().collect::<Vec<_>>(), ["d"]);
@@ -242,7 +240,7 @@ fn devices_that_a_list_no_longer_shows_are_gone() {
 #[test]
 fn a_device_of_the_same_name_created_again_starts_anew() {
     let mut fleet = fleet();
-    let mut again = device("d", json!({}));
+    let mut again = device("d", &json!({}));
     again.metadata.uid = Some("uid-2".to_owned());
     fleet.device_applied(&again);
     fleet.password_observed(&key("d"), "uid-d", hashed("d", "of the first"));
@@ -256,7 +254,7 @@ fn a_late_event_does_not_undo_what_was_written() {
     fleet.proof_observed(&gateway(), revisions);
     let status = ready_status(&fleet, "d");
     write(&mut fleet, "d", status);
-    fleet.device_applied(&device("d", json!({})));
+    fleet.device_applied(&device("d", &json!({})));
     assert!(matches!(fleet.step(&key("d"), false), Step::Rest));
 }
 
