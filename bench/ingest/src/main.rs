@@ -82,7 +82,10 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     if let Some(Internal::Count { port, messages, clean }) = arguments.command {
         let mut client = Mqtt::connect(port, "counter", clean == "true")?;
-        client.subscribe(TOPIC)?;
+        if clean == "true" {
+            // Otherwise the session is there already, and messages come at once.
+            client.subscribe(TOPIC)?;
+        }
         client.count(messages)?;
         // The usage is read before the process ends.
         std::thread::sleep(Duration::from_secs(1));
