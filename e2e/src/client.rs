@@ -9,10 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::cluster::{output, root};
-use crate::wait::seconds;
+use crate::wait::{seconds, until};
 
 /// How long a broker may take to answer.
 const ANSWERS_WITHIN: Duration = seconds(20);
@@ -43,6 +44,13 @@ impl Listener {
         Self { host: host.to_string(), port: 8883, authority: Some(authority.to_owned()) }
     }
 
+    /// Waits until it can be reached: the Service of a pod that has just become ready may refuse connections for a moment,
+    /// until kube-proxy has followed.
+    async fn reach(&self) -> Result<()> {
+        let look = async || Ok(TcpStream::connect((self.host.as_str(), self.port)).await.map(drop)?);
+        until(seconds(10), format_args!("{}:{} is reached", self.host, self.port), look).await
+    }
+
     pub(crate) fn settings(&self) -> Value {
         json!({"host": self.host, "port": self.port, "ca": self.authority})
     }
@@ -50,6 +58,7 @@ impl Listener {
 
 /// Publishes one message at QoS 1 with `mosquitto_pub`, which succeeds once the broker has acknowledged it.
 pub async fn mosquitto_pub(listener: &Listener, username: &str, password: &str, topic: &str, payload: &str) -> Result<()> {
+    listener.reach().await?;
     let mut command = Command::new("mosquitto_pub");
     command.args(["-V", "mqttv5", "-q", "1", "-h", &listener.host, "-p", &listener.port.to_string()]);
     command.args(["-u", username, "-P", password, "-t", topic, "-m", payload]);
@@ -117,6 +126,7 @@ impl Session {
 
     /// Connects, or gives the reason code (MQTT 5, section 3.2.2.2) with which the broker refused.
     pub async fn try_connect(listener: &Listener, username: &str, password: &str) -> Result<Result<Self, i32>> {
+        listener.reach().await?;
         let mut settings = listener.settings();
         settings["username"] = username.into();
         settings["password"] = password.into();
