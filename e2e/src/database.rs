@@ -27,6 +27,9 @@ const CHART_DATABASE: &str = "fleetwright";
 /// How long a server may take from its manifest to its first answer: a pod and an `initdb`.
 const STARTS_WITHIN: Duration = seconds(120);
 
+/// How long a server may take to answer.
+const ANSWERS_WITHIN: Duration = seconds(15);
+
 /// Two databases made at once would both lock the template; 1 is the key of the lock that puts them in a row.
 const CREATE_LOCK: &str = "SELECT pg_advisory_lock(1)";
 
@@ -86,7 +89,7 @@ impl Database {
     pub async fn connect(&self) -> Result<tokio_postgres::Client> {
         let mut config: tokio_postgres::Config = self.uri.parse()?;
         config.connect_timeout(seconds(5));
-        let (client, connection) = config.connect(NoTls).await.context("failed to connect to the database")?;
+        let (client, connection) = answer("a login", config.connect(NoTls)).await?;
         // It ends with the client; a failure shows in the client's next call.
         tokio::spawn(connection);
         Ok(client)
@@ -94,17 +97,20 @@ impl Database {
 
     /// The rows of a query.
     pub async fn rows(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
-        self.connect().await?.query(sql, parameters).await.with_context(|| format!("failed to run {sql}"))
+        let session = self.connect().await?;
+        answer(sql, session.query(sql, parameters)).await
     }
 
     /// The first column of the one row of a query: a count, mostly.
     pub async fn number(&self, sql: &str) -> Result<i64> {
-        Ok(self.connect().await?.query_one(sql, &[]).await.with_context(|| format!("failed to run {sql}"))?.get(0))
+        let session = self.connect().await?;
+        Ok(answer(sql, session.query_one(sql, &[])).await?.get(0))
     }
 
     /// Runs statements.
     pub async fn execute(&self, sql: &str) -> Result<()> {
-        self.connect().await?.batch_execute(sql).await.with_context(|| format!("failed to run {sql}"))
+        let session = self.connect().await?;
+        answer(sql, session.batch_execute(sql)).await
     }
 
     /// Whether a table of the schema `public` is there.
@@ -176,4 +182,10 @@ async fn rendered(namespace: &str) -> Result<Vec<DynamicObject>> {
         }
     }
     objects.into_iter().map(|object| Ok(serde_json::from_value(object)?)).collect()
+}
+
+/// What a server answers. One whose pod is gone answers nothing, not even that it is gone.
+async fn answer<T>(sql: &str, call: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T> {
+    let answered = tokio::time::timeout(ANSWERS_WITHIN, call).await;
+    answered.map_err(anyhow::Error::from).and_then(|answer| Ok(answer?)).with_context(|| format!("failed to run {sql}"))
 }
