@@ -85,7 +85,8 @@ pub struct Decode {
     #[serde(default)]
     pub format: Format,
 
-    /// Where the time of a reading stands. Left out: the time at which the worker received the message.
+    /// Where the time of a reading stands. A time before the year 2000 or more than a day after the message came is refused.
+    /// Left out: the time at which the worker received the message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<TimeField>,
 
