@@ -8,6 +8,9 @@ use anyhow::{Result, anyhow};
 /// How often is looked. Short against what is waited for, long against what a look costs.
 const INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long a single look may take: it may hang, for instance on an API server that was stopped.
+const LOOK: Duration = Duration::from_secs(20);
+
 /// Looks until `look` succeeds, and returns what it found.
 ///
 /// # Errors
@@ -15,14 +18,12 @@ const INTERVAL: Duration = Duration::from_millis(100);
 pub async fn until<T>(limit: Duration, what: impl Display, mut look: impl AsyncFnMut() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     loop {
-        // A look itself may hang, for instance on an API server that was stopped.
-        let left = limit.saturating_sub(started.elapsed());
-        let failure = match tokio::time::timeout(left, look()).await {
+        let failure = match tokio::time::timeout(LOOK, look()).await {
             Ok(Ok(found)) => return Ok(found),
             Ok(Err(failure)) => failure,
-            Err(_) => anyhow!("the last look did not end"),
+            Err(_) => anyhow!("the last look did not end within {} s", LOOK.as_secs()),
         };
-        if started.elapsed() + INTERVAL >= limit {
+        if started.elapsed() >= limit {
             return Err(failure.context(format!("not within {} s: {what}", limit.as_secs())));
         }
         tokio::time::sleep(INTERVAL).await;

@@ -42,9 +42,11 @@ fn readings_flow_while_the_operator_is_killed_and_the_api_server_is_away() {
         ];
         stop_component("apiserver").await?;
         let outcome = without_api_server(&database, &publisher, &pods).await;
+        let back = Instant::now();
         start_component("apiserver").await?;
         outcome?;
         recovered(&fleet).await?;
+        println!("a change was carried out {:.1} s after the start of the API server", back.elapsed().as_secs_f64());
 
         let acknowledged = publisher.stop().await?;
         stored(&database, "reading", &acknowledged).await?;

@@ -14,8 +14,8 @@ use serde_json::json;
 /// How long a fleet must have been without a write to be called steady.
 const QUIET: Duration = seconds(5);
 
-/// How long is counted: longer than the operator's and the agents' periodic looks.
-const COUNTED: Duration = seconds(45);
+/// How long is counted: longer than the operator's longest pause between two looks at an object.
+const COUNTED: Duration = seconds(35);
 
 #[test]
 fn neither_a_steady_fleet_nor_a_restart_of_the_operator_causes_writes() {
