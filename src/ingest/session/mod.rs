@@ -5,6 +5,7 @@
 //! After a connection has ended, all that was read is committed before the next one begins: what the broker then sends again
 //! is known to the table's key or to the ledger.
 
+mod pulse;
 mod store;
 
 use std::sync::Arc;
@@ -18,10 +19,11 @@ use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::pulse::Pulse;
 use self::store::Store;
 use super::intake::Intake;
 use super::metrics::SessionMetrics;
-use super::mqtt::connection::{Connection, ConnectionError, KEEP_ALIVE_SECONDS, Login, packets};
+use super::mqtt::connection::{Connection, ConnectionError, Login, packets};
 use super::mqtt::frame::Frame;
 use super::sink::{Done, Sink, session_store};
 use crate::configuration::ingest::IngestGateway;
@@ -32,19 +34,6 @@ use crate::timescale::uri::ConnectionUri;
 
 /// The shortest and the longest wait before the next attempt to connect; doubled at each failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-/// How often a quiet connection is tried.
-const PING_INTERVAL: Duration = Duration::from_secs(KEEP_ALIVE_SECONDS as u64 / 2);
-
-/// How long a broker may be silent, a ping included.
-const SILENCE: Duration = Duration::from_secs(KEEP_ALIVE_SECONDS as u64 * 3 / 2);
-
-/// How long to wait between two reads of a busy connection, so that one read takes many messages: a wake-up costs as much
-/// processor as five messages.
-const READ_PAUSE: Duration = Duration::from_millis(1);
-
-/// A connection is busy when two reads follow one another within this time.
-const BUSY_WITHIN: Duration = Duration::from_millis(4);
 
 /// How long an orderly stop waits for the commits; less than a pod is given to end (30 s). What is not committed by then
 /// stays with the broker.
@@ -207,8 +196,8 @@ impl Running {
             let due = self.store.due();
             let now = Instant::now();
             let is_due = due.is_some_and(|due| due <= now);
-            let wake = [due.filter(|_| !is_due), Some(pulse.next(reads, now)), pulse.read_after.filter(|after| reads && *after > now)];
-            let wake = wake.into_iter().flatten().min().unwrap_or(now);
+            let next = pulse.next(reads, now);
+            let wake = due.filter(|_| !is_due).map_or(next, |due| due.min(next));
             tokio::select! {
                 () = self.shutdown.cancelled() => return Ok(()),
                 readable = connection.ready(reads && pulse.may_read(now)) => if readable? {
@@ -341,54 +330,6 @@ impl Running {
         if self.acknowledge(&mut connection).is_ok() {
             connection.close().await;
         }
-    }
-}
-
-/// When to read, when to ping, and when to give up.
-struct Pulse {
-    last_ping: Instant,
-    last_heard: Instant,
-    read_after: Option<Instant>,
-}
-
-impl Pulse {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self { last_ping: now, last_heard: now, read_after: None }
-    }
-
-    /// Something was read.
-    fn heard(&mut self, bytes: usize) {
-        let now = Instant::now();
-        // A read that took much left more behind.
-        let pause = bytes < 32 * 1024 && now.duration_since(self.last_heard) < BUSY_WITHIN;
-        self.read_after = pause.then(|| now + READ_PAUSE);
-        self.last_heard = now;
-    }
-
-    fn may_read(&self, now: Instant) -> bool {
-        self.read_after.is_none_or(|after| after <= now)
-    }
-
-    /// When to look again, whatever happens.
-    fn next(&self, reads: bool, now: Instant) -> Instant {
-        let ping = self.last_ping + PING_INTERVAL;
-        if reads { ping.min(self.last_heard + SILENCE).max(now) } else { ping.max(now) }
-    }
-
-    fn wants_ping(&mut self, now: Instant, reads: bool) -> Result<bool, ConnectionError> {
-        if !reads {
-            // Who does not listen cannot complain of silence.
-            self.last_heard = now;
-        }
-        if now.duration_since(self.last_heard) >= SILENCE {
-            return Err(ConnectionError::Hear { seconds: SILENCE.as_secs() });
-        }
-        let wants = now.duration_since(self.last_ping) >= PING_INTERVAL;
-        if wants {
-            self.last_ping = now;
-        }
-        Ok(wants)
     }
 }
 
