@@ -61,13 +61,13 @@ const fn enabled() -> bool {
     true
 }
 
-/// How a device proves who it is.
+/// How a device proves who it is. Nothing declared: by a generated password.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Authentication {
     /// User name (the Device's name) and password.
-    #[serde(default)]
-    pub password: PasswordAuthentication,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<PasswordAuthentication>,
 }
 
 /// Authentication by password.

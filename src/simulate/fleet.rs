@@ -112,7 +112,7 @@ impl Access {
     /// The login of a device, as its objects say now.
     pub async fn login(&self, device: &str) -> Result<Login, AccessError> {
         let spec = self.get::<api::Device>("Device", device).await?.spec;
-        let given = spec.authentication.password.secret_ref;
+        let given = spec.authentication.password.and_then(|password| password.secret_ref);
         let (secret, key) = given.map_or_else(|| (device_credentials(device), "password".to_owned()), |given| (given.name, given.key));
         let password = self.key(&secret, &key).await?;
         let endpoint = self.endpoint(&spec.gateway_ref.name).await?;

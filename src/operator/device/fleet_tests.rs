@@ -1,12 +1,19 @@
 //! The fleet as a table of events and what follows from them.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::json;
 
 use super::*;
+use crate::api::condition::Cause;
+use crate::api::{Device, DeviceStatus};
+use crate::credential::entry::Entry;
 use crate::credential::hash::{GENERATED_ITERATIONS, hash};
 use crate::credential::password::Password;
 use crate::credential::shard::{self, Shard};
+use crate::operator::device::gateway::ShardPlan;
+use crate::operator::device::record::PasswordState;
 
 fn device(name: &str, spec: &serde_json::Value) -> Device {
     let mut spec_with_gateway = json!({"gatewayRef": {"name": "g"}});

@@ -12,3 +12,4 @@ pub mod record;
 pub mod secret;
 pub mod status;
 pub mod watch;
+pub mod written;

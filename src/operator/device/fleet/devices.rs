@@ -1,0 +1,83 @@
+//! Devices come, change and go.
+
+use std::collections::HashSet;
+
+use super::Fleet;
+use crate::api::Device;
+use crate::operator::device::key::{DeviceKey, key_of};
+use crate::operator::device::record::{PasswordSource, Record};
+
+impl Fleet {
+    /// A Device was created or changed.
+    pub fn device_applied(&mut self, device: &Device) {
+        let Some(key) = key_of(device) else { return };
+        if device.metadata.deletion_timestamp.is_some() {
+            return self.device_gone(&key);
+        }
+        let state = self.gateways.entry(key.gateway.clone()).or_default();
+        let uid = device.metadata.uid.as_deref().unwrap_or_default();
+        let (shards, registry) = match state.devices.get_mut(&*key.name).filter(|record| *record.uid == *uid) {
+            Some(record) => {
+                let registry = record.enabled != device.spec.enabled || record.attributes != device.spec.attributes;
+                (record.update(device), registry)
+            }
+            None => {
+                state.devices.insert(key.name.as_ref().into(), Record::new(device));
+                (true, true)
+            }
+        };
+        if let Some(PasswordSource::Given { secret, .. }) = state.devices.get(&*key.name).map(|record| record.source.clone()) {
+            self.given.entry((key.gateway.namespace.clone(), secret)).or_default().insert(key.clone());
+        }
+        if shards {
+            self.changes.shards.insert(key.gateway.clone());
+            self.changes.totals.insert(key.gateway.clone());
+        }
+        if registry {
+            self.changes.registry.insert(key.clone());
+        }
+        self.changes.devices.insert(key);
+    }
+
+    /// A Device is gone.
+    pub fn device_deleted(&mut self, device: &Device) {
+        if let Some(key) = key_of(device) {
+            self.device_gone(&key);
+        }
+    }
+
+    fn device_gone(&mut self, key: &DeviceKey) {
+        let Some(state) = self.gateways.get_mut(&key.gateway) else { return };
+        let Some(record) = state.devices.remove(&*key.name) else { return };
+        if let PasswordSource::Given { secret, .. } = record.source {
+            let named = (key.gateway.namespace.clone(), secret);
+            if let Some(devices) = self.given.get_mut(&named) {
+                devices.remove(key);
+                if devices.is_empty() {
+                    self.given.remove(&named);
+                }
+            }
+        }
+        self.changes.shards.insert(key.gateway.clone());
+        self.changes.totals.insert(key.gateway.clone());
+        self.changes.registry.insert(key.clone());
+        self.forget_if_empty(&key.gateway);
+    }
+
+    /// All Devices have been listed: those that were not among them are gone.
+    pub fn devices_listed(&mut self, seen: &HashSet<DeviceKey>) {
+        let gone: Vec<DeviceKey> = self.keys().filter(|key| !seen.contains(key)).collect();
+        for key in gone {
+            self.device_gone(&key);
+        }
+    }
+
+    /// A status has been written, and this is the Device since.
+    pub fn status_written(&mut self, key: &DeviceKey, device: &Device) {
+        if let Some(record) = self.record_mut(key).filter(|record| Some(&*record.uid) == device.metadata.uid.as_deref()) {
+            record.written.observe(device);
+            self.changes.totals.insert(key.gateway.clone());
+            self.changes.devices.insert(key.clone());
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What the Devices' side learns of Gateways: that they exist, their shards, what their brokers have proven.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+use super::Fleet;
+use crate::credential::entry::Entry;
+use crate::credential::shard::Data;
+use crate::operator::device::gateway::{GatewayState, ShardPlan};
+use crate::operator::device::key::{DeviceKey, GatewayKey};
+
+impl Fleet {
+    /// A Gateway exists (`owner`), or does not.
+    pub fn gateway_observed(&mut self, key: &GatewayKey, owner: Option<OwnerReference>) {
+        let state = self.gateways.entry(key.clone()).or_default();
+        if state.owner != owner {
+            state.owner = owner;
+            let keys: Vec<DeviceKey> =
+                state.devices.keys().map(|name| DeviceKey { gateway: key.clone(), name: name.as_ref().into() }).collect();
+            self.changes.devices.extend(keys);
+            self.changes.shards.insert(key.clone());
+            self.changes.totals.insert(key.clone());
+        }
+        self.forget_if_empty(key);
+    }
+
+    /// All Gateways have been listed: those that were not among them are gone.
+    pub fn gateways_listed(&mut self, seen: &HashSet<GatewayKey>) {
+        let gone: Vec<GatewayKey> =
+            self.gateways.iter().filter(|(key, state)| state.owner.is_some() && !seen.contains(key)).map(|(key, _)| key.clone()).collect();
+        for key in gone {
+            self.gateway_observed(&key, None);
+        }
+    }
+
+    /// The users of a Pipeline's workers at the Gateways they read; from the Secret of this name.
+    pub fn workers_observed(&mut self, namespace: &str, secret: &str, users: &BTreeMap<String, Vec<Entry>>) {
+        let known: Vec<GatewayKey> = self.gateways.keys().filter(|key| *key.namespace == *namespace).cloned().collect();
+        let named = users.keys().map(|gateway| GatewayKey::new(namespace, gateway));
+        for key in known.into_iter().chain(named).collect::<BTreeSet<_>>() {
+            let state = self.gateways.entry(key.clone()).or_default();
+            let before = match users.get(&*key.name) {
+                Some(entries) => state.workers.insert(secret.into(), entries.clone()),
+                None => state.workers.remove(secret),
+            };
+            if before.as_ref() != users.get(&*key.name) {
+                self.changes.shards.insert(key.clone());
+            }
+            self.forget_if_empty(&key);
+        }
+    }
+
+    /// All shards have been listed: those that were not among them are gone.
+    pub fn shards_listed(&mut self, seen: &HashSet<(GatewayKey, usize)>) {
+        let known = self.gateways.iter().flat_map(|(key, state)| state.shards().map(|number| (key.clone(), number)));
+        let gone: Vec<(GatewayKey, usize)> = known.filter(|shard| !seen.contains(shard)).collect();
+        for (key, number) in gone {
+            self.shard_observed(&key, number, None);
+        }
+    }
+
+    /// A shard as it stands at the API server, or its absence.
+    pub fn shard_observed(&mut self, key: &GatewayKey, number: usize, data: Option<&Data>) {
+        self.gateways.entry(key.clone()).or_default().observe_shard(number, data);
+        self.changes.shards.insert(key.clone());
+        self.forget_if_empty(key);
+    }
+
+    /// What the broker of a Gateway has proven.
+    pub fn proof_observed(&mut self, key: &GatewayKey, proven: BTreeMap<usize, String>) {
+        let state = self.gateways.entry(key.clone()).or_default();
+        if state.observe_proof(proven) {
+            let changed = self.with_changed_revision(key);
+            self.changes.devices.extend(changed);
+        }
+        self.forget_if_empty(key);
+    }
+
+    /// Devices whose status speaks of another revision than the one they have.
+    fn with_changed_revision(&self, key: &GatewayKey) -> Vec<DeviceKey> {
+        let Some(state) = self.gateways.get(key) else { return Vec::new() };
+        let changed = state.devices.iter().filter(|(_, record)| record.written.revision.as_deref() != record.revision());
+        changed.map(|(name, _)| DeviceKey { gateway: key.clone(), name: name.as_ref().into() }).collect()
+    }
+
+    /// The shards of a Gateway as they should be, where they are not; with the number of the plan.
+    pub fn plan(&mut self, key: &GatewayKey) -> Option<(u64, ShardPlan)> {
+        let state = self.gateways.get_mut(key)?;
+        let plan = state.plan(&key.namespace, &key.name);
+        let number = state.last_plan();
+        if plan.is_none() {
+            // Nothing to write may mean that the proof was there before the plan.
+            let waiting = self.with_changed_revision(key);
+            self.changes.devices.extend(waiting);
+        }
+        Some((number, plan?))
+    }
+
+    /// A plan has been carried out.
+    pub fn plan_carried_out(&mut self, key: &GatewayKey, number: u64, plan: ShardPlan) {
+        if let Some(state) = self.gateways.get_mut(key) {
+            state.carried_out(plan, number);
+        }
+        let waiting = self.with_changed_revision(key);
+        self.changes.devices.extend(waiting);
+    }
+
+    /// Devices declared for a Gateway, and those among them that the broker has proven to accept.
+    #[must_use]
+    pub fn totals(&self, key: &GatewayKey) -> (usize, usize) {
+        self.gateways.get(key).map_or((0, 0), GatewayState::totals)
+    }
+}

@@ -1,0 +1,77 @@
+//! What becomes known of the passwords of Devices.
+
+use std::collections::HashSet;
+
+use super::Fleet;
+use crate::api::condition::Cause;
+use crate::operator::apply::WriteError;
+use crate::operator::device::key::DeviceKey;
+use crate::operator::device::record::{PasswordSource, PasswordState};
+use crate::runtime::error::chain;
+
+/// A step that fails this often in a row is worth a status: some three seconds of trying.
+const WORTH_TELLING: u32 = 4;
+
+impl Fleet {
+    /// The password of a Device has been read, or could not be.
+    pub fn password_observed(&mut self, key: &DeviceKey, uid: &str, password: PasswordState) {
+        let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return };
+        if record.set_password(&key.name, password) {
+            self.changes.shards.insert(key.gateway.clone());
+        }
+        self.changes.devices.insert(key.clone());
+    }
+
+    /// The Secret with a Device's generated password is gone: there will be another.
+    pub fn generated_secret_deleted(&mut self, key: &DeviceKey, uid: &str) {
+        let source = self.record_mut(key).map(|record| record.source.clone());
+        if source == Some(PasswordSource::Generated) {
+            self.password_observed(key, uid, PasswordState::Unknown);
+        }
+    }
+
+    /// All Secrets with generated passwords have been listed: those that were not among them are gone.
+    pub fn generated_secrets_listed(&mut self, seen: &HashSet<DeviceKey>) {
+        let missing: Vec<(DeviceKey, Box<str>)> =
+            self.keys().filter(|key| !seen.contains(key)).filter_map(|key| self.uid(&key).map(|uid| (key, uid))).collect();
+        for (key, uid) in missing {
+            self.generated_secret_deleted(&key, &uid);
+        }
+    }
+
+    /// A Secret changed that Devices may name: their passwords have to be read again.
+    pub fn given_secret_changed(&mut self, namespace: &str, secret: &str) {
+        let devices = self.given.get(&(namespace.into(), secret.into())).cloned().unwrap_or_default();
+        for key in devices {
+            let Some(record) = self.record_mut(&key) else { continue };
+            let named = matches!(&record.source, PasswordSource::Given { secret: name, .. } if **name == *secret);
+            if named {
+                // Until it is read, the hash that is known goes on.
+                let stale = record.password().hash().map_or(PasswordState::Unknown, |hash| PasswordState::Stale(hash.into()));
+                record.set_password(&key.name, stale);
+                self.changes.devices.insert(key);
+            }
+        }
+    }
+
+    /// The uid of a Device, where it is there.
+    #[must_use]
+    pub fn uid(&self, key: &DeviceKey) -> Option<Box<str>> {
+        self.gateways.get(&key.gateway)?.devices.get(&*key.name).map(|record| record.uid.clone())
+    }
+
+    /// The uid of a Device and the hash of its password that is known, where the Device is there.
+    #[must_use]
+    pub fn password(&self, key: &DeviceKey) -> Option<(Box<str>, Option<Box<str>>)> {
+        let record = self.gateways.get(&key.gateway)?.devices.get(&*key.name)?;
+        Some((record.uid.clone(), record.password().hash().map(Into::into)))
+    }
+
+    /// A step of a Device failed for the n-th time. When it keeps failing before there is a password, the status says why.
+    pub fn step_failed(&mut self, key: &DeviceKey, failures: u32, error: &WriteError) {
+        let Some(record) = self.record_mut(key).filter(|_| failures == WORTH_TELLING) else { return };
+        if *record.password() == PasswordState::Unknown && record.source == PasswordSource::Generated {
+            record.set_password(&key.name, PasswordState::Failing(Box::new(Cause::new(error.reason(), chain(error)))));
+        }
+    }
+}

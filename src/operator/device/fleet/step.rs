@@ -1,0 +1,66 @@
+//! What is to be done for a Device next.
+
+use super::Fleet;
+use crate::api::DeviceStatus;
+use crate::operator::device::key::DeviceKey;
+use crate::operator::device::record::{PasswordSource, PasswordState};
+use crate::operator::device::status::{Surroundings, status};
+
+/// What is to be done for a Device next.
+#[derive(Debug)]
+pub enum Step {
+    /// Create the Secret with a generated password. With the uid of the Device, which owns it.
+    CreateSecret {
+        /// `metadata.uid` of the Device.
+        uid: Box<str>,
+    },
+
+    /// Read the password from the user's Secret.
+    ReadSecret {
+        /// Name of the Secret.
+        secret: Box<str>,
+        /// Key of the Secret.
+        key: Box<str>,
+    },
+
+    /// Write this status.
+    WriteStatus(Box<DeviceStatus>),
+
+    /// Look again when the wait for the broker has been long enough to be worth a status.
+    AwaitBroker,
+
+    /// Nothing.
+    Rest,
+}
+
+impl Fleet {
+    /// What is to be done for a Device next. `waited`: whether it has been waiting for the broker long enough.
+    #[must_use]
+    pub fn step(&self, key: &DeviceKey, waited: bool) -> Step {
+        let Some((state, record)) = self.gateways.get(&key.gateway).and_then(|state| Some((state, state.devices.get(&*key.name)?))) else {
+            return Step::Rest;
+        };
+        if record.paused {
+            return Step::Rest;
+        }
+        match (&record.source, record.password()) {
+            (PasswordSource::Generated, PasswordState::Unknown | PasswordState::Stale(_)) => {
+                return Step::CreateSecret { uid: record.uid.clone() };
+            }
+            (PasswordSource::Given { secret, key }, PasswordState::Unknown | PasswordState::Stale(_)) => {
+                return Step::ReadSecret { secret: secret.clone(), key: key.clone() };
+            }
+            (_, PasswordState::Hashed(_) | PasswordState::Missing(..) | PasswordState::Failing(_)) => {}
+        }
+        let proven = state.has_proven(&key.name, record);
+        let around = Surroundings { gateway: &key.gateway.name, gateway_exists: state.owner.is_some(), proven, waited };
+        match status(&key.name, record, around) {
+            Some(status) if record.written.equals(&status) => match record.password() {
+                PasswordState::Failing(_) => Step::CreateSecret { uid: record.uid.clone() },
+                _ => Step::Rest,
+            },
+            Some(status) => Step::WriteStatus(Box::new(status)),
+            None => Step::AwaitBroker,
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What the operator keeps of the status of a Device that it wrote.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+
+use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, READY, RECONCILING, STALLED};
+use crate::api::{Device, DeviceStatus};
+
+/// What matters of a status that was written: enough to tell whether another write is needed, and to keep the transition
+/// times.
+#[derive(Clone, Debug, Default)]
+pub struct WrittenStatus {
+    digest: u64,
+    conditions: Box<[(&'static str, bool, Timestamp)]>,
+    /// What the broker has proven, as the status says.
+    pub revision: Option<Box<str>>,
+    /// Whether the status says `Ready`.
+    pub ready: bool,
+    resource_version: u64,
+}
+
+impl WrittenStatus {
+    /// Takes over the status of an object, unless it is older than what is known.
+    pub fn observe(&mut self, device: &Device) {
+        // Resource versions are ordered numbers (KEP-5504); the watch may lag behind our own writes.
+        let version = device.resource_version().and_then(|version| version.parse().ok()).unwrap_or(u64::MAX);
+        if version < self.resource_version {
+            return;
+        }
+        let status = device.status.clone().unwrap_or_default();
+        self.resource_version = version;
+        self.digest = digest(&status);
+        self.revision = status.credentials_secret.and_then(|secret| secret.revision).map(Into::into);
+        self.ready = status.conditions.iter().any(|condition| condition.type_ == READY && condition.status == "True");
+        self.conditions = status
+            .conditions
+            .iter()
+            .filter_map(|condition| Some((known_type(&condition.type_)?, condition.status == "True", condition.last_transition_time.0)))
+            .collect();
+    }
+
+    /// Whether the status, times aside, is what was written.
+    #[must_use]
+    pub fn equals(&self, status: &DeviceStatus) -> bool {
+        self.digest == digest(status)
+    }
+
+    /// The conditions that were written, for their types, statuses and times alone.
+    #[must_use]
+    pub fn conditions(&self) -> Vec<Condition> {
+        self.conditions
+            .iter()
+            .map(|(type_, holds, time)| Condition {
+                type_: (*type_).to_owned(),
+                status: if *holds { "True" } else { "False" }.to_owned(),
+                last_transition_time: Time(*time),
+                message: String::new(),
+                observed_generation: None,
+                reason: String::new(),
+            })
+            .collect()
+    }
+}
+
+fn known_type(type_: &str) -> Option<&'static str> {
+    [ACCEPTED, CREDENTIALS_LIVE, READY, RECONCILING, STALLED].into_iter().find(|known| *known == type_)
+}
+
+fn digest(status: &DeviceStatus) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    status.observed_generation.hash(&mut hasher);
+    status.username.hash(&mut hasher);
+    if let Some(secret) = &status.credentials_secret {
+        (&secret.name, &secret.revision).hash(&mut hasher);
+    }
+    for condition in &status.conditions {
+        (&condition.type_, &condition.status, &condition.reason, &condition.message, condition.observed_generation).hash(&mut hasher);
+    }
+    hasher.finish()
+}
