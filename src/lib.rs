@@ -1,14 +1,15 @@
 //! Fleetwright: a Kubernetes operator for IoT fleets.
 //!
 //! Three custom resources, `Device`, `Gateway` and `Pipeline`, say what a fleet is; the roles of this one binary make it run.
-//! Dependencies point one way: `api` knows nothing; `credential`, `timescale`, `registry` know `api`; `operator`, `agent`,
-//! `ingest` and `simulate` know those and never one another.
+//! Dependencies point one way: `api` knows nothing; `certificate`, `credential`, `timescale`, `registry` know `api`; `operator`,
+//! `agent`, `ingest` and `simulate` know those and never one another.
 
 pub mod api;
 
 pub mod configuration;
 pub mod runtime;
 
+pub mod certificate;
 pub mod credential;
 pub mod registry;
 pub mod timescale;

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use thiserror::Error;
 
 use crate::api::name::INGEST_USERNAME_PREFIX;
+use crate::certificate::server::{CertificateError, ServerCertificate};
 use crate::configuration::agent::{TLS_CERTIFICATE, TLS_KEY};
-use crate::credential::certificate::{CertificateError, ServerCertificate};
 use crate::credential::entry::EntryError;
 use crate::credential::file::BrokerFiles;
 use crate::credential::shard::{self, Data, Incomplete, Shard, ShardError};

@@ -4,7 +4,6 @@
 //! [`shard`] (a Secret with many entries, written by the operator) -> [`file`] (what the agent gives to the broker).
 
 pub mod acl;
-pub mod certificate;
 pub mod entry;
 pub mod file;
 pub mod hash;

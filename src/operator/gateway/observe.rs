@@ -8,8 +8,8 @@ use tracing::warn;
 
 use crate::api::gateway::GatewayDevices;
 use crate::api::{Gateway, name};
+use crate::certificate::server::{CertificateError, ServerCertificate};
 use crate::configuration::agent::{AgentReport, REPORT_KEY, TLS_CERTIFICATE, TLS_KEY};
-use crate::credential::certificate::{CertificateError, ServerCertificate};
 use crate::operator::apply::{WriteError, read};
 use crate::operator::context::Context;
 use crate::operator::device::key::GatewayKey;

@@ -6,7 +6,7 @@ use super::observe::{Observed, TlsSecret};
 use crate::api::condition::Cause;
 use crate::api::gateway::GatewaySpec;
 use crate::api::resources::ResourceQuantity;
-use crate::credential::certificate::CertificateError;
+use crate::certificate::server::CertificateError;
 use crate::runtime::error::chain;
 
 /// The least memory that a broker may be limited to: it takes some 10 MiB itself, and a quarter is set aside.

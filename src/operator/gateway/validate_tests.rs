@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::api::Gateway;
 use crate::api::gateway::GatewayDevices;
-use crate::credential::certificate::ServerCertificate;
+use crate::certificate::server::ServerCertificate;
 
 fn observed(spec: &Value, tls: impl IntoIterator<Item = TlsSecret>) -> Observed {
     let object = json!({

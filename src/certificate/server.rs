@@ -12,6 +12,8 @@ use thiserror::Error;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
+use super::timestamp;
+
 /// A certificate chain and its key, as PEM, that fit one another.
 #[derive(Clone, Eq, PartialEq)]
 pub struct ServerCertificate {
@@ -125,11 +127,6 @@ fn parse_chain(chain: &[u8]) -> Result<Vec<CertificateDer<'static>>, Certificate
 
 fn parse_leaf(leaf: &CertificateDer<'_>) -> Result<Certificate, CertificateError> {
     Certificate::from_der(leaf).map_err(|source| CertificateError::ParseCertificate { position: 1, source: source.into() })
-}
-
-fn timestamp(time: x509_cert::time::Time) -> Timestamp {
-    // X.509 ends with the year 9999, as does Timestamp.
-    i64::try_from(time.to_unix_duration().as_secs()).ok().and_then(|second| Timestamp::from_second(second).ok()).unwrap_or(Timestamp::MAX)
 }
 
 #[cfg(test)]

@@ -1,0 +1,46 @@
+//! X.509: what brokers show to clients, and who signs it. Reading and issuing, all pure but for the randomness of keys.
+//!
+//! [`server`]: a listener's certificate, checked before a broker is given it.
+
+pub mod server;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rcgen::{CertificateParams, date_time_ymd};
+use x509_cert::time::Time;
+
+/// Sets when a certificate that is to be issued is valid. Times before 1970 are taken for 1970.
+pub fn set_validity(parameters: &mut CertificateParams, not_before: Timestamp, not_after: Timestamp) {
+    let since_1970 = |time: Timestamp| Duration::from_secs(u64::try_from(time.as_second()).unwrap_or_default());
+    parameters.not_before = date_time_ymd(1970, 1, 1) + since_1970(not_before);
+    parameters.not_after = date_time_ymd(1970, 1, 1) + since_1970(not_after);
+}
+
+/// A time of a certificate that was read.
+#[must_use]
+pub fn timestamp(time: Time) -> Timestamp {
+    // X.509 ends with the year 9999, as does Timestamp (a day earlier).
+    i64::try_from(time.to_unix_duration().as_secs()).ok().and_then(|second| Timestamp::from_second(second).ok()).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use x509_cert::Certificate;
+    use x509_cert::der::Decode;
+
+    use super::*;
+
+    #[test]
+    fn times_are_issued_as_they_are_read() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        for (from, to) in [("1970-01-01T00:00:00Z", "2026-02-28T23:59:59Z"), ("2049-12-31T23:59:59Z", "9999-12-30T12:00:00Z")] {
+            let (from, to): (Timestamp, Timestamp) = (from.parse().unwrap(), to.parse().unwrap());
+            let mut parameters = CertificateParams::default();
+            set_validity(&mut parameters, from, to);
+            let issued = parameters.self_signed(&key).unwrap();
+            let validity = Certificate::from_der(issued.der()).unwrap().tbs_certificate.validity;
+            assert_eq!((timestamp(validity.not_before), timestamp(validity.not_after)), (from, to));
+        }
+    }
+}
