@@ -1,0 +1,114 @@
+//! The running operator: what it takes, and its restart.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use fleetwright_e2e::cluster::SYSTEM_NAMESPACE;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ListParams};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::cluster::Cluster;
+
+const PORT: u16 = 9090;
+const SELECTOR: &str = "app.kubernetes.io/name=fleetwright,app.kubernetes.io/component=operator";
+
+/// What the operator takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    /// Resident memory.
+    pub mebibytes: f64,
+    /// Processor time since its start.
+    pub cpu_seconds: f64,
+}
+
+/// The operator's pod.
+pub struct Operator {
+    pods: Api<Pod>,
+    peak_bytes: AtomicU64,
+}
+
+impl Operator {
+    /// That of the cluster.
+    pub fn new(cluster: &Cluster) -> Self {
+        Self { pods: Api::namespaced(cluster.client.clone(), SYSTEM_NAMESPACE), peak_bytes: AtomicU64::new(0) }
+    }
+
+    async fn pod(&self) -> anyhow::Result<Pod> {
+        let listed = self.pods.list(&ListParams::default().labels(SELECTOR)).await?;
+        listed.items.into_iter().find(|pod| pod.metadata.deletion_timestamp.is_none()).context("no pod of the operator")
+    }
+
+    /// All its metrics, as text.
+    async fn metrics(&self) -> anyhow::Result<String> {
+        let pod = self.pod().await?;
+        let address = pod.status.and_then(|status| status.pod_ip).context("the operator's pod has no address yet")?;
+        let mut stream = TcpStream::connect((address.as_str(), PORT)).await?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: operator\r\n\r\n").await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        Ok(text)
+    }
+
+    /// What it takes now.
+    pub async fn look(&self) -> anyhow::Result<Look> {
+        let text = self.metrics().await?;
+        let bytes = sum(&text, "process_resident_memory_bytes");
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes of memory")]
+        self.peak_bytes.fetch_max(bytes as u64, Ordering::Relaxed);
+        Ok(Look { mebibytes: bytes / 1_048_576.0, cpu_seconds: sum(&text, "process_cpu_seconds_total") })
+    }
+
+    /// The most memory that was seen.
+    #[allow(clippy::cast_precision_loss, reason = "bytes of memory")]
+    pub fn peak_mebibytes(&self) -> f64 {
+        self.peak_bytes.load(Ordering::Relaxed) as f64 / 1_048_576.0
+    }
+
+    /// Looks each second while something goes on.
+    pub async fn watched<T>(&self, work: impl Future<Output = T>) -> T {
+        let looks = async {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                // One that restarts cannot be looked at.
+                let _ = self.look().await;
+            }
+        };
+        tokio::select! {
+            done = work => done,
+            () = looks => unreachable!("looks never end"),
+        }
+    }
+
+    /// Deletes its pod. Returns how long the new one took from its start until it was ready.
+    pub async fn restart(&self) -> anyhow::Result<Duration> {
+        let old = self.pod().await?;
+        self.pods.delete(&old.name_any(), &DeleteParams::default()).await?;
+        let deadline = Instant::now() + Duration::from_mins(3);
+        let mut started: Option<Instant> = None;
+        loop {
+            let new = self.pod().await.ok().filter(|pod| pod.uid() != old.uid());
+            if let Some(status) = new.and_then(|pod| pod.status) {
+                let runs = status.container_statuses.iter().flatten().any(|container| container.started == Some(true));
+                let begin = runs.then(|| *started.get_or_insert_with(Instant::now));
+                let ready = status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+                if let (Some(begin), true) = (begin, ready) {
+                    return Ok(begin.elapsed());
+                }
+            }
+            ensure!(Instant::now() < deadline, "the operator is not ready again");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+fn sum(metrics: &str, name: &str) -> f64 {
+    let of = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+    };
+    metrics.lines().filter_map(of).sum()
+}

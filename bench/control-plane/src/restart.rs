@@ -1,0 +1,24 @@
+//! Restart of the operator: it must find all as it is, and write nothing.
+
+use std::time::Duration;
+
+use fleetwright_e2e::audit::Mark;
+
+use crate::fleet::Fleet;
+use crate::operator::Operator;
+use crate::report::{heading, row};
+
+/// How long the new one is watched for writes.
+const AFTERWARDS: Duration = Duration::from_secs(30);
+
+/// Deletes the operator's pod, and counts what the new one writes.
+pub async fn measure(operator: &Operator, fleet: &Fleet<'_>) -> anyhow::Result<()> {
+    heading("restart of the operator");
+    let mark = Mark::now()?;
+    let time = operator.restart().await?;
+    operator.watched(tokio::time::sleep(AFTERWARDS)).await;
+    row("from its start until it is ready (all listed)", &format!("{:.1} s", time.as_secs_f64()));
+    row("writes", &mark.writes(fleet.namespace)?.len().to_string());
+    row("memory", &format!("{:.0} MiB", operator.look().await?.mebibytes));
+    Ok(())
+}
