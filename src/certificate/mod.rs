@@ -1,7 +1,11 @@
 //! X.509: what brokers show to clients, and who signs it. Reading and issuing, all pure but for the randomness of keys.
 //!
-//! [`server`]: a listener's certificate, checked before a broker is given it.
+//! [`server`]: a listener's certificate, checked before a broker is given it. [`request`]: what a device sends; [`client`]: who signs
+//! it; [`revocation`]: what no longer counts.
 
+pub mod client;
+pub mod request;
+pub mod revocation;
 pub mod server;
 
 use std::time::Duration;
@@ -12,9 +16,12 @@ use x509_cert::time::Time;
 
 /// Sets when a certificate that is to be issued is valid. Times before 1970 are taken for 1970.
 pub fn set_validity(parameters: &mut CertificateParams, not_before: Timestamp, not_after: Timestamp) {
-    let since_1970 = |time: Timestamp| Duration::from_secs(u64::try_from(time.as_second()).unwrap_or_default());
     parameters.not_before = date_time_ymd(1970, 1, 1) + since_1970(not_before);
     parameters.not_after = date_time_ymd(1970, 1, 1) + since_1970(not_after);
+}
+
+fn since_1970(time: Timestamp) -> Duration {
+    Duration::from_secs(u64::try_from(time.as_second()).unwrap_or_default())
 }
 
 /// A time of a certificate that was read.

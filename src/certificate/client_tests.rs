@@ -1,0 +1,115 @@
+use rcgen::{BasicConstraints, KeyPair};
+use x509_parser::prelude::FromDer;
+
+use super::*;
+
+fn now() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+
+fn days(days: i64) -> SignedDuration {
+    SignedDuration::from_hours(24 * days)
+}
+
+fn parameters() -> CertificateParams {
+    let mut parameters = CertificateParams::default();
+    parameters.distinguished_name = DistinguishedName::new();
+    parameters.distinguished_name.push(DnType::OrganizationName, "Plant 1");
+    parameters.distinguished_name.push(DnType::CommonName, "clients");
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    parameters.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    parameters.not_after = rcgen::date_time_ymd(2027, 1, 1);
+    parameters
+}
+
+fn parse(parameters: &CertificateParams, key: &KeyPair) -> Result<ClientAuthority, AuthorityError> {
+    let certificate = parameters.self_signed(key).unwrap().pem();
+    ClientAuthority::parse(certificate.as_bytes(), key.serialize_pem().as_bytes(), now())
+}
+
+fn authority() -> ClientAuthority {
+    parse(&parameters(), &KeyPair::generate().unwrap()).unwrap()
+}
+
+fn request() -> SigningRequest {
+    // Asks for more than it gets.
+    let mut wishes = parameters();
+    wishes.is_ca = IsCa::NoCa;
+    wishes.key_usages.clear();
+    SigningRequest::parse(&wishes.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap()).unwrap()
+}
+
+#[test]
+fn issues_under_the_name_that_is_given() {
+    for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
+        let authority = parse(&parameters(), &KeyPair::generate_for(algorithm).unwrap()).unwrap();
+        let request = request();
+        let issued = authority.issue("press-0001", &request, days(90), now()).unwrap();
+        let der = CertificateDer::from_pem_slice(issued.pem.as_bytes()).unwrap();
+        let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(&der).unwrap();
+        let own = CertificateDer::from_pem_slice(authority.chain().as_bytes()).unwrap();
+        let (_, own) = x509_parser::certificate::X509Certificate::from_der(&own).unwrap();
+        certificate.verify_signature(Some(own.public_key())).unwrap();
+        assert_eq!(certificate.issuer().as_raw(), own.subject().as_raw());
+        assert_eq!(certificate.subject().to_string(), "CN=press-0001");
+        assert_eq!(certificate.public_key().raw, request.key().subject_public_key_info());
+        assert_eq!(format!("{:016x}", certificate.serial), issued.serial.to_string());
+        assert!(!certificate.is_ca());
+        let extended = certificate.extended_key_usage().unwrap().unwrap().value;
+        assert!(extended.client_auth && !extended.server_auth && !extended.any);
+        assert_eq!(issued.not_after, now() + days(90));
+        assert!(issued.not_before < now());
+    }
+}
+
+#[test]
+fn nothing_outlives_the_authority() {
+    let issued = authority().issue("press-1", &request(), days(3650), now()).unwrap();
+    assert_eq!(issued.not_after.to_string(), "2027-01-01T00:00:00Z");
+    assert_eq!(authority().end(now(), SignedDuration::MAX).to_string(), "2027-01-01T00:00:00Z");
+}
+
+#[test]
+fn revokes_until_its_own_end() {
+    let authority = authority();
+    let issued = authority.issue("press-1", &request(), days(1), now()).unwrap();
+    for revoked in [vec![], vec![(issued.serial, now())]] {
+        let pem = authority.revocation_list(7, &revoked, now()).unwrap();
+        let der = rustls_pki_types::CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let (_, list) = x509_parser::revocation_list::CertificateRevocationList::from_der(&der).unwrap();
+        let serials: Vec<String> = list.iter_revoked_certificates().map(|revoked| format!("{:016x}", revoked.serial())).collect();
+        assert_eq!(serials, revoked.iter().map(|(serial, _)| serial.to_string()).collect::<Vec<_>>());
+        assert_eq!(list.next_update().unwrap().timestamp(), authority.not_after().as_second());
+        assert_eq!(list.crl_number().unwrap(), &7_u8.into());
+    }
+}
+
+#[test]
+fn what_is_no_authority() {
+    let key = KeyPair::generate().unwrap();
+    let with = |change: fn(&mut CertificateParams)| {
+        let mut parameters = parameters();
+        change(&mut parameters);
+        parse(&parameters, &key).unwrap_err()
+    };
+    assert!(matches!(with(|p| p.is_ca = IsCa::NoCa), AuthorityError::NotAnAuthority));
+    assert!(matches!(with(|p| p.is_ca = IsCa::ExplicitNoCa), AuthorityError::NotAnAuthority));
+    assert!(matches!(with(|p| p.key_usages = vec![KeyUsagePurpose::KeyCertSign]), AuthorityError::KeyUsage { usage: "cRLSign", .. }));
+    assert!(matches!(with(|p| p.key_usages = vec![KeyUsagePurpose::CrlSign]), AuthorityError::KeyUsage { usage: "keyCertSign", .. }));
+    assert!(matches!(
+        with(|p| p.not_after = rcgen::date_time_ymd(2025, 1, 1)),
+        AuthorityError::Certificate(CertificateError::Expired { .. })
+    ));
+    let certificate = parameters().self_signed(&key).unwrap().pem();
+    let parse = |certificate: &str, key: &str| ClientAuthority::parse(certificate.as_bytes(), key.as_bytes(), now()).unwrap_err();
+    let other = KeyPair::generate().unwrap().serialize_pem();
+    assert!(matches!(parse(&certificate, &other), AuthorityError::Certificate(CertificateError::MatchKey(_))));
+    assert!(matches!(parse(&certificate, ""), AuthorityError::Certificate(CertificateError::NoKey)));
+    assert!(matches!(parse("", &other), AuthorityError::Certificate(CertificateError::NoCertificate)));
+}
+
+#[test]
+fn shows_no_key() {
+    assert!(!format!("{:?}", authority()).to_lowercase().contains("key"));
+}

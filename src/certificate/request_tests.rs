@@ -1,0 +1,73 @@
+use rcgen::{CertificateParams, KeyPair};
+
+use super::*;
+
+fn request(algorithm: &'static rcgen::SignatureAlgorithm) -> String {
+    CertificateParams::default().serialize_request(&KeyPair::generate_for(algorithm).unwrap()).unwrap().pem().unwrap()
+}
+
+#[test]
+fn accepts_what_tls_uses() {
+    for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
+        assert!(SigningRequest::parse(&request(algorithm)).is_ok(), "{algorithm:?}");
+    }
+    // By openssl; the extensions that it asks for change nothing.
+    assert!(SigningRequest::parse(include_str!("requests/rsa-2048.pem")).is_ok());
+    assert!(SigningRequest::parse(include_str!("requests/p256-extensions.pem")).is_ok());
+    assert!(SigningRequest::parse(&format!("Certificate Request:\n    Data:\n{}\n\n", request(&rcgen::PKCS_ED25519))).is_ok());
+}
+
+#[test]
+fn refuses_the_rest_and_says_why() {
+    let good = request(&rcgen::PKCS_ECDSA_P256_SHA256);
+    let body = good.lines().nth(1).unwrap();
+    let certificate = CertificateParams::default().self_signed(&KeyPair::generate().unwrap()).unwrap().pem();
+    for (pem, error) in [
+        ("", RequestError::Unreadable),
+        ("press-1", RequestError::Unreadable),
+        (&good.replace(body, "****"), RequestError::Unreadable),
+        (&good.replace(body, ""), RequestError::Unreadable),
+        (&good.replace("CERTIFICATE REQUEST", "CERTIFICATE"), RequestError::Unreadable),
+        (&certificate, RequestError::Unreadable),
+        (&certificate.replace("CERTIFICATE", "CERTIFICATE REQUEST"), RequestError::Unreadable),
+        (include_str!("requests/rsa-1024.pem"), RequestError::KeySize { bits: 1024 }),
+        (include_str!("requests/rsa-2048-pss.pem"), RequestError::UnsupportedKey),
+        (include_str!("requests/rsa-2048-sha1.pem"), RequestError::UnsupportedKey),
+        (include_str!("requests/secp256k1.pem"), RequestError::UnsupportedKey),
+        (include_str!("requests/p521.pem"), RequestError::UnsupportedKey),
+    ] {
+        assert_eq!(SigningRequest::parse(pem).map(drop), Err(error), "{pem}");
+    }
+}
+
+#[test]
+fn refuses_a_signature_by_another_key() {
+    let request = request(&rcgen::PKCS_ECDSA_P256_SHA256);
+    let der = CertificateSigningRequestDer::from_pem_slice(request.as_bytes()).unwrap().to_vec();
+    let parse = |der: &[u8]| {
+        use base64::Engine;
+        let text = base64::engine::general_purpose::STANDARD.encode(der);
+        SigningRequest::parse(&format!("-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n"))
+    };
+    let refused = |der: &[u8]| parse(der).unwrap_err();
+    let key = parse(&der).unwrap().key().subject_public_key_info();
+    // One bit anywhere: in the subject, the key, the signature or their frame. No other key is ever accepted, and nothing panics.
+    for index in 0..der.len() {
+        let mut changed = der.clone();
+        changed[index] ^= 1;
+        assert!(parse(&changed).map_or(true, |request| request.key().subject_public_key_info() == key), "byte {index}");
+    }
+    let mut changed = der.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    assert_eq!(refused(&changed), RequestError::InvalidSignature);
+    for length in 0..der.len() {
+        assert_eq!(refused(&der[..length]), RequestError::Unreadable);
+    }
+    assert_eq!(refused(&[der.as_slice(), b"x"].concat()), RequestError::Unreadable);
+}
+
+#[test]
+fn another_text_is_another_request() {
+    assert_eq!(digest("a"), digest("\na\n"));
+    assert_ne!(digest("a"), digest("b"));
+}
