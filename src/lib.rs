@@ -11,6 +11,7 @@ pub mod runtime;
 
 pub mod certificate;
 pub mod credential;
+pub mod presence;
 pub mod registry;
 pub mod timescale;
 
