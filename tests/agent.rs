@@ -17,7 +17,7 @@ use fleetwright::agent::session::Address;
 use fleetwright::agent::state::{Change, Origin, Subject};
 use fleetwright::api::Gateway;
 use fleetwright::api::device::{Access, Acl};
-use fleetwright::configuration::agent::{DATA_FOLDER, RUNTIME_FOLDER};
+use fleetwright::configuration::agent::{DATA_FOLDER, LOG_FOLDER, RUNTIME_FOLDER};
 use fleetwright::credential::shard::{Data, Shard, revision};
 use fleetwright::credential::{Entry, Password, hash};
 use fleetwright::operator::gateway::build::mosquitto_configuration;
@@ -96,6 +96,7 @@ impl Site {
     fn new(spec: &Value) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("data")).unwrap();
+        std::fs::create_dir(folder.path().join("log")).unwrap();
         let (internal_port, port) = (free_port(), free_port());
         let object = json!({
             "apiVersion": "fleetwright.io/v1alpha1", "kind": "Gateway", "metadata": {"name": "plant-1", "namespace": "fleet"}, "spec": spec
@@ -117,6 +118,7 @@ impl Site {
         let configuration = mosquitto_configuration(&valid)
             .replace(RUNTIME_FOLDER, &place("run"))
             .replace(DATA_FOLDER, &place("data"))
+            .replace(LOG_FOLDER, &place("log"))
             .replace("listener 1884\n", &format!("listener {internal_port} 127.0.0.1\n"))
             .replace(&format!("listener {port}\n"), &format!("listener {port} 127.0.0.1\n"));
         Self { configuration, folder, internal_port, port, tls_secrets }

@@ -74,7 +74,10 @@ pub fn remembered_workers(folder: &Path) -> BTreeSet<String> {
 }
 
 /// Writes beside the file, then takes its place.
-fn write(path: &Path, content: &[u8]) -> Result<(), WriteFile> {
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write(path: &Path, content: &[u8]) -> Result<(), WriteFile> {
     let failed = |source| WriteFile { path: path.to_owned(), source };
     let folder = path.parent().unwrap_or(Path::new("/"));
     DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder).map_err(failed)?;

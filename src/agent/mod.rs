@@ -1,11 +1,13 @@
 //! The role `agent`: keeps the files of a broker current, and proves that the broker has read them.
 //!
 //! Secrets ([`source`]) -> what the broker should hold ([`state`]) -> [`files`] -> one reload ([`process`]) -> a login with a
-//! password that only these files have ([`session`]) -> the [`report`]. [`driver`] leads through that.
+//! password that only these files have ([`session`]) -> the [`report`]. [`driver`] leads through that. Beside it, [`presence`]
+//! tells the operator who is connected.
 
 pub mod driver;
 pub mod files;
 pub mod metrics;
+pub mod presence;
 pub mod process;
 pub mod report;
 pub mod session;
@@ -26,10 +28,12 @@ use tracing::warn;
 
 use self::driver::{BROKER_CHECK, Driver, Places};
 use self::metrics::Metrics;
+use self::presence::Presence;
+use self::presence::follow::Follower;
 use self::session::Address;
 use crate::api::name::INTERNAL_MQTT_PORT;
 use crate::configuration::agent::{
-    AgentConfiguration, CONFIGURATION_FOLDER, DATA_FOLDER, FILE, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER,
+    AgentConfiguration, CONFIGURATION_FOLDER, DATA_FOLDER, FILE, LOG_FOLDER, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER,
 };
 use crate::runtime::error::chain;
 use crate::runtime::http;
@@ -57,6 +61,10 @@ pub struct Arguments {
     #[arg(long, default_value = DATA_FOLDER)]
     data: PathBuf,
 
+    /// Folder where Mosquitto writes its log
+    #[arg(long, default_value = LOG_FOLDER)]
+    log: PathBuf,
+
     /// Host of the broker
     #[arg(long, default_value = "127.0.0.1")]
     broker_host: String,
@@ -81,8 +89,12 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
     let readiness = Readiness::awaiting([BROKER_CHECK]);
     let (changes, incoming) = mpsc::channel(BACKLOG);
     let (proven, proofs) = watch::channel(None);
+    let presence = Presence::new();
+    let configured = arguments.configuration.join(MOSQUITTO_FILE);
+    let presence_metrics = presence::metrics::Metrics::register(&registry)?;
+    tokio::spawn(Follower::new(&arguments.log, &configured, presence.clone(), presence_metrics).run(shutdown.clone()));
     let places = Places {
-        configuration: arguments.configuration.join(MOSQUITTO_FILE),
+        configuration: configured,
         runtime: arguments.runtime,
         data: arguments.data,
         broker: Address { host: arguments.broker_host, port: arguments.broker_port },
@@ -100,7 +112,8 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
             () = first_written.cancelled() => {}
             () = shutdown.cancelled() => return Ok(()),
         }
-        http::serve(arguments.http, readiness, registry, shutdown.clone()).await.context("failed to serve the endpoint")
+        let routes = presence::endpoint::router(presence, shutdown.clone());
+        http::serve_with(arguments.http, readiness, registry, routes, shutdown.clone()).await.context("failed to serve the endpoint")
     };
     let drive = async { driver.run(shutdown.clone()).await.context("failed to keep the broker's files") };
     tokio::try_join!(drive, endpoint).map(|_| ())

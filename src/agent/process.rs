@@ -47,6 +47,12 @@ pub fn reload(configuration: &Path) -> Result<(), SignalError> {
     }
 }
 
+/// Whether a broker that was started with this configuration is there.
+#[must_use]
+pub fn runs_with(configuration: &Path) -> bool {
+    find(Path::new("/proc"), configuration).is_some()
+}
+
 fn find(processes: &Path, configuration: &Path) -> Option<i32> {
     let numbers = fs::read_dir(processes).ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     // Processes that end meanwhile have no command line any more.

@@ -22,6 +22,12 @@ pub const RUNTIME_FOLDER: &str = "/run/fleetwright";
 /// Folder of the broker's volume.
 pub const DATA_FOLDER: &str = "/var/lib/mosquitto";
 
+/// Folder, on a volume of the pod's own, where Mosquitto writes its log for the agent.
+pub const LOG_FOLDER: &str = "/var/log/fleetwright";
+
+/// Mosquitto's log, in [`LOG_FOLDER`].
+pub const LOG_FILE: &str = "mosquitto.log";
+
 /// Folder where the Secrets are mounted (each optional): what the agent starts with when the API server is away.
 pub const SECRETS_FOLDER: &str = "/mnt/fleetwright";
 

@@ -207,7 +207,7 @@ impl Tracker {
         let clients = &mut self.clients;
         clients.retain(|_, client| matches!(client.standing, Standing::Online { .. }));
         self.changes.retain(|_, name| clients.contains_key(name));
-        self.epoch.push('+');
+        self.epoch.push('x');
     }
 
     /// The clients that changed after number `after` of `epoch`; all of them for another epoch.

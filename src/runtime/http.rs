@@ -20,16 +20,31 @@ struct Endpoint {
     metrics: Registry,
 }
 
-/// Serves until `shutdown` is cancelled.
+/// As [`serve_with`], without routes of the role's own.
 ///
 /// # Errors
 /// When the address cannot be bound.
 pub async fn serve(address: SocketAddr, readiness: Readiness, metrics: Registry, shutdown: CancellationToken) -> std::io::Result<()> {
+    serve_with(address, readiness, metrics, Router::new(), shutdown).await
+}
+
+/// Serves until `shutdown` is cancelled; beside probes and metrics also `routes`.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn serve_with(
+    address: SocketAddr,
+    readiness: Readiness,
+    metrics: Registry,
+    routes: Router,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(expose))
-        .with_state(Endpoint { readiness, metrics });
+        .with_state(Endpoint { readiness, metrics })
+        .merge(routes);
     let listener = TcpListener::bind(address).await?;
     axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }

@@ -9,7 +9,8 @@ use super::{Valid, metadata};
 use crate::api::gateway::{Durability, Listener};
 use crate::api::name;
 use crate::configuration::agent::{
-    self, ACL_FILE, AgentConfiguration, DATA_FOLDER, MOSQUITTO_FILE, PASSWORD_FILE, RUNTIME_FOLDER, TLS_CERTIFICATE, TLS_KEY,
+    self, ACL_FILE, AgentConfiguration, DATA_FOLDER, LOG_FILE, LOG_FOLDER, MOSQUITTO_FILE, PASSWORD_FILE, RUNTIME_FOLDER, TLS_CERTIFICATE,
+    TLS_KEY,
 };
 
 /// The SQLite persistence plugin in the broker's image.
@@ -54,9 +55,12 @@ pub fn mosquitto_configuration(valid: &Valid) -> String {
          password_file {RUNTIME_FOLDER}/{PASSWORD_FILE}\n\
          acl_file {RUNTIME_FOLDER}/{ACL_FILE}\n\n\
          log_dest stderr\n\
+         # For the agent, which follows it and keeps it short.\n\
+         log_dest file {LOG_FOLDER}/{LOG_FILE}\n\
          log_type error\n\
          log_type warning\n\
          log_type notice\n\
+         log_type information\n\
          log_timestamp_format %Y-%m-%dT%H:%M:%S\n\n\
          set_tcp_nodelay true\n\
          max_inflight_messages {MAX_INFLIGHT}\n\

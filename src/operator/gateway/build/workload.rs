@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::{Valid, labels, metadata, selector};
 use crate::api::name::{self, HTTP_PORT, INTERNAL_MQTT_PORT, MAX_SHARDS};
 use crate::configuration::agent::{
-    self, CONFIGURATION_FOLDER, DATA_FOLDER, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER, TLS_CERTIFICATE, TLS_KEY,
+    self, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FOLDER, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER, TLS_CERTIFICATE, TLS_KEY,
 };
 use crate::credential::shard;
 use crate::operator::context::Images;
@@ -34,6 +34,7 @@ const CONFIGURATION_ANNOTATION: &str = "fleetwright.io/configuration-revision";
 const CONFIGURATION_VOLUME: &str = "configuration";
 const RUNTIME_VOLUME: &str = "runtime";
 const SECRETS_VOLUME: &str = "secrets";
+const LOG_VOLUME: &str = "log";
 const DATA_VOLUME: &str = "data";
 
 pub(super) fn stateful_set(valid: &Valid, images: &Images, configuration: &ConfigMap) -> StatefulSet {
@@ -110,6 +111,7 @@ fn agent_container(images: &Images) -> Container {
             mount(CONFIGURATION_VOLUME, CONFIGURATION_FOLDER, true),
             mount(SECRETS_VOLUME, SECRETS_FOLDER, true),
             mount(RUNTIME_VOLUME, RUNTIME_FOLDER, false),
+            mount(LOG_VOLUME, LOG_FOLDER, false),
             mount(DATA_VOLUME, DATA_FOLDER, false),
         ]),
         ..Container::default()
@@ -130,6 +132,7 @@ fn broker_container(valid: &Valid, images: &Images) -> Container {
         volume_mounts: Some(vec![
             mount(CONFIGURATION_VOLUME, CONFIGURATION_FOLDER, true),
             mount(RUNTIME_VOLUME, RUNTIME_FOLDER, true),
+            mount(LOG_VOLUME, LOG_FOLDER, false),
             mount(DATA_VOLUME, DATA_FOLDER, false),
         ]),
         ..Container::default()
@@ -143,10 +146,13 @@ fn volumes(valid: &Valid) -> Vec<Volume> {
         size_limit: Some(Quantity("128Mi".to_owned())),
         ..EmptyDirVolumeSource::default()
     };
+    // The agent keeps it below a few MiB; beyond the limit the kubelet would end the pod.
+    let log = EmptyDirVolumeSource { size_limit: Some(Quantity("1Gi".to_owned())), ..EmptyDirVolumeSource::default() };
     let configuration = ConfigMapVolumeSource { name: name::broker(&valid.name), ..ConfigMapVolumeSource::default() };
     vec![
         Volume { name: CONFIGURATION_VOLUME.to_owned(), config_map: Some(configuration), ..Volume::default() },
         Volume { name: RUNTIME_VOLUME.to_owned(), empty_dir: Some(memory), ..Volume::default() },
+        Volume { name: LOG_VOLUME.to_owned(), empty_dir: Some(log), ..Volume::default() },
         Volume { name: SECRETS_VOLUME.to_owned(), projected: Some(secrets(valid)), ..Volume::default() },
     ]
 }

@@ -1,0 +1,62 @@
+//! What an agent counts of its broker's clients.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+use crate::presence::line::Reason;
+use crate::presence::tracker::Meaning;
+
+/// The metrics. They count from the agent's start on; what the log tells of before is not in them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    connects: IntCounter,
+    disconnects: IntCounterVec,
+    refused: IntCounterVec,
+    /// Devices that are connected.
+    pub connected: IntGauge,
+    /// Times that the broker's log was put aside for a new one.
+    pub rotations: IntCounter,
+}
+
+impl Metrics {
+    /// Registers them.
+    ///
+    /// # Errors
+    /// When one is registered already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let by_reason = |name: &str, help: &str| {
+            let counter = IntCounterVec::new(Opts::new(name, help), &["reason"])?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let metrics = Self {
+            connects: IntCounter::new("fleetwright_broker_connects_total", "Clients that the broker accepted.")?,
+            disconnects: by_reason("fleetwright_broker_disconnects_total", "Connections of accepted clients that ended.")?,
+            refused: by_reason("fleetwright_broker_refused_total", "Clients that the broker refused.")?,
+            connected: IntGauge::new("fleetwright_broker_devices_connected", "Clients that are connected and can be Devices.")?,
+            rotations: IntCounter::new(
+                "fleetwright_agent_log_rotations_total",
+                "Times that the broker's log was put aside for a new one.",
+            )?,
+        };
+        registry.register(Box::new(metrics.connects.clone()))?;
+        registry.register(Box::new(metrics.connected.clone()))?;
+        registry.register(Box::new(metrics.rotations.clone()))?;
+        for reason in Reason::ALL {
+            let _ = metrics.disconnects.with_label_values(&[reason.name()]);
+            if reason.is_refusal() {
+                let _ = metrics.refused.with_label_values(&[reason.name()]);
+            }
+        }
+        Ok(metrics)
+    }
+
+    /// Counts what a line meant.
+    pub fn count(&self, meaning: Meaning) {
+        match meaning {
+            Meaning::Connected => self.connects.inc(),
+            Meaning::Disconnected(reason) => self.disconnects.with_label_values(&[reason.name()]).inc(),
+            Meaning::Refused(reason) => self.refused.with_label_values(&[reason.name()]).inc(),
+            Meaning::Broker | Meaning::Nothing => {}
+        }
+    }
+}
