@@ -1,4 +1,5 @@
 //! Tests that break, or measure, what all others need: one at a time.
 
 mod control_plane;
+mod presence;
 mod steady;

@@ -11,6 +11,8 @@ use fleetwright_e2e::wait::{seconds, until};
 use fleetwright_e2e::{Fleet, fault, run_alone};
 use serde_json::json;
 
+use crate::presence::{connected, total};
+
 /// How long a fleet must have been without a write to be called steady.
 const QUIET: Duration = seconds(5);
 
@@ -44,9 +46,12 @@ fn neither_a_steady_fleet_nor_a_restart_of_the_operator_causes_writes() {
         steady(&fleet).await?;
 
         // Readings are no news to Kubernetes.
-        let mark = Mark::now()?;
         let listener = Listener::plain(fleet.address("plant-1").await?);
         let mut session = Session::connect(&listener, "press-1", &fleet.password("press-1").await?).await?;
+        connected(&fleet, "press-1", "Online").await?;
+        total(&fleet, "plant-1", 1).await?;
+        steady(&fleet).await?;
+        let mark = Mark::now()?;
         for time in 1_790_000_000_000_i64..1_790_000_000_100 {
             session.publish("devices/press-1/telemetry", &json!({"ts": time, "value": 1}).to_string()).await?;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,7 @@ use super::unobserved;
     validation = ("size(self.metadata.name) <= 200", "a Device's name has at most 200 characters, since the name of its Secret derives from it"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Gateway", type_ = "string", json_path = ".spec.gatewayRef.name"),
+    printcolumn(name = "Connection", type_ = "string", json_path = ".status.connection.state"),
     printcolumn(name = "Enabled", type_ = "boolean", json_path = ".spec.enabled"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -132,6 +133,10 @@ pub struct DeviceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_secret: Option<CredentialsSecret>,
 
+    /// Whether the device is connected. Left out until it has connected for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<DeviceConnection>,
+
     /// `Accepted`: the spec can be carried out. `CredentialsLive`: the broker has proven that it holds the credential and
     /// the ACL of this very spec. `Ready`: both; or, for a disabled device, the broker has proven that it refuses it
     /// (reason `Disabled`). `Reconciling` or `Stalled`: why it is not.
@@ -142,8 +147,36 @@ pub struct DeviceStatus {
 
 impl Default for DeviceStatus {
     fn default() -> Self {
-        Self { observed_generation: unobserved(), username: None, credentials_secret: None, conditions: Vec::new() }
+        Self { observed_generation: unobserved(), username: None, credentials_secret: None, connection: None, conditions: Vec::new() }
     }
+}
+
+/// Whether a device is connected, from the broker's own record of connects and disconnects.
+///
+/// A device that comes or goes shows at once. One that keeps coming and going shows once it has stayed as it is for a while
+/// (5 seconds at first, 10 minutes at most), and so does a broker's restart (30 seconds): an interruption that is over before
+/// does not show, and `since` stays. All Devices together get so many writes a second as the operator is allowed (the chart's
+/// `presence.writesPerSecond`); a change that is over before its turn does not show either.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceConnection {
+    /// `Online`: connected. `Offline`: not connected; also while its broker is down. `Unknown`: the operator has not reached the
+    /// Gateway's agent for five minutes, or the Gateway is gone.
+    pub state: ConnectionState,
+
+    /// Since when.
+    pub since: Time,
+}
+
+/// Whether a device is connected.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum ConnectionState {
+    /// Connected.
+    Online,
+    /// Not connected.
+    Offline,
+    /// Nobody knows.
+    Unknown,
 }
 
 /// The Secret that holds a device's password.

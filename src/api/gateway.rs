@@ -1,6 +1,6 @@
 //! `Gateway`: one MQTT broker for a site or a region.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,7 @@ use super::unobserved;
     printcolumn(name = "Address", type_ = "string", json_path = ".status.address"),
     printcolumn(name = "Devices", type_ = "integer", json_path = ".status.devices.declared"),
     printcolumn(name = "Live", type_ = "integer", json_path = ".status.devices.live"),
+    printcolumn(name = "Connected", type_ = "integer", json_path = ".status.devices.connected"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     doc = "A Gateway is one MQTT broker for a site or a region: the operator runs a Mosquitto for it, with its storage, Services, credentials and limits. Devices name the Gateway they connect to; Pipelines select the Gateways they read."
@@ -241,6 +242,11 @@ pub struct GatewayStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub devices: Option<GatewayDevices>,
 
+    /// The clients that the broker refused. Written at most every 30 seconds, and at most every 10 minutes while the same
+    /// clients keep trying.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<GatewayClients>,
+
     /// `Accepted`: the spec can be carried out. `BrokerAvailable`: the broker runs, and has accepted a login.
     /// `Ready`: all of these. `Reconciling` or `Stalled`: why it is not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -250,7 +256,7 @@ pub struct GatewayStatus {
 
 impl Default for GatewayStatus {
     fn default() -> Self {
-        Self { observed_generation: unobserved(), address: None, devices: None, conditions: Vec::new() }
+        Self { observed_generation: unobserved(), address: None, devices: None, clients: None, conditions: Vec::new() }
     }
 }
 
@@ -265,4 +271,47 @@ pub struct GatewayDevices {
     /// Devices whose credential the broker has proven to accept.
     #[serde(default)]
     pub live: i64,
+
+    /// Devices that are connected; at most 10 seconds old. Left out while the operator does not reach the broker's agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connected: Option<i64>,
+}
+
+/// Clients that a broker refused.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayClients {
+    /// How often a client was refused since the broker's pod was made.
+    #[serde(default)]
+    pub refused: i64,
+
+    /// Of those that were refused within the last hour, the ten that tried most often.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub recently_refused: Vec<RefusedClient>,
+}
+
+/// A client that a broker refused.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedClient {
+    /// The user name or client identifier that it claimed, at most 64 characters of it; empty where it gave none. Anyone can
+    /// claim any.
+    #[serde(default)]
+    pub name: String,
+
+    /// Address from which it tried last.
+    #[serde(default)]
+    pub address: String,
+
+    /// Why: `NotAuthorised` (user name, password or certificate is wrong, or the Device is not there or disabled),
+    /// `ClientIdentifierNotValid`, `ProtocolError` (it does not speak MQTT), `TlsHandshakeFailed`, `ConnectionLimit`
+    /// (`limits.maxConnections` is reached), or `Other`.
+    pub reason: String,
+
+    /// How often it tried.
+    pub count: i64,
+
+    /// When it tried last.
+    pub last_time: Time,
 }

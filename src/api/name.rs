@@ -46,6 +46,12 @@ pub fn internal_service(gateway: &str) -> String {
     format!("{gateway}-internal")
 }
 
+/// Service through which the operator reaches the broker's agent.
+#[must_use]
+pub fn agent_service(gateway: &str) -> String {
+    format!("{gateway}-agent")
+}
+
 /// ConfigMap in which the agent says what the broker has proven.
 #[must_use]
 pub fn agent_report(gateway: &str) -> String {

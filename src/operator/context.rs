@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::apply::{WriteMetrics, Writer};
 use super::device::fleet::SharedFleet;
+use super::presence::totals::SharedTotals;
 use crate::api::condition::READY;
 
 /// Container images of what the operator runs.
@@ -39,6 +40,9 @@ pub struct Context {
     /// The devices of all Gateways.
     pub fleet: SharedFleet,
 
+    /// What is known of the clients of all Gateways.
+    pub presence: SharedTotals,
+
     /// Where metrics are registered.
     pub metrics: Registry,
 
@@ -57,7 +61,8 @@ impl Context {
         metrics.register(Box::new(observer.clone()))?;
         let writes = WriteMetrics::register(&metrics)?;
         let fleet = SharedFleet::default();
-        Ok(Self { client, images, fleet, metrics, writes, observer: Arc::new(observer), instance })
+        let presence = SharedTotals::default();
+        Ok(Self { client, images, fleet, presence, metrics, writes, observer: Arc::new(observer), instance })
     }
 
     /// The writer of one reconciler, with a field manager such as `fleetwright/gateway`.

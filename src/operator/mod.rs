@@ -6,6 +6,7 @@ pub mod device;
 pub mod difference;
 pub mod gateway;
 pub mod pipeline;
+pub mod presence;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use crate::runtime::{http, telemetry};
 use context::{Context, Images};
 use device::driver::{Driver, Subscribers};
 use pipeline::registry::Devices;
+use presence::Presence;
 
 /// The longest a single read of a response may take; long enough for a watch's bookmarks (one a minute).
 const READ_TIMEOUT: Duration = Duration::from_secs(295);
@@ -63,6 +65,10 @@ pub struct Arguments {
     #[arg(long, env = "FLEETWRIGHT_DEVICE_CONCURRENCY", default_value_t = 32)]
     device_concurrency: usize,
 
+    /// Most writes a second that say whether Devices are connected, of all Devices together
+    #[arg(long, env = "FLEETWRIGHT_PRESENCE_WRITES_PER_SECOND", default_value_t = presence::DEFAULT_WRITES_PER_SECOND, value_parser = positive)]
+    presence_writes_per_second: f64,
+
     /// Address of the endpoint for probes and metrics
     #[arg(long, env = "FLEETWRIGHT_HTTP", default_value = "0.0.0.0:9090")]
     http: SocketAddr,
@@ -90,7 +96,7 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
     readiness.holds(LEASE_CHECK);
     let election = LeaderElection::new(client, &arguments.namespace, "fleetwright-operator", &arguments.instance);
     let outcome = tokio::select! {
-        outcome = election.with_lease(reconcile(context, arguments.device_concurrency, readiness)) => outcome,
+        outcome = election.with_lease(reconcile(context, &arguments, readiness)) => outcome,
         () = shutdown.cancelled() => {
             election.release().await;
             info!("stopped");
@@ -104,21 +110,29 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
     }
 }
 
+/// A number of which some is needed.
+fn positive(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    if number.is_finite() && number > 0.0 { Ok(number) } else { Err(format!("expected a number above 0, found {text}")) }
+}
+
 /// All reconcilers, until one of them ends, which none does by itself.
-async fn reconcile(context: Context, device_concurrency: usize, readiness: Readiness) -> anyhow::Result<()> {
+async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness) -> anyhow::Result<()> {
     info!("holding the lease: reconciling");
     readiness.fails(DEVICES_CHECK, "listing");
     let (totals, totals_of_gateways) = mpsc::unbounded_channel();
     let registry = broadcast::Sender::new(REGISTRY_BACKLOG);
     let listed = CancellationToken::new();
     let devices = Devices { fleet: context.fleet.clone(), changes: registry.clone(), listed: listed.clone() };
-    let driver = Driver::new(context.clone(), device_concurrency, Subscribers { totals, registry })?;
+    let presence = Presence::new(context.clone(), arguments.presence_writes_per_second, totals.clone())?;
+    let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry })?;
     let all_listed = || {
         readiness.holds(DEVICES_CHECK);
         listed.cancel();
     };
     tokio::select! {
         () = driver.run(all_listed) => {}
+        () = presence.run(listed.clone()) => {}
         () = gateway::run(context.clone(), totals_of_gateways) => {}
         () = pipeline::run(context, devices) => {}
     }

@@ -9,8 +9,8 @@ fn event(message: &str) -> Option<Event<'_>> {
     parse(message).map(|line| line.event)
 }
 
-fn disconnected<'a>(client: &'a str, address: &'a str, reason: Reason) -> Option<Event<'a>> {
-    Some(Event::Disconnected { client, address, reason })
+fn disconnected<'a>(client: &'a str, address: &'a str, reason: Reason) -> Event<'a> {
+    Event::Disconnected { client, address, reason }
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn clients_that_go() {
         (": used disallowed feature (QoS too high, retain not supported, or bad AUTH method)", Reason::Other),
     ] {
         let line = format!("2026-11-23T09:37:52: Client press-1 [127.0.0.1:36840] disconnected{reason}.");
-        assert_eq!(event(&line), disconnected("press-1", "127.0.0.1:36840", expected), "{line}");
+        assert_eq!(event(&line), Some(disconnected("press-1", "127.0.0.1:36840", expected)), "{line}");
     }
     let denied = "2026-11-23T09:38:00: Client connection from 127.0.0.1 denied: max_connections exceeded.";
     assert_eq!(event(denied), Some(Event::Denied { address: "127.0.0.1" }));
@@ -84,7 +84,7 @@ fn clients_that_go() {
 fn clients_that_pretend_to_be_another_when_they_are_refused() {
     let line = "2026-11-23T09:37:53: Client press-1 [127.0.0.1:99] disconnected: x. 'u\" ü [127.0.0.1:36946] disconnected: not authorised.";
     let name = "press-1 [127.0.0.1:99] disconnected: x. 'u\" ü";
-    assert_eq!(event(line), disconnected(name, "127.0.0.1:36946", Reason::NotAuthorised));
+    assert_eq!(event(line), Some(disconnected(name, "127.0.0.1:36946", Reason::NotAuthorised)));
     let overlong = format!("2026-11-23T09:37:54: Client press-1 [127.0.0.1:99] disconnected: not authorised.{}", "x".repeat(1000));
     let cut = parse(&overlong[..LONGEST_LINE]).unwrap();
     assert!(matches!(cut, Line { time: Some(_), event: Event::Cut { client } } if client.starts_with("press-1 [")), "{cut:?}");
@@ -120,7 +120,7 @@ proptest::proptest! {
     #[test]
     fn no_name_moves_the_address(name in "[^\u{0}-\u{1f}\u{7f}-\u{9f}]{0,80}") {
         let line = format!("2026-11-23T09:37:53: Client {name} [10.9.9.9:1] disconnected: not authorised.");
-        proptest::prop_assert_eq!(event(&line), disconnected(&name, "10.9.9.9:1", Reason::NotAuthorised));
+        proptest::prop_assert_eq!(event(&line), Some(disconnected(&name, "10.9.9.9:1", Reason::NotAuthorised)));
         let line = format!("New client connected from 10.9.9.9:1 as {name} (p5, c1, k60, u'{name}').");
         match event(&line) {
             Some(Event::Connected { client, address }) => proptest::prop_assert_eq!((client, address), (name.as_str(), "10.9.9.9:1")),

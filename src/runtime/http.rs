@@ -39,14 +39,14 @@ pub async fn serve_with(
     routes: Router,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    let router = Router::new()
+    let all = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(expose))
         .with_state(Endpoint { readiness, metrics })
         .merge(routes);
     let listener = TcpListener::bind(address).await?;
-    axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
+    axum::serve(listener, all).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 
 async fn ready(State(endpoint): State<Endpoint>) -> Response {

@@ -27,7 +27,7 @@ pub fn router(presence: Presence, shutdown: CancellationToken) -> Router {
 async fn answer(State(endpoint): State<Endpoint>, Query(query): Query<wire::Query>) -> Response {
     let Endpoint { presence, shutdown } = endpoint;
     let mut number = presence.number.subscribe();
-    let news = number.wait_for(|number| number.is_some());
+    let news = number.wait_for(Option::is_some);
     let page = tokio::select! {
         page = timeout(Duration::from_secs(LONGEST_WAIT_SECONDS), news) => page.is_ok().then(|| presence.page(&query)),
         () = shutdown.cancelled() => None,

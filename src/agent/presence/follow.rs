@@ -33,7 +33,7 @@ const PROCESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A log that is longer is put aside: some 25,000 connections, read in a tenth of a second. Each time is a reload, which
 /// holds a broker of 15,000 clients for 60 ms.
-const LONGEST_LOG: u64 = 8 << 20;
+pub const LONGEST_LOG: u64 = 8 << 20;
 
 /// A broker that has not opened its log anew is told again after this long.
 const RELOAD_AGAIN: Duration = Duration::from_secs(5);
@@ -52,6 +52,8 @@ const MEMORY_FILE: &str = "presence.json";
 struct Remembered {
     /// Number of the last log that is in it.
     covers: u64,
+    /// Whether the broker has said that it runs.
+    running: bool,
     memory: Memory,
 }
 
@@ -88,7 +90,7 @@ impl Follower {
     #[must_use]
     pub fn new(folder: &Path, configuration: &Path, presence: Presence, metrics: Metrics) -> Self {
         let remembered = remembered(&folder.join(MEMORY_FILE));
-        let covers = remembered.as_ref().map_or(0, |remembered| remembered.covers);
+        let (covers, running) = remembered.as_ref().map_or((0, false), |remembered| (remembered.covers, remembered.running));
         if let Some(remembered) = remembered {
             *presence.lock() = Tracker::resume(epoch(), remembered.memory);
         }
@@ -100,7 +102,7 @@ impl Follower {
             longest_log: LONGEST_LOG,
             covers,
             reading: None,
-            running: false,
+            running,
             reloaded_at: None,
             caught_up: false,
             grown: false,
@@ -228,7 +230,7 @@ impl Follower {
 
     /// Remembers what a log told that was put aside, and removes it.
     fn finish(&mut self) -> io::Result<()> {
-        let remembered = Remembered { covers: self.covers + 1, memory: self.presence.lock().memory() };
+        let remembered = Remembered { covers: self.covers + 1, running: self.running, memory: self.presence.lock().memory() };
         let text = serde_json::to_vec(&remembered).map_err(io::Error::other)?;
         write(&self.folder.join(MEMORY_FILE), &text).map_err(|error| error.source)?;
         self.covers += 1;

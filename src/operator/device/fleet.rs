@@ -8,11 +8,13 @@ use super::key::{DeviceKey, GatewayKey};
 use super::record::Record;
 use crate::registry::DeviceRow;
 
+mod connections;
 mod devices;
 mod gateways;
 mod passwords;
 mod step;
 
+pub use connections::Change;
 pub use step::Step;
 
 /// What has changed since the last look.

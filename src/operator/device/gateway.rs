@@ -26,6 +26,9 @@ pub struct GatewayState {
     /// Users of the workers that read it, by the Secret they come from.
     pub workers: BTreeMap<Box<str>, Vec<Entry>>,
 
+    /// Whether a device was added since the broker's agent was last asked for all of its clients.
+    pub appeared: bool,
+
     /// Number of the last plan.
     plan: u64,
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use kube::ResourceExt;
 
+use super::connection::Connection;
 use super::written::WrittenStatus;
 use crate::api::condition::Cause;
 use crate::api::device::Acl;
@@ -83,6 +84,8 @@ pub struct Record {
     pub attributes: BTreeMap<String, String>,
     /// The status as it stands at the API server.
     pub written: WrittenStatus,
+    /// Where the device stands as its broker says, as far as it has said so.
+    pub seen: Option<Connection>,
     /// Number of the first plan of shards that holds the Device as it is now.
     pub planned: Option<u64>,
 }
@@ -102,6 +105,7 @@ impl Record {
             acls: Box::default(),
             attributes: BTreeMap::new(),
             written: WrittenStatus::default(),
+            seen: None,
             planned: None,
         };
         record.update(device);

@@ -36,6 +36,8 @@ pub fn status(device: &str, record: &Record, around: Surroundings<'_>) -> Option
             name: record.secret_name(device),
             revision: revision.filter(|_| live).map(str::to_owned),
         }),
+        // Another writer's: what is written here leaves it alone.
+        connection: None,
         conditions: conditions(&record.written.conditions(), record.generation, &findings, &readiness),
     })
 }

@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
+use super::connection::Connection;
 use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, READY, RECONCILING, STALLED};
 use crate::api::{Device, DeviceStatus};
 
@@ -19,6 +20,8 @@ pub struct WrittenStatus {
     pub revision: Option<Box<str>>,
     /// Whether the status says `Ready`.
     pub ready: bool,
+    /// Whether the device is connected, as the status says.
+    pub connection: Option<Connection>,
     resource_version: u64,
 }
 
@@ -32,6 +35,7 @@ impl WrittenStatus {
         }
         let status = device.status.clone().unwrap_or_default();
         self.resource_version = version;
+        self.connection = status.connection.as_ref().map(Connection::of);
         self.digest = digest(&status);
         self.revision = status.credentials_secret.and_then(|secret| secret.revision).map(Into::into);
         self.ready = status.conditions.iter().any(|condition| condition.type_ == READY && condition.status == "True");

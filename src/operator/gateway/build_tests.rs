@@ -60,7 +60,10 @@ fn everything_of_a_gateway() {
     insta::assert_yaml_snapshot!("configuration", desired.configuration);
     insta::assert_yaml_snapshot!("report", desired.report);
     insta::assert_yaml_snapshot!("access", (desired.service_account, desired.role, desired.role_binding));
-    insta::assert_yaml_snapshot!("network", (desired.service, desired.internal_service, desired.network_policy, desired.disruption_budget));
+    insta::assert_yaml_snapshot!(
+        "network",
+        (desired.service, desired.internal_service, desired.network_policy, desired.agent_service, desired.disruption_budget)
+    );
     insta::assert_yaml_snapshot!("stateful_set", desired.stateful_set);
 }
 

@@ -108,6 +108,7 @@ impl Reconciler {
         self.writer.apply(&owner, &desired.role_binding).await?;
         self.writer.apply(&owner, &desired.network_policy).await?;
         self.writer.apply(&owner, &desired.internal_service).await?;
+        self.writer.apply(&owner, &desired.agent_service).await?;
         self.writer.apply(&owner, &desired.service).await?;
         self.writer.apply(&owner, &desired.disruption_budget).await?;
         Ok(self.writer.apply(&owner, &desired.stateful_set).await?.into_inner())

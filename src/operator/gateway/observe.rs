@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 use tracing::warn;
 
-use crate::api::gateway::GatewayDevices;
+use crate::api::gateway::{GatewayClients, GatewayDevices};
 use crate::api::{Gateway, name};
 use crate::certificate::server::{CertificateError, ServerCertificate};
 use crate::configuration::agent::{AgentReport, REPORT_KEY, TLS_CERTIFICATE, TLS_KEY};
@@ -28,6 +28,9 @@ pub struct Observed {
 
     /// Its devices.
     pub devices: GatewayDevices,
+
+    /// The clients that its broker refused; `None` before that is known.
+    pub clients: Option<GatewayClients>,
 }
 
 /// A Secret that a TLS listener names.
@@ -60,13 +63,21 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
         }
     }
     let report = read::<ConfigMap>(&context.client, &namespace, &name::agent_report(&name)).await?;
-    let (declared, live) = context.fleet.lock().totals(&GatewayKey::new(&namespace, &name));
+    let key = GatewayKey::new(&namespace, &name);
+    let (declared, live) = context.fleet.lock().totals(&key);
+    // What has not been heard since the operator started stays as it was said.
+    let previous = gateway.status.as_ref();
+    let (connected, clients) = match context.presence.of(&key) {
+        Some(totals) => (totals.connected, Some(totals.clients)),
+        None => (previous.and_then(|status| status.devices?.connected), previous.and_then(|status| status.clients.clone())),
+    };
     let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     Ok(Observed {
         gateway: gateway.clone(),
         tls,
         report: report.as_ref().and_then(parse_report),
-        devices: GatewayDevices { declared: count(declared), live: count(live) },
+        devices: GatewayDevices { declared: count(declared), live: count(live), connected },
+        clients,
     })
 }
 

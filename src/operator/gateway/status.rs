@@ -41,6 +41,7 @@ pub fn status(observed: &Observed, outcome: &Outcome<'_>) -> GatewayStatus {
         observed_generation: generation,
         address: Some(address(gateway)),
         devices: Some(observed.devices),
+        clients: observed.clients.clone(),
         conditions: condition::conditions(previous, generation, &findings, &readiness),
     }
 }

@@ -23,7 +23,8 @@ fn observed(report: Option<bool>) -> Observed {
         gateway: gateway(None),
         tls: BTreeMap::new(),
         report: report.map(|messages_dropped| AgentReport { messages_dropped, ..AgentReport::default() }),
-        devices: GatewayDevices { declared: 3, live: 2 },
+        devices: GatewayDevices { declared: 3, live: 2, connected: Some(1) },
+        clients: None,
     }
 }
 
@@ -79,7 +80,7 @@ fn available_when_the_pod_is_ready_at_the_current_revision_and_the_agent_has_pro
         assert_eq!(summary[ACCEPTED].0, "True");
         assert_eq!(status.observed_generation, 3);
         assert_eq!(status.address.as_deref(), Some("plant-1.fleet.svc"));
-        assert_eq!(status.devices, Some(GatewayDevices { declared: 3, live: 2 }));
+        assert_eq!(status.devices, Some(GatewayDevices { declared: 3, live: 2, connected: Some(1) }));
     }
 }
 

@@ -14,7 +14,7 @@ fn observed(spec: &Value, tls: impl IntoIterator<Item = TlsSecret>) -> Observed 
     });
     let gateway: Gateway = serde_json::from_value(object).unwrap();
     let tls: BTreeMap<String, TlsSecret> = tls.into_iter().map(|secret| ("plant-1-tls".to_owned(), secret)).collect();
-    Observed { gateway, tls, report: None, devices: GatewayDevices::default() }
+    Observed { gateway, tls, report: None, devices: GatewayDevices::default(), clients: None }
 }
 
 fn certificate() -> ServerCertificate {

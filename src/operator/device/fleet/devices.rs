@@ -23,6 +23,7 @@ impl Fleet {
             }
             None => {
                 state.devices.insert(key.name.as_ref().into(), Record::new(device));
+                state.appeared = true;
                 (true, true)
             }
         };

@@ -51,6 +51,9 @@ pub struct Desired {
     /// For workers.
     pub internal_service: Service,
 
+    /// For the operator.
+    pub agent_service: Service,
+
     /// Who may reach what.
     pub network_policy: NetworkPolicy,
 
@@ -74,6 +77,7 @@ pub fn build(valid: &Valid, images: &Images) -> Desired {
         role_binding: access::role_binding(valid),
         service: network::service(valid),
         internal_service: network::internal_service(valid),
+        agent_service: network::agent_service(valid),
         network_policy: network::network_policy(valid),
         disruption_budget: network::disruption_budget(valid),
     }

@@ -31,6 +31,16 @@ pub(super) fn internal_service(valid: &Valid) -> Service {
     service_of(valid, metadata, "ClusterIP", vec![port("mqtt-internal", INTERNAL_MQTT_PORT)])
 }
 
+/// For the operator, which follows who is connected. Also while the pod is not ready: that a broker is down is news.
+pub(super) fn agent_service(valid: &Valid) -> Service {
+    let metadata = metadata(valid, name::agent_service(&valid.name));
+    let mut service = service_of(valid, metadata, "ClusterIP", vec![port("http", HTTP_PORT)]);
+    if let Some(spec) = &mut service.spec {
+        spec.publish_not_ready_addresses = Some(true);
+    }
+    service
+}
+
 fn service_of(
     valid: &Valid,
     metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,

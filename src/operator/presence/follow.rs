@@ -1,0 +1,91 @@
+//! Follows the agent of one Gateway, page by page.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info};
+
+use super::agent::Agents;
+use crate::api::name::{self, HTTP_PORT};
+use crate::operator::device::key::GatewayKey;
+use crate::presence::wire::{Page, Query};
+use crate::runtime::error::chain;
+
+/// The pauses after a failure: each twice the one before, and half of it by chance.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Without an answer for this long it is not known any more how many devices are connected: a pod that is replaced is back
+/// before.
+const UNREACHABLE: Duration = Duration::from_mins(1);
+
+/// And after this long the devices' status says so too: that is a write for each of them, and another when the agent is back.
+const UNKNOWN: Duration = Duration::from_mins(5);
+
+/// What is told of a Gateway's clients.
+#[derive(Debug)]
+pub enum News {
+    /// What its agent, or whoever knows the clients of an external broker, says.
+    Page(GatewayKey, Box<Page>),
+
+    /// Nothing has been heard for a while.
+    Silent(GatewayKey),
+
+    /// Nothing has been heard for so long (since then, in seconds since 1970) that what was heard is worth nothing.
+    Unknown(GatewayKey, i64),
+}
+
+/// Follows until dropped. Asks for all clients anew when `anew` is notified.
+pub async fn follow(agents: Agents, gateway: GatewayKey, anew: Arc<Notify>, news: mpsc::Sender<News>) {
+    let authority = format!("{}:{HTTP_PORT}", name::service_host(&name::agent_service(&gateway.name), &gateway.namespace));
+    let mut query = Query::default();
+    let mut pause = FIRST_PAUSE;
+    let mut heard = (Instant::now(), Timestamp::now().as_second());
+    let (mut silent, mut unknown) = (false, false);
+    loop {
+        let answer = tokio::select! {
+            answer = agents.page(&authority, &query) => answer,
+            () = anew.notified() => {
+                query = Query::default();
+                continue;
+            }
+        };
+        let told = match answer {
+            Ok(page) => {
+                if silent {
+                    info!(gateway = %gateway.name, namespace = %gateway.namespace, "the agent answers again");
+                }
+                pause = FIRST_PAUSE;
+                heard = (Instant::now(), Timestamp::now().as_second());
+                (silent, unknown) = (false, false);
+                query = Query { epoch: page.epoch.clone(), after: page.next };
+                Some(News::Page(gateway.clone(), Box::new(page)))
+            }
+            Err(error) => {
+                debug!(gateway = %gateway.name, namespace = %gateway.namespace, "{}", chain(&error));
+                sleep(pause / 2 + (pause / 2).mul_f64(rand::random())).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                if heard.0.elapsed() >= UNKNOWN && !unknown {
+                    unknown = true;
+                    // What was heard is given up, so that it has to be heard again.
+                    query = Query::default();
+                    Some(News::Unknown(gateway.clone(), heard.1))
+                } else if heard.0.elapsed() >= UNREACHABLE && !silent {
+                    silent = true;
+                    info!(gateway = %gateway.name, namespace = %gateway.namespace, error = chain(&error), "the agent does not answer");
+                    Some(News::Silent(gateway.clone()))
+                } else {
+                    None
+                }
+            }
+        };
+        if let Some(told) = told
+            && news.send(told).await.is_err()
+        {
+            return;
+        }
+    }
+}

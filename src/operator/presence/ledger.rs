@@ -1,0 +1,187 @@
+//! From what agents say to what is written: which device, when. Pure, but for the fleet that it shares.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::totals::{GatewayTotals, Told, clients};
+use super::waiting::Waiting;
+use crate::api::device::ConnectionState;
+use crate::api::gateway::GatewayClients;
+use crate::operator::device::connection::Connection;
+use crate::operator::device::fleet::{Fleet, SharedFleet};
+use crate::operator::device::key::{DeviceKey, GatewayKey};
+use crate::presence::damping::{BROKER_HOLD_SECONDS, Penalty};
+use crate::presence::wire::{ClientState, Page, State};
+
+/// Where one Gateway stands.
+#[derive(Debug, Default)]
+struct Gateway {
+    /// Whether its agent is in the middle of telling everything.
+    listing: bool,
+    /// Whether its agent has been heard to the end, and not been silent since.
+    heard: bool,
+    /// When everything was told last.
+    listed: Option<Instant>,
+    clients: GatewayClients,
+    told: Told,
+}
+
+/// What is known of all Gateways' clients and not written yet.
+#[derive(Debug)]
+pub struct Ledger {
+    fleet: SharedFleet,
+    gateways: HashMap<GatewayKey, Gateway>,
+    /// What devices that came or went of late have to pay.
+    penalties: HashMap<DeviceKey, Penalty>,
+    waiting: Waiting,
+    start: Instant,
+}
+
+impl Ledger {
+    /// Nothing is known; at most `rate` writes a second.
+    #[must_use]
+    pub fn new(fleet: SharedFleet, rate: f64, now: Instant) -> Self {
+        Self { fleet, gateways: HashMap::new(), penalties: HashMap::new(), waiting: Waiting::new(rate, now), start: now }
+    }
+
+    /// A page of an agent; `time` in seconds since 1970.
+    pub fn page(&mut self, key: &GatewayKey, page: &Page, now: Instant, time: i64) {
+        let fleet = self.fleet.clone();
+        let mut fleet = fleet.lock();
+        let gateway = self.gateways.entry(key.clone()).or_default();
+        if page.first {
+            gateway.listing = true;
+            fleet.forget_connections(key);
+        }
+        gateway.clients = clients(page.refused, &page.recently_refused);
+        for ClientState(name, state, since) in &page.clients {
+            let device = DeviceKey { gateway: key.clone(), name: name.as_str().into() };
+            self.observe(&mut fleet, device, *state, (*since).min(time), now, time);
+        }
+        if page.more {
+            return;
+        }
+        let gateway = self.gateways.entry(key.clone()).or_default();
+        gateway.heard = true;
+        if std::mem::take(&mut gateway.listing) {
+            gateway.listed = Some(now);
+            // A broker that has not seen them since it started; they had no time to come back if it has only just.
+            let since = if page.broker_since > 0 { page.broker_since.min(time) } else { time };
+            for device in fleet.unmentioned(key) {
+                self.observe(&mut fleet, device, State::BrokerDown, since, now, time);
+            }
+        }
+    }
+
+    fn observe(&mut self, fleet: &mut Fleet, device: DeviceKey, state: State, since: i64, now: Instant, time: i64) {
+        let connection = match state {
+            State::Online => Connection::new(ConnectionState::Online, since),
+            State::Offline | State::BrokerDown => Connection::new(ConnectionState::Offline, since),
+        };
+        let Some(change) = fleet.connection_observed(&device, connection) else { return };
+        let mut hold = Duration::ZERO;
+        if change.moved {
+            let penalty = self.penalties.entry(device.clone()).or_default();
+            hold = Duration::from_secs_f64(penalty.change(now.duration_since(self.start).as_secs_f64()));
+        }
+        if state == State::BrokerDown {
+            let passed = Duration::from_secs(u64::try_from(time - since).unwrap_or_default());
+            hold = hold.max(Duration::from_secs(BROKER_HOLD_SECONDS).saturating_sub(passed));
+        }
+        if change.differs { self.waiting.put(device, hold, now) } else { self.waiting.remove(&device) }
+    }
+
+    /// Nothing has been heard of a Gateway for a while: how many of its devices are connected, nobody knows.
+    pub fn silent(&mut self, key: &GatewayKey) {
+        self.gateways.entry(key.clone()).or_default().heard = false;
+    }
+
+    /// Nothing has been heard of a Gateway for so long that nothing is known of its devices.
+    pub fn unknown(&mut self, key: &GatewayKey, since: i64, now: Instant) {
+        self.silent(key);
+        let fleet = self.fleet.clone();
+        let mut fleet = fleet.lock();
+        for device in fleet.online(key) {
+            let unknown = Connection::new(ConnectionState::Unknown, since);
+            if fleet.connection_observed(&device, unknown).is_some_and(|change| change.differs) {
+                self.waiting.put(device, Duration::ZERO, now);
+            }
+        }
+    }
+
+    /// A Gateway is gone, and its broker with it.
+    pub fn gone(&mut self, key: &GatewayKey, since: i64, now: Instant) {
+        self.unknown(key, since, now);
+        self.gateways.remove(key);
+    }
+
+    /// The next device to write, and what; uses up a turn.
+    pub fn next(&mut self, now: Instant) -> Option<(DeviceKey, Connection)> {
+        let fleet = self.fleet.clone();
+        let fleet = fleet.lock();
+        while let Some(device) = self.waiting.take(now) {
+            // One that is gone, or was written by another way meanwhile, costs no turn.
+            if let Some(connection) = fleet.connection_to_write(&device) {
+                self.waiting.used();
+                return Some((device, connection));
+            }
+        }
+        None
+    }
+
+    /// When [`Self::next`] may have something.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
+        self.waiting.next_due()
+    }
+
+    /// A device was written, or could not be. What came in the meantime, or a failure, is looked at `after` that long.
+    pub fn written(&mut self, device: DeviceKey, after: Duration, now: Instant) {
+        if self.fleet.lock().connection_to_write(&device).is_some() {
+            self.waiting.put(device, after, now);
+        }
+    }
+
+    /// What is to be said of each Gateway of which there is news worth a write.
+    pub fn totals(&mut self, now: Instant) -> Vec<(GatewayKey, GatewayTotals)> {
+        let fleet = self.fleet.lock();
+        let mut news = Vec::new();
+        for (key, gateway) in &mut self.gateways {
+            if gateway.listing || gateway.listed.is_none() {
+                continue;
+            }
+            let connected = gateway.heard.then(|| i64::try_from(fleet.connected(key)).unwrap_or(i64::MAX));
+            let totals = GatewayTotals { connected, clients: gateway.clients.clone() };
+            news.extend(gateway.told.tell(now, &totals).map(|totals| (key.clone(), totals)));
+        }
+        news
+    }
+
+    /// Gateways whose agents should tell everything anew: a device was added, and may have been connected before.
+    #[must_use]
+    pub fn to_list_again(&self, now: Instant, after: Duration) -> HashSet<GatewayKey> {
+        let fleet = self.fleet.lock();
+        let long_ago = |gateway: &Gateway| gateway.listed.is_some_and(|at| now.saturating_duration_since(at) >= after);
+        let due = self.gateways.iter().filter(|(key, gateway)| long_ago(gateway) && fleet.has_appeared(key));
+        due.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// How many devices wait for their turn, how many to come to rest, and how long the first has waited.
+    #[must_use]
+    pub fn backlog(&self, now: Instant) -> (usize, usize, Duration) {
+        let (waiting, held) = self.waiting.counts(now);
+        (waiting, held, self.waiting.oldest(now))
+    }
+
+    /// Forgets the penalties that are over.
+    pub fn forget(&mut self, now: Instant) {
+        let now = now.duration_since(self.start).as_secs_f64();
+        self.penalties.retain(|_, penalty| !penalty.is_over(now));
+    }
+}
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

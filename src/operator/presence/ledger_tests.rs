@@ -1,0 +1,246 @@
+//! What agents say, in virtual time, and what is written of it.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use serde_json::json;
+
+use super::*;
+use crate::api::Device;
+
+const RATE: f64 = 50.0;
+
+/// Seconds since 1970 at which these stories begin.
+const EPOCH: i64 = 1_790_000_000;
+
+/// A Gateway with devices, and an API server that takes every write.
+struct Story {
+    ledger: Ledger,
+    fleet: SharedFleet,
+    start: Instant,
+    second: u64,
+    version: u64,
+    /// All writes: second, device, state.
+    writes: Vec<(u64, String, ConnectionState)>,
+}
+
+fn gateway() -> GatewayKey {
+    GatewayKey::new("n", "g")
+}
+
+fn key(name: &str) -> DeviceKey {
+    DeviceKey { gateway: gateway(), name: name.into() }
+}
+
+fn device(name: &str, version: u64, connection: Option<Connection>) -> Device {
+    serde_json::from_value(json!({
+        "apiVersion": "fleetwright.io/v1alpha1", "kind": "Device",
+        "metadata": {"name": name, "namespace": "n", "uid": format!("uid-{name}"), "generation": 1, "resourceVersion": version.to_string()},
+        "spec": {"gatewayRef": {"name": "g"}},
+        "status": {"connection": connection.map(Connection::status)},
+    }))
+    .unwrap()
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("press-{number}")).collect()
+}
+
+impl Story {
+    /// All devices have this in their status, and their agent has said the same.
+    fn new(devices: &[String], connection: Option<ConnectionState>) -> Self {
+        let start = Instant::now();
+        let fleet = SharedFleet::default();
+        let ledger = Ledger::new(fleet.clone(), RATE, start);
+        let mut story = Self { ledger, fleet, start, second: 0, version: 1, writes: Vec::new() };
+        story.fleet.lock().gateway_observed(&gateway(), Some(OwnerReference { uid: "g".to_owned(), ..OwnerReference::default() }));
+        for name in devices {
+            let connection = connection.map(|state| Connection::new(state, EPOCH - 100));
+            story.fleet.lock().device_applied(&device(name, 1, connection));
+        }
+        let said = match connection {
+            Some(ConnectionState::Online) => devices.iter().map(|name| (name.as_str(), State::Online)).collect(),
+            _ => Vec::new(),
+        };
+        story.say_since(true, &said, EPOCH - 100);
+        story.pass(1);
+        story
+    }
+
+    fn now(&self) -> Instant {
+        self.start + Duration::from_secs(self.second)
+    }
+
+    fn time(&self) -> i64 {
+        EPOCH + i64::try_from(self.second).unwrap()
+    }
+
+    /// The agent says this, which has happened now.
+    fn say(&mut self, clients: &[(&str, State)]) {
+        self.say_since(false, clients, self.time());
+    }
+
+    fn say_since(&mut self, first: bool, clients: &[(&str, State)], since: i64) {
+        let clients = clients.iter().map(|(name, state)| ClientState((*name).to_owned(), *state, since)).collect();
+        let page = Page {
+            epoch: "e".to_owned(),
+            first,
+            next: 1,
+            more: false,
+            broker_since: since,
+            clients,
+            refused: 0,
+            recently_refused: Vec::new(),
+        };
+        self.ledger.page(&gateway(), &page, self.now(), self.time());
+    }
+
+    /// So many seconds pass, in which is written what may be.
+    fn pass(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            while let Some((device, connection)) = self.ledger.next(self.now()) {
+                self.writes.push((self.second, device.name.to_string(), connection.state));
+                self.version += 1;
+                self.fleet.lock().connection_written(&device, &self::device(&device.name, self.version, Some(connection)));
+                self.ledger.written(device, Duration::ZERO, self.now());
+            }
+            self.second += 1;
+        }
+    }
+
+    fn states(&self) -> Vec<ConnectionState> {
+        self.writes.iter().map(|(_, _, state)| *state).collect()
+    }
+
+    /// The most writes of any ten seconds.
+    fn peak(&self) -> usize {
+        let within = |start: u64| self.writes.iter().filter(|(second, ..)| (start..start + 10).contains(second)).count();
+        (0..self.second).map(within).max().unwrap_or_default()
+    }
+}
+
+#[test]
+fn a_device_that_comes_or_goes_is_written_at_once() {
+    let mut story = Story::new(&names(3), None);
+    assert!(story.writes.is_empty(), "who was never connected gets nothing");
+    story.say(&[("press-1", State::Online), ("stranger", State::Online)]);
+    story.pass(1);
+    story.say(&[("press-1", State::Offline)]);
+    story.pass(1);
+    assert_eq!(story.writes, [(1, "press-1".to_owned(), ConnectionState::Online), (2, "press-1".to_owned(), ConnectionState::Offline)]);
+}
+
+#[test]
+fn a_restart_of_the_operator_writes_nothing_but_what_it_missed() {
+    let mut story = Story::new(&names(1_000), Some(ConnectionState::Online));
+    story.pass(60);
+    assert!(story.writes.is_empty());
+    // An agent that knows everybody but one, who left long ago, and one whom it has never seen.
+    let all = names(1_000);
+    let mut said: Vec<(&str, State)> = all[2..].iter().map(|name| (name.as_str(), State::Online)).collect();
+    said.push((&all[0], State::Offline));
+    story.say_since(true, &said, EPOCH - 50);
+    story.pass(1);
+    let mut written: Vec<&str> = story.writes.iter().map(|(_, name, _)| name.as_str()).collect();
+    written.sort_unstable();
+    assert_eq!(written, ["press-0", "press-1"]);
+    assert_eq!(story.states(), [ConnectionState::Offline; 2]);
+}
+
+#[test]
+fn a_broker_that_restarts_writes_nothing() {
+    let all = names(15_000);
+    let mut story = Story::new(&all, Some(ConnectionState::Online));
+    let down: Vec<(&str, State)> = all.iter().map(|name| (name.as_str(), State::BrokerDown)).collect();
+    story.say(&down);
+    for part in all.chunks(1_000) {
+        story.pass(1);
+        story.say(&part.iter().map(|name| (name.as_str(), State::Online)).collect::<Vec<_>>());
+    }
+    story.pass(600);
+    assert!(story.writes.is_empty(), "{}", story.writes.len());
+    // One that stays away shows.
+    story.say(&down[..10]);
+    story.pass(29);
+    assert!(story.writes.is_empty());
+    story.pass(3);
+    assert_eq!(story.states(), [ConnectionState::Offline; 10]);
+}
+
+#[test]
+fn a_storm_stays_within_the_budget_and_a_lone_change_gets_through() {
+    let all = names(15_000);
+    let mut story = Story::new(&all, Some(ConnectionState::Online));
+    story.fleet.lock().device_applied(&device("lone", 1, None));
+    let away: Vec<(&str, State)> = all.iter().map(|name| (name.as_str(), State::Offline)).collect();
+    let back: Vec<(&str, State)> = all.iter().map(|name| (name.as_str(), State::Online)).collect();
+    story.say(&away);
+    story.pass(10);
+    story.say(&[("lone", State::Online)]);
+    story.pass(1);
+    assert!(story.writes.contains(&(11, "lone".to_owned(), ConnectionState::Online)), "in the middle of the storm");
+    story.pass(19);
+    story.say(&back);
+    story.pass(60);
+    let writes = story.writes.len();
+    // Half a minute of being away: what was written of it, and what made that undone. Everything else was over before its turn.
+    assert!((2_000..=3_400).contains(&writes), "{writes} writes");
+    assert!(story.peak() <= 10 * 50 + 100, "{} writes in ten seconds", story.peak());
+    assert_eq!(story.ledger.backlog(story.now()), (0, 0, Duration::ZERO));
+    println!("15,000 devices away for 30 s: {writes} writes, at most {} in ten seconds", story.peak());
+}
+
+#[test]
+fn a_flapping_device_is_written_ever_more_rarely() {
+    let mut story = Story::new(&names(2), None);
+    for cycle in 0..1_800 {
+        story.say(&[("press-0", if cycle % 2 == 0 { State::Online } else { State::Offline })]);
+        story.pass(2);
+    }
+    let flapping = story.writes.len();
+    assert!((4..=12).contains(&flapping), "{flapping} writes in an hour");
+    // Another one is not held back by it, and it is written once it rests.
+    story.say(&[("press-1", State::Online), ("press-0", State::Online)]);
+    story.pass(1);
+    assert_eq!(story.writes.last().map(|(_, name, _)| name.as_str()), Some("press-1"));
+    story.pass(700);
+    assert_eq!(story.fleet.lock().connection_to_write(&key("press-0")), None);
+    story.ledger.forget(story.now());
+    assert!(story.ledger.penalties.is_empty());
+    println!("a device that comes and goes every two seconds for an hour: {flapping} writes");
+}
+
+#[test]
+fn an_agent_that_is_silent_for_long() {
+    let mut story = Story::new(&names(3), Some(ConnectionState::Online));
+    story.say(&[("press-2", State::Offline)]);
+    story.pass(1);
+    assert_eq!(story.ledger.totals(story.now())[0].1.connected, Some(2));
+    story.ledger.silent(&gateway());
+    story.pass(10);
+    assert_eq!(story.ledger.totals(story.now())[0].1.connected, None);
+    assert_eq!(story.writes.len(), 1, "a minute is no reason for writes");
+    story.ledger.unknown(&gateway(), story.time(), story.now());
+    story.pass(1);
+    assert_eq!(story.states()[1..], [ConnectionState::Unknown; 2]);
+    story.say_since(true, &[("press-0", State::Online), ("press-1", State::Online), ("press-2", State::Offline)], EPOCH);
+    story.pass(20);
+    assert_eq!(story.states()[3..], [ConnectionState::Online; 2]);
+    assert_eq!(story.ledger.totals(story.now())[0].1.connected, Some(2));
+}
+
+#[test]
+fn a_paused_device_keeps_what_it_has_and_a_new_one_is_asked_for() {
+    let mut story = Story::new(&names(1), None);
+    let mut paused = device("paused", 1, None);
+    paused.metadata.annotations = Some([("fleetwright.io/pause-reconciliation".to_owned(), "true".to_owned())].into());
+    story.fleet.lock().device_applied(&paused);
+    story.say(&[("paused", State::Online)]);
+    story.pass(1);
+    assert!(story.writes.is_empty());
+    let after = Duration::from_mins(1);
+    assert!(story.ledger.to_list_again(story.now(), after).is_empty());
+    story.pass(60);
+    assert!(story.ledger.to_list_again(story.now(), after).contains(&gateway()));
+    story.say_since(true, &[], EPOCH);
+    story.pass(60);
+    assert!(story.ledger.to_list_again(story.now(), after).is_empty(), "it has been asked for");
+}

@@ -1,0 +1,176 @@
+//! What a Gateway's status and the metrics say of its clients, and when that is worth a write. Pure.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use tokio::time::Instant;
+
+use crate::api::gateway::{GatewayClients, RefusedClient};
+use crate::operator::device::key::GatewayKey;
+use crate::presence::refused::{self, clean};
+
+/// How many devices are connected is written at most this often …
+const CONNECTED_INTERVAL: Duration = Duration::from_secs(10);
+
+/// … and which clients were refused.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How often the same clients were refused is no news; it is brought up to date this often.
+const COUNTS_INTERVAL: Duration = Duration::from_mins(10);
+
+/// The most refused clients in a status.
+const LONGEST_LIST: usize = 10;
+
+/// What a Gateway's status says of its clients.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct GatewayTotals {
+    /// Devices that are connected; `None` while nobody knows.
+    pub connected: Option<i64>,
+    /// Clients that were refused.
+    pub clients: GatewayClients,
+}
+
+/// What the status of each Gateway is to say, shared with the reconciler of Gateways. One that has not been heard of yet keeps
+/// what its status says, so that a restart of the operator changes nothing.
+#[derive(Clone, Debug, Default)]
+pub struct SharedTotals(Arc<Mutex<HashMap<GatewayKey, GatewayTotals>>>);
+
+impl SharedTotals {
+    /// What is to be said of a Gateway, if it is known.
+    #[must_use]
+    pub fn of(&self, gateway: &GatewayKey) -> Option<GatewayTotals> {
+        self.lock().get(gateway).cloned()
+    }
+
+    pub(super) fn set(&self, gateway: &GatewayKey, totals: GatewayTotals) {
+        self.lock().insert(gateway.clone(), totals);
+    }
+
+    pub(super) fn remove(&self, gateway: &GatewayKey) {
+        self.lock().remove(gateway);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<GatewayKey, GatewayTotals>> {
+        // Every change is one insertion, so that a panic elsewhere leaves the map whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What was last said of a Gateway, and when.
+#[derive(Debug, Default)]
+pub struct Told {
+    totals: Option<GatewayTotals>,
+    connected_at: Option<Instant>,
+    refused_at: Option<Instant>,
+}
+
+impl Told {
+    /// What is to be said now, where that is worth a write.
+    pub fn tell(&mut self, now: Instant, totals: &GatewayTotals) -> Option<GatewayTotals> {
+        let Some(told) = &mut self.totals else {
+            (self.connected_at, self.refused_at) = (Some(now), Some(now));
+            self.totals = Some(totals.clone());
+            return self.totals.clone();
+        };
+        let passed = |at: Option<Instant>| at.map_or(Duration::MAX, |at| now.saturating_duration_since(at));
+        let wait = if same_clients(&told.clients, &totals.clients) { COUNTS_INTERVAL } else { REFUSED_INTERVAL };
+        let connected = told.connected != totals.connected && passed(self.connected_at) >= CONNECTED_INTERVAL;
+        let refused = told.clients != totals.clients && passed(self.refused_at) >= wait;
+        if connected {
+            told.connected = totals.connected;
+            self.connected_at = Some(now);
+        }
+        if refused {
+            told.clients = totals.clients.clone();
+            self.refused_at = Some(now);
+        }
+        (connected || refused).then(|| told.clone())
+    }
+}
+
+fn same_clients(a: &GatewayClients, b: &GatewayClients) -> bool {
+    let names = |clients: &GatewayClients| {
+        let mut names: Vec<(String, String)> = clients
+            .recently_refused
+            .iter()
+            // Who gives no name is known by address.
+            .map(|client| (if client.name.is_empty() { client.address.clone() } else { client.name.clone() }, client.reason.clone()))
+            .collect();
+        names.sort();
+        names
+    };
+    names(a) == names(b)
+}
+
+/// As a status says it. What comes from an agent is bounded and cleaned once more.
+#[must_use]
+pub fn clients(refused: u64, recently: &[refused::RefusedClient]) -> GatewayClients {
+    let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let client = |known: &refused::RefusedClient| RefusedClient {
+        name: clean(&known.client),
+        address: clean(&known.address),
+        reason: known.reason.name().to_owned(),
+        count: count(known.count),
+        last_time: Time(Timestamp::from_second(known.last).unwrap_or_default()),
+    };
+    GatewayClients { refused: count(refused), recently_refused: recently.iter().take(LONGEST_LIST).map(client).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::presence::line::Reason;
+
+    fn totals(connected: i64, refused: &[(&str, u64)]) -> GatewayTotals {
+        let recently: Vec<refused::RefusedClient> = refused
+            .iter()
+            .map(|(name, count)| refused::RefusedClient {
+                client: (*name).to_owned(),
+                address: "10.0.0.1".to_owned(),
+                reason: Reason::NotAuthorised,
+                count: *count,
+                last: 1,
+            })
+            .collect();
+        GatewayTotals { connected: Some(connected), clients: clients(refused.iter().map(|(_, count)| count).sum(), &recently) }
+    }
+
+    #[test]
+    fn what_is_worth_a_write() {
+        let start = Instant::now();
+        let mut told = Told::default();
+        // Seconds, devices connected, refused clients -> what is written.
+        for (second, now, expected) in [
+            (0, totals(0, &[]), Some(totals(0, &[]))),
+            (1, totals(0, &[]), None),
+            (2, totals(5, &[]), None),
+            (10, totals(7, &[]), Some(totals(7, &[]))),
+            (11, totals(8, &[("ghost", 1)]), None),
+            (20, totals(9, &[("ghost", 2)]), Some(totals(9, &[]))),
+            (30, totals(9, &[("ghost", 3)]), Some(totals(9, &[("ghost", 3)]))),
+            (100, totals(9, &[("ghost", 90)]), None),
+            (101, totals(9, &[("ghost", 91), ("other", 1)]), Some(totals(9, &[("ghost", 91), ("other", 1)]))),
+            (650, totals(9, &[("other", 600), ("ghost", 500)]), None),
+            (701, totals(9, &[("other", 700), ("ghost", 600)]), Some(totals(9, &[("other", 700), ("ghost", 600)]))),
+        ] {
+            assert_eq!(told.tell(start + Duration::from_secs(second), &now), expected, "after {second} s");
+        }
+    }
+
+    #[test]
+    fn what_an_agent_says_is_bounded_and_clean() {
+        let client = refused::RefusedClient {
+            client: "\u{202e}".repeat(10_000),
+            address: "\n".repeat(10_000),
+            reason: Reason::Other,
+            count: u64::MAX,
+            last: i64::MAX,
+        };
+        let clients = clients(u64::MAX, &vec![client; 1000]);
+        assert_eq!(clients.recently_refused.len(), LONGEST_LIST);
+        assert!(clients.recently_refused.iter().all(|known| known.name.chars().all(|c| c == '\u{fffd}') && known.address.len() < 300));
+    }
+}

@@ -1,0 +1,326 @@
+//! Presence with a real Mosquitto: what its log tells, followed by the agent, asked for as the operator does.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test fails by panicking")]
+
+mod common;
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use common::free_port;
+use common::mosquitto::{Mosquitto, PATIENCE};
+use fleetwright::agent::presence::endpoint::router;
+use fleetwright::agent::presence::follow::Follower;
+use fleetwright::agent::presence::metrics::Metrics;
+use fleetwright::agent::presence::{Presence, follow};
+use fleetwright::configuration::agent::LOG_FILE;
+use fleetwright::credential::file::BrokerFiles;
+use fleetwright::credential::{Entry, Password, hash};
+use fleetwright::operator::presence::agent::Agents;
+use fleetwright::presence::line::Reason;
+use fleetwright::presence::refused::RefusedClient;
+use fleetwright::presence::wire::{ClientState, Page, Query, State};
+use fleetwright::runtime::http;
+use fleetwright::runtime::readiness::Readiness;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+const PASSWORD: &str = "secret of all";
+
+/// A broker that logs as the operator configures it, with devices `press-0` to `press-<n>`.
+fn broker(devices: usize, more: &str) -> (Mosquitto, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let password = Password::given(PASSWORD.as_bytes()).unwrap();
+    let entry = |number: usize| {
+        let name = format!("press-{number}");
+        Entry::new(&name, &hash::hash("uid", &name, &password, 1), &[]).unwrap()
+    };
+    let files = BrokerFiles::new(&(0..devices).map(entry).collect::<Vec<_>>(), &password).unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("passwords"), files.passwords).unwrap();
+    std::fs::write(path("acls"), files.acls).unwrap();
+    std::fs::create_dir(path("log")).unwrap();
+    let port = free_port();
+    let configuration = format!(
+        "log_dest stderr\nlog_dest file {}\nlog_timestamp_format %Y-%m-%dT%H:%M:%S\nallow_anonymous false\npassword_file {}\nacl_file {}\n\
+         listener {port} 127.0.0.1\nuse_username_as_clientid true\n{more}\n",
+        path("log").join(LOG_FILE).display(),
+        path("passwords").display(),
+        path("acls").display()
+    );
+    let log = path("log");
+    // Instead of `log_type all`, as other tests have it: what the operator configures has to do.
+    let configuration = format!("log_type none\nlog_type error\nlog_type warning\nlog_type notice\nlog_type information\n{configuration}");
+    (Mosquitto::start(folder, &configuration, port), log)
+}
+
+/// An agent's follower with its endpoint, and what the operator knows by asking it.
+struct Agent {
+    metrics: Metrics,
+    authority: String,
+    agents: Agents,
+    query: Query,
+    states: HashMap<String, State>,
+    last: Option<Page>,
+    _stop: DropGuard,
+}
+
+impl Agent {
+    fn start(log: &Path, longest_log: Option<u64>) -> Self {
+        let registry = prometheus::Registry::new();
+        let metrics = Metrics::register(&registry).unwrap();
+        let presence = Presence::new();
+        let configuration = log.parent().unwrap().join("mosquitto.conf");
+        let follower = Follower::new(log, &configuration, presence.clone(), metrics.clone());
+        let follower = follower.with_longest_log(longest_log.unwrap_or(follow::LONGEST_LOG));
+        let shutdown = CancellationToken::new();
+        let address = (Ipv4Addr::LOCALHOST, free_port()).into();
+        tokio::spawn(follower.run(shutdown.clone()));
+        tokio::spawn(http::serve_with(address, Readiness::default(), registry, router(presence, shutdown.clone()), shutdown.clone()));
+        Self {
+            metrics,
+            authority: address.to_string(),
+            agents: Agents::new(),
+            query: Query::default(),
+            states: HashMap::new(),
+            last: None,
+            _stop: shutdown.drop_guard(),
+        }
+    }
+
+    /// Asks until the condition holds. Returns how long that took.
+    async fn until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) -> Duration {
+        let started = Instant::now();
+        while self.last.is_none() || !condition(self) {
+            let left = PATIENCE.saturating_sub(started.elapsed());
+            let page = tokio::time::timeout(left, self.agents.page(&self.authority, &self.query)).await;
+            assert!(page.is_ok(), "waited in vain for {what}: {:?}, {:?}", self.states, self.last);
+            let Ok(Ok(page)) = page else {
+                // Its listener is not there yet.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            };
+            if page.first {
+                self.states.clear();
+            }
+            self.query = Query { epoch: page.epoch.clone(), after: page.next };
+            self.states.extend(page.clients.iter().map(|ClientState(name, state, _)| (name.clone(), *state)));
+            self.last = Some(page);
+        }
+        started.elapsed()
+    }
+
+    async fn until_is(&mut self, name: &str, state: State) -> Duration {
+        self.until(&format!("{name} {state:?}"), |agent| agent.states.get(name) == Some(&state)).await
+    }
+
+    /// What it says from the beginning, once `clients` are on it.
+    async fn everything(&mut self, clients: usize) -> HashMap<String, State> {
+        self.query = Query::default();
+        self.last = None;
+        self.until("everything", |agent| agent.states.len() >= clients && agent.last.as_ref().is_some_and(|page| !page.more)).await;
+        self.states.clone()
+    }
+
+    async fn refused(&mut self, count: u64) -> Vec<RefusedClient> {
+        // A refusal alone wakes nobody: the next change brings it, or the end of the wait.
+        self.until("refusals", |agent| agent.last.as_ref().is_some_and(|page| page.refused >= count)).await;
+        self.last.clone().unwrap().recently_refused
+    }
+}
+
+/// A connection as a device makes it, byte by byte (MQTT 5.0 section 3.1).
+struct Device(TcpStream);
+
+impl Device {
+    fn connect(port: u16, username: &str, password: &str, keep_alive: u16) -> (Self, u8) {
+        let text = |text: &str| [&u16::try_from(text.len()).unwrap().to_be_bytes()[..], text.as_bytes()].concat();
+        let body =
+            [&text("MQTT")[..], &[5, 0xc2], &keep_alive.to_be_bytes(), &[0], &text("mine"), &text(username), &text(password)].concat();
+        let mut length = body.len();
+        let mut packet = vec![0x10];
+        while length > 0x7f {
+            packet.push(u8::try_from(length % 0x80).unwrap() | 0x80);
+            length /= 0x80;
+        }
+        packet.push(u8::try_from(length).unwrap());
+        packet.extend(body);
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&packet).unwrap();
+        let mut answer = [0; 4];
+        // CONNACK; its fourth byte is the reason code. A broker that finds the packet malformed only closes.
+        let code = if stream.read_exact(&mut answer).is_ok() { answer[3] } else { u8::MAX };
+        (Self(stream), code)
+    }
+
+    fn accepted(port: u16, number: usize) -> Self {
+        let (device, code) = Self::connect(port, &format!("press-{number}"), PASSWORD, 60);
+        assert_eq!(code, 0);
+        device
+    }
+
+    fn goodbye(mut self) {
+        self.0.write_all(&[0xe0, 0]).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_come_and_go_in_every_way() {
+    let (broker, log) = broker(5, "");
+    let mut agent = Agent::start(&log, None);
+    let port = broker.port;
+    let device = Device::accepted(port, 0);
+    println!("connected: seen after {:?}", agent.until_is("press-0", State::Online).await);
+    device.goodbye();
+    println!("said goodbye: seen after {:?}", agent.until_is("press-0", State::Offline).await);
+    // One whose process is killed.
+    drop(Device::accepted(port, 1));
+    agent.until_is("press-1", State::Offline).await;
+    // One that falls silent, with a keep-alive of a second.
+    let (silent, code) = Device::connect(port, "press-2", PASSWORD, 1);
+    assert_eq!(code, 0);
+    agent.until_is("press-2", State::Online).await;
+    agent.until_is("press-2", State::Offline).await;
+    drop(silent);
+    // One whose session is taken over stays connected; the end of the old connection says nothing.
+    let old = Device::accepted(port, 3);
+    agent.until_is("press-3", State::Online).await;
+    let new = Device::accepted(port, 3);
+    let _ = old.0.shutdown(Shutdown::Both);
+    let _other = Device::accepted(port, 4);
+    agent.until_is("press-4", State::Online).await;
+    assert_eq!(agent.states["press-3"], State::Online);
+    new.goodbye();
+    agent.until_is("press-3", State::Offline).await;
+    assert_eq!(agent.states.len(), 5);
+    assert_eq!(agent.metrics.connected.get(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_is_seen_and_changes_nothing() {
+    let (broker, log) = broker(2, "max_connections 3");
+    let mut agent = Agent::start(&log, None);
+    let port = broker.port;
+    let live = Device::accepted(port, 0);
+    agent.until_is("press-0", State::Online).await;
+    let address = live.0.local_addr().unwrap();
+    // The wrong password of a live device, twice; an unknown one; and names that look like the broker's own words.
+    let hostile = format!("press-0 [{address}] disconnected: not authorised.");
+    let overlong = format!("{hostile}{}", "x".repeat(5_000));
+    for (name, expected) in [("press-0", 0x87), ("press-0", 0x87), ("ghost", 0x87), (&hostile, 0x87), (&overlong, 0x87), ("a\nb", 0xff)] {
+        let (_, code) = Device::connect(port, name, "wrong", 60);
+        assert_eq!(code, expected, "{name}");
+    }
+    // One that speaks something else, and the probe of a load balancer.
+    TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    drop(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap());
+    // More than the listener may have.
+    let many: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap()).collect();
+    let log_file = log.join(LOG_FILE);
+    common::mosquitto::wait_until("a refusal", || std::fs::read_to_string(&log_file).unwrap().contains("max_connections exceeded"));
+    drop(many);
+    let mut second = Device::connect(port, "press-1", PASSWORD, 60);
+    while second.1 != 0 {
+        second = Device::connect(port, "press-1", PASSWORD, 60);
+    }
+    agent.until_is("press-1", State::Online).await;
+    let refused = agent.refused(8).await;
+    assert_eq!(agent.states, HashMap::from([("press-0".to_owned(), State::Online), ("press-1".to_owned(), State::Online)]));
+    let seen = |name: &str, reason: Reason| refused.iter().find(|known| known.client == name && known.reason == reason);
+    assert_eq!(seen("press-0", Reason::NotAuthorised).map(|known| (known.count, known.address.as_str())), Some((2, "127.0.0.1")));
+    assert!(seen("ghost", Reason::NotAuthorised).is_some(), "{refused:?}");
+    assert!(seen("", Reason::ProtocolError).is_some_and(|known| known.address == "127.0.0.1"), "{refused:?}");
+    assert!(seen("", Reason::ConnectionLimit).is_some(), "{refused:?}");
+    assert!(refused.iter().any(|known| known.client.starts_with("press-0 [127.0.0.1:")), "{refused:?}");
+    assert!(refused.iter().all(|known| known.client.chars().count() <= 64 && !known.client.contains('\n')));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_restarts_knows_who_is_connected() {
+    let (broker, log) = broker(4, "");
+    let before = Device::accepted(broker.port, 0);
+    let agent = Agent::start(&log, None);
+    let _stays = Device::accepted(broker.port, 1);
+    drop(agent);
+    // While it is away.
+    before.goodbye();
+    let _new = Device::accepted(broker.port, 2);
+    let mut agent = Agent::start(&log, None);
+    let expected = HashMap::from(
+        [("press-0", State::Offline), ("press-1", State::Online), ("press-2", State::Online)].map(|(name, state)| (name.to_owned(), state)),
+    );
+    agent.until("what happened meanwhile", |agent| agent.states == expected).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_connected_to_a_broker_that_is_down() {
+    let (mut broker, log) = broker(2, "");
+    let mut agent = Agent::start(&log, None);
+    let _device = Device::accepted(broker.port, 0);
+    agent.until_is("press-0", State::Online).await;
+    broker.kill();
+    println!("killed: seen after {:?}", agent.until_is("press-0", State::BrokerDown).await);
+    broker.start_again();
+    let device = Device::accepted(broker.port, 0);
+    agent.until_is("press-0", State::Online).await;
+    broker.stop();
+    agent.until_is("press-0", State::BrokerDown).await;
+    drop(device);
+    // An agent that starts while it is down.
+    let mut agent = Agent::start(&log, None);
+    agent.until_is("press-0", State::BrokerDown).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_put_aside_loses_nothing() {
+    let (broker, log) = broker(40, "");
+    let mut agent = Agent::start(&log, Some(4_096));
+    let mut live: HashMap<usize, Device> = HashMap::new();
+    // Connections all the while, each of which leaves some 300 bytes in the log, and an agent that is restarted among them.
+    for round in 0..400 {
+        let number = (round * 7) % 40;
+        match live.remove(&number) {
+            Some(device) => device.goodbye(),
+            None => drop(live.insert(number, Device::accepted(broker.port, number))),
+        }
+        if round % 100 == 99 {
+            common::mosquitto::wait_until("a new log", || agent.metrics.rotations.get() > 0);
+            agent = Agent::start(&log, Some(4_096));
+        }
+    }
+    let expected: HashMap<String, State> = (0..40)
+        .map(|number| (format!("press-{number}"), if live.contains_key(&number) { State::Online } else { State::Offline }))
+        .collect();
+    agent.until("the last change", |agent| agent.states == expected).await;
+    assert_eq!(agent.everything(40).await, expected);
+    assert_eq!(broker.log().matches("New client connected").count(), 200, "the reloads have dropped nobody");
+    let left: u64 = std::fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    assert!(left < 50_000, "{left} bytes are left of the logs");
+}
+
+/// Two thousand devices at once, and what the agent makes of that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_connects() {
+    const DEVICES: usize = 2_000;
+    let (broker, log) = broker(DEVICES, "");
+    let mut agent = Agent::start(&log, None);
+    let port = broker.port;
+    let started = Instant::now();
+    let connecting: Vec<_> = (0..4)
+        .map(|part| {
+            std::thread::spawn(move || {
+                (0..DEVICES).filter(|number| number % 4 == part).map(|number| Device::accepted(port, number)).collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let devices: Vec<Device> = connecting.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+    let connected = started.elapsed();
+    agent.until("all", |agent| agent.states.len() == DEVICES && agent.states.values().all(|state| *state == State::Online)).await;
+    println!("{DEVICES} devices connected in {connected:?}, and all were seen after {:?}", started.elapsed());
+    drop(devices);
+    let took = agent.until("none", |agent| agent.states.values().all(|state| *state == State::Offline)).await;
+    println!("all of them gone: seen after {took:?}");
+}
