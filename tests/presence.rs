@@ -167,6 +167,18 @@ impl Device {
     }
 }
 
+/// A self-signed certificate and its key.
+fn certificate() -> (tempfile::NamedTempFile, tempfile::NamedTempFile) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let file = |text: String| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        file
+    };
+    (file(certificate.pem()), file(key.serialize_pem()))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn devices_come_and_go_in_every_way() {
     let (broker, log) = broker(5, "");
@@ -201,7 +213,11 @@ async fn devices_come_and_go_in_every_way() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_refused_is_seen_and_changes_nothing() {
-    let (broker, log) = broker(2, "max_connections 3");
+    let (certificate, key) = certificate();
+    let tls = free_port();
+    let tls_listener =
+        format!("max_connections 3\nlistener {tls} 127.0.0.1\ncertfile {}\nkeyfile {}", certificate.path().display(), key.path().display());
+    let (broker, log) = broker(2, &tls_listener);
     let mut agent = Agent::start(&log, None);
     let port = broker.port;
     let live = Device::accepted(port, 0);
@@ -217,6 +233,10 @@ async fn who_is_refused_is_seen_and_changes_nothing() {
     // One that speaks something else, and the probe of a load balancer.
     TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     drop(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap());
+    // And where TLS is spoken.
+    let mut plain = TcpStream::connect((Ipv4Addr::LOCALHOST, tls)).unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let _ = plain.read(&mut [0; 100]);
     // More than the listener may have.
     let many: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap()).collect();
     let log_file = log.join(LOG_FILE);
@@ -227,12 +247,13 @@ async fn who_is_refused_is_seen_and_changes_nothing() {
         second = Device::connect(port, "press-1", PASSWORD, 60);
     }
     agent.until_is("press-1", State::Online).await;
-    let refused = agent.refused(8).await;
+    let refused = agent.refused(9).await;
     assert_eq!(agent.states, HashMap::from([("press-0".to_owned(), State::Online), ("press-1".to_owned(), State::Online)]));
     let seen = |name: &str, reason: Reason| refused.iter().find(|known| known.client == name && known.reason == reason);
     assert_eq!(seen("press-0", Reason::NotAuthorised).map(|known| (known.count, known.address.as_str())), Some((2, "127.0.0.1")));
     assert!(seen("ghost", Reason::NotAuthorised).is_some(), "{refused:?}");
     assert!(seen("", Reason::ProtocolError).is_some_and(|known| known.address == "127.0.0.1"), "{refused:?}");
+    assert!(seen("", Reason::TlsHandshakeFailed).is_some(), "{refused:?}");
     assert!(seen("", Reason::ConnectionLimit).is_some(), "{refused:?}");
     assert!(refused.iter().any(|known| known.client.starts_with("press-0 [127.0.0.1:")), "{refused:?}");
     assert!(refused.iter().all(|known| known.client.chars().count() <= 64 && !known.client.contains('\n')));

@@ -35,6 +35,11 @@ const PROCESS_INTERVAL: Duration = Duration::from_secs(1);
 /// holds a broker of 15,000 clients for 60 ms.
 pub const LONGEST_LOG: u64 = 8 << 20;
 
+/// But not sooner than this after the last one, unless it is longer still: a flood of refused clients must not make a
+/// broker reload all the time.
+const SHORTEST_LIFE: Duration = Duration::from_mins(1);
+const LONGEST_LOG_OF_ALL: u64 = 128 << 20;
+
 /// A broker that has not opened its log anew is told again after this long.
 const RELOAD_AGAIN: Duration = Duration::from_secs(5);
 
@@ -75,6 +80,8 @@ pub struct Follower {
     presence: Presence,
     metrics: Metrics,
     longest_log: u64,
+    shortest_life: Duration,
+    put_aside: Option<Instant>,
     /// Logs up to this number are in the tracker, and gone.
     covers: u64,
     reading: Option<Reading>,
@@ -100,6 +107,8 @@ impl Follower {
             presence,
             metrics,
             longest_log: LONGEST_LOG,
+            shortest_life: SHORTEST_LIFE,
+            put_aside: None,
             covers,
             reading: None,
             running,
@@ -109,10 +118,10 @@ impl Follower {
         }
     }
 
-    /// Puts the log aside at another length; for tests.
+    /// Puts the log aside at another length, however soon; for tests.
     #[must_use]
     pub fn with_longest_log(mut self, bytes: u64) -> Self {
-        self.longest_log = bytes;
+        (self.longest_log, self.shortest_life) = (bytes, Duration::ZERO);
         self
     }
 
@@ -157,12 +166,13 @@ impl Follower {
             }
             if reading.renamed {
                 self.reload();
-            } else if reading.bytes > self.longest_log && self.running {
+            } else if self.is_too_long(reading.bytes) && self.running {
                 fs::rename(&live, self.aside())?;
                 if let Some(reading) = &mut self.reading {
                     reading.renamed = true;
                 }
                 self.reloaded_at = None;
+                self.put_aside = Some(Instant::now());
                 self.reload();
             }
             break;
@@ -171,6 +181,11 @@ impl Follower {
         self.metrics.connected.set(i64::try_from(self.presence.lock().connected()).unwrap_or(i64::MAX));
         self.presence.publish();
         Ok(())
+    }
+
+    fn is_too_long(&self, bytes: u64) -> bool {
+        let old = self.put_aside.is_none_or(|at| at.elapsed() >= self.shortest_life);
+        bytes > if old { self.longest_log } else { LONGEST_LOG_OF_ALL }
     }
 
     /// Opens the log to be read: one that was put aside and is not done with yet, else the live one. Returns whether there is

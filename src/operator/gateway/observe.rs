@@ -67,10 +67,11 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
     let (declared, live) = context.fleet.lock().totals(&key);
     // What has not been heard since the operator started stays as it was said.
     let previous = gateway.status.as_ref();
-    let (connected, clients) = match context.presence.of(&key) {
-        Some(totals) => (totals.connected, Some(totals.clients)),
-        None => (previous.and_then(|status| status.devices?.connected), previous.and_then(|status| status.clients.clone())),
+    let (connected, refused) = match context.presence.of(&key) {
+        Some(totals) => (totals.connected, totals.clients),
+        None => (previous.and_then(|status| status.devices?.connected), None),
     };
+    let clients = refused.or_else(|| previous.and_then(|status| status.clients.clone()));
     let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     Ok(Observed {
         gateway: gateway.clone(),

@@ -20,11 +20,13 @@ use crate::presence::wire::{ClientState, Page, State};
 struct Gateway {
     /// Whether its agent is in the middle of telling everything.
     listing: bool,
-    /// Whether its agent has been heard to the end, and not been silent since.
-    heard: bool,
+    /// Whether its agent has been heard to the end, and not been silent since; `None` before either.
+    heard: Option<bool>,
+    /// Whether there may be something else to say of it than was said.
+    news: bool,
     /// When everything was told last.
     listed: Option<Instant>,
-    clients: GatewayClients,
+    clients: Option<GatewayClients>,
     told: Told,
 }
 
@@ -55,7 +57,8 @@ impl Ledger {
             gateway.listing = true;
             fleet.forget_connections(key);
         }
-        gateway.clients = clients(page.refused, &page.recently_refused);
+        gateway.clients = Some(clients(page.refused, &page.recently_refused));
+        gateway.news = true;
         for ClientState(name, state, since) in &page.clients {
             let device = DeviceKey { gateway: key.clone(), name: name.as_str().into() };
             self.observe(&mut fleet, device, *state, (*since).min(time), now, time);
@@ -64,7 +67,7 @@ impl Ledger {
             return;
         }
         let gateway = self.gateways.entry(key.clone()).or_default();
-        gateway.heard = true;
+        gateway.heard = Some(true);
         if std::mem::take(&mut gateway.listing) {
             gateway.listed = Some(now);
             // A broker that has not seen them since it started; they had no time to come back if it has only just.
@@ -93,9 +96,10 @@ impl Ledger {
         if change.differs { self.waiting.put(device, hold, now) } else { self.waiting.remove(&device) }
     }
 
-    /// Nothing has been heard of a Gateway for a while: how many of its devices are connected, nobody knows.
+    /// Nothing has been heard of a Gateway for a while, in the middle of a list or not: how many of its devices are connected, nobody knows.
     pub fn silent(&mut self, key: &GatewayKey) {
-        self.gateways.entry(key.clone()).or_default().heard = false;
+        let gateway = self.gateways.entry(key.clone()).or_default();
+        (gateway.heard, gateway.listing, gateway.news) = (Some(false), false, true);
     }
 
     /// Nothing has been heard of a Gateway for so long that nothing is known of its devices.
@@ -149,12 +153,12 @@ impl Ledger {
         let fleet = self.fleet.lock();
         let mut news = Vec::new();
         for (key, gateway) in &mut self.gateways {
-            if gateway.listing || gateway.listed.is_none() {
-                continue;
-            }
-            let connected = gateway.heard.then(|| i64::try_from(fleet.connected(key)).unwrap_or(i64::MAX));
+            // Counting the devices of a Gateway means to look at each.
+            let (true, false, Some(heard)) = (gateway.news, gateway.listing, gateway.heard) else { continue };
+            let connected = heard.then(|| i64::try_from(fleet.connected(key)).unwrap_or(i64::MAX));
             let totals = GatewayTotals { connected, clients: gateway.clients.clone() };
             news.extend(gateway.told.tell(now, &totals).map(|totals| (key.clone(), totals)));
+            gateway.news = !gateway.told.has_told(&totals);
         }
         news
     }

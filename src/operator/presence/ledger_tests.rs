@@ -217,6 +217,7 @@ fn an_agent_that_is_silent_for_long() {
     story.ledger.silent(&gateway());
     story.pass(10);
     assert_eq!(story.ledger.totals(story.now())[0].1.connected, None);
+    assert!(story.ledger.totals(story.now()).is_empty(), "it has been said");
     assert_eq!(story.writes.len(), 1, "a minute is no reason for writes");
     story.ledger.unknown(&gateway(), story.time(), story.now());
     story.pass(1);
@@ -225,6 +226,19 @@ fn an_agent_that_is_silent_for_long() {
     story.pass(20);
     assert_eq!(story.states()[3..], [ConnectionState::Online; 2]);
     assert_eq!(story.ledger.totals(story.now())[0].1.connected, Some(2));
+}
+
+#[test]
+fn an_agent_that_has_never_answered() {
+    let mut story = Story::new(&names(3), Some(ConnectionState::Online));
+    story.ledger = Ledger::new(story.fleet.clone(), RATE, story.now());
+    story.fleet.lock().forget_connections(&gateway());
+    assert!(story.ledger.totals(story.now()).is_empty(), "what the status says stays");
+    story.ledger.silent(&gateway());
+    assert_eq!(story.ledger.totals(story.now()), [(gateway(), GatewayTotals { connected: None, clients: None })]);
+    story.ledger.unknown(&gateway(), story.time(), story.now());
+    story.pass(1);
+    assert_eq!(story.states(), [ConnectionState::Unknown; 3]);
 }
 
 #[test]

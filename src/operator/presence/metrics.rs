@@ -81,8 +81,8 @@ impl Metrics {
             // That nobody knows is no number.
             None => drop(self.devices.remove_label_values(&labels("connected"))),
         }
-        if let Some(totals) = totals {
-            self.refused.with_label_values(&[&*gateway.namespace, &*gateway.name]).set(totals.clients.refused);
+        if let Some(clients) = totals.and_then(|totals| totals.clients.as_ref()) {
+            self.refused.with_label_values(&[&*gateway.namespace, &*gateway.name]).set(clients.refused);
         }
     }
 

@@ -46,6 +46,9 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// How often is looked which Gateways there are, and what there is to say of them.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often the totals of Gateways are counted for the metrics: that is a look at each Device.
+const COUNT_INTERVAL: Duration = Duration::from_secs(10);
+
 /// At most this often an agent is asked for all of its clients because of new Devices.
 const LIST_AGAIN: Duration = Duration::from_mins(1);
 
@@ -64,6 +67,8 @@ pub struct Presence {
     incoming: mpsc::Receiver<News>,
     work: JoinSet<(DeviceKey, Result<Option<Device>, WriteError>)>,
     metrics: Metrics,
+    counted: Option<Instant>,
+    told_dropped: bool,
 }
 
 struct Follower {
@@ -97,6 +102,8 @@ impl Presence {
             incoming,
             work: JoinSet::new(),
             metrics,
+            counted: None,
+            told_dropped: false,
         })
     }
 
@@ -153,19 +160,27 @@ impl Presence {
 
     fn finish(&mut self, device: DeviceKey, result: Result<Option<Device>, WriteError>) {
         let (outcome, after) = match result {
-            Ok(written) => {
-                if let Some(written) = written {
-                    self.context.fleet.lock().connection_written(&device, &written);
-                }
-                ("written", Duration::ZERO)
+            Ok(Some(written)) => {
+                self.context.fleet.lock().connection_written(&device, &written);
+                let kept = written.status.is_some_and(|status| status.connection.is_some());
+                if kept { ("written", Some(Duration::ZERO)) } else { ("dropped", None) }
             }
+            // Gone; the watch is about to say so.
+            Ok(None) => ("gone", None),
             Err(error) => {
                 warn!(device = %device.name, namespace = %device.gateway.namespace, error = chain(&error), "failed to write whether a device is connected: trying again");
-                ("failed", AGAIN)
+                ("failed", Some(AGAIN))
             }
         };
         self.metrics.writes.with_label_values(&[outcome]).inc();
-        self.ledger.written(device, after, Instant::now());
+        if outcome == "dropped" && !std::mem::replace(&mut self.told_dropped, true) {
+            warn!(
+                "the API server does not keep status.connection of Devices: install the definitions of this version (chart fleetwright-crds)"
+            );
+        }
+        if let Some(after) = after {
+            self.ledger.written(device, after, Instant::now());
+        }
     }
 
     /// Follows the Gateways that there are, and tells what there is to say of them.
@@ -200,11 +215,15 @@ impl Presence {
         self.count(&existing, now);
     }
 
-    fn count(&self, existing: &[GatewayKey], now: Instant) {
+    fn count(&mut self, existing: &[GatewayKey], now: Instant) {
         let (waiting, damped, oldest) = self.ledger.backlog(now);
         self.metrics.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.metrics.damped.set(i64::try_from(damped).unwrap_or(i64::MAX));
         self.metrics.oldest.set(oldest.as_secs_f64());
+        if self.counted.is_some_and(|at| now.duration_since(at) < COUNT_INTERVAL) {
+            return;
+        }
+        self.counted = Some(now);
         for key in existing {
             let totals = self.context.fleet.lock().totals(key);
             self.metrics.set(key, totals, self.context.presence.of(key).as_ref());

@@ -29,8 +29,8 @@ const LONGEST_LIST: usize = 10;
 pub struct GatewayTotals {
     /// Devices that are connected; `None` while nobody knows.
     pub connected: Option<i64>,
-    /// Clients that were refused.
-    pub clients: GatewayClients,
+    /// Clients that were refused; `None` before anybody has told.
+    pub clients: Option<GatewayClients>,
 }
 
 /// What the status of each Gateway is to say, shared with the reconciler of Gateways. One that has not been heard of yet keeps
@@ -68,6 +68,12 @@ pub struct Told {
 }
 
 impl Told {
+    /// Whether this is what was said last.
+    #[must_use]
+    pub fn has_told(&self, totals: &GatewayTotals) -> bool {
+        self.totals.as_ref() == Some(totals)
+    }
+
     /// What is to be said now, where that is worth a write.
     pub fn tell(&mut self, now: Instant, totals: &GatewayTotals) -> Option<GatewayTotals> {
         let Some(told) = &mut self.totals else {
@@ -76,7 +82,7 @@ impl Told {
             return self.totals.clone();
         };
         let passed = |at: Option<Instant>| at.map_or(Duration::MAX, |at| now.saturating_duration_since(at));
-        let wait = if same_clients(&told.clients, &totals.clients) { COUNTS_INTERVAL } else { REFUSED_INTERVAL };
+        let wait = if same_clients(told.clients.as_ref(), totals.clients.as_ref()) { COUNTS_INTERVAL } else { REFUSED_INTERVAL };
         let connected = told.connected != totals.connected && passed(self.connected_at) >= CONNECTED_INTERVAL;
         let refused = told.clients != totals.clients && passed(self.refused_at) >= wait;
         if connected {
@@ -84,18 +90,18 @@ impl Told {
             self.connected_at = Some(now);
         }
         if refused {
-            told.clients = totals.clients.clone();
+            told.clients.clone_from(&totals.clients);
             self.refused_at = Some(now);
         }
         (connected || refused).then(|| told.clone())
     }
 }
 
-fn same_clients(a: &GatewayClients, b: &GatewayClients) -> bool {
-    let names = |clients: &GatewayClients| {
+fn same_clients(a: Option<&GatewayClients>, b: Option<&GatewayClients>) -> bool {
+    let names = |clients: Option<&GatewayClients>| {
         let mut names: Vec<(String, String)> = clients
-            .recently_refused
-            .iter()
+            .into_iter()
+            .flat_map(|clients| &clients.recently_refused)
             // Who gives no name is known by address.
             .map(|client| (if client.name.is_empty() { client.address.clone() } else { client.name.clone() }, client.reason.clone()))
             .collect();
@@ -135,7 +141,7 @@ mod tests {
                 last: 1,
             })
             .collect();
-        GatewayTotals { connected: Some(connected), clients: clients(refused.iter().map(|(_, count)| count).sum(), &recently) }
+        GatewayTotals { connected: Some(connected), clients: Some(clients(refused.iter().map(|(_, count)| count).sum(), &recently)) }
     }
 
     #[test]
