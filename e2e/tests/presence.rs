@@ -9,7 +9,8 @@ use fleetwright_e2e::cluster::SYSTEM_NAMESPACE;
 use fleetwright_e2e::manifest::{device, gateway};
 use fleetwright_e2e::wait::{seconds, until};
 use fleetwright_e2e::{Fleet, fault, run_alone};
-use serde_json::Value;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
 
 /// How long a device that comes or goes may take to show. It takes a few tenths of a second; the rest is a busy machine.
 const SHOWS_WITHIN: Duration = seconds(10);
@@ -51,6 +52,11 @@ fn who_is_connected_shows_and_a_restart_of_the_operator_writes_nothing() {
         })
         .await?;
         total(&fleet, "plant-1", 1).await?;
+        connected(&fleet, "press-1", "Online").await?;
+
+        // What someone else writes there does not last.
+        let empty = Patch::Merge(json!({"status": {"connection": null}}));
+        fleet.api("Device").patch_status("press-1", &PatchParams::default(), &empty).await?;
         connected(&fleet, "press-1", "Online").await?;
 
         let mark = Mark::now()?;

@@ -37,6 +37,8 @@ pub struct Fleet {
     /// Devices whose password is in a Secret of the user, by namespace and name of the Secret.
     given: HashMap<(Arc<str>, Box<str>), BTreeSet<DeviceKey>>,
     changes: Changes,
+    /// Devices whose status says something else of their connection than their brokers, though nothing is new of that.
+    mismatched: BTreeSet<DeviceKey>,
 }
 
 impl Fleet {

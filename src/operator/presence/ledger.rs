@@ -148,6 +148,15 @@ impl Ledger {
         }
     }
 
+    /// Puts right what someone changed; not at once, for it may be that a write is on its way.
+    pub fn repair(&mut self, after: Duration, now: Instant) {
+        for device in self.fleet.lock().take_mismatched() {
+            if !self.waiting.contains(&device) {
+                self.waiting.put(device, after, now);
+            }
+        }
+    }
+
     /// What is to be said of each Gateway of which there is news worth a write.
     pub fn totals(&mut self, now: Instant) -> Vec<(GatewayKey, GatewayTotals)> {
         let fleet = self.fleet.lock();

@@ -242,7 +242,7 @@ fn an_agent_that_has_never_answered() {
 }
 
 #[test]
-fn a_paused_device_keeps_what_it_has_and_a_new_one_is_asked_for() {
+fn a_paused_device_keeps_what_it_has_until_it_is_not_and_a_new_one_is_asked_for() {
     let mut story = Story::new(&names(1), None);
     let mut paused = device("paused", 1, None);
     paused.metadata.annotations = Some([("fleetwright.io/pause-reconciliation".to_owned(), "true".to_owned())].into());
@@ -250,8 +250,16 @@ fn a_paused_device_keeps_what_it_has_and_a_new_one_is_asked_for() {
     story.say(&[("paused", State::Online)]);
     story.pass(1);
     assert!(story.writes.is_empty());
+    story.fleet.lock().device_applied(&device("paused", 2, None));
+    story.ledger.repair(Duration::from_secs(5), story.now());
+    story.pass(6);
+    assert_eq!(story.states(), [ConnectionState::Online], "it is no longer paused");
+    story.fleet.lock().device_applied(&device("paused", 90, None));
+    story.version = 90;
+    story.ledger.repair(Duration::from_secs(5), story.now());
+    story.pass(6);
+    assert_eq!(story.states(), [ConnectionState::Online; 2], "someone has emptied its status");
     let after = Duration::from_mins(1);
-    assert!(story.ledger.to_list_again(story.now(), after).is_empty());
     story.pass(60);
     assert!(story.ledger.to_list_again(story.now(), after).contains(&gateway()));
     story.say_since(true, &[], EPOCH);

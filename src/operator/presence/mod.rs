@@ -40,7 +40,7 @@ pub const DEFAULT_WRITES_PER_SECOND: f64 = 50.0;
 /// Writes at the same time: at the default budget each may take 160 ms.
 const CONCURRENCY: usize = 8;
 
-/// A write that failed is tried again after this long.
+/// A write that failed is tried again after this long, and a status that someone changed is put right.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// How often is looked which Gateways there are, and what there is to say of them.
@@ -211,6 +211,7 @@ impl Presence {
             // The receiver lives as long as this: both end with the lease.
             let _ = self.totals.send(key);
         }
+        self.ledger.repair(AGAIN, now);
         self.ledger.forget(now);
         self.count(&existing, now);
     }

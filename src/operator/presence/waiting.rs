@@ -60,6 +60,12 @@ impl Waiting {
         self.places.insert(key, Place { since, due });
     }
 
+    /// Whether a device waits.
+    #[must_use]
+    pub fn contains(&self, key: &DeviceKey) -> bool {
+        self.places.contains_key(key)
+    }
+
     /// A device need not be written any more.
     pub fn remove(&mut self, key: &DeviceKey) {
         self.take_out(key);

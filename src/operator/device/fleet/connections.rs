@@ -1,5 +1,7 @@
 //! What the Devices' side knows of connections: where each device stands as its broker says, and as its status says.
 
+use std::collections::BTreeSet;
+
 use super::Fleet;
 use crate::api::Device;
 use crate::api::device::ConnectionState;
@@ -41,6 +43,12 @@ impl Fleet {
         if let Some(record) = self.record_mut(key).filter(|record| Some(&*record.uid) == device.metadata.uid.as_deref()) {
             record.written.observe(device);
         }
+    }
+
+    /// Devices whose status was found to say something else of their connection than their brokers, since the last call: someone
+    /// changed it, or the Device is no longer paused.
+    pub fn take_mismatched(&mut self) -> BTreeSet<DeviceKey> {
+        std::mem::take(&mut self.mismatched)
     }
 
     /// What a broker said holds no longer: it is about to say everything anew.

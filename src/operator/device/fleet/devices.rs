@@ -37,6 +37,9 @@ impl Fleet {
         if registry {
             self.changes.registry.insert(key.clone());
         }
+        if self.connection_to_write(&key).is_some() {
+            self.mismatched.insert(key.clone());
+        }
         self.changes.devices.insert(key);
     }
 
