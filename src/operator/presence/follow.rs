@@ -14,6 +14,10 @@ use crate::operator::device::key::GatewayKey;
 use crate::presence::wire::{Page, Query};
 use crate::runtime::error::chain;
 
+/// The pause after an answer: what changes in it comes in one page, and an agent that answers all the time, whatever its
+/// reason, does not keep the operator busy.
+const PAGE_PAUSE: Duration = Duration::from_millis(50);
+
 /// The pauses after a failure: each twice the one before, and half of it by chance.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -46,6 +50,7 @@ pub async fn follow(agents: Agents, gateway: GatewayKey, anew: Arc<Notify>, news
     let mut heard = (Instant::now(), Timestamp::now().as_second());
     let (mut silent, mut unknown) = (false, false);
     loop {
+        sleep(PAGE_PAUSE).await;
         let answer = tokio::select! {
             answer = agents.page(&authority, &query) => answer,
             () = anew.notified() => {
