@@ -133,7 +133,12 @@ pub struct DeviceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_secret: Option<CredentialsSecret>,
 
-    /// Whether the device is connected. Left out until it has connected for the first time.
+    /// Whether the device is connected, from the broker's own record of connects and disconnects. Left out until it has
+    /// connected for the first time. A device that comes or goes shows at once. One that keeps coming and going shows once it
+    /// has stayed as it is for a while (5 seconds at first, 10 minutes at most), and so does one that goes together with many,
+    /// as when a broker restarts (30 seconds): an interruption that is over before does not show, and `since` stays. All
+    /// Devices together get so many writes a second as the operator is allowed (the chart's `presence.writesPerSecond`); a
+    /// change that is over before its turn does not show either.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<DeviceConnection>,
 
@@ -151,12 +156,7 @@ impl Default for DeviceStatus {
     }
 }
 
-/// Whether a device is connected, from the broker's own record of connects and disconnects.
-///
-/// A device that comes or goes shows at once. One that keeps coming and going shows once it has stayed as it is for a while
-/// (5 seconds at first, 10 minutes at most), and so does a broker's restart (30 seconds): an interruption that is over before
-/// does not show, and `since` stays. All Devices together get so many writes a second as the operator is allowed (the chart's
-/// `presence.writesPerSecond`); a change that is over before its turn does not show either.
+/// Whether a device is connected.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceConnection {

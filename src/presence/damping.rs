@@ -21,9 +21,9 @@ const HIGHEST: f32 = 12.0;
 /// Below this a penalty is as good as none.
 const NEGLIGIBLE: f32 = 0.5;
 
-/// A device that was gone because its broker was: its state shows once that has lasted so long (seconds). A broker that
-/// restarts is back with its clients before, and the Gateway tells of it meanwhile.
-pub const BROKER_HOLD_SECONDS: u64 = 30;
+/// A device that went with many others, because its broker did or the network: that shows once it has lasted so long
+/// (seconds). When a broker restarts, or a link is back, its clients are back before.
+pub const STORM_HOLD_SECONDS: u64 = 30;
 
 /// What a device's changes have cost it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

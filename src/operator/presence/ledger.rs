@@ -12,7 +12,7 @@ use crate::api::gateway::GatewayClients;
 use crate::operator::device::connection::Connection;
 use crate::operator::device::fleet::{Fleet, SharedFleet};
 use crate::operator::device::key::{DeviceKey, GatewayKey};
-use crate::presence::damping::{BROKER_HOLD_SECONDS, Penalty};
+use crate::presence::damping::{Penalty, STORM_HOLD_SECONDS};
 use crate::presence::wire::{ClientState, Page, State};
 
 /// Where one Gateway stands.
@@ -59,9 +59,10 @@ impl Ledger {
         }
         gateway.clients = Some(clients(page.refused, &page.recently_refused));
         gateway.news = true;
+        let mut ready = self.waiting.counts(now).0;
         for ClientState(name, state, since) in &page.clients {
             let device = DeviceKey { gateway: key.clone(), name: name.as_str().into() };
-            self.observe(&mut fleet, device, *state, (*since).min(time), now, time);
+            ready += usize::from(self.observe(&mut fleet, device, *state, (*since).min(time), (now, time), ready));
         }
         if page.more {
             return;
@@ -73,27 +74,42 @@ impl Ledger {
             // A broker that has not seen them since it started; they had no time to come back if it has only just.
             let since = if page.broker_since > 0 { page.broker_since.min(time) } else { time };
             for device in fleet.unmentioned(key) {
-                self.observe(&mut fleet, device, State::BrokerDown, since, now, time);
+                self.observe(&mut fleet, device, State::BrokerDown, since, (now, time), ready);
             }
         }
     }
 
-    fn observe(&mut self, fleet: &mut Fleet, device: DeviceKey, state: State, since: i64, now: Instant, time: i64) {
+    /// Takes over where a device stands; `ready` others wait for their turn already. Returns whether it does now too.
+    fn observe(
+        &mut self,
+        fleet: &mut Fleet,
+        device: DeviceKey,
+        state: State,
+        since: i64,
+        (now, time): (Instant, i64),
+        ready: usize,
+    ) -> bool {
         let connection = match state {
             State::Online => Connection::new(ConnectionState::Online, since),
             State::Offline | State::BrokerDown => Connection::new(ConnectionState::Offline, since),
         };
-        let Some(change) = fleet.connection_observed(&device, connection) else { return };
+        let Some(change) = fleet.connection_observed(&device, connection) else { return false };
         let mut hold = Duration::ZERO;
         if change.moved {
             let penalty = self.penalties.entry(device.clone()).or_default();
             hold = Duration::from_secs_f64(penalty.change(now.duration_since(self.start).as_secs_f64()));
         }
-        if state == State::BrokerDown {
+        let storm = state == State::Offline && change.moved && ready >= self.waiting.burst();
+        if state == State::BrokerDown || storm {
             let passed = Duration::from_secs(u64::try_from(time - since).unwrap_or_default());
-            hold = hold.max(Duration::from_secs(BROKER_HOLD_SECONDS).saturating_sub(passed));
+            hold = hold.max(Duration::from_secs(STORM_HOLD_SECONDS).saturating_sub(passed));
         }
-        if change.differs { self.waiting.put(device, hold, now) } else { self.waiting.remove(&device) }
+        if change.differs {
+            self.waiting.put(device, hold, now)
+        } else {
+            self.waiting.remove(&device)
+        }
+        change.differs && hold.is_zero()
     }
 
     /// Nothing has been heard of a Gateway for a while, in the middle of a list or not: how many of its devices are connected, nobody knows.

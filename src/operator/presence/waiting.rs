@@ -110,6 +110,18 @@ impl Waiting {
         Some((*due).max(self.counted + Duration::from_secs_f64(missing)))
     }
 
+    /// How many writes are possible at once: where more than that wait, it is a storm.
+    #[must_use]
+    pub fn burst(&self) -> usize {
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a small positive number, of which fractions do not matter"
+        )]
+        let burst = (self.rate * BURST_SECONDS) as usize;
+        burst.max(1)
+    }
+
     /// How many wait for their turn, and how many to come to rest.
     #[must_use]
     pub fn counts(&self, now: Instant) -> (usize, usize) {
