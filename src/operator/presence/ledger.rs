@@ -105,9 +105,9 @@ impl Ledger {
             hold = hold.max(Duration::from_secs(STORM_HOLD_SECONDS).saturating_sub(passed));
         }
         if change.differs {
-            self.waiting.put(device, hold, now)
+            self.waiting.put(device, hold, now);
         } else {
-            self.waiting.remove(&device)
+            self.waiting.remove(&device);
         }
         change.differs && hold.is_zero()
     }
