@@ -147,7 +147,7 @@ fn device(username: &str, acls: &[(&str, Access)]) -> Entry {
 }
 
 fn worker() -> Entry {
-    device("_ingest_vibration_0", &[("devices/+/telemetry", Access::Read)])
+    device("_ingest_vibration", &[("devices/+/telemetry", Access::Read)])
 }
 
 fn publish(broker: &Mosquitto, username: &str, payload: &str) -> bool {
@@ -249,7 +249,7 @@ async fn a_renewed_certificate_reaches_the_broker_and_nobody_is_dropped() {
     assert!(publish(&trust_first));
     assert!(!publish(&trust_second));
     let arguments = ["--cafile", trust_first.path().to_str().unwrap(), "-v", "-t", "devices/+/telemetry"];
-    let live = broker.subscribe(("_ingest_vibration_0", PASSWORD), &arguments);
+    let live = broker.subscribe(("_ingest_vibration", PASSWORD), &arguments);
 
     // One that does not fit is kept away from the broker.
     let mut mixed = second.clone();
@@ -266,13 +266,13 @@ async fn a_renewed_certificate_reaches_the_broker_and_nobody_is_dropped() {
     assert!(publish(&trust_second));
     assert!(!publish(&trust_first));
     wait_until("both messages on the old connection", || live.output().matches("over TLS").count() == 2);
-    assert_eq!(broker.log().matches("as _ingest_vibration_0 (").count(), 1, "it never had to connect again");
+    assert_eq!(broker.log().matches("as _ingest_vibration (").count(), 1, "it never had to connect again");
 }
 
 /// Connects the worker with a session that stays, and leaves a message in its queue.
 fn leave_a_queue(broker: &Mosquitto) {
-    drop(broker.subscribe(("_ingest_vibration_0", PASSWORD), &PERSISTENT));
-    let left = |log: &str| log.lines().any(|line| line.contains("Client _ingest_vibration_0 [") && line.contains("disconnected"));
+    drop(broker.subscribe(("_ingest_vibration", PASSWORD), &PERSISTENT));
+    let left = |log: &str| log.lines().any(|line| line.contains("Client _ingest_vibration [") && line.contains("disconnected"));
     wait_until("the worker's leave", || left(&broker.log()));
     assert!(publish(broker, "press-1", "queued"));
 }
@@ -284,7 +284,7 @@ async fn the_session_of_a_worker_that_is_gone_ends_with_its_queue() {
     leave_a_queue(&broker);
     // It is only away: its queue stays through a change of others.
     agent.hold(&[device("press-1", &[]), device("press-2", &[]), worker()]).await;
-    let back = broker.subscribe(("_ingest_vibration_0", PASSWORD), &PERSISTENT);
+    let back = broker.subscribe(("_ingest_vibration", PASSWORD), &PERSISTENT);
     back.wait_for("queued");
     drop(back);
     leave_a_queue(&broker);
@@ -292,9 +292,9 @@ async fn the_session_of_a_worker_that_is_gone_ends_with_its_queue() {
     agent.hold(&users[..1]).await;
     wait_until("the end of its session", || agent.metrics.sessions_ended.get() == 1);
     wait_until("files without it", || agent.metrics.proven.get() == agent.metrics.written.get() && agent.metrics.written.get() == 4);
-    assert!(!broker.publish(("_ingest_vibration_0", PASSWORD), &["-t", "x", "-m", "1"]).status.success());
+    assert!(!broker.publish(("_ingest_vibration", PASSWORD), &["-t", "x", "-m", "1"]).status.success());
     agent.hold(&users).await;
-    let again = broker.subscribe(("_ingest_vibration_0", PASSWORD), &PERSISTENT);
+    let again = broker.subscribe(("_ingest_vibration", PASSWORD), &PERSISTENT);
     assert!(publish(&broker, "press-1", "fresh"));
     again.wait_for("fresh");
     assert!(!again.output().contains("queued"), "a queue was left for nobody");
@@ -340,6 +340,6 @@ async fn acknowledged_messages_survive_what_the_durability_says() {
         }
         broker.start_again();
         wait_until("readiness", || agent.readiness.verdict().is_ok());
-        broker.subscribe(("_ingest_vibration_0", PASSWORD), &PERSISTENT).wait_for("queued");
+        broker.subscribe(("_ingest_vibration", PASSWORD), &PERSISTENT).wait_for("queued");
     }
 }

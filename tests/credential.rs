@@ -64,13 +64,13 @@ fn topics_of_devices_and_workers() {
         &[
             entry("press-1", &password, 1, &[("read all", Access::Read)]),
             entry("press-2", &password, 1, &[("plant 1/press hall/#", Access::Write)]),
-            entry("_ingest_vibration_0", &password, 1, &[("devices/+/telemetry", Access::Read), ("plant 1/#", Access::Read)]),
-            entry("_ingest_writer_0", &password, 1, &[("devices/+/desired", Access::Write), ("read all", Access::Write)]),
+            entry("_ingest_vibration", &password, 1, &[("devices/+/telemetry", Access::Read), ("plant 1/#", Access::Read)]),
+            entry("_ingest_writer", &password, 1, &[("devices/+/desired", Access::Write), ("read all", Access::Write)]),
         ],
         &Password::generate(),
     );
     let device = broker.subscribe(("press-1", password.expose()), &["-v", "-t", "#", "-t", "$SYS/#"]);
-    let worker = broker.subscribe(("_ingest_vibration_0", password.expose()), &["-v", "-t", "#"]);
+    let worker = broker.subscribe(("_ingest_vibration", password.expose()), &["-v", "-t", "#"]);
     for (username, topic, allowed) in [
         ("press-2", "devices/press-2/telemetry", true),
         ("press-2", "devices/press-2/telemetry/fast", true),
@@ -84,10 +84,10 @@ fn topics_of_devices_and_workers() {
         ("press-2", "devices/press-1/desired", false),
         ("press-2", "plant 1/other hall", false),
         ("press-2", "$SYS/broker/version", false),
-        ("_ingest_writer_0", "devices/press-2/telemetry", false),
-        ("_ingest_writer_0", "devices/press-1/desired", true),
-        ("_ingest_writer_0", "devices/press-2/desired", true),
-        ("_ingest_writer_0", "read all", true),
+        ("_ingest_writer", "devices/press-2/telemetry", false),
+        ("_ingest_writer", "devices/press-1/desired", true),
+        ("_ingest_writer", "devices/press-2/desired", true),
+        ("_ingest_writer", "read all", true),
     ] {
         let answer = broker.publish((username, password.expose()), &["-t", topic, "-m", &format!("from {username}")]);
         let answer = String::from_utf8_lossy(&[answer.stdout, answer.stderr].concat()).into_owned();
@@ -99,7 +99,7 @@ fn topics_of_devices_and_workers() {
     let received = |output: String| {
         output.lines().filter(|line| line.contains(" from ") && !line.starts_with("Client")).map(str::to_owned).collect::<Vec<_>>()
     };
-    assert_eq!(received(device.output()), ["devices/press-1/desired from _ingest_writer_0", "read all from _ingest_writer_0"]);
+    assert_eq!(received(device.output()), ["devices/press-1/desired from _ingest_writer", "read all from _ingest_writer"]);
     assert_eq!(received(worker.output()), ["devices/press-2/telemetry from press-2", "plant 1/press hall/7 from press-2"]);
     assert!(!device.output().contains("$SYS/broker/"));
 }

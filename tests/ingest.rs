@@ -166,7 +166,7 @@ async fn a_changed_topic_leaves_no_subscription_behind() {
     chain.start_worker(Some("lines/{device}/telemetry"));
     chain.worker.wait_ready();
     common::mosquitto::wait_until("the end of the old subscription", || {
-        chain.broker.log().contains("Received UNSUBSCRIBE from _ingest_vibration_0")
+        chain.broker.log().contains("Received UNSUBSCRIBE from _ingest_vibration")
     });
     chain.wait_for("SELECT count(*) FROM fleetwright.session WHERE topic_filters = '{lines/+/telemetry}'", 1).await;
     chain.publish("devices/press-1/telemetry", &format!(r#"{{"ts":{TS},"rms":1}}"#));
@@ -262,4 +262,36 @@ async fn a_killed_database_loses_and_doubles_nothing() {
 #[tokio::test]
 async fn a_killed_database_loses_and_doubles_nothing_that_is_timed_by_arrival() {
     survives(&of_arrival(), Arc::new(Postgres::start().await), true, kill_database).await;
+}
+
+/// Two workers hand the gateway to and fro.
+async fn survives_handing_over(decode: &Value, arrival: bool) {
+    let mut second = None;
+    survives(decode, Postgres::shared().await, arrival, async |chain, round| {
+        let second = second.get_or_insert_with(|| chain.one_more_worker(1));
+        second.wait_ready();
+        let taken = |worker: &common::worker::Worker| worker.log().matches("logged in").count();
+        let next = i32::from(round.is_multiple_of(2));
+        let before = taken(if next == 1 { second } else { &chain.worker });
+        chain.assign(next).await;
+        let (new, old) = if next == 1 { (&*second, &chain.worker) } else { (&chain.worker, &*second) };
+        common::mosquitto::wait_until("the new worker", || taken(new) > before);
+        common::mosquitto::wait_until("the old worker's leave", || {
+            old.log().matches("another worker reads the gateway now").count() > round as usize / 2
+        });
+        new.wait_ready();
+        old.wait_ready();
+    })
+    .await;
+    assert!(second.unwrap().stop());
+}
+
+#[tokio::test]
+async fn handing_over_between_workers_loses_and_doubles_nothing() {
+    survives_handing_over(&timed(), false).await;
+}
+
+#[tokio::test]
+async fn handing_over_between_workers_loses_and_doubles_nothing_that_is_timed_by_arrival() {
+    survives_handing_over(&of_arrival(), true).await;
 }

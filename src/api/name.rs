@@ -76,11 +76,12 @@ pub fn ingest(pipeline: &str) -> String {
     format!("{pipeline}-ingest")
 }
 
-/// MQTT user name and client identifier of a worker. The underscore keeps it apart from every device, for a
-/// Kubernetes name has none.
+/// MQTT user name and client identifier of a Pipeline's workers. One for all of them, so that a worker that takes a Gateway
+/// over from another takes over its very session, with all that the broker has queued. The underscore keeps it apart from every
+/// device, for a Kubernetes name has none.
 #[must_use]
-pub fn ingest_username(pipeline: &str, ordinal: i32) -> String {
-    format!("_ingest_{pipeline}_{ordinal}")
+pub fn ingest_username(pipeline: &str) -> String {
+    format!("_ingest_{pipeline}")
 }
 
 /// Prefix of every worker's user name.
@@ -113,7 +114,3 @@ pub const INGEST_GATEWAYS_ANNOTATION: &str = "fleetwright.io/gateways";
 
 /// Annotation of a Pipeline's ingest Secret: the MQTT topic filter that its workers may read.
 pub const INGEST_FILTER_ANNOTATION: &str = "fleetwright.io/topic-filter";
-
-/// Annotation of a Pipeline's ingest Secret: how many workers there are, each with a user name of its own
-/// ([`ingest_username`] of 0 up to this number).
-pub const INGEST_WORKERS_ANNOTATION: &str = "fleetwright.io/workers";

@@ -20,6 +20,11 @@ use super::unobserved;
     category = "fleet",
     namespaced,
     status = "PipelineStatus",
+    scale(
+        spec_replicas_path = ".spec.workers.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
     derive = "PartialEq",
     validation = ("size(self.metadata.name) <= 40", "a Pipeline's name has at most 40 characters, since the names of its workers derive from it"),
     validation = ("!self.metadata.name.contains('.')", "a Pipeline's name has no dots, since the Service of its workers carries it"),
@@ -218,6 +223,14 @@ fn default_chunk_interval() -> String {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Workers {
+    /// How many workers share the Gateways, each of which is read by one worker, so that its messages keep their order. More
+    /// workers than Gateways would have nothing to read, and are not started. `kubectl scale fwp/<name> --replicas 3` and a
+    /// HorizontalPodAutoscaler change it; a Gateway that another worker takes over goes on where the one before it was. To stop
+    /// reading there is `paused`.
+    #[serde(default = "default_replicas")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub replicas: i32,
+
     /// Compute resources of each worker.
     #[serde(default = "default_worker_resources")]
     pub resources: ComputeResources,
@@ -225,8 +238,12 @@ pub struct Workers {
 
 impl Default for Workers {
     fn default() -> Self {
-        Self { resources: default_worker_resources() }
+        Self { replicas: default_replicas(), resources: default_worker_resources() }
     }
+}
+
+const fn default_replicas() -> i32 {
+    1
 }
 
 fn default_worker_resources() -> ComputeResources {
@@ -266,6 +283,14 @@ pub struct PipelineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<String>,
 
+    /// How many workers there are, for the scale subresource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+
+    /// Selects the workers' pods, for the scale subresource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+
     /// `Accepted`: the spec can be carried out. `TableReady`: the hypertable is as the spec wants it. `WorkersAvailable`:
     /// the workers hold their sessions with every Gateway and have proven that they can write. `Ready`: all of these.
     /// `Reconciling` or `Stalled`: why it is not.
@@ -276,6 +301,14 @@ pub struct PipelineStatus {
 
 impl Default for PipelineStatus {
     fn default() -> Self {
-        Self { observed_generation: unobserved(), table: None, gateways: None, workers: None, conditions: Vec::new() }
+        Self {
+            observed_generation: unobserved(),
+            table: None,
+            gateways: None,
+            workers: None,
+            replicas: None,
+            selector: None,
+            conditions: Vec::new(),
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! dead letters and `ledger` in one transaction -> acknowledgements, in the order of arrival. A message is acknowledged after
 //! its commit, and never before.
 
+mod assignment;
 mod batch;
 mod dead_letter;
 mod decode;

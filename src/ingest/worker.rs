@@ -1,22 +1,27 @@
 //! Reads the worker's configuration, and starts its parts.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::assignment;
 use super::decode::Decoder;
 use super::decode::time::Time;
 use super::intake::Intake;
 use super::metrics::Metrics;
 use super::mqtt::connection::Login;
-use super::session::{Session, check};
+use super::session::{End, Session, check};
 use super::sink::health::Health;
 use super::sink::statements::Statements;
 use super::sink::{Sink, Target, WRITERS};
@@ -26,6 +31,8 @@ use crate::configuration::ingest::{IngestConfiguration, IngestGateway};
 use crate::registry::follow::{Registry, follow};
 use crate::runtime::http;
 use crate::runtime::readiness::Readiness;
+use crate::timescale::assignment::{Assignment, worker_of};
+use crate::timescale::schema::Owner;
 use crate::timescale::uri::ConnectionUri;
 
 /// The most memory that messages on their way may hold, in all sessions together, in bytes. Two batches being written and
@@ -37,6 +44,13 @@ const LEAST_BUDGET: usize = 1024 * 1024;
 
 /// Readiness check: the devices are loaded and followed.
 const REGISTRY: &str = "registry";
+
+/// Readiness check: it is known which gateways are this worker's.
+const ASSIGNMENT: &str = "assignment";
+
+/// How long to wait before a session that was taken over is taken back, where it is assigned to this worker still: two
+/// processes that both think so must not spend their time on that.
+const TAKE_BACK_AFTER: Duration = Duration::from_secs(5);
 
 /// Arguments of the role `ingest`.
 #[derive(Args, Clone, Debug)]
@@ -94,11 +108,10 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
     // One line, as an editor may have left it; a password holds no control characters.
     let password = Bytes::from(read(&arguments.password_file)?.trim_end_matches(['\r', '\n']).to_owned());
     let ordinal = arguments.ordinal()?;
-    let login = Login { username: ingest_username(&configuration.pipeline, ordinal), password };
+    let login = Login { username: ingest_username(&configuration.pipeline), password };
 
     let metrics = prometheus::Registry::new();
-    let gateways = configuration.gateways.iter().map(|gateway| check(&gateway.name)).collect::<Vec<_>>();
-    let readiness = Readiness::awaiting(gateways.iter().map(String::as_str).chain([REGISTRY]));
+    let readiness = Readiness::awaiting([REGISTRY, ASSIGNMENT]);
     let worker = Worker::new(configuration, uri, ordinal, login, Metrics::register(&metrics)?, readiness.clone())?;
 
     let endpoint = tokio::spawn(http::serve(arguments.http, readiness, metrics, CancellationToken::new()));
@@ -153,21 +166,73 @@ impl Worker {
             statements: Statements::new(&configuration.table, self.topic.tags(), &configuration.decode.fields),
         });
         let health = Arc::new(Health::new(self.readiness.clone(), WRITERS));
-        let sink = Sink::start(&target, &self.uri, &health, &self.metrics, &shutdown);
-        let mut sessions = JoinSet::new();
-        for gateway in &configuration.gateways {
-            sessions.spawn(self.session(gateway.clone(), registry.clone(), sink.clone(), shutdown.clone()).run());
-        }
-        shutdown.cancelled().await;
-        while sessions.join_next().await.is_some() {}
+        let sink = Sink::start(&target, &self.uri, &health, &self.metrics);
+        let owner = Owner { namespace: configuration.namespace.clone(), pipeline: configuration.pipeline.clone() };
+        let (teller, assigned) = watch::channel(None);
+        helpers.spawn(assignment::follow(self.uri.clone(), owner, teller, shutdown.clone()));
+        self.run_sessions(assigned, &registry, &sink, &shutdown).await;
         info!("stopped");
     }
 
-    fn session(&self, gateway: IngestGateway, registry: Arc<Registry>, sink: Sink, shutdown: CancellationToken) -> Session {
+    /// Runs the sessions with the gateways that are this worker's. One that becomes another's goes on until that one takes it over,
+    /// so that nobody misses what comes meanwhile.
+    async fn run_sessions(
+        &self,
+        mut assigned: watch::Receiver<Option<Assignment>>,
+        registry: &Arc<Registry>,
+        sink: &Sink,
+        shutdown: &CancellationToken,
+    ) {
+        let mut sessions = JoinSet::new();
+        let mut running = HashSet::new();
+        let mut lost = HashSet::new();
+        loop {
+            let own = match assigned.borrow_and_update().as_ref() {
+                Some(assignment) => self.own(assignment),
+                None => Vec::new(),
+            };
+            for gateway in &own {
+                if running.insert(gateway.name.clone()) {
+                    self.readiness.fails(&check(&gateway.name), "starting");
+                    let wait = if lost.remove(&gateway.name) { TAKE_BACK_AFTER } else { Duration::ZERO };
+                    let session = self.session((*gateway).clone(), own.len(), registry.clone(), sink.clone(), shutdown.clone());
+                    let (name, shutdown) = (gateway.name.clone(), shutdown.clone());
+                    sessions.spawn(async move {
+                        tokio::select! {
+                            () = shutdown.cancelled() => return (name, End::Stopped),
+                            () = sleep(wait) => {}
+                        }
+                        (name, session.run().await)
+                    });
+                }
+            }
+            if assigned.borrow().is_some() {
+                self.readiness.holds(ASSIGNMENT);
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Ok(()) = assigned.changed() => {}
+                Some(Ok((gateway, End::Lost))) = sessions.join_next() => {
+                    info!(gateway, "another worker reads the gateway now");
+                    self.readiness.remove(&check(&gateway));
+                    running.remove(&gateway);
+                    lost.insert(gateway);
+                }
+            }
+        }
+        while sessions.join_next().await.is_some() {}
+    }
+
+    /// The gateways that are this worker's.
+    fn own(&self, assignment: &Assignment) -> Vec<&IngestGateway> {
+        self.configuration.gateways.iter().filter(|gateway| worker_of(assignment, &gateway.name) == self.ordinal).collect()
+    }
+
+    fn session(&self, gateway: IngestGateway, of: usize, registry: Arc<Registry>, sink: Sink, shutdown: CancellationToken) -> Session {
         let configuration = &self.configuration;
         Session {
             login: self.login.clone(),
-            name: format!("{}/{}/{}/{}", configuration.namespace, configuration.pipeline, self.ordinal, gateway.name),
+            name: format!("{}/{}/{}", configuration.namespace, configuration.pipeline, gateway.name),
             intake: Intake {
                 gateway: gateway.name.clone(),
                 topic: self.topic.clone(),
@@ -177,7 +242,7 @@ impl Worker {
             registry,
             sink,
             uri: self.uri.clone(),
-            budget: (BUDGET / configuration.gateways.len().max(1)).max(LEAST_BUDGET),
+            budget: (BUDGET / of.max(1)).max(LEAST_BUDGET),
             readiness: self.readiness.clone(),
             metrics: self.metrics.session(&gateway.name),
             shutdown,

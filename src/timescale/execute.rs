@@ -136,6 +136,10 @@ async fn forget(transaction: &Transaction<'_>, owner: &Owner, table: &str, polic
         DeletionPolicy::Delete => format!("DELETE FROM {}.pipeline_table WHERE table_name = $1", system::SCHEMA),
     };
     transaction.execute_typed(&statement, &[(&table, Type::TEXT)]).await?;
+    for of_pipeline in ["assignment", "replay"] {
+        let statement = format!("DELETE FROM {}.{of_pipeline} WHERE namespace = $1 AND pipeline = $2", system::SCHEMA);
+        transaction.execute_typed(&statement, &[(&owner.namespace, Type::TEXT), (&owner.pipeline, Type::TEXT)]).await?;
+    }
     let sessions = format!("{}/{}/", owner.namespace, owner.pipeline);
     for of_sessions in ["session", "acknowledgement"] {
         let statement = format!("DELETE FROM {}.{of_sessions} WHERE starts_with(session, $1)", system::SCHEMA);

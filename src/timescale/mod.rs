@@ -1,5 +1,6 @@
 //! The tables of a Pipeline: desired schema, the plan that leads to it, and its execution.
 
+pub mod assignment;
 pub mod connect;
 pub mod execute;
 pub mod identifier;

@@ -9,10 +9,11 @@ pub const SCHEMA: &str = "fleetwright";
 pub const DEVICE_CHANNEL: &str = "fleetwright_device";
 
 /// Version of the tables below, kept as the comment of the schema. Raised with every change of [`statements`].
-pub const VERSION: i32 = 1;
+pub const VERSION: i32 = 2;
 
 /// The tables, each of which [`statements`] creates.
-pub const TABLES: [&str; 5] = ["device", "dead_letter", "session", "acknowledgement", "pipeline_table"];
+pub const TABLES: [&str; 8] =
+    ["device", "dead_letter", "dead_letter_count", "replay", "session", "acknowledgement", "assignment", "pipeline_table"];
 
 /// What brings a database to [`VERSION`], from any earlier version or from nothing; to be run in one transaction.
 /// `extension_schema` is where the functions of TimescaleDB are.
@@ -48,9 +49,40 @@ pub fn statements(extension_schema: &str) -> Vec<String> {
         format!(
             "SELECT {timescale}.create_hypertable('{SCHEMA}.dead_letter', {timescale}.by_range('time', INTERVAL '1 day'), if_not_exists => true)"
         ),
-        // A worker's session with a broker, `<namespace>/<pipeline>/<ordinal>/<gateway>`: the topic filters that the broker may
-        // hold for it, and a generation that every start of the worker raises, so that what an earlier process left running
-        // cannot commit any more.
+        // Later than the table, which an earlier version made without it. Replay goes by it, in the order of arrival.
+        format!("CREATE SEQUENCE IF NOT EXISTS {SCHEMA}.dead_letter_id"),
+        format!("ALTER TABLE {SCHEMA}.dead_letter ADD COLUMN IF NOT EXISTS id bigint NOT NULL DEFAULT nextval('{SCHEMA}.dead_letter_id')"),
+        format!("COMMENT ON COLUMN {SCHEMA}.dead_letter.id IS 'keeps its value when a replay refuses the message again'"),
+        format!("CREATE INDEX IF NOT EXISTS dead_letter_pipeline_id ON {SCHEMA}.dead_letter (namespace, pipeline, id)"),
+        // Every refused message, also those that were too many to be kept: one row an hour, gateway and reason.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.dead_letter_count (
+                hour timestamptz NOT NULL,
+                namespace text NOT NULL,
+                pipeline text NOT NULL,
+                gateway text NOT NULL,
+                reason text NOT NULL,
+                kept bigint NOT NULL,
+                kept_bytes bigint NOT NULL,
+                discarded bigint NOT NULL,
+                PRIMARY KEY (namespace, pipeline, hour, gateway, reason))"
+        ),
+        // The replay that a Pipeline last asked for: how far it is, and up to which dead letter it goes.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.replay (
+                namespace text NOT NULL,
+                pipeline text NOT NULL,
+                token text NOT NULL,
+                done_id bigint NOT NULL,
+                last_id bigint NOT NULL,
+                stored bigint NOT NULL,
+                refused bigint NOT NULL,
+                finished boolean NOT NULL,
+                PRIMARY KEY (namespace, pipeline))"
+        ),
+        // A Pipeline's session with a broker, `<namespace>/<pipeline>/<gateway>`: the topic filters that the broker may hold for
+        // it, and a generation that every process raises that takes it over, so that what an earlier one left running cannot
+        // commit any more.
         format!(
             "CREATE TABLE IF NOT EXISTS {SCHEMA}.session (
                 session text PRIMARY KEY,
@@ -65,6 +97,15 @@ pub fn statements(extension_schema: &str) -> Vec<String> {
                 batch bigint NOT NULL,
                 entries bytea NOT NULL,
                 PRIMARY KEY (session, batch))"
+        ),
+        // Which worker of a Pipeline reads a gateway, by its ordinal. A gateway that is not here is read by the first, 0.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.assignment (
+                namespace text NOT NULL,
+                pipeline text NOT NULL,
+                gateway text NOT NULL,
+                worker integer NOT NULL,
+                PRIMARY KEY (namespace, pipeline, gateway))"
         ),
         // Which Pipeline made a table. Once its Pipeline is gone and the table stays, `pipeline` is NULL.
         format!(

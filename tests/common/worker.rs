@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use fleetwright::api::PipelineSpec;
+use fleetwright::timescale::assignment::spread;
 use fleetwright::timescale::execute::apply;
 use fleetwright::timescale::schema::{Desired, Owner, desired};
 use serde_json::{Value, json};
@@ -57,7 +58,7 @@ impl Chain {
             "namespace": "plant", "pipeline": "vibration", "topic": topic, "decode": decode, "table": "vibration",
             "gateways": [{"name": "plant-1", "host": "127.0.0.1", "port": broker.port}],
         });
-        let worker = Worker::start(&configuration, &postgres.uri_text(&database));
+        let worker = Worker::start(&configuration, &postgres.uri_text(&database), 0);
         worker.wait_ready();
         Self { broker, postgres, database, client, desired, worker, configuration }
     }
@@ -67,7 +68,25 @@ impl Chain {
         if let Some(topic) = topic {
             self.configuration["topic"] = topic.into();
         }
-        self.worker = Worker::start(&self.configuration, &self.postgres.uri_text(&self.database));
+        self.worker = Worker::start(&self.configuration, &self.postgres.uri_text(&self.database), 0);
+    }
+
+    /// One more worker, of this ordinal, which reads nothing until the gateway is assigned to it.
+    pub fn one_more_worker(&self, ordinal: i32) -> Worker {
+        Worker::start(&self.configuration, &self.postgres.uri_text(&self.database), ordinal)
+    }
+
+    /// Says which worker reads the gateway.
+    pub async fn assign(&mut self, ordinal: i32) {
+        let gateways = ["plant-0".to_owned(), "plant-1".to_owned()];
+        // Of two gateways the first goes to the other worker.
+        self.execute(&format!(
+            "DELETE FROM fleetwright.assignment; INSERT INTO fleetwright.assignment VALUES ('plant', 'vibration', 'plant-0', {})",
+            1 - ordinal
+        ))
+        .await;
+        self.execute(&format!("INSERT INTO fleetwright.assignment VALUES ('plant', 'vibration', 'plant-1', {ordinal})")).await;
+        assert!(!spread(&mut self.client, &self.desired.owner, &gateways, 2).await.unwrap(), "this is how two workers share two gateways");
     }
 
     /// Connects to the database again, after it was away.
@@ -132,14 +151,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    fn start(configuration: &Value, uri: &str) -> Self {
+    fn start(configuration: &Value, uri: &str, ordinal: i32) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let http = free_port();
         for (name, content) in [("ingest.json", configuration.to_string()), ("uri", uri.to_owned()), ("password", "password\n".to_owned())]
         {
             std::fs::write(folder.path().join(name), content).unwrap();
         }
-        let process = spawn(folder.path(), http);
+        let process = spawn(folder.path(), http, ordinal);
         Self { process, folder, http }
     }
 
@@ -201,10 +220,11 @@ impl Drop for Worker {
     }
 }
 
-fn spawn(folder: &Path, http: u16) -> Child {
+fn spawn(folder: &Path, http: u16, ordinal: i32) -> Child {
     let log = File::options().create(true).append(true).open(folder.join("log")).unwrap();
     Command::new(env!("CARGO_BIN_EXE_fleetwright"))
-        .args(["ingest", "--config", "ingest.json", "--database-uri-file", "uri", "--password-file", "password", "--ordinal", "0"])
+        .args(["ingest", "--config", "ingest.json", "--database-uri-file", "uri", "--password-file", "password"])
+        .args(["--ordinal", &ordinal.to_string()])
         .args(["--http", &format!("127.0.0.1:{http}")])
         .current_dir(folder)
         .stdin(Stdio::null())

@@ -45,7 +45,7 @@ pub struct Session {
     pub gateway: IngestGateway,
     /// Whom to log in as.
     pub login: Login,
-    /// `<namespace>/<pipeline>/<ordinal>/<gateway>`.
+    /// `<namespace>/<pipeline>/<gateway>`.
     pub name: String,
     /// What takes messages apart.
     pub intake: Intake,
@@ -72,10 +72,10 @@ pub fn check(gateway: &str) -> String {
 }
 
 impl Session {
-    /// Runs until `shutdown`.
-    pub async fn run(self) {
+    /// Runs until `shutdown`, or until another worker has taken the session over.
+    pub async fn run(self) -> End {
         let check = check(&self.gateway.name);
-        let Some((opened, filter)) = self.open(&check).await else { return };
+        let Some((opened, filter)) = self.open(&check).await else { return End::Stopped };
         let stale: Vec<String> = opened.filters.into_iter().filter(|known| *known != filter).collect();
         let store = Store::new(self.intake, self.registry.clone(), self.metrics.clone(), opened.key, opened.entries);
         let (done, committed) = mpsc::unbounded_channel();
@@ -86,6 +86,7 @@ impl Session {
             store,
             done,
             committed,
+            lost: CancellationToken::new(),
             gateway: self.gateway,
             login: self.login,
             registry: self.registry,
@@ -96,7 +97,7 @@ impl Session {
             metrics: self.metrics,
             shutdown: self.shutdown,
         };
-        running.run().await;
+        running.run().await
     }
 
     /// Takes the session over in the database, however long that takes.
@@ -132,6 +133,8 @@ struct Running {
     store: Store,
     done: mpsc::UnboundedSender<Done>,
     committed: mpsc::UnboundedReceiver<Done>,
+    /// Cancelled once another worker has taken the session over.
+    lost: CancellationToken,
     gateway: IngestGateway,
     login: Login,
     registry: Arc<Registry>,
@@ -144,7 +147,16 @@ struct Running {
 }
 
 impl Running {
-    async fn run(mut self) {
+    async fn run(mut self) -> End {
+        let lost = self.lost.clone();
+        tokio::select! {
+            // Nothing that is held can be stored here any more; the broker sends it to whoever has the session.
+            () = lost.cancelled() => End::Lost,
+            () = self.work() => End::Stopped,
+        }
+    }
+
+    async fn work(&mut self) {
         let mut backoff = Backoff::default();
         while !self.shutdown.is_cancelled() {
             let opened = tokio::select! {
@@ -172,6 +184,7 @@ impl Running {
                 break;
             }
             self.store.disconnected();
+            self.look_for_another().await;
         }
     }
 
@@ -286,12 +299,22 @@ impl Running {
     }
 
     fn submit(&mut self, slot: tokio::sync::OwnedSemaphorePermit) {
-        if let Some(job) = self.store.next_job(slot, self.done.clone())
+        if let Some(job) = self.store.next_job(slot, self.done.clone(), self.lost.clone())
             && !self.sink.submit(job)
         {
-            // The writers end only when another process has taken the session over; then this one is being shut down.
+            // Each batch has its slot, and the writers live as long as this sink.
             warn!(gateway = self.gateway.name, "nobody writes any more");
             self.shutdown.cancel();
+        }
+    }
+
+    /// Whoever has taken the session over has ended this connection, and logging in again would end theirs.
+    async fn look_for_another(&self) {
+        match session_store::is_held(&self.uri, self.store.key()).await {
+            Ok(true) => {}
+            Ok(false) => self.lost.cancel(),
+            // Nobody has taken it over through a database that is away, and nobody commits twice in any case.
+            Err(failure) => warn!(session = self.store.key().name, failure = chain(&failure), "nobody tells whose the session is"),
         }
     }
 
@@ -312,7 +335,7 @@ impl Running {
     }
 
     /// Commits and acknowledges what can be in a bounded time, and takes leave so that the broker keeps the session.
-    async fn stop(mut self, mut connection: Connection) {
+    async fn stop(&mut self, mut connection: Connection) {
         // They are not committed, and so the broker keeps them.
         self.store.drop_parked();
         let commits = async {
@@ -331,6 +354,15 @@ impl Running {
             connection.close().await;
         }
     }
+}
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum End {
+    /// The worker was told to stop.
+    Stopped,
+    /// Another worker has taken it over.
+    Lost,
 }
 
 /// Exponential backoff with jitter.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::ingest::batch::Batch;
@@ -156,7 +157,7 @@ impl Store {
     }
 
     /// The next batch, as a job.
-    pub fn next_job(&mut self, slot: OwnedSemaphorePermit, done: mpsc::UnboundedSender<Done>) -> Option<Job> {
+    pub fn next_job(&mut self, slot: OwnedSemaphorePermit, done: mpsc::UnboundedSender<Done>, lost: CancellationToken) -> Option<Job> {
         if self.sealed.is_empty() {
             self.seal();
         }
@@ -174,7 +175,7 @@ impl Store {
         self.in_flight_bytes += batch.size();
         self.last_submitted = Instant::now();
         let expired = self.ledger.take_expired();
-        Some(Job { batch, session: self.key.clone(), number, entries, holds_all_entries, expired, _slot: slot, done })
+        Some(Job { batch, session: self.key.clone(), number, entries, holds_all_entries, expired, _slot: slot, done, lost })
     }
 
     fn seal(&mut self) {

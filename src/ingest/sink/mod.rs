@@ -14,7 +14,7 @@ use rand::RngExt;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::health::Health;
 use self::proof::{ProofError, prove};
@@ -54,7 +54,7 @@ pub struct Target {
 /// A worker's session with a broker, as the database knows it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct SessionKey {
-    /// `<namespace>/<pipeline>/<ordinal>/<gateway>`.
+    /// `<namespace>/<pipeline>/<gateway>`.
     pub name: String,
     /// Name of the Gateway.
     pub gateway: String,
@@ -81,6 +81,8 @@ pub struct Job {
     pub _slot: OwnedSemaphorePermit,
     /// Who waits for it.
     pub done: mpsc::UnboundedSender<Done>,
+    /// To be cancelled where another process has taken the session over: nothing of it can be stored here any more.
+    pub lost: CancellationToken,
 }
 
 /// A batch that is written.
@@ -104,20 +106,12 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Connects in the background, and writes until the last clone is dropped. Cancels `shutdown` if another process takes the
-    /// sessions over.
-    pub fn start(target: &Arc<Target>, uri: &ConnectionUri, health: &Arc<Health>, metrics: &Metrics, shutdown: &CancellationToken) -> Self {
+    /// Connects in the background, and writes until the last clone is dropped.
+    pub fn start(target: &Arc<Target>, uri: &ConnectionUri, health: &Arc<Health>, metrics: &Metrics) -> Self {
         let (jobs, queue) = mpsc::channel(WRITERS);
         let queue = Arc::new(Mutex::new(queue));
         for index in 0..WRITERS {
-            let connector = Connector {
-                index,
-                target: target.clone(),
-                uri: uri.clone(),
-                health: health.clone(),
-                metrics: metrics.clone(),
-                shutdown: shutdown.clone(),
-            };
+            let connector = Connector { index, target: target.clone(), uri: uri.clone(), health: health.clone(), metrics: metrics.clone() };
             tokio::spawn(connector.run(queue.clone()));
         }
         Self { jobs, slots: Arc::new(Semaphore::new(WRITERS)) }
@@ -143,7 +137,6 @@ struct Connector {
     uri: ConnectionUri,
     health: Arc<Health>,
     metrics: Metrics,
-    shutdown: CancellationToken,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -166,7 +159,7 @@ impl Connector {
                     info!(connection = self.index, "the database takes rows");
                     self.health.writes(self.index);
                     match self.write(&mut writer, &ended, &queue, &mut pending, &mut backoff).await {
-                        // Nobody sends any more, or nobody may.
+                        // Nobody sends any more.
                         None => return,
                         Some(failure) => {
                             warn!(connection = self.index, failure, "the database does not take rows; nothing is acknowledged meanwhile");
@@ -231,9 +224,9 @@ impl Connector {
                     let _ = job.done.send(Done { batch: job.batch, number: job.number, written, took });
                 }
                 Ok(Err(WriteError::HoldSession)) => {
-                    error!("{}", chain(&WriteError::HoldSession));
-                    self.shutdown.cancel();
-                    return None;
+                    info!(session = job.session.name, "{}", chain(&WriteError::HoldSession));
+                    job.lost.cancel();
+                    *pending = None;
                 }
                 Ok(Err(failure)) => return Some(chain(&failure)),
                 Err(_) => return Some(format!("a batch was not written within {} s", WRITE_TIMEOUT.as_secs())),

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use super::SessionKey;
-use super::statements::{open_session, read_entries, set_filters};
+use super::statements::{is_session_held, open_session, read_entries, set_filters};
 use crate::ingest::ledger::Entry;
 use crate::timescale::connect::{ConnectError, connect, drive};
 use crate::timescale::uri::ConnectionUri;
@@ -59,6 +59,15 @@ pub async fn keep_filter(uri: &ConnectionUri, key: &SessionKey, filter: &str) ->
     bounded(uri, async |client| {
         client.execute(&set_filters(), &[&key.name, &key.generation, &vec![filter]]).await?;
         Ok(())
+    })
+    .await
+}
+
+/// Whether no other process has taken the session over.
+pub async fn is_held(uri: &ConnectionUri, key: &SessionKey) -> Result<bool, SessionStoreError> {
+    bounded(uri, async |client| {
+        let row = client.query_one(&is_session_held(), &[&key.name, &key.generation]).await?;
+        Ok(row.get(0))
     })
     .await
 }

@@ -125,6 +125,11 @@ pub fn open_session() -> String {
     )
 }
 
+/// Whether a session belongs to this generation. One whose row is gone belongs to nobody else.
+pub fn is_session_held() -> String {
+    format!("SELECT NOT EXISTS (SELECT FROM {SCHEMA}.session WHERE session = $1 AND generation > $2)")
+}
+
 /// The entries of a session.
 pub fn read_entries() -> String {
     format!("SELECT batch, entries FROM {SCHEMA}.acknowledgement WHERE session = $1 ORDER BY batch")

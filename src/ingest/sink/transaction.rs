@@ -47,7 +47,7 @@ pub enum WriteError {
     Store(#[from] tokio_postgres::Error),
 
     /// Another process has taken the session over.
-    #[error("failed to store a batch: another worker with the same ordinal has taken over its session")]
+    #[error("failed to store a batch: another worker has taken over its session")]
     HoldSession,
 }
 

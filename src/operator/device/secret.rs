@@ -13,8 +13,8 @@ use crate::api::Device;
 use crate::api::condition::Cause;
 use crate::api::device::{Access, Acl};
 use crate::api::name::{
-    self, GATEWAY_LABEL, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, INGEST_WORKERS_ANNOTATION, ROLE_AUTH_SHARD,
-    ROLE_DEVICE_CREDENTIALS, ROLE_INGEST_CREDENTIALS, ROLE_LABEL,
+    self, GATEWAY_LABEL, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, ROLE_AUTH_SHARD, ROLE_DEVICE_CREDENTIALS,
+    ROLE_INGEST_CREDENTIALS, ROLE_LABEL,
 };
 use crate::credential::entry::Entry;
 use crate::credential::hash::{self, GENERATED_ITERATIONS, GIVEN_ITERATIONS};
@@ -141,14 +141,10 @@ pub fn read_workers(secret: &Secret) -> Result<BTreeMap<String, Vec<Entry>>, Str
     let owner = secret.owner_references().first().ok_or("no owner")?;
     let bytes = secret.data.as_ref().and_then(|data| data.get(PASSWORD_KEY)).ok_or("no key password")?;
     let password = Password::given(&bytes.0).map_err(|error| error.to_string())?;
-    let workers: i32 = annotation(INGEST_WORKERS_ANNOTATION).parse().map_err(|_| format!("no number in {INGEST_WORKERS_ANNOTATION}"))?;
     let filter = Acl { topic: annotation(INGEST_FILTER_ANNOTATION).to_owned(), access: Access::Read };
-    let entry = |ordinal| {
-        let username = name::ingest_username(&owner.name, ordinal);
-        let hash = hash::hash(&owner.uid, &username, &password, GENERATED_ITERATIONS);
-        Entry::new(&username, &hash, std::slice::from_ref(&filter)).map_err(|error| error.to_string())
-    };
-    let entries = (0..workers).map(entry).collect::<Result<Vec<_>, _>>()?;
+    let username = name::ingest_username(&owner.name);
+    let hash = hash::hash(&owner.uid, &username, &password, GENERATED_ITERATIONS);
+    let entry = Entry::new(&username, &hash, &[filter]).map_err(|error| error.to_string())?;
     let gateways = annotation(INGEST_GATEWAYS_ANNOTATION).split(',').filter(|gateway| !gateway.is_empty());
-    Ok(gateways.map(|gateway| (gateway.to_owned(), entries.clone())).collect())
+    Ok(gateways.map(|gateway| (gateway.to_owned(), vec![entry.clone()])).collect())
 }

@@ -21,8 +21,8 @@ use serde_json::json;
 use super::validate::Valid;
 use crate::api::Pipeline;
 use crate::api::name::{
-    self, HTTP_PORT, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, INGEST_WORKERS_ANNOTATION, INTERNAL_MQTT_PORT, PIPELINE_LABEL,
-    ROLE_INGEST_CREDENTIALS, ROLE_LABEL,
+    self, HTTP_PORT, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, INTERNAL_MQTT_PORT, PIPELINE_LABEL, ROLE_INGEST_CREDENTIALS,
+    ROLE_LABEL,
 };
 use crate::configuration::ingest::{FILE, IngestConfiguration, IngestGateway};
 use crate::credential::password::Password;
@@ -57,9 +57,6 @@ const USER: i64 = 65532;
 /// How long a worker may take to commit and acknowledge what it has read.
 const TERMINATION_GRACE_SECONDS: i64 = 30;
 
-/// How many workers there are while the Pipeline is not paused and has Gateways.
-const WORKERS: i32 = 1;
-
 /// The workers' objects.
 #[derive(Debug)]
 pub struct Workers {
@@ -76,7 +73,13 @@ pub struct Workers {
 /// How many workers this Pipeline should have now.
 #[must_use]
 pub fn replicas(pipeline: &Pipeline, valid: &Valid) -> i32 {
-    if pipeline.spec.paused || valid.gateways.is_empty() { 0 } else { WORKERS }
+    if pipeline.spec.paused { 0 } else { readers(pipeline, valid) }
+}
+
+/// How many workers the Gateways are spread over: never more than there are Gateways, for each is read by one.
+#[must_use]
+pub fn readers(pipeline: &Pipeline, valid: &Valid) -> i32 {
+    pipeline.spec.workers.replicas.min(valid.gateways.len().try_into().unwrap_or(i32::MAX))
 }
 
 /// Labels of everything that belongs to a Pipeline.
@@ -94,13 +97,9 @@ pub fn credentials(pipeline: &Pipeline, valid: &Valid, password: &Password) -> S
     let mut metadata = metadata(pipeline);
     metadata.labels.get_or_insert_default().insert(ROLE_LABEL.to_owned(), ROLE_INGEST_CREDENTIALS.to_owned());
     metadata.annotations = Some(
-        [
-            (INGEST_GATEWAYS_ANNOTATION, valid.gateways.join(",")),
-            (INGEST_FILTER_ANNOTATION, valid.filter.clone()),
-            (INGEST_WORKERS_ANNOTATION, WORKERS.to_string()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into(),
+        [(INGEST_GATEWAYS_ANNOTATION, valid.gateways.join(",")), (INGEST_FILTER_ANNOTATION, valid.filter.clone())]
+            .map(|(key, value)| (key.to_owned(), value))
+            .into(),
     );
     let data = [(PASSWORD_KEY.to_owned(), ByteString(password.expose().as_bytes().to_vec()))].into();
     Secret { metadata, data: Some(data), ..Secret::default() }
@@ -362,15 +361,20 @@ mod tests {
         let secret = credentials(&pipeline, &validate(&pipeline, &observed()).unwrap(), &password());
         assert_eq!(secret.annotations()[INGEST_GATEWAYS_ANNOTATION], "plant-1,plant-2");
         assert_eq!(secret.annotations()[INGEST_FILTER_ANNOTATION], "devices/+/telemetry");
-        assert_eq!(secret.annotations()[INGEST_WORKERS_ANNOTATION], "1");
         assert_eq!(secret.labels()[ROLE_LABEL], ROLE_INGEST_CREDENTIALS);
         assert_eq!(secret.data.unwrap()[PASSWORD_KEY].0, b"secret-of-the-workers");
     }
 
     #[test]
     fn no_worker_runs_for_nothing() {
-        let none = Observed { gateways: BTreeMap::new(), ..observed() };
-        for (spec, observed, expected) in [(json!({}), observed(), 1), (json!({"paused": true}), observed(), 0), (json!({}), none, 0)] {
+        let none = || Observed { gateways: BTreeMap::new(), ..observed() };
+        for (spec, observed, expected) in [
+            (json!({}), observed(), 1),
+            (json!({"workers": {"replicas": 2}}), observed(), 2),
+            (json!({"workers": {"replicas": 3}}), observed(), 2),
+            (json!({"paused": true, "workers": {"replicas": 2}}), observed(), 0),
+            (json!({}), none(), 0),
+        ] {
             let pipeline = pipeline(spec);
             assert_eq!(built(&pipeline, &observed, URI).workers.spec.replicas, Some(expected));
         }
@@ -381,6 +385,7 @@ mod tests {
         let plain = revision_of(&built(&pipeline(json!({})), &observed(), URI));
         assert_eq!(plain, revision_of(&built(&pipeline(json!({"sink": {"timescale": {"chunkInterval": "2d"}}})), &observed(), URI)));
         assert_eq!(plain, revision_of(&built(&pipeline(json!({"paused": true})), &observed(), URI)));
+        assert_eq!(plain, revision_of(&built(&pipeline(json!({"workers": {"replicas": 2}})), &observed(), URI)));
         let mut fewer = observed();
         fewer.gateways.remove("plant-2");
         assert_ne!(plain, revision_of(&built(&pipeline(json!({})), &fewer, URI)));

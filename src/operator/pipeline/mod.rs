@@ -20,9 +20,10 @@ use kube::runtime::controller::{Action, Config};
 use kube::runtime::events::EventType;
 use kube::{Client, ResourceExt};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tracing::warn;
 
-use self::build::{credentials, replicas, workers};
+use self::build::{credentials, readers, replicas, workers};
 use self::database::{Databases, RegistryState};
 use self::drift::Drift;
 use self::observe::{Observed, observe, owner};
@@ -38,6 +39,7 @@ use crate::api::pipeline::DeletionPolicy;
 use crate::api::{Pipeline, is_reconciliation_paused};
 use crate::credential::password::Password;
 use crate::runtime::error::chain;
+use crate::timescale::assignment::spread;
 use crate::timescale::execute::{self, ExecuteError};
 use crate::timescale::plan::{Plan, Step};
 
@@ -50,6 +52,9 @@ const CONCURRENCY: u16 = 32;
 /// How long a pass waits for the first filling of a registry. That of 100,000 new devices takes two seconds; a Pipeline that
 /// was ready before a restart of the operator stays so meanwhile.
 const REGISTRY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the Gateways may take to be spread over the workers; it takes milliseconds.
+const SPREAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A Pipeline that waits for its database is looked at again after this long at most.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
@@ -208,6 +213,11 @@ impl Reconciler {
         valid: &Valid,
         password: &Password,
     ) -> Result<WorkersOutcome, WriteError> {
+        if replicas(pipeline, valid) > 0
+            && let Err(cause) = self.spread_gateways(pipeline, valid).await
+        {
+            return Ok(WorkersOutcome::Awaiting(cause));
+        }
         let uri = observed.uri.as_ref().map_or("", |uri| uri.expose());
         let desired = workers(pipeline, valid, password, uri, &self.context.images);
         let owner = owner_reference(pipeline);
@@ -216,6 +226,25 @@ impl Reconciler {
         self.writer.apply(&owner, &desired.service).await?;
         let live = Box::new(self.writer.apply(&owner, &desired.workers).await?.into_inner());
         Ok(WorkersOutcome::Applied { live, wanted: replicas(pipeline, valid), paused: pipeline.spec.paused })
+    }
+
+    /// Says which worker reads which Gateway, before there are more workers or fewer.
+    async fn spread_gateways(&self, pipeline: &Pipeline, valid: &Valid) -> Result<(), Cause> {
+        let owner = owner(pipeline);
+        let closed = || Cause::new("DatabaseUnavailable", "the connection to the database was closed");
+        let database = self.databases.last(&owner).ok_or_else(closed)?;
+        let mut session = database.session().await?;
+        let spreading = spread(session.client()?, &owner, &valid.gateways, readers(pipeline, valid));
+        match timeout(SPREAD_TIMEOUT, spreading).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                Err(Cause::new("GatewaysNotSpread", format!("failed to say which worker reads which Gateway: {}", chain(&error))))
+            }
+            Err(_) => {
+                session.discard();
+                Err(Cause::new("DatabaseUnavailable", "the database does not answer"))
+            }
+        }
     }
 
     async fn write_status(&self, pipeline: &Pipeline, outcome: &Outcome) -> Result<(), WriteError> {

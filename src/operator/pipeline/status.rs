@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 
+use super::build::labels;
 use crate::api::condition::{ACCEPTED, Cause, Finding, Readiness, TABLE_READY, WORKERS_AVAILABLE, conditions};
 use crate::api::{Pipeline, PipelineStatus};
 
@@ -74,6 +75,8 @@ pub fn status(pipeline: &Pipeline, outcome: &Outcome) -> PipelineStatus {
             let name = format!("public.{}", pipeline.spec.sink.timescale.table);
             status.gateways = i64::try_from(*gateways).ok();
             status.workers = workers.summary().or(status.workers);
+            status.replicas = workers.replicas().or(status.replicas);
+            status.selector = Some(selector(pipeline));
             if matches!(table, TableOutcome::Ready { .. }) {
                 status.table = Some(name.clone());
             }
@@ -109,7 +112,20 @@ fn accepted(name: &str, table: &TableOutcome, workers: &WorkersOutcome, gateways
     (findings, readiness)
 }
 
+/// The labels of the workers' pods, as a selector in text.
+fn selector(pipeline: &Pipeline) -> String {
+    labels(pipeline).iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
 impl WorkersOutcome {
+    /// Workers that are there.
+    fn replicas(&self) -> Option<i32> {
+        match self {
+            Self::Awaiting(_) => None,
+            Self::Applied { live, .. } => live.status.as_ref().map(|status| status.replicas),
+        }
+    }
+
     /// Workers that are ready, of those wanted.
     fn summary(&self) -> Option<String> {
         match self {

@@ -1,0 +1,73 @@
+//! Follows which gateways are this worker's.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::runtime::error::chain;
+use crate::timescale::assignment::{Assignment, read};
+use crate::timescale::connect::{ConnectError, connect, drive};
+use crate::timescale::schema::Owner;
+use crate::timescale::uri::ConnectionUri;
+
+/// How often the database is asked: a gateway that moves to this worker is taken over within this time. One read of a few
+/// rows by primary key.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long an answer may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+enum FollowError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("failed to read which gateways are this worker's")]
+    Read(#[from] tokio_postgres::Error),
+    #[error("failed to read which gateways are this worker's within {} s", TIMEOUT.as_secs())]
+    Await,
+}
+
+/// Says what is assigned, again with every change, until `shutdown`. While the database is away, what it last said holds.
+pub async fn follow(uri: ConnectionUri, owner: Owner, assigned: watch::Sender<Option<Assignment>>, shutdown: CancellationToken) {
+    let mut client = None;
+    let mut failing = false;
+    while !shutdown.is_cancelled() {
+        match ask(&uri, &owner, &mut client).await {
+            Ok(assignment) => {
+                failing = false;
+                assigned.send_if_modified(|known| {
+                    let changed = known.as_ref() != Some(&assignment);
+                    *known = Some(assignment);
+                    changed
+                });
+            }
+            Err(failure) => {
+                client = None;
+                if !failing {
+                    warn!(failure = chain(&failure), "nobody tells which gateways are this worker's; what was told last holds");
+                }
+                failing = true;
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = sleep(INTERVAL) => {}
+        }
+    }
+}
+
+async fn ask(uri: &ConnectionUri, owner: &Owner, known: &mut Option<Client>) -> Result<Assignment, FollowError> {
+    let client = match known {
+        Some(client) => client,
+        None => {
+            let (client, connection) = connect(uri, "fleetwright ingest assignment").await?;
+            drive(connection);
+            known.insert(client)
+        }
+    };
+    Ok(timeout(TIMEOUT, read(client, owner)).await.map_err(|_| FollowError::Await)??)
+}

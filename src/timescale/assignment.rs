@@ -1,0 +1,120 @@
+//! Which worker of a Pipeline reads which gateway. The operator writes it, and each worker takes over what is its own.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Error, GenericClient};
+
+use super::schema::Owner;
+use super::system::SCHEMA;
+
+/// Workers by gateway, as ordinals.
+pub type Assignment = BTreeMap<String, i32>;
+
+/// The worker of a gateway. One that nobody assigned is the first worker's.
+#[must_use]
+pub fn worker_of(assignment: &Assignment, gateway: &str) -> i32 {
+    assignment.get(gateway).copied().unwrap_or(0)
+}
+
+/// The assignment of these gateways to so many workers: as many to each, one more or less, and with as few as possible moved.
+/// Empty where there is only the first worker.
+#[must_use]
+pub fn assign(previous: &Assignment, gateways: &[String], workers: i32) -> Assignment {
+    let Some(count) = usize::try_from(workers).ok().filter(|count| *count > 1) else { return Assignment::new() };
+    let (share, mut with_one_more) = (gateways.len() / count, gateways.len() % count);
+    let mut loads = vec![0; count];
+    let mut assignment = Assignment::new();
+    for gateway in gateways {
+        let worker = worker_of(previous, gateway);
+        let Some(load) = usize::try_from(worker).ok().and_then(|index| loads.get_mut(index)) else { continue };
+        if *load == share && with_one_more > 0 {
+            with_one_more -= 1;
+        } else if *load >= share {
+            continue;
+        }
+        *load += 1;
+        assignment.insert(gateway.clone(), worker);
+    }
+    for gateway in gateways {
+        if !assignment.contains_key(gateway)
+            && let Some((index, load)) = loads.iter_mut().enumerate().min_by_key(|(_, load)| **load)
+        {
+            *load += 1;
+            assignment.insert(gateway.clone(), i32::try_from(index).unwrap_or(0));
+        }
+    }
+    assignment
+}
+
+/// Reads the assignment of a Pipeline.
+///
+/// # Errors
+/// When the database does not answer it.
+pub async fn read(client: &impl GenericClient, owner: &Owner) -> Result<Assignment, Error> {
+    let statement = format!("SELECT gateway, worker FROM {SCHEMA}.assignment WHERE namespace = $1 AND pipeline = $2");
+    let rows = client.query_typed(&statement, &[(&owner.namespace, Type::TEXT), (&owner.pipeline, Type::TEXT)]).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+/// Spreads the gateways of a Pipeline over its workers; whether that changed anything.
+///
+/// # Errors
+/// Nothing was changed then.
+pub async fn spread(client: &mut Client, owner: &Owner, gateways: &[String], workers: i32) -> Result<bool, Error> {
+    let transaction = client.transaction().await?;
+    let previous = read(&transaction, owner).await?;
+    let wanted = assign(&previous, gateways, workers);
+    if wanted == previous {
+        return Ok(false);
+    }
+    let (names, ordinals): (Vec<&String>, Vec<i32>) = wanted.iter().unzip();
+    let delete = format!("DELETE FROM {SCHEMA}.assignment WHERE namespace = $1 AND pipeline = $2");
+    let insert = format!("INSERT INTO {SCHEMA}.assignment SELECT $1, $2, gateway, worker FROM unnest($3, $4) AS new (gateway, worker)");
+    let of_owner = [(&owner.namespace as _, Type::TEXT), (&owner.pipeline as _, Type::TEXT)];
+    transaction.execute_typed(&delete, &of_owner).await?;
+    let [namespace, pipeline] = of_owner;
+    transaction.execute_typed(&insert, &[namespace, pipeline, (&names, Type::TEXT_ARRAY), (&ordinals, Type::INT4_ARRAY)]).await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn names(count: usize) -> Vec<String> {
+        (0..count).map(|number| format!("plant-{number}")).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn every_gateway_has_one_worker_and_every_worker_its_share(
+            before in 1_i32..9, after in 1_i32..9, gateways in 0_usize..40, more in 0_usize..5,
+        ) {
+            let previous = assign(&Assignment::new(), &names(gateways), before);
+            let gateways = names(gateways + more);
+            let assignment = assign(&previous, &gateways, after);
+            prop_assert_eq!(&assign(&assignment, &gateways, after), &assignment, "the second time nothing moves");
+            let mut loads = vec![0; usize::try_from(after).unwrap()];
+            for gateway in &gateways {
+                loads[usize::try_from(worker_of(&assignment, gateway)).unwrap()] += 1;
+            }
+            prop_assert!(loads.iter().max().unwrap() - loads.iter().min().unwrap() <= 1, "{:?}", loads);
+        }
+
+        #[test]
+        fn no_more_move_than_the_new_workers_take(before in 1_i32..6, more in 1_i32..6, gateways in 0_usize..40) {
+            let gateways = names(gateways);
+            let previous = assign(&Assignment::new(), &gateways, before);
+            let assignment = assign(&previous, &gateways, before + more);
+            let moved: BTreeSet<_> = gateways.iter().filter(|gateway| worker_of(&previous, gateway) != worker_of(&assignment, gateway)).collect();
+            let taken = gateways.iter().filter(|gateway| worker_of(&assignment, gateway) >= before).count();
+            prop_assert_eq!(moved.len(), taken);
+        }
+    }
+}
