@@ -112,7 +112,8 @@ impl Ledger {
         change.differs && hold.is_zero()
     }
 
-    /// Nothing has been heard of a Gateway for a while, in the middle of a list or not: how many of its devices are connected, nobody knows.
+    /// Nothing has been heard of a Gateway for a while, in the middle of a list or not: how many of its devices are connected,
+    /// nobody knows.
     pub fn silent(&mut self, key: &GatewayKey) {
         let gateway = self.gateways.entry(key.clone()).or_default();
         (gateway.heard, gateway.listing, gateway.news) = (Some(false), false, true);

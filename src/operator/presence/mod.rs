@@ -168,7 +168,8 @@ impl Presence {
             // Gone; the watch is about to say so.
             Ok(None) => ("gone", None),
             Err(error) => {
-                warn!(device = %device.name, namespace = %device.gateway.namespace, error = chain(&error), "failed to write whether a device is connected: trying again");
+                let namespace = &device.gateway.namespace;
+                warn!(device = %device.name, %namespace, error = chain(&error), "failed to write a device's connection: trying again");
                 ("failed", Some(AGAIN))
             }
         };
