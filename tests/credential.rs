@@ -4,8 +4,10 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::free_port;
-use common::mosquitto::Mosquitto;
+use common::mosquitto::{Mosquitto, wait_until};
 use fleetwright::api::device::{Access, Acl};
 use fleetwright::credential::file::BrokerFiles;
 use fleetwright::credential::{Entry, Password, hash};
@@ -18,16 +20,21 @@ fn entry(username: &str, password: &Password, iterations: u32, acls: &[(&str, Ac
 fn start(entries: &[Entry], canary: &Password) -> Mosquitto {
     let folder = tempfile::tempdir().unwrap();
     let files = BrokerFiles::new(entries, canary).unwrap();
-    let (passwords, acls) = (folder.path().join("passwords"), folder.path().join("acls"));
-    std::fs::write(&passwords, files.passwords).unwrap();
-    std::fs::write(&acls, files.acls).unwrap();
+    write(folder.path(), &files);
     let port = free_port();
     let configuration = format!(
-        "listener {port} 127.0.0.1\nallow_anonymous false\nuse_username_as_clientid true\npassword_file {}\nacl_file {}\n",
-        passwords.display(),
-        acls.display()
+        "allow_anonymous false\npassword_file {0}/passwords\nacl_file {0}/acls\n\
+         global_plugin /usr/lib/mosquitto/previous_password.so\nplugin_opt_file {0}/previous-passwords\n\
+         listener {port} 127.0.0.1\nuse_username_as_clientid true\n",
+        folder.path().display(),
     );
     Mosquitto::start(folder, &configuration, port)
+}
+
+fn write(folder: &Path, files: &BrokerFiles) {
+    std::fs::write(folder.join("passwords"), &files.passwords).unwrap();
+    std::fs::write(folder.join("previous-passwords"), &files.previous_passwords).unwrap();
+    std::fs::write(folder.join("acls"), &files.acls).unwrap();
 }
 
 #[test]
@@ -55,6 +62,40 @@ fn logins() {
     assert!(!accepted("press-1", "wrong"));
     assert!(!accepted("press-1", ""));
     assert!(!accepted("press-4", generated.expose()), "an unknown device");
+}
+
+#[test]
+fn while_a_password_is_rotated_both_are_accepted_and_then_the_session_of_the_old_one_ends() {
+    let (old, new, newest) = (Password::generate(), Password::generate(), Password::generate());
+    let current = |password: &Password| entry("press-1", password, hash::GENERATED_ITERATIONS, &[]);
+    let previous = |password: &Password| hash::hash("uid", "press-1", password, hash::GENERATED_ITERATIONS);
+    let broker = start(&[current(&old)], &Password::generate());
+    let reload = |entry: Entry| {
+        let canary = Password::generate();
+        write(broker.folder.path(), &BrokerFiles::new(&[entry], &canary).unwrap());
+        broker.reload();
+        wait_until("the reload", || accepted(&broker, "_agent", &canary));
+    };
+    let mut session = broker.subscribe(("press-1", old.expose()), &["-t", "devices/press-1/desired"]);
+
+    reload(current(&new).with_previous(&previous(&old)).unwrap());
+    assert!(session.is_running(), "the session of the old password goes on");
+    assert!(!accepted(&broker, "press-1", &newest));
+    drop(session);
+    assert!(accepted(&broker, "press-1", &old) && accepted(&broker, "press-1", &new));
+    let mut session = broker.subscribe(("press-1", old.expose()), &["-t", "devices/press-1/desired"]);
+
+    reload(current(&new));
+    wait_until("the session of the old password ends", || !session.is_running());
+    assert!(!accepted(&broker, "press-1", &old) && accepted(&broker, "press-1", &new));
+
+    reload(current(&newest).with_previous(&previous(&new)).unwrap());
+    assert!(!accepted(&broker, "press-1", &old), "the password before the previous one");
+    assert!(accepted(&broker, "press-1", &new) && accepted(&broker, "press-1", &newest));
+}
+
+fn accepted(broker: &Mosquitto, username: &str, password: &Password) -> bool {
+    broker.publish((username, password.expose()), &["-t", &format!("devices/{username}/telemetry"), "-m", "1"]).status.success()
 }
 
 #[test]

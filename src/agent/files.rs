@@ -10,7 +10,7 @@ use thiserror::Error;
 use tracing::warn;
 
 use super::state::Content;
-use crate::configuration::agent::{ACL_FILE, PASSWORD_FILE, TLS_CERTIFICATE, TLS_KEY, tls_folder};
+use crate::configuration::agent::{ACL_FILE, PASSWORD_FILE, PREVIOUS_PASSWORD_FILE, TLS_CERTIFICATE, TLS_KEY, tls_folder};
 use crate::credential::file::BrokerFiles;
 
 /// For the owner alone, who Mosquitto is too.
@@ -42,6 +42,7 @@ pub fn write_all(folder: &Path, content: &Content, files: &BrokerFiles) -> Resul
         write(&folder.join(TLS_KEY), &certificate.key)?;
     }
     write(&folder.join(ACL_FILE), files.acls.as_bytes())?;
+    write(&folder.join(PREVIOUS_PASSWORD_FILE), files.previous_passwords.as_bytes())?;
     write(&folder.join(PASSWORD_FILE), files.passwords.as_bytes())
 }
 

@@ -34,6 +34,10 @@ pub const SECRETS_FOLDER: &str = "/mnt/fleetwright";
 /// Mosquitto's `password_file`, in [`RUNTIME_FOLDER`].
 pub const PASSWORD_FILE: &str = "passwords";
 
+/// File of the plugin `previous_password.so` of the broker's image, in [`RUNTIME_FOLDER`]: passwords that are accepted besides
+/// those of [`PASSWORD_FILE`].
+pub const PREVIOUS_PASSWORD_FILE: &str = "previous-passwords";
+
 /// Mosquitto's `acl_file`, in [`RUNTIME_FOLDER`].
 pub const ACL_FILE: &str = "acls";
 

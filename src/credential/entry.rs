@@ -17,6 +17,8 @@ const MAX_USERNAME_BYTES: usize = 300;
 pub struct Entry {
     username: String,
     password_hash: String,
+    /// Of the password before, which is accepted as well for a while.
+    previous_hash: Option<String>,
     acls: Vec<String>,
 }
 
@@ -70,7 +72,19 @@ impl Entry {
         // Rules only ever add up, so that their order says nothing.
         acls.sort_unstable();
         acls.dedup();
-        Ok(Self { username: username.to_owned(), password_hash: password_hash.to_owned(), acls })
+        Ok(Self { username: username.to_owned(), password_hash: password_hash.to_owned(), previous_hash: None, acls })
+    }
+
+    /// The same user, who may also log in with the password that has this hash.
+    ///
+    /// # Errors
+    /// When the hash is not of the form that [`hash::hash`] gives.
+    pub fn with_previous(mut self, previous_hash: &str) -> Result<Self, EntryError> {
+        if !hash::is_well_formed(previous_hash) {
+            return Err(EntryError::InvalidHash { username: self.username });
+        }
+        self.previous_hash = Some(previous_hash.to_owned());
+        Ok(self)
     }
 
     /// MQTT user name and client identifier.
@@ -85,16 +99,24 @@ impl Entry {
         &self.password_hash
     }
 
+    /// Hash of the password before, where that is accepted too.
+    #[must_use]
+    pub fn previous_hash(&self) -> Option<&str> {
+        self.previous_hash.as_deref()
+    }
+
     /// Lines of Mosquitto's `acl_file`, beside the common patterns; sorted.
     #[must_use]
     pub fn acls(&self) -> &[String] {
         &self.acls
     }
 
-    /// Digest of hash and rules: tells whether a broker that proved to hold one entry holds this one.
+    /// Digest of hashes and rules: tells whether a broker that proved to hold one entry holds this one.
     #[must_use]
     pub fn revision(&self) -> String {
-        name::revision(std::iter::once(self.password_hash.as_bytes()).chain(self.acls.iter().map(String::as_bytes)))
+        // A rule never looks like a hash, so that the two cannot be taken for each other.
+        let parts = [&self.password_hash].into_iter().chain(&self.acls).chain(&self.previous_hash);
+        name::revision(parts.map(String::as_bytes))
     }
 }
 
@@ -128,6 +150,8 @@ mod tests {
         assert_eq!(reference, revision(&first, &[acl("b"), acl("a"), acl("b")]));
         assert_ne!(reference, revision(&second, &[acl("a"), acl("b")]));
         assert_ne!(reference, revision(&first, &[acl("a")]));
+        let rotated = Entry::new("press-1", &first, &[acl("a"), acl("b")]).unwrap().with_previous(&second).unwrap();
+        assert_ne!(reference, rotated.revision());
     }
 
     #[test]
@@ -139,5 +163,6 @@ mod tests {
         assert!(matches!(Entry::new("press-1", "plain", &[]), Err(EntryError::InvalidHash { .. })));
         assert!(matches!(Entry::new("press-1", &good, &[acl("a\nb")]), Err(EntryError::GrantTopic { .. })));
         assert!(Entry::new("_ingest_vibration_0", &good, &[]).is_ok());
+        assert!(Entry::new("press-1", &good, &[]).unwrap().with_previous("plain\npress-2:plain").is_err());
     }
 }

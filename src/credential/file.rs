@@ -2,17 +2,21 @@
 
 use super::acl::PATTERNS;
 use super::entry::{Entry, EntryError};
-use super::{Password, hash, shard};
+use super::shard::Rendered;
+use super::{Password, hash};
 use crate::api::name::CANARY_USERNAME;
 
 /// What the agent itself may read: the broker's counters.
 const CANARY_ACL: &str = "topic read $SYS/#";
 
-/// The content of Mosquitto's `password_file` and `acl_file`.
+/// The content of Mosquitto's `password_file` and `acl_file`, and of the file of our own plugin beside them.
 #[derive(Clone, Eq, PartialEq)]
 pub struct BrokerFiles {
     /// `password_file`
     pub passwords: String,
+
+    /// Of the plugin `previous_password.so` of the broker's image: passwords that are accepted besides.
+    pub previous_passwords: String,
 
     /// `acl_file`
     pub acls: String,
@@ -29,13 +33,12 @@ impl BrokerFiles {
         // Alone of its name, and gone with the next generation: nothing to salt against.
         let hash = hash::hash("", CANARY_USERNAME, canary, hash::GENERATED_ITERATIONS);
         let canary = Entry::from_lines(CANARY_USERNAME, &hash, vec![CANARY_ACL.to_owned()])?;
-        let users = users.into_iter().filter(|entry| entry.username() != CANARY_USERNAME);
-        let (mut passwords, mut acls) = shard::render_entries([&canary]);
-        let (their_passwords, their_acls) = shard::render_entries(users);
-        passwords.push_str(&their_passwords);
-        acls.push_str(&their_acls);
+        let mut rendered = Rendered::default();
+        rendered.push(&canary);
+        users.into_iter().filter(|entry| entry.username() != CANARY_USERNAME).for_each(|entry| rendered.push(entry));
+        let Rendered { passwords, previous_passwords, acls } = rendered;
         // A file without a user still needs the patterns; they stand first so that a reader sees what holds for all.
-        Ok(Self { passwords, acls: format!("{}\n{acls}", PATTERNS.join("\n")) })
+        Ok(Self { passwords, previous_passwords, acls: format!("{}\n{acls}", PATTERNS.join("\n")) })
     }
 }
 
@@ -50,13 +53,14 @@ mod tests {
         let acl = Acl { topic: "plant/#".to_owned(), access: Access::Read };
         let entries = [
             Entry::new("press-1", &hash, std::slice::from_ref(&acl)).unwrap(),
-            Entry::new("press-2", &hash, &[]).unwrap(),
+            Entry::new("press-2", &hash, &[]).unwrap().with_previous(&hash).unwrap(),
             // A Secret that someone else wrote must not become the canary.
             Entry::new(CANARY_USERNAME, &hash, &[acl]).unwrap(),
         ];
         let files = BrokerFiles::new(&entries, &Password::generate()).unwrap();
         let users: Vec<&str> = files.passwords.lines().map(|line| line.split(':').next().unwrap()).collect();
         assert_eq!(users, ["_agent", "press-1", "press-2"]);
+        assert_eq!(files.previous_passwords, format!("press-2:{hash}\n"));
         let rules: Vec<&str> = files.acls.lines().skip(PATTERNS.len()).collect();
         assert_eq!(rules, ["user _agent", "topic read $SYS/#", "user press-1", "topic read plant/#"]);
     }

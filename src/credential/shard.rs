@@ -20,6 +20,10 @@ use crate::api::name::{self, MAX_SHARDS};
 /// Key of a shard's Secret: lines of Mosquitto's `password_file`, sorted by user.
 pub const PASSWORDS_KEY: &str = "passwords";
 
+/// Key of a shard's Secret: as [`PASSWORDS_KEY`], the passwords of some of its users that are accepted besides those; not there
+/// where there are none.
+pub const PREVIOUS_PASSWORDS_KEY: &str = "previous-passwords";
+
 /// Key of a shard's Secret: blocks of Mosquitto's `acl_file`, sorted by user.
 pub const ACLS_KEY: &str = "acls";
 
@@ -154,9 +158,13 @@ impl Shard {
     /// The data of its Secret: the same users give the same bytes.
     #[must_use]
     pub fn render(&self) -> Data {
-        let (passwords, acls) = render_entries(self.entries.values());
+        let mut rendered = Rendered::default();
+        self.entries.values().for_each(|entry| rendered.push(entry));
+        let Rendered { passwords, previous_passwords, acls } = rendered;
+        let previous = (!previous_passwords.is_empty()).then_some((PREVIOUS_PASSWORDS_KEY, previous_passwords));
         [(PASSWORDS_KEY, passwords), (ACLS_KEY, acls), (COUNT_KEY, self.count.to_string())]
             .into_iter()
+            .chain(previous)
             .map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes())))
             .collect()
     }
@@ -168,41 +176,54 @@ impl Shard {
     pub fn parse(data: &Data) -> Result<Self, ShardError> {
         let count = parse_count(text(data, COUNT_KEY)?)?;
         let mut acls = parse_acls(text(data, ACLS_KEY)?)?;
+        let mut previous = match data.get(PREVIOUS_PASSWORDS_KEY) {
+            Some(_) => parse_passwords(data, PREVIOUS_PASSWORDS_KEY)?,
+            None => BTreeMap::new(),
+        };
         let mut entries = BTreeMap::new();
-        for (index, line) in text(data, PASSWORDS_KEY)?.lines().enumerate() {
-            let unknown = ShardError::UnknownLine { key: PASSWORDS_KEY, line: index + 1 };
-            let Some((username, hash)) = line.split_once(':') else { return Err(unknown) };
-            let entry = Entry::from_lines(username, hash, acls.remove(username).unwrap_or_default())?;
-            if entries.insert(username.to_owned(), entry).is_some() {
-                return Err(unknown);
+        for (username, hash) in parse_passwords(data, PASSWORDS_KEY)? {
+            let mut entry = Entry::from_lines(username, hash, acls.remove(username).unwrap_or_default())?;
+            if let Some(previous) = previous.remove(username) {
+                entry = entry.with_previous(previous)?;
             }
+            entries.insert(username.to_owned(), entry);
         }
-        // Rules of a user that has no password.
-        if !acls.is_empty() {
-            return Err(ShardError::UnknownLine { key: ACLS_KEY, line: 1 });
+        // Rules, or previous passwords, of a user that has no password.
+        for (key, left_over) in [(ACLS_KEY, !acls.is_empty()), (PREVIOUS_PASSWORDS_KEY, !previous.is_empty())] {
+            if left_over {
+                return Err(ShardError::UnknownLine { key, line: 1 });
+            }
         }
         Ok(Self { count, entries })
     }
 }
 
-/// Lines of a password file and blocks of an access control file.
-pub(super) fn render_entries<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> (String, String) {
-    let (mut passwords, mut acls) = (String::new(), String::new());
-    for entry in entries {
+/// Lines of password files and blocks of an access control file.
+#[derive(Debug, Default)]
+pub(super) struct Rendered {
+    pub passwords: String,
+    pub previous_passwords: String,
+    pub acls: String,
+}
+
+impl Rendered {
+    pub fn push(&mut self, entry: &Entry) {
         // Writing to a String cannot fail.
-        let _ = writeln!(passwords, "{}:{}", entry.username(), entry.password_hash());
+        let _ = writeln!(self.passwords, "{}:{}", entry.username(), entry.password_hash());
+        if let Some(previous) = entry.previous_hash() {
+            let _ = writeln!(self.previous_passwords, "{}:{previous}", entry.username());
+        }
         if !entry.acls().is_empty() {
-            let _ = writeln!(acls, "user {}\n{}", entry.username(), entry.acls().join("\n"));
+            let _ = writeln!(self.acls, "user {}\n{}", entry.username(), entry.acls().join("\n"));
         }
     }
-    (passwords, acls)
 }
 
 /// The revision of a shard's data: what an agent reports once its broker has proven to hold it.
 #[must_use]
 pub fn revision(data: &Data) -> String {
     const NOTHING: &ByteString = &ByteString(Vec::new());
-    name::revision([PASSWORDS_KEY, ACLS_KEY, COUNT_KEY].map(|key| data.get(key).unwrap_or(NOTHING).0.as_slice()))
+    name::revision([PASSWORDS_KEY, PREVIOUS_PASSWORDS_KEY, ACLS_KEY, COUNT_KEY].map(|key| data.get(key).unwrap_or(NOTHING).0.as_slice()))
 }
 
 /// The number of shards that shard 0 declares, where its data says one.
@@ -241,6 +262,16 @@ fn text<'a>(data: &'a Data, key: &'static str) -> Result<&'a str, ShardError> {
 fn parse_count(text: &str) -> Result<usize, ShardError> {
     let count = text.parse().ok().filter(|count: &usize| count.is_power_of_two() && *count <= MAX_SHARDS);
     count.ok_or_else(|| ShardError::InvalidCount { found: text.chars().take(16).collect() })
+}
+
+/// Hashes by user, each user once.
+fn parse_passwords<'a>(data: &'a Data, key: &'static str) -> Result<BTreeMap<&'a str, &'a str>, ShardError> {
+    let mut hashes = BTreeMap::new();
+    for (index, line) in text(data, key)?.lines().enumerate() {
+        let known = line.split_once(':').filter(|(username, hash)| hashes.insert(*username, *hash).is_none());
+        known.ok_or(ShardError::UnknownLine { key, line: index + 1 })?;
+    }
+    Ok(hashes)
 }
 
 fn parse_acls(text: &str) -> Result<BTreeMap<&str, Vec<String>>, ShardError> {

@@ -79,7 +79,7 @@ fn persistence_follows_durability() {
     assert!(of("Process").contains("plugin_opt_sync normal\nplugin_opt_flush_period 0\n"));
     // Mosquitto 2.1.2 refuses to run with both.
     let snapshot = of("Snapshot");
-    assert!(snapshot.contains("persistence true\n") && !snapshot.contains("plugin"));
+    assert!(snapshot.contains("persistence true\n") && !snapshot.contains("persist_sqlite"));
 }
 
 #[test]

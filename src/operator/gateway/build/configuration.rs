@@ -9,12 +9,16 @@ use super::{Valid, metadata};
 use crate::api::gateway::{Durability, Listener};
 use crate::api::name;
 use crate::configuration::agent::{
-    self, ACL_FILE, AgentConfiguration, DATA_FOLDER, LOG_FILE, LOG_FOLDER, MOSQUITTO_FILE, PASSWORD_FILE, RUNTIME_FOLDER, TLS_CERTIFICATE,
-    TLS_KEY,
+    self, ACL_FILE, AgentConfiguration, DATA_FOLDER, LOG_FILE, LOG_FOLDER, MOSQUITTO_FILE, PASSWORD_FILE, PREVIOUS_PASSWORD_FILE,
+    RUNTIME_FOLDER, TLS_CERTIFICATE, TLS_KEY,
 };
 
 /// The SQLite persistence plugin in the broker's image.
 const PERSISTENCE_PLUGIN: &str = "/usr/lib/mosquitto/persist_sqlite.so";
+
+/// Our own plugin in the broker's image (`images/mosquitto-previous-password.c`): Mosquitto knows one password a user, and while
+/// one is rotated there are two.
+const PREVIOUS_PASSWORD_PLUGIN: &str = "/usr/lib/mosquitto/previous_password.so";
 
 /// Seconds between two snapshots of the classic persistence. Each writes everything again and holds the broker meanwhile.
 const SNAPSHOT_SECONDS: u32 = 60;
@@ -54,7 +58,9 @@ pub fn mosquitto_configuration(valid: &Valid) -> String {
         "# Written by the operator from Gateway {}/{}; a change made here does not last.\n\
          allow_anonymous false\n\
          password_file {RUNTIME_FOLDER}/{PASSWORD_FILE}\n\
-         acl_file {RUNTIME_FOLDER}/{ACL_FILE}\n\n\
+         acl_file {RUNTIME_FOLDER}/{ACL_FILE}\n\
+         global_plugin {PREVIOUS_PASSWORD_PLUGIN}\n\
+         plugin_opt_file {RUNTIME_FOLDER}/{PREVIOUS_PASSWORD_FILE}\n\n\
          log_dest stderr\n\
          # For the agent, which follows it and keeps it short.\n\
          log_dest file {LOG_FOLDER}/{LOG_FILE}\n\
