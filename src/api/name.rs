@@ -109,6 +109,16 @@ pub fn revision<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     format!("{:016x}", u64::from_be_bytes(first))
 }
 
+/// Annotation of a Device: any text, such as a time. Whenever it changes, the generated password is replaced. On the Device's
+/// Secret: the text that was last carried out.
+pub const ROTATE_PASSWORD_ANNOTATION: &str = "fleetwright.io/rotate-password";
+
+/// Annotation of a Device's Secret: since when the password is what it is, where it was ever replaced.
+pub const PASSWORD_SINCE_ANNOTATION: &str = "fleetwright.io/password-since";
+
+/// Annotation of a Device's Secret: until when the password before is accepted too, a space, and its salted hash.
+pub const PREVIOUS_PASSWORD_ANNOTATION: &str = "fleetwright.io/previous-password";
+
 /// Annotation of a Pipeline's ingest Secret: the Gateways that its workers may log in to, separated by commas.
 pub const INGEST_GATEWAYS_ANNOTATION: &str = "fleetwright.io/gateways";
 

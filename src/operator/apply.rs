@@ -190,6 +190,17 @@ impl Writer {
         call::<K, _>("create", &desired.name_any(), api.create(&parameters, desired)).await
     }
 
+    /// Merges `patch` into an object that is ours. A `metadata.resourceVersion` in it must be the present one.
+    ///
+    /// # Errors
+    /// When the API server refuses or is away, or the object is another by now.
+    pub async fn merge<K: Kind>(&self, namespace: &str, name: &str, patch: &Value) -> Result<K, WriteError> {
+        let api = Api::<K>::namespaced(self.client.clone(), namespace);
+        let parameters = PatchParams { field_manager: Some(self.field_manager.to_owned()), ..PatchParams::default() };
+        self.count::<K>("patch");
+        call::<K, _>("change", name, api.patch(name, &parameters, &Patch::Merge(patch))).await
+    }
+
     /// Deletes an object. That it is gone already is no error.
     ///
     /// # Errors

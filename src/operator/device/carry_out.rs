@@ -2,6 +2,7 @@
 
 use k8s_controller::events::EventRecorder;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::json;
 
@@ -9,6 +10,7 @@ use super::fleet::{SharedFleet, Step};
 use super::gateway::ShardPlan;
 use super::key::{DeviceKey, GatewayKey};
 use super::record::PasswordState;
+use super::rotation::Lifetime;
 use super::secret::{self, Role};
 use crate::api::condition::{Cause, READY};
 use crate::api::{Device, DeviceStatus, name};
@@ -31,8 +33,13 @@ pub async fn step(writer: &Writer, recorder: &EventRecorder, fleet: &SharedFleet
         Step::Rest => Ok(Done::Done),
         Step::AwaitBroker => Ok(Done::Waiting),
         Step::CreateSecret { uid } => {
-            let password = create_secret(writer, key, &uid).await?;
-            fleet.lock().password_observed(key, &uid, password);
+            let token = fleet.lock().requested_rotation(key);
+            let (password, lifetime) = create_secret(writer, key, &uid, token.as_deref()).await?;
+            fleet.lock().generated_observed(key, &uid, password, lifetime, Timestamp::now().as_second());
+            Ok(Done::Done)
+        }
+        Step::RotatePassword { uid, token, overlap } => {
+            rotate(writer, fleet, key, &uid, token.as_deref(), overlap).await?;
             Ok(Done::Done)
         }
         Step::ReadSecret { secret, key: data_key } => {
@@ -49,26 +56,55 @@ pub async fn step(writer: &Writer, recorder: &EventRecorder, fleet: &SharedFleet
 }
 
 /// Creates the Secret with a generated password, or takes the one that is there.
-async fn create_secret(writer: &Writer, key: &DeviceKey, uid: &str) -> Result<PasswordState, WriteError> {
-    let wanted = secret::generated(key, uid, &Password::generate());
+async fn create_secret(writer: &Writer, key: &DeviceKey, uid: &str, token: Option<&str>) -> Result<(PasswordState, Lifetime), WriteError> {
+    let wanted = secret::generated(key, uid, &Password::generate(), token);
+    let known = |secret: &Secret| (secret::read_generated(key, uid, secret), Lifetime::of(secret));
     match writer.create(&wanted).await {
-        Ok(created) => Ok(secret::read_generated(key, uid, &created)),
+        Ok(created) => Ok(known(&created)),
         Err(error) if error.is_already_exists() => {
             let name = name::device_credentials(&key.name);
             let found = read::<Secret>(writer.client(), &key.gateway.namespace, &name).await?;
             match found.as_ref().map(|secret| (secret, secret::role(secret))) {
-                Some((secret, Role::Generated(_, owner))) if *owner == *uid => Ok(secret::read_generated(key, uid, secret)),
+                Some((secret, Role::Generated(_, owner))) if *owner == *uid => Ok(known(secret)),
                 // A Secret of a Device of that name that is gone: the garbage collector deletes it in a moment.
                 Some((secret, Role::Generated(..))) if !secret.owner_references().is_empty() => Err(error),
                 Some(_) => {
                     let message = format!("a Secret {name} exists and does not belong to this Device: delete or rename it");
-                    Ok(PasswordState::Missing(Box::new(Cause::new("NameConflict", message)), None))
+                    Ok((PasswordState::Missing(Box::new(Cause::new("NameConflict", message)), None), Lifetime::default()))
                 }
                 None => Err(error),
             }
         }
         Err(error) => Err(error),
     }
+}
+
+/// Replaces the generated password, unless the Secret says that this was done already.
+async fn rotate(
+    writer: &Writer,
+    fleet: &SharedFleet,
+    key: &DeviceKey,
+    uid: &str,
+    token: Option<&str>,
+    overlap: i64,
+) -> Result<(), WriteError> {
+    let name = name::device_credentials(&key.name);
+    let Some(found) = read::<Secret>(writer.client(), &key.gateway.namespace, &name).await? else {
+        fleet.lock().password_observed(key, uid, PasswordState::Unknown);
+        return Ok(());
+    };
+    let now = Timestamp::now();
+    let present = secret::read_generated(key, uid, &found);
+    let secret = match (secret::role(&found), present.hash()) {
+        (Role::Generated(_, owner), Some(present)) if *owner == *uid => {
+            let patch = secret::rotated(&found, present, &Password::generate(), token, now, overlap);
+            writer.merge::<Secret>(&key.gateway.namespace, &name, &patch).await?
+        }
+        _ => found,
+    };
+    let password = secret::read_generated(key, uid, &secret);
+    fleet.lock().generated_observed(key, uid, password, Lifetime::of(&secret), now.as_second());
+    Ok(())
 }
 
 async fn write_status(

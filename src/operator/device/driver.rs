@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_controller::events::EventRecorder;
+use k8s_openapi::jiff::Timestamp;
 use prometheus::{IntCounterVec, IntGauge, Opts};
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
@@ -111,7 +112,8 @@ impl Driver {
         let mut listed = Some(listed);
         let mut observations = observations(&self.context.client);
         loop {
-            let due = [self.devices.next_due(), self.shards.next_due(), self.totals.next_due()].into_iter().flatten().min();
+            let due = [self.devices.next_due(), self.shards.next_due(), self.totals.next_due(), self.next_deadline()];
+            let due = due.into_iter().flatten().min();
             tokio::select! {
                 Some(observation) = observations.next() => {
                     let fleet = self.context.fleet.clone();
@@ -135,10 +137,22 @@ impl Driver {
         }
     }
 
+    /// When a password comes of age, or one that was replaced ceases to be accepted.
+    fn next_deadline(&self) -> Option<Instant> {
+        let deadline = self.context.fleet.lock().next_deadline()?;
+        let seconds = u64::try_from(deadline - Timestamp::now().as_second()).unwrap_or_default();
+        // The clock may be set meanwhile: looked at again every hour.
+        Some(Instant::now() + Duration::from_secs(seconds.min(3600)))
+    }
+
     /// Puts what changed into the queues.
     fn collect(&mut self) {
         let now = Instant::now();
-        let changes = self.context.fleet.lock().take_changes();
+        let changes = {
+            let mut fleet = self.context.fleet.lock();
+            fleet.advance(Timestamp::now().as_second());
+            fleet.take_changes()
+        };
         for key in changes.devices {
             self.devices.push(key);
         }

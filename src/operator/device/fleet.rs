@@ -12,6 +12,7 @@ mod connections;
 mod devices;
 mod gateways;
 mod passwords;
+mod rotation;
 mod step;
 
 pub use connections::Change;
@@ -36,6 +37,8 @@ pub struct Fleet {
     gateways: HashMap<GatewayKey, GatewayState>,
     /// Devices whose password is in a Secret of the user, by namespace and name of the Secret.
     given: HashMap<(Arc<str>, Box<str>), BTreeSet<DeviceKey>>,
+    /// When something follows from the time alone; seconds since 1970.
+    deadline: Option<i64>,
     changes: Changes,
     /// Devices whose status says something else of their connection than their brokers, though nothing is new of that.
     mismatched: BTreeSet<DeviceKey>,

@@ -14,6 +14,7 @@ use crate::credential::password::Password;
 use crate::credential::shard::{self, Shard};
 use crate::operator::device::gateway::ShardPlan;
 use crate::operator::device::record::PasswordState;
+use crate::operator::device::rotation::{Lifetime, Previous};
 
 fn device(name: &str, spec: &serde_json::Value) -> Device {
     let mut spec_with_gateway = json!({"gatewayRef": {"name": "g"}});
@@ -297,4 +298,47 @@ fn many_devices_all_become_ready_while_shards_grow() {
             assert!(matches!(fleet.step(&key(&format!("d-{batch}-{index}")), false), Step::WriteStatus(_)));
         }
     }
+}
+
+#[test]
+fn a_rotation_is_proven_twice_with_both_passwords_and_with_the_new_one_alone() {
+    let lifetime = |token: Option<&str>, previous: Option<(&str, i64)>| Lifetime {
+        carried_out: token.map(Into::into),
+        since: 100,
+        previous: previous.map(|(password, until)| Box::new(Previous { hash: hashed("d", password).hash().unwrap().into(), until })),
+    };
+    let previous = |fleet: &mut Fleet| {
+        let (number, plan) = fleet.plan(&gateway()).expect("something to write");
+        let shard = Shard::parse(plan.writes[0].data.as_ref().unwrap()).unwrap();
+        let previous = shard.entries()["d"].previous_hash().map(str::to_owned);
+        let revisions = BTreeMap::from([(0, shard::revision(plan.writes[0].data.as_ref().unwrap()))]);
+        fleet.plan_carried_out(&gateway(), number, plan);
+        fleet.proof_observed(&gateway(), revisions);
+        previous
+    };
+    let mut fleet = fleet();
+    fleet.generated_observed(&key("d"), "uid-d", hashed("d", "first"), lifetime(None, None), 200);
+    assert_eq!(previous(&mut fleet), None);
+    assert!(matches!(fleet.step(&key("d"), false), Step::WriteStatus(_)));
+    let mut asking = device("d", &json!({"authentication": {"password": {"rotation": {"overlap": "5m"}}}}));
+    asking.metadata.annotations = Some([("fleetwright.io/rotate-password".to_owned(), "now".to_owned())].into());
+    fleet.device_applied(&asking);
+    match fleet.step(&key("d"), false) {
+        Step::RotatePassword { token, overlap, .. } => assert_eq!((token.as_deref(), overlap), (Some("now"), 300)),
+        other => panic!("expected a rotation, got {other:?}"),
+    }
+    fleet.generated_observed(&key("d"), "uid-d", hashed("d", "second"), lifetime(Some("now"), Some(("first", 500))), 200);
+    assert!(matches!(fleet.step(&key("d"), false), Step::AwaitBroker), "it was carried out, and is not proven");
+    assert_eq!(previous(&mut fleet).as_deref(), hashed("d", "first").hash());
+    assert!(matches!(fleet.step(&key("d"), false), Step::WriteStatus(_)));
+    fleet.advance(499);
+    assert!(fleet.plan(&gateway()).is_none(), "both are accepted still");
+    assert_eq!(fleet.next_deadline(), Some(500));
+    fleet.take_changes();
+    fleet.advance(500);
+    assert!(fleet.take_changes().shards.contains(&gateway()));
+    assert_eq!(previous(&mut fleet), None);
+    // What a restart reads again is over.
+    fleet.generated_observed(&key("d"), "uid-d", hashed("d", "second"), lifetime(Some("now"), Some(("first", 500))), 501);
+    assert!(fleet.plan(&gateway()).is_none());
 }

@@ -10,6 +10,7 @@ pub mod key;
 pub mod observe;
 pub mod queue;
 pub mod record;
+pub mod rotation;
 pub mod secret;
 pub mod status;
 pub mod watch;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
@@ -10,6 +11,7 @@ use tracing::warn;
 
 use super::fleet::Fleet;
 use super::key::{DeviceKey, GatewayKey, key_of};
+use super::rotation::Lifetime;
 use super::secret::{self, Role};
 use super::watch::Observation;
 use crate::api::Gateway;
@@ -54,7 +56,7 @@ impl Observer {
     /// Takes an observation over into the fleet.
     pub fn observe(&mut self, fleet: &mut Fleet, observation: Observation) {
         match observation {
-            Observation::Device(event) => self.device(fleet, event),
+            Observation::Device(event) => self.device(fleet, *event),
             Observation::Gateway(event) => self.gateway(fleet, event),
             Observation::Secret(event) => self.secret(fleet, event),
             Observation::Report(event) => self.report(fleet, event),
@@ -147,7 +149,7 @@ fn apply_secret(fleet: &mut Fleet, secret: &Secret) {
     match secret::role(secret) {
         Role::Generated(key, uid) => {
             let password = secret::read_generated(&key, &uid, secret);
-            fleet.password_observed(&key, &uid, password);
+            fleet.generated_observed(&key, &uid, password, Lifetime::of(secret), Timestamp::now().as_second());
         }
         Role::Shard(key, number) => fleet.shard_observed(&key, number, secret.data.as_ref()),
         Role::Workers => match secret::read_workers(secret) {

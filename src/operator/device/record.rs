@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use kube::ResourceExt;
 
 use super::connection::Connection;
+use super::rotation::{Lifetime, Rotation};
 use super::written::WrittenStatus;
 use crate::api::condition::Cause;
 use crate::api::device::Acl;
@@ -73,6 +74,8 @@ pub struct Record {
     pub paused: bool,
     /// Where the password comes from.
     pub source: PasswordSource,
+    /// When a generated password is replaced.
+    pub rotation: Rotation,
     /// What is known of the password. Changes by [`Record::set_password`].
     password: PasswordState,
     /// Revision of what the broker is to hold, or `None` where that is not known yet. Kept, for it is compared for all
@@ -100,6 +103,7 @@ impl Record {
             enabled: false,
             paused: false,
             source: PasswordSource::Generated,
+            rotation: Rotation::default(),
             password: PasswordState::Unknown,
             revision: None,
             acls: Box::default(),
@@ -122,6 +126,7 @@ impl Record {
         let other_source = source != self.source;
         if other_source {
             self.password = PasswordState::Unknown;
+            self.rotation = Rotation::default();
         }
         let first = self.generation == 0;
         let changed = first || other_source || self.enabled != spec.enabled || *self.acls != *spec.authorization.acls;
@@ -132,6 +137,7 @@ impl Record {
         self.enabled = spec.enabled;
         self.paused = is_reconciliation_paused(device);
         self.source = source;
+        self.rotation.ask(device);
         self.acls = spec.authorization.acls.clone().into();
         self.attributes.clone_from(&spec.attributes);
         self.written.observe(device);
@@ -151,6 +157,29 @@ impl Record {
     pub fn set_password(&mut self, username: &str, state: PasswordState) -> bool {
         let changed = state.hash() != self.password.hash();
         self.password = state;
+        if changed {
+            self.planned = None;
+            self.revise(username);
+        }
+        changed
+    }
+
+    /// Takes over what the Secret says beside the password. Returns whether what the broker holds must change.
+    pub fn observe_lifetime(&mut self, username: &str, lifetime: Lifetime, now: i64) -> bool {
+        let before: Option<Box<str>> = self.rotation.previous().map(Into::into);
+        self.rotation.observe(lifetime);
+        self.rotation.expire(now);
+        let changed = before.as_deref() != self.rotation.previous();
+        if changed {
+            self.planned = None;
+            self.revise(username);
+        }
+        changed
+    }
+
+    /// Lets time pass. Returns whether what the broker holds must change.
+    pub fn advance(&mut self, username: &str, now: i64, spread: u64) -> bool {
+        let changed = self.rotation.advance(now, spread);
         if changed {
             self.planned = None;
             self.revise(username);
@@ -181,7 +210,11 @@ impl Record {
     /// When the spec asks for what cannot stand in the broker's files.
     pub fn entry(&self, username: &str) -> Result<Option<Entry>, EntryError> {
         let hash = self.password.hash().filter(|_| self.enabled);
-        hash.map(|hash| Entry::new(username, hash, &self.acls)).transpose()
+        let entry = hash.map(|hash| Entry::new(username, hash, &self.acls)).transpose()?;
+        match (entry, self.rotation.previous()) {
+            (Some(entry), Some(previous)) => entry.with_previous(previous).map(Some),
+            (entry, _) => Ok(entry),
+        }
     }
 
     /// Revision of what the broker is to hold for the device, or `None` where that is not known yet.

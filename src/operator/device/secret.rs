@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
+use serde_json::{Value, json};
 
 use super::key::{DeviceKey, GatewayKey};
 use super::record::PasswordState;
@@ -16,6 +18,7 @@ use crate::api::name::{
     self, GATEWAY_LABEL, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, ROLE_AUTH_SHARD, ROLE_DEVICE_CREDENTIALS,
     ROLE_INGEST_CREDENTIALS, ROLE_LABEL,
 };
+use crate::api::name::{PASSWORD_SINCE_ANNOTATION, PREVIOUS_PASSWORD_ANNOTATION, ROTATE_PASSWORD_ANNOTATION};
 use crate::credential::entry::Entry;
 use crate::credential::hash::{self, GENERATED_ITERATIONS, GIVEN_ITERATIONS};
 use crate::credential::password::Password;
@@ -64,7 +67,7 @@ pub fn role(secret: &Secret) -> Role {
 
 /// The Secret with a generated password: all that a device needs to connect.
 #[must_use]
-pub fn generated(key: &DeviceKey, uid: &str, password: &Password) -> Secret {
+pub fn generated(key: &DeviceKey, uid: &str, password: &Password, token: Option<&str>) -> Secret {
     let namespace = &key.gateway.namespace;
     let gateway = &key.gateway.name;
     let mut labels = standard_labels("device", gateway);
@@ -80,12 +83,33 @@ pub fn generated(key: &DeviceKey, uid: &str, password: &Password) -> Secret {
             name: Some(name::device_credentials(&key.name)),
             namespace: Some(namespace.to_string()),
             labels: Some(labels),
+            // A fresh password fulfils whatever was requested before.
+            annotations: token.map(|token| BTreeMap::from([(ROTATE_PASSWORD_ANNOTATION.to_owned(), token.to_owned())])),
             owner_references: Some(vec![owner(key, uid)]),
             ..ObjectMeta::default()
         },
         data: Some(values.into_iter().map(|(key, value)| (key.to_owned(), ByteString(value.into_bytes()))).collect()),
         ..Secret::default()
     }
+}
+
+/// The change that gives a Secret another password: the present one (with this hash) is accepted until its overlap is over.
+#[must_use]
+pub fn rotated(secret: &Secret, present: &str, password: &Password, token: Option<&str>, now: Timestamp, overlap: i64) -> Value {
+    let until = Timestamp::from_second(now.as_second().saturating_add(overlap)).unwrap_or(Timestamp::MAX);
+    let since = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    let mut annotations = json!({
+        PASSWORD_SINCE_ANNOTATION: since.to_string(),
+        PREVIOUS_PASSWORD_ANNOTATION: format!("{until} {present}"),
+    });
+    if let Some(token) = token {
+        annotations[ROTATE_PASSWORD_ANNOTATION] = json!(token);
+    }
+    json!({
+        // Refused where somebody changed the Secret meanwhile: then all is looked at again.
+        "metadata": {"resourceVersion": secret.metadata.resource_version, "annotations": annotations},
+        "data": {PASSWORD_KEY: ByteString(password.expose().as_bytes().to_vec())},
+    })
 }
 
 fn owner(key: &DeviceKey, uid: &str) -> OwnerReference {

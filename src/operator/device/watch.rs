@@ -23,7 +23,7 @@ const OTHER_SECRETS: &str = "type!=kubernetes.io/service-account-token,type!=hel
 #[derive(Debug)]
 pub enum Observation {
     /// Of a Device.
-    Device(Event<Device>),
+    Device(Box<Event<Device>>),
     /// Of a Gateway.
     Gateway(Event<PartialObjectMeta<Gateway>>),
     /// Of a Secret.
@@ -40,7 +40,7 @@ pub fn observations(client: &Client) -> SelectAll<BoxStream<'static, Observation
     let secrets = watcher(Api::<Secret>::all(client.clone()), config().fields(OTHER_SECRETS));
     let reports = watcher(Api::<ConfigMap>::all(client.clone()), config().labels(&format!("{ROLE_LABEL}={ROLE_AGENT_REPORT}")));
     select_all([
-        steady("Device", devices).filter_map(|event| async { valid(event) }).map(Observation::Device).boxed(),
+        steady("Device", devices).filter_map(|event| async { valid(event) }).map(|event| Observation::Device(Box::new(event))).boxed(),
         steady("Gateway", gateways).map(Observation::Gateway).boxed(),
         steady("Secret", secrets).map(Observation::Secret).boxed(),
         steady("ConfigMap", reports).map(Observation::Report).boxed(),

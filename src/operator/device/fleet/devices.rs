@@ -40,6 +40,7 @@ impl Fleet {
         if self.connection_to_write(&key).is_some() {
             self.mismatched.insert(key.clone());
         }
+        self.schedule(&key);
         self.changes.devices.insert(key);
     }
 

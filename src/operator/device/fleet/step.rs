@@ -15,6 +15,16 @@ pub enum Step {
         uid: Box<str>,
     },
 
+    /// Replace the generated password. With the uid of the Device, its request, and the seconds that both are accepted.
+    RotatePassword {
+        /// `metadata.uid` of the Device.
+        uid: Box<str>,
+        /// The request that is carried out with it, if there is one.
+        token: Option<Box<str>>,
+        /// Seconds.
+        overlap: i64,
+    },
+
     /// Read the password from the user's Secret.
     ReadSecret {
         /// Name of the Secret.
@@ -49,6 +59,10 @@ impl Fleet {
             }
             (PasswordSource::Given { secret, key }, PasswordState::Unknown | PasswordState::Stale(_)) => {
                 return Step::ReadSecret { secret: secret.clone(), key: key.clone() };
+            }
+            (PasswordSource::Generated, PasswordState::Hashed(_)) if record.rotation.is_due() => {
+                let token = record.rotation.requested().map(Into::into);
+                return Step::RotatePassword { uid: record.uid.clone(), token, overlap: record.rotation.overlap() };
             }
             (_, PasswordState::Hashed(_) | PasswordState::Missing(..) | PasswordState::Failing(_)) => {}
         }

@@ -1,0 +1,68 @@
+//! Passwords age, and what was replaced ceases to be accepted.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::Fleet;
+use crate::operator::device::key::DeviceKey;
+use crate::operator::device::record::{PasswordSource, PasswordState, Record};
+use crate::operator::device::rotation::Lifetime;
+
+impl Fleet {
+    /// The Secret of a generated password has been read.
+    pub fn generated_observed(&mut self, key: &DeviceKey, uid: &str, password: PasswordState, lifetime: Lifetime, now: i64) {
+        let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return };
+        if record.source != PasswordSource::Generated {
+            return;
+        }
+        let changed = record.observe_lifetime(&key.name, lifetime, now);
+        if changed {
+            self.changes.shards.insert(key.gateway.clone());
+        }
+        self.password_observed(key, uid, password);
+        self.schedule(key);
+    }
+
+    /// The time of a Device may have changed.
+    pub(super) fn schedule(&mut self, key: &DeviceKey) {
+        let deadline = self.record_mut(key).and_then(|record| record.rotation.deadline(spread(record)));
+        self.deadline = [self.deadline, deadline].into_iter().flatten().min();
+    }
+
+    /// When something follows from the time alone, in seconds since 1970.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<i64> {
+        self.deadline
+    }
+
+    /// Lets time pass: looks at all Devices when the first of them is due, which is rare.
+    pub fn advance(&mut self, now: i64) {
+        if self.deadline.is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        self.deadline = None;
+        for (gateway, state) in &mut self.gateways {
+            for (name, record) in &mut state.devices {
+                let spread = spread(record);
+                if record.advance(name, now, spread) {
+                    self.changes.shards.insert(gateway.clone());
+                }
+                if record.rotation.is_due() {
+                    self.changes.devices.insert(DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() });
+                }
+                self.deadline = [self.deadline, record.rotation.deadline(spread)].into_iter().flatten().min();
+            }
+        }
+    }
+
+    /// What a Device asks for in words of its own.
+    #[must_use]
+    pub fn requested_rotation(&self, key: &DeviceKey) -> Option<Box<str>> {
+        self.gateways.get(&key.gateway)?.devices.get(&*key.name)?.rotation.requested().map(Into::into)
+    }
+}
+
+fn spread(record: &Record) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    record.uid.hash(&mut hasher);
+    hasher.finish()
+}
