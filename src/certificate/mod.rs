@@ -8,10 +8,12 @@ pub mod request;
 pub mod revocation;
 pub mod server;
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use rcgen::{CertificateParams, date_time_ymd};
+use sha2::{Digest, Sha256};
 use x509_cert::time::Time;
 
 /// Sets when a certificate that is to be issued is valid. Times before 1970 are taken for 1970.
@@ -22,6 +24,17 @@ pub fn set_validity(parameters: &mut CertificateParams, not_before: Timestamp, n
 
 fn since_1970(time: Timestamp) -> Duration {
     Duration::from_secs(u64::try_from(time.as_second()).unwrap_or_default())
+}
+
+/// SHA-256 of a certificate (DER) in hexadecimal digits: `openssl x509 -fingerprint -sha256`, in lower case without colons.
+#[must_use]
+pub fn fingerprint(certificate: &[u8]) -> String {
+    let digest: [u8; 32] = Sha256::digest(certificate).into();
+    digest.iter().fold(String::with_capacity(64), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// A time of a certificate that was read.

@@ -1,18 +1,23 @@
 //! A listener's certificate: whether a broker can use it. Checked by the operator, which says so, and by the agent, which
 //! keeps the last good one.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use rustls::client::verify_server_name;
 use rustls::crypto::CryptoProvider;
+use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use thiserror::Error;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
+use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{AuthorityKeyIdentifier, SubjectAltName, SubjectKeyIdentifier};
 
-use super::timestamp;
+use super::{fingerprint, timestamp};
 
 /// A certificate chain and its key, as PEM, that fit one another.
 #[derive(Clone, Eq, PartialEq)]
@@ -28,6 +33,11 @@ pub struct ServerCertificate {
 
     /// The leaf is valid up to here.
     pub not_after: Timestamp,
+
+    /// SHA-256 of the leaf (see [`fingerprint`]).
+    pub fingerprint: String,
+
+    leaf: CertificateDer<'static>,
 }
 
 /// Why a broker cannot use a certificate.
@@ -55,6 +65,26 @@ pub enum CertificateError {
     #[error("tls.key is not the key of the first certificate in tls.crt: write both from the same pair, the leaf first")]
     MatchKey(#[source] rustls::Error),
 
+    /// The certificates are not each the issuer of the one before.
+    #[error(
+        "certificate {position} of tls.crt did not issue certificate {}: write the leaf first, and after each certificate the one that \
+         issued it",
+        position - 1
+    )]
+    ChainOrder {
+        /// Place in the chain, from 1, of the one that is out of place.
+        position: usize,
+    },
+
+    /// Clients that verify the name would refuse it.
+    #[error("the certificate is for {found}, and clients reach the broker as {expected}: have it issued for that name as well")]
+    MatchName {
+        /// The name that is missing.
+        expected: String,
+        /// The names that it has, or that it has none.
+        found: String,
+    },
+
     /// Its time is over.
     #[error("the certificate expired at {not_after}: renew it")]
     Expired {
@@ -78,19 +108,52 @@ impl ServerCertificate {
     pub fn parse(chain: &[u8], key: &[u8]) -> Result<Self, CertificateError> {
         let certificates = parse_chain(chain)?;
         let leaf = certificates.first().ok_or(CertificateError::NoCertificate)?;
-        let validity = parse_leaf(leaf)?.tbs_certificate.validity;
+        let leaf = leaf.clone();
+        let parsed = parse_each(&certificates)?;
+        let validity = parsed.first().ok_or(CertificateError::NoCertificate)?.tbs_certificate.validity;
         let private = PrivateKeyDer::from_pem_slice(key).map_err(|_| CertificateError::NoKey)?;
         CertifiedKey::from_der(certificates, private, &provider()).map_err(|source| match source {
             rustls::Error::InvalidCertificate(_) => CertificateError::ParseCertificate { position: 1, source: source.into() },
             rustls::Error::InconsistentKeys(_) => CertificateError::MatchKey(source),
             _ => CertificateError::NoKey,
         })?;
+        check_order(&parsed)?;
         Ok(Self {
             chain: chain.to_vec(),
             key: key.to_vec(),
             not_before: timestamp(validity.not_before),
             not_after: timestamp(validity.not_after),
+            fingerprint: fingerprint(&leaf),
+            leaf,
         })
+    }
+
+    /// Whether clients that reach the broker under these names, now, would accept it.
+    ///
+    /// # Errors
+    /// When they would not.
+    pub fn check(&self, now: Timestamp, host_names: &[String]) -> Result<(), CertificateError> {
+        self.check_time(now)?;
+        host_names.iter().try_for_each(|name| self.check_name(name))
+    }
+
+    /// The names and addresses that the leaf is for (its Subject Alternative Names: clients look at no others).
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        parse(&self.leaf).map(|leaf| alternative_names(&leaf)).unwrap_or_default()
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), CertificateError> {
+        let valid = ParsedCertificate::try_from(&self.leaf).is_ok_and(|leaf| {
+            // What is no host name is none of the certificate's.
+            ServerName::try_from(name).is_ok_and(|name| verify_server_name(&leaf, &name).is_ok())
+        });
+        if valid {
+            return Ok(());
+        }
+        let names = self.names();
+        let found = if names.is_empty() { "no host name".to_owned() } else { names.join(", ") };
+        Err(CertificateError::MatchName { expected: name.to_owned(), found })
     }
 
     /// Whether the leaf is valid at this time.
@@ -125,52 +188,48 @@ fn parse_chain(chain: &[u8]) -> Result<Vec<CertificateDer<'static>>, Certificate
     CertificateDer::pem_slice_iter(chain).enumerate().map(parse).collect()
 }
 
-fn parse_leaf(leaf: &CertificateDer<'_>) -> Result<Certificate, CertificateError> {
-    Certificate::from_der(leaf).map_err(|source| CertificateError::ParseCertificate { position: 1, source: source.into() })
+fn parse(certificate: &CertificateDer<'_>) -> Result<Certificate, x509_cert::der::Error> {
+    Certificate::from_der(certificate)
+}
+
+fn parse_each(certificates: &[CertificateDer<'_>]) -> Result<Vec<Certificate>, CertificateError> {
+    let parse = |(index, certificate): (usize, &CertificateDer<'_>)| {
+        parse(certificate).map_err(|source| CertificateError::ParseCertificate { position: index + 1, source: source.into() })
+    };
+    certificates.iter().enumerate().map(parse).collect()
+}
+
+fn check_order(chain: &[Certificate]) -> Result<(), CertificateError> {
+    let out_of_place = chain.windows(2).position(|pair| !matches!(pair, [certificate, issuer] if issued_by(certificate, issuer)));
+    out_of_place.map_or(Ok(()), |index| Err(CertificateError::ChainOrder { position: index + 2 }))
+}
+
+/// By name, and by the identifiers of the keys where both have one: an authority may have had another key under its name.
+pub(super) fn issued_by(certificate: &Certificate, issuer: &Certificate) -> bool {
+    let (certificate, issuer) = (&certificate.tbs_certificate, &issuer.tbs_certificate);
+    let names = certificate.issuer == issuer.subject;
+    let wanted = certificate.get::<AuthorityKeyIdentifier>().ok().flatten().and_then(|(_, identifier)| identifier.key_identifier);
+    let key = issuer.get::<SubjectKeyIdentifier>().ok().flatten().map(|(_, identifier)| identifier.0);
+    names && (wanted.is_none() || key.is_none() || wanted == key)
+}
+
+fn alternative_names(leaf: &Certificate) -> Vec<String> {
+    let names = leaf.tbs_certificate.get::<SubjectAltName>().ok().flatten().map(|(_, names)| names.0).unwrap_or_default();
+    names.iter().filter_map(alternative_name).collect()
+}
+
+fn alternative_name(name: &GeneralName) -> Option<String> {
+    match name {
+        GeneralName::DnsName(name) => Some(name.to_string()),
+        GeneralName::IpAddress(bytes) => {
+            let bytes = bytes.as_bytes();
+            let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+            four.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok().map(|address| address.to_string())
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use rcgen::{CertificateParams, KeyPair};
-
-    use super::*;
-
-    fn pair(names: &[&str]) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let mut parameters = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
-        parameters.not_before = rcgen::date_time_ymd(2020, 1, 1);
-        parameters.not_after = rcgen::date_time_ymd(2030, 1, 1);
-        (parameters.self_signed(&key).unwrap().pem(), key.serialize_pem())
-    }
-
-    #[test]
-    fn a_pair_and_its_time() {
-        let (chain, key) = pair(&["plant-1"]);
-        let certificate = ServerCertificate::parse(chain.as_bytes(), key.as_bytes()).unwrap();
-        assert_eq!(certificate.not_after.to_string(), "2030-01-01T00:00:00Z");
-        let check = |time: &str| certificate.check_time(time.parse().unwrap());
-        assert!(check("2025-06-01T00:00:00Z").is_ok());
-        assert!(matches!(check("2030-01-01T00:00:00Z"), Err(CertificateError::Expired { .. })));
-        assert!(matches!(check("2019-12-31T23:59:59Z"), Err(CertificateError::NotYetValid { .. })));
-        assert!(!format!("{certificate:?}").contains("PRIVATE"));
-    }
-
-    #[test]
-    fn what_a_broker_cannot_use() {
-        let ((chain, key), (other_chain, other_key)) = (pair(&["plant-1"]), pair(&["plant-2"]));
-        let parse = |chain: &str, key: &str| ServerCertificate::parse(chain.as_bytes(), key.as_bytes()).map(drop);
-        assert!(parse(&format!("{chain}{other_chain}"), &key).is_ok(), "a chain");
-        assert!(matches!(parse(&format!("{other_chain}{chain}"), &key), Err(CertificateError::MatchKey(_))), "the leaf is not first");
-        assert!(matches!(parse(&chain, &other_key), Err(CertificateError::MatchKey(_))));
-        assert!(matches!(parse("", &key), Err(CertificateError::NoCertificate)));
-        assert!(matches!(parse(&key, &key), Err(CertificateError::NoCertificate)));
-        assert!(matches!(parse(&chain, ""), Err(CertificateError::NoKey)));
-        assert!(matches!(parse(&chain, &chain), Err(CertificateError::NoKey)));
-        let encrypted = key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
-        assert!(matches!(parse(&chain, &encrypted), Err(CertificateError::NoKey)));
-        let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        assert!(matches!(parse(garbage, &key), Err(CertificateError::ParseCertificate { position: 1, .. })));
-        let broken = "-----BEGIN CERTIFICATE-----\n****\n-----END CERTIFICATE-----\n";
-        assert!(matches!(parse(broken, &key), Err(CertificateError::ParseCertificate { position: 1, .. })));
-    }
-}
+#[path = "server_tests.rs"]
+mod tests;
