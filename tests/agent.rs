@@ -13,18 +13,23 @@ use common::free_port;
 use common::mosquitto::{Mosquitto, PATIENCE, wait_until};
 use fleetwright::agent::driver::{BROKER_CHECK, Driver, Places};
 use fleetwright::agent::metrics::Metrics;
+use fleetwright::agent::presentation::Presented;
 use fleetwright::agent::session::Address;
 use fleetwright::agent::state::{Change, Origin, Subject};
 use fleetwright::api::Gateway;
 use fleetwright::api::device::{Access, Acl};
-use fleetwright::configuration::agent::{DATA_FOLDER, LOG_FOLDER, RUNTIME_FOLDER};
+use fleetwright::certificate::fingerprint;
+use fleetwright::configuration::agent::{AgentConfiguration, DATA_FOLDER, LOG_FOLDER, RUNTIME_FOLDER, TlsListener};
 use fleetwright::credential::shard::{Data, Shard, revision};
 use fleetwright::credential::{Entry, Password, hash};
 use fleetwright::operator::gateway::build::mosquitto_configuration;
+use fleetwright::operator::gateway::tls::Certificates;
 use fleetwright::operator::gateway::validate::Valid;
 use fleetwright::runtime::readiness::Readiness;
 use k8s_openapi::ByteString;
 use rcgen::{CertificateParams, KeyPair};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
@@ -37,6 +42,7 @@ const TLS_SECRET: &str = "plant-1-tls";
 struct Agent {
     changes: mpsc::Sender<Change>,
     proven: watch::Receiver<Option<BTreeMap<usize, String>>>,
+    presented: watch::Receiver<Option<Presented>>,
     readiness: Readiness,
     metrics: Arc<Metrics>,
     first_written: CancellationToken,
@@ -44,7 +50,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(folder: &Path, internal_port: u16, tls_secrets: &[String]) -> Self {
+    fn start(folder: &Path, internal_port: u16, tls_listeners: &[TlsListener]) -> Self {
         let metrics = Arc::new(Metrics::register(&prometheus::Registry::new()).unwrap());
         let readiness = Readiness::awaiting([BROKER_CHECK]);
         let (changes, incoming) = mpsc::channel(16);
@@ -55,11 +61,18 @@ impl Agent {
             data: folder.join("data"),
             broker: Address { host: "127.0.0.1".to_owned(), port: internal_port },
         };
-        let driver = Driver::new(places, tls_secrets, incoming, proofs, readiness.clone(), Arc::clone(&metrics));
+        let (presentations, presented) = watch::channel(None);
+        let configuration = AgentConfiguration {
+            namespace: "fleet".to_owned(),
+            gateway: "plant-1".to_owned(),
+            tls_listeners: tls_listeners.to_vec(),
+            host_names: vec!["127.0.0.1".to_owned()],
+        };
+        let driver = Driver::new(places, &configuration, incoming, proofs, presentations, readiness.clone(), Arc::clone(&metrics));
         let first_written = driver.first_written();
         let shutdown = CancellationToken::new();
         tokio::spawn(driver.run(shutdown.clone()));
-        Self { changes, proven, readiness, metrics, first_written, _stop: shutdown.drop_guard() }
+        Self { changes, proven, presented, readiness, metrics, first_written, _stop: shutdown.drop_guard() }
     }
 
     async fn shard(&self, users: &[Entry]) -> String {
@@ -71,6 +84,14 @@ impl Agent {
 
     async fn tell(&self, subject: Subject, data: Option<Data>) {
         self.changes.send(Change { subject, data, origin: Origin::ApiServer }).await.unwrap();
+    }
+
+    /// Returns once a handshake has shown this certificate.
+    async fn presents(&mut self, certificate: &Data) {
+        let leaf = CertificateDer::from_pem_slice(&certificate["tls.crt"].0).unwrap();
+        let wanted = fingerprint(&leaf);
+        let shown = |presented: &Option<Presented>| presented.as_ref().is_some_and(|all| all[TLS_SECRET].fingerprint == wanted);
+        tokio::time::timeout(PATIENCE, self.presented.wait_for(shown)).await.expect("a handshake").unwrap();
     }
 
     /// Gives the broker these users, and returns once it has proven to hold them; with the time that took.
@@ -89,7 +110,7 @@ struct Site {
     folder: TempDir,
     internal_port: u16,
     port: u16,
-    tls_secrets: Vec<String>,
+    tls_listeners: Vec<TlsListener>,
 }
 
 impl Site {
@@ -103,7 +124,7 @@ impl Site {
         });
         let mut gateway: Gateway = serde_json::from_value(object).unwrap();
         gateway.spec.listeners[0].port = i32::from(port);
-        let tls_secrets: Vec<String> = gateway.spec.listeners[0].tls.as_ref().map(|tls| tls.secret_name.clone()).into_iter().collect();
+        let tls_secrets: Vec<String> = gateway.spec.listeners[0].tls_secret("plant-1").into_iter().collect();
         let queued_bytes = gateway.spec.limits.queued_bytes_per_client.to_units().unwrap();
         let valid = Valid {
             namespace: "fleet".to_owned(),
@@ -112,6 +133,7 @@ impl Site {
             memory_limit: Some(256 << 20),
             queued_bytes,
             tls_secrets: tls_secrets.clone(),
+            tls: Certificates::default(),
             awaiting: None,
         };
         let place = |name: &str| folder.path().join(name).display().to_string();
@@ -121,12 +143,13 @@ impl Site {
             .replace(LOG_FOLDER, &place("log"))
             .replace("listener 1884\n", &format!("listener {internal_port} 127.0.0.1\n"))
             .replace(&format!("listener {port}\n"), &format!("listener {port} 127.0.0.1\n"));
-        Self { configuration, folder, internal_port, port, tls_secrets }
+        let tls_listeners = tls_secrets.into_iter().map(|secret| TlsListener { port, secret }).collect();
+        Self { configuration, folder, internal_port, port, tls_listeners }
     }
 
     /// The broker with its agent, which has proven these users.
     async fn start(self, users: &[Entry], tls: Option<Data>) -> (Mosquitto, Agent) {
-        let mut agent = Agent::start(self.folder.path(), self.internal_port, &self.tls_secrets);
+        let mut agent = Agent::start(self.folder.path(), self.internal_port, &self.tls_listeners);
         if let Some(tls) = tls {
             agent.tell(Subject::Tls(TLS_SECRET.to_owned()), Some(tls)).await;
         }
@@ -235,7 +258,8 @@ async fn a_renewed_certificate_reaches_the_broker_and_nobody_is_dropped() {
     let (first, second) = (certificate(), certificate());
     let spec = json!({"listeners": [{"name": "mqtts", "port": 8883, "tls": {"secretName": TLS_SECRET}}]});
     let users = [device("press-1", &[]), worker()];
-    let (broker, agent) = Site::new(&spec).start(&users, Some(first.clone())).await;
+    let (broker, mut agent) = Site::new(&spec).start(&users, Some(first.clone())).await;
+    agent.presents(&first).await;
     let trust = |certificate: &Data| {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &certificate["tls.crt"].0).unwrap();
@@ -260,8 +284,8 @@ async fn a_renewed_certificate_reaches_the_broker_and_nobody_is_dropped() {
     assert_eq!(agent.metrics.written.get(), 1);
 
     let started = Instant::now();
-    agent.tell(Subject::Tls(TLS_SECRET.to_owned()), Some(second)).await;
-    wait_until("a proof", || agent.metrics.proven.get() == 2);
+    agent.tell(Subject::Tls(TLS_SECRET.to_owned()), Some(second.clone())).await;
+    agent.presents(&second).await;
     println!("from a renewed Secret to the proof: {:?}", started.elapsed());
     assert!(publish(&trust_second));
     assert!(!publish(&trust_first));

@@ -14,10 +14,12 @@ use tracing::{debug, info, warn};
 
 use super::files::{self, WriteFile};
 use super::metrics::Metrics;
+use super::presentation::{Presentation, Presented};
 use super::process;
 use super::session::{Address, LoginError, Session, end_session};
 use super::state::{Change, Content, Refusal, State, Waiting};
 use crate::api::name::CANARY_USERNAME;
+use crate::configuration::agent::AgentConfiguration;
 use crate::credential::Password;
 use crate::credential::entry::EntryError;
 use crate::runtime::error::chain;
@@ -100,6 +102,7 @@ pub struct Driver {
     proven: watch::Sender<Option<BTreeMap<usize, String>>>,
     written: Option<Written>,
     proof: Proof,
+    presentation: Presentation,
     generation: i64,
     end_sessions_at: Option<Instant>,
     first_written: CancellationToken,
@@ -108,17 +111,27 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver that takes news from `changes` and tells in `proven` which revision of each shard the broker has proven.
+    /// A driver that takes news from `changes`, and tells in `proven` which revision of each shard the broker has proven, and in
+    /// `presented` which certificates.
     #[must_use]
     pub fn new(
         places: Places,
-        tls_secrets: &[String],
+        configuration: &AgentConfiguration,
         changes: mpsc::Receiver<Change>,
         proven: watch::Sender<Option<BTreeMap<usize, String>>>,
+        presented: watch::Sender<Option<Presented>>,
         readiness: Readiness,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let state = State::new(tls_secrets, files::remembered_workers(&places.data));
+        let secrets = configuration.tls_secrets();
+        let written = files::written_certificates(&places.runtime, &secrets);
+        let secrets: Vec<String> = secrets.into_iter().collect();
+        let mut state = State::new(&secrets, files::remembered_workers(&places.data)).with_host_names(&configuration.host_names);
+        for change in written {
+            // What cannot be used is as good as not there.
+            let _ = state.absorb(change, Timestamp::now());
+        }
+        let presentation = Presentation::new(&places.broker.host, &configuration.tls_listeners, presented);
         let proof = outstanding(None);
         let first_written = CancellationToken::new();
         Self {
@@ -128,6 +141,7 @@ impl Driver {
             proven,
             written: None,
             proof,
+            presentation,
             generation: 0,
             end_sessions_at: None,
             first_written,
@@ -163,6 +177,17 @@ impl Driver {
                     info!(reason, "the broker ended the agent's session: proving again");
                     self.readiness.fails(BROKER_CHECK, "the broker ended the agent's session");
                     self.proof = outstanding(None);
+                }
+                () = until(self.state.next_due()) => {
+                    for change in self.state.take_due(Timestamp::now()) {
+                        self.absorb(change);
+                    }
+                    self.write_if_changed(Instant::now())?;
+                }
+                () = at(self.presentation.due()) => {
+                    let none = BTreeMap::new();
+                    let certificates = self.written.as_ref().map_or(&none, |written| &written.content.certificates);
+                    self.presentation.look(certificates).await;
                 }
                 () = at(next_login) => self.prove().await?,
                 () = at(self.end_sessions_at) => self.end_sessions().await?,
@@ -283,6 +308,7 @@ impl Driver {
         info!(generation = self.generation, "the broker has proven to hold the files");
         self.metrics.proven.set(self.generation);
         self.readiness.holds(BROKER_CHECK);
+        self.presentation.expect();
         let revisions = Some(written.content.revisions.clone());
         self.proven.send_if_modified(|known| {
             *known != revisions && {
@@ -327,6 +353,11 @@ async fn ended(proof: &mut Proof) -> String {
         Proof::Given(session) => session.ended().await,
         Proof::Outstanding { .. } => std::future::pending().await,
     }
+}
+
+async fn until(time: Option<Timestamp>) {
+    let wait = time.map(|time| Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default());
+    at(wait.map(|wait| Instant::now() + wait)).await;
 }
 
 async fn at(time: Option<Instant>) {

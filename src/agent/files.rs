@@ -6,10 +6,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use k8s_openapi::ByteString;
 use thiserror::Error;
 use tracing::warn;
 
-use super::state::Content;
+use super::state::{Change, Content, Origin, Subject};
 use crate::configuration::agent::{ACL_FILE, PASSWORD_FILE, PREVIOUS_PASSWORD_FILE, TLS_CERTIFICATE, TLS_KEY, tls_folder};
 use crate::credential::file::BrokerFiles;
 
@@ -44,6 +45,18 @@ pub fn write_all(folder: &Path, content: &Content, files: &BrokerFiles) -> Resul
     write(&folder.join(ACL_FILE), files.acls.as_bytes())?;
     write(&folder.join(PREVIOUS_PASSWORD_FILE), files.previous_passwords.as_bytes())?;
     write(&folder.join(PASSWORD_FILE), files.passwords.as_bytes())
+}
+
+/// The certificates that were written earlier, by an agent before this one: the last good ones.
+#[must_use]
+pub fn written_certificates(folder: &Path, secrets: &BTreeSet<String>) -> Vec<Change> {
+    let read = |secret: &String| {
+        let folder = folder.join(tls_folder(secret));
+        let value = |key: &str| Some((key.to_owned(), ByteString(fs::read(folder.join(key)).ok()?)));
+        let data = [value(TLS_CERTIFICATE)?, value(TLS_KEY)?].into();
+        Some(Change { subject: Subject::Tls(secret.clone()), data: Some(data), origin: Origin::Volume })
+    };
+    secrets.iter().filter_map(read).collect()
 }
 
 /// Remembers the users of workers.

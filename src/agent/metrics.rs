@@ -1,8 +1,12 @@
 //! What an agent counts, of itself and of its broker.
 
+use std::sync::Arc;
+
 use prometheus::core::Collector;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::sync::watch;
+
+use super::presentation::Presented;
 
 /// Seconds until a change is proven; the target is one second from a Device to the broker.
 const PROOF_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
@@ -30,6 +34,8 @@ pub struct Metrics {
     pub messages_stored_bytes: IntGauge,
     /// Memory of the broker.
     pub heap_bytes: IntGauge,
+    /// When the certificates expire that the broker presents, by their Secret.
+    pub certificate_expiry: IntGaugeVec,
     messages_dropped: IntGauge,
     has_dropped: watch::Sender<bool>,
 }
@@ -62,6 +68,16 @@ impl Metrics {
             clients_connected: gauge("fleetwright_broker_clients_connected", "Clients connected to the broker.")?,
             messages_stored_bytes: gauge("fleetwright_broker_messages_stored_bytes", "Bytes of messages that the broker holds.")?,
             heap_bytes: gauge("fleetwright_broker_heap_bytes", "Memory that the broker uses for sessions and messages.")?,
+            certificate_expiry: registered(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "fleetwright_gateway_certificate_expiry_timestamp_seconds",
+                        "When the certificate expires that the broker presents, in seconds since 1970.",
+                    ),
+                    &["secret"],
+                )?,
+            )?,
             messages_dropped: gauge(
                 "fleetwright_broker_messages_dropped",
                 "Messages that the broker dropped because of a limit, since it started.",
@@ -80,6 +96,17 @@ impl Metrics {
     #[must_use]
     pub fn has_dropped(&self) -> watch::Receiver<bool> {
         self.has_dropped.subscribe()
+    }
+}
+
+/// Keeps the gauge of certificates, until the sender is gone.
+pub async fn follow_presented(metrics: Arc<Metrics>, mut presented: watch::Receiver<Option<Presented>>) {
+    while presented.changed().await.is_ok() {
+        let presented = presented.borrow_and_update().clone().unwrap_or_default();
+        metrics.certificate_expiry.reset();
+        for (secret, certificate) in presented {
+            metrics.certificate_expiry.with_label_values(&[secret]).set(certificate.not_after.0.as_second());
+        }
     }
 }
 

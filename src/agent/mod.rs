@@ -1,13 +1,14 @@
 //! The role `agent`: keeps the files of a broker current, and proves that the broker has read them.
 //!
 //! Secrets ([`source`]) -> what the broker should hold ([`state`]) -> [`files`] -> one reload ([`process`]) -> a login with a
-//! password that only these files have ([`session`]) -> the [`report`]. [`driver`] leads through that. Beside it, [`presence`]
-//! tells the operator who is connected.
+//! password that only these files have ([`session`]), a handshake with each TLS listener ([`presentation`]) -> the [`report`].
+//! [`driver`] leads through that. Beside it, [`presence`] tells the operator who is connected.
 
 pub mod driver;
 pub mod files;
 pub mod metrics;
 pub mod presence;
+pub mod presentation;
 pub mod process;
 pub mod report;
 pub mod session;
@@ -93,17 +94,19 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
     let configured = arguments.configuration.join(MOSQUITTO_FILE);
     let presence_metrics = presence::metrics::Metrics::register(&registry)?;
     tokio::spawn(Follower::new(&arguments.log, &configured, presence.clone(), presence_metrics).run(shutdown.clone()));
+    let (presented, presentations) = watch::channel(None);
+    tokio::spawn(metrics::follow_presented(Arc::clone(&metrics), presentations.clone()));
     let places = Places {
         configuration: configured,
         runtime: arguments.runtime,
         data: arguments.data,
         broker: Address { host: arguments.broker_host, port: arguments.broker_port },
     };
-    let driver = Driver::new(places, &configuration.tls_secrets, incoming, proven, readiness.clone(), Arc::clone(&metrics));
+    let driver = Driver::new(places, &configuration, incoming, proven, presented, readiness.clone(), Arc::clone(&metrics));
     let first_written = driver.first_written();
     let client = client().await;
     if let Some(client) = client.clone() {
-        tokio::spawn(report::run(client, configuration.clone(), proofs, metrics.has_dropped()));
+        tokio::spawn(report::run(client, configuration.clone(), proofs, presentations, metrics.has_dropped()));
     }
     tokio::spawn(source::run(client, configuration, arguments.secrets, changes));
     // Mosquitto starts when the startup probe succeeds, so that there is no endpoint before its files are there.

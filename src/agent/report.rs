@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
+use super::presentation::Presented;
 use crate::api::name::agent_report;
 use crate::configuration::agent::{AgentConfiguration, AgentReport, REPORT_KEY};
 use crate::runtime::error::chain;
@@ -27,6 +28,7 @@ pub async fn run(
     client: Client,
     configuration: AgentConfiguration,
     mut proven: watch::Receiver<Option<BTreeMap<usize, String>>>,
+    mut presented: watch::Receiver<Option<Presented>>,
     mut has_dropped: watch::Receiver<bool>,
 ) {
     let api = Api::<ConfigMap>::namespaced(client, &configuration.namespace);
@@ -35,9 +37,11 @@ pub async fn run(
     let mut pause = FIRST_PAUSE;
     loop {
         let shards = proven.borrow_and_update().clone();
+        let certificates = presented.borrow_and_update().clone();
         let messages_dropped = *has_dropped.borrow_and_update();
         if let Some(shards) = shards
-            && let Err(error) = tell(&api, &name, &AgentReport { shards, messages_dropped }, &mut known).await
+            && let Err(error) =
+                tell(&api, &name, AgentReport { shards, messages_dropped, ..AgentReport::default() }, certificates, &mut known).await
         {
             warn!(error, "failed to report to the operator: trying again");
             known = None;
@@ -48,6 +52,7 @@ pub async fn run(
         pause = FIRST_PAUSE;
         let changed = tokio::select! {
             changed = proven.changed() => changed,
+            changed = presented.changed() => changed,
             changed = has_dropped.changed() => changed,
         };
         if changed.is_err() {
@@ -56,13 +61,22 @@ pub async fn run(
     }
 }
 
-/// Writes the report where the API server has another. `known` is what it has, as far as that is known.
-async fn tell(api: &Api<ConfigMap>, name: &str, report: &AgentReport, known: &mut Option<String>) -> Result<(), String> {
-    let wanted = serde_json::to_string(report).map_err(|error| chain(&error))?;
+/// Writes the report where the API server has another. `known` is what it has, as far as that is known. Before an agent that has
+/// just started knows what the broker presents, that stays as the one before it said.
+async fn tell(
+    api: &Api<ConfigMap>,
+    name: &str,
+    mut report: AgentReport,
+    certificates: Option<Presented>,
+    known: &mut Option<String>,
+) -> Result<(), String> {
     if known.is_none() {
         let found = call(api.get(name)).await?;
         *known = found.data.and_then(|mut data| data.remove(REPORT_KEY));
     }
+    let before = || known.as_ref().and_then(|known| serde_json::from_str::<AgentReport>(known).ok());
+    report.certificates = certificates.or_else(|| before().map(|report| report.certificates)).unwrap_or_default();
+    let wanted = serde_json::to_string(&report).map_err(|error| chain(&error))?;
     if known.as_ref() != Some(&wanted) {
         let patch = Patch::Merge(json!({"data": {REPORT_KEY: wanted}}));
         call(api.patch(name, &PatchParams::default(), &patch)).await?;

@@ -32,7 +32,8 @@ pub async fn run(client: Option<Client>, configuration: AgentConfiguration, secr
     let Some(client) = client else { return fallback.await };
     let api = Api::<Secret>::namespaced(client, &configuration.namespace);
     let relay = Relay { api, gateway: configuration.gateway.clone(), changes: changes.clone(), heard };
-    tokio::join!(fallback, relay.run(&configuration.tls_secrets));
+    let secrets: Vec<String> = configuration.tls_secrets().into_iter().collect();
+    tokio::join!(fallback, relay.run(&secrets));
 }
 
 /// Tells what the volume holds of all that the API server has not told of.
@@ -43,7 +44,8 @@ async fn fall_back(
     changes: &mpsc::Sender<Change>,
 ) {
     sleep(PATIENCE).await;
-    let mounted = mounted(secrets, &configuration.tls_secrets);
+    let tls_secrets: Vec<String> = configuration.tls_secrets().into_iter().collect();
+    let mounted = mounted(secrets, &tls_secrets);
     let missing: Vec<Change> = mounted.into_iter().filter(|change| !heard.borrow().contains(&change.subject)).collect();
     if !missing.is_empty() {
         info!(secrets = missing.len(), "the API server has not told of these Secrets yet: taking them from the pod's volume");

@@ -105,6 +105,10 @@ pub struct State {
     /// The API server says that there is no shard 0: the Gateway has no users yet.
     vacant: bool,
     certificates: BTreeMap<String, Option<ServerCertificate>>,
+    /// Names that a certificate has to be for.
+    host_names: Vec<String>,
+    /// Secrets with a certificate whose time has not come, with that time.
+    early: BTreeMap<String, (Data, Timestamp)>,
     /// Users of workers that may have a session, with a password of the agent's own for those that are gone.
     workers: BTreeMap<String, Password>,
 }
@@ -130,6 +134,29 @@ impl State {
             workers: workers.into_iter().map(|worker| (worker, Password::generate())).collect(),
             ..Self::default()
         }
+    }
+
+    /// The same, with names that each certificate has to be for.
+    #[must_use]
+    pub fn with_host_names(mut self, host_names: &[String]) -> Self {
+        self.host_names = host_names.to_vec();
+        self
+    }
+
+    /// When a certificate becomes valid that came too early.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Timestamp> {
+        self.early.values().map(|(_, not_before)| *not_before).min()
+    }
+
+    /// What came too early and is due now, as news.
+    pub fn take_due(&mut self, now: Timestamp) -> Vec<Change> {
+        let due: Vec<String> = self.early.iter().filter(|(_, (_, not_before))| *not_before <= now).map(|(name, _)| name.clone()).collect();
+        let change = |secret: String| {
+            let (data, _) = self.early.remove(&secret)?;
+            Some(Change { subject: Subject::Tls(secret), data: Some(data), origin: Origin::ApiServer })
+        };
+        due.into_iter().filter_map(change).collect()
     }
 
     /// Takes over news.
@@ -170,6 +197,7 @@ impl State {
     fn absorb_certificate(&mut self, secret: String, data: Option<&Data>, now: Timestamp) -> Result<(), Refusal> {
         // Only those that a listener names are followed.
         let Some(known) = self.certificates.get_mut(&secret) else { return Ok(()) };
+        self.early.remove(&secret);
         let value = |key: &str| data.and_then(|data| data.get(key)).map(|value| value.0.as_slice());
         let (Some(chain), Some(key)) = (value(TLS_CERTIFICATE), value(TLS_KEY)) else {
             return Err(Refusal::CertificateMissing { secret });
@@ -178,8 +206,13 @@ impl State {
             Ok(certificate) => certificate,
             Err(source) => return Err(Refusal::Certificate { secret, source }),
         };
-        match certificate.check_time(now) {
-            Err(source) if known.is_some() => Err(Refusal::Certificate { secret, source }),
+        match certificate.check(now, &self.host_names) {
+            Err(source) if known.is_some() => {
+                if let (CertificateError::NotYetValid { not_before }, Some(data)) = (&source, data) {
+                    self.early.insert(secret.clone(), (data.clone(), *not_before));
+                }
+                Err(Refusal::Certificate { secret, source })
+            }
             // Without any certificate the broker does not start at all, and its other listeners neither.
             Ok(()) | Err(_) => {
                 *known = Some(certificate);

@@ -21,6 +21,12 @@ pub const ACCEPTED: &str = "Accepted";
 /// The broker runs and has accepted a login.
 pub const BROKER_AVAILABLE: &str = "BrokerAvailable";
 
+/// The broker presents certificates that clients can accept. There only where a listener has TLS.
+pub const CERTIFICATE_VALID: &str = "CertificateValid";
+
+/// Reason of [`CERTIFICATE_VALID`] that is True, and calls for action all the same.
+pub const CERTIFICATE_EXPIRES_SOON: &str = "CertificateExpiresSoon";
+
 /// The broker dropped messages because a limit of the Gateway was reached. There only once it happened.
 pub const MESSAGES_DROPPED: &str = "MessagesDropped";
 

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::resources::{ComputeResources, ResourceQuantity};
-use super::unobserved;
+use super::{name, unobserved};
 
 /// A Gateway is one MQTT broker for a site or a region: the operator runs a Mosquitto for it, with its storage,
 /// Services, credentials and limits. Devices name the Gateway they connect to; Pipelines select the Gateways they read.
@@ -28,6 +28,7 @@ use super::unobserved;
     printcolumn(name = "Devices", type_ = "integer", json_path = ".status.devices.declared"),
     printcolumn(name = "Live", type_ = "integer", json_path = ".status.devices.live"),
     printcolumn(name = "Connected", type_ = "integer", json_path = ".status.devices.connected"),
+    printcolumn(name = "Certificate", type_ = "string", json_path = ".status.certificate.notAfter", priority = 1),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     doc = "A Gateway is one MQTT broker for a site or a region: the operator runs a Mosquitto for it, with its storage, Services, credentials and limits. Devices name the Gateway they connect to; Pipelines select the Gateways they read."
@@ -99,7 +100,7 @@ pub struct Listener {
     #[serde(default)]
     pub protocol: Protocol,
 
-    /// Encrypts the listener with TLS 1.2 or 1.3. Left out: plain TCP.
+    /// Encrypts the listener with TLS 1.2 or 1.3; `tls: {}` is enough for that. Left out: plain TCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ListenerTls>,
 }
@@ -109,9 +110,23 @@ pub struct Listener {
 #[serde(rename_all = "camelCase")]
 pub struct ListenerTls {
     /// Secret of type `kubernetes.io/tls` in this namespace, with the keys `tls.crt` (the chain, leaf first) and
-    /// `tls.key`; as cert-manager writes it, or `kubectl create secret tls`. A renewed Secret reaches the running broker.
+    /// `tls.key`, and for clients `ca.crt`; as cert-manager writes it, or `kubectl create secret tls`. The certificate has to be
+    /// for each of `service.hostNames`; without those, for `<gateway>.<namespace>.svc`. A renewed Secret is checked and then
+    /// reaches the running broker, and no client is disconnected; of a bad one the condition `CertificateValid` tells, and the
+    /// broker keeps the certificate that it has. Left out: the operator issues a certificate from an authority of this Gateway's
+    /// own, writes it to the Secret `<gateway>-tls` and renews it; clients trust that Secret's `ca.crt`. Should that Secret be
+    /// deleted, it is issued again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
-    pub secret_name: String,
+    pub secret_name: Option<String>,
+}
+
+impl Listener {
+    /// Secret with the listener's certificate, where it has TLS.
+    #[must_use]
+    pub fn tls_secret(&self, gateway: &str) -> Option<String> {
+        self.tls.as_ref().map(|tls| tls.secret_name.clone().unwrap_or_else(|| name::server_certificate(gateway)))
+    }
 }
 
 /// Protocol of a listener.
@@ -212,6 +227,12 @@ pub struct Service {
     /// Annotations of the Service, for instance for a cloud's load balancer or an external DNS.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub annotations: std::collections::BTreeMap<String, String>,
+
+    /// Host names and IP addresses under which clients outside the cluster reach the Service, such as `mqtt.example.org`. The
+    /// certificates of TLS listeners have to be for each of them. A change restarts the broker.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 253)), extend("x-kubernetes-list-type" = "set"))]
+    pub host_names: Vec<String>,
 }
 
 /// Type of a Service.
@@ -247,8 +268,14 @@ pub struct GatewayStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<GatewayClients>,
 
+    /// The certificate that the broker presents on its TLS listeners; where those have several, the one that expires first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<GatewayCertificate>,
+
     /// `Accepted`: the spec can be carried out. `BrokerAvailable`: the broker runs, and has accepted a login.
-    /// `Ready`: all of these. `Reconciling` or `Stalled`: why it is not.
+    /// `CertificateValid` (where a listener has TLS): each Secret holds a certificate that clients can accept, and the broker
+    /// has proven in a handshake that it presents it; its reason is `CertificateExpiresSoon` from seven days before it expires on,
+    /// and its message tells the last day. `Ready`: all of these. `Reconciling` or `Stalled`: why it is not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -256,8 +283,22 @@ pub struct GatewayStatus {
 
 impl Default for GatewayStatus {
     fn default() -> Self {
-        Self { observed_generation: unobserved(), address: None, devices: None, clients: None, conditions: Vec::new() }
+        Self { observed_generation: unobserved(), address: None, devices: None, clients: None, certificate: None, conditions: Vec::new() }
     }
+}
+
+/// A certificate that the broker has proven in a handshake to present.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayCertificate {
+    /// Secret that it came from.
+    pub secret_name: String,
+
+    /// It expires at this time.
+    pub not_after: Time,
+
+    /// SHA-256 of the certificate in hexadecimal digits, as `openssl x509 -fingerprint -sha256` prints it but for colons and case.
+    pub sha256: String,
 }
 
 /// How many devices a Gateway has.

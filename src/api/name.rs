@@ -23,6 +23,12 @@ pub const ROLE_AGENT_REPORT: &str = "agent-report";
 /// [`ROLE_LABEL`] of a Secret that holds the credential of a Pipeline's workers.
 pub const ROLE_INGEST_CREDENTIALS: &str = "ingest-credentials";
 
+/// [`ROLE_LABEL`] of a Secret that holds a certificate that the operator issued for a broker.
+pub const ROLE_SERVER_CERTIFICATE: &str = "server-certificate";
+
+/// [`ROLE_LABEL`] of a Secret that holds the authority that issues the certificates of a Gateway's broker.
+pub const ROLE_SERVER_AUTHORITY: &str = "server-authority";
+
 /// Port of the broker's internal listener, for workers and the agent. Not in the public Service.
 pub const INTERNAL_MQTT_PORT: i32 = 1884;
 
@@ -64,6 +70,18 @@ pub fn auth_shard(gateway: &str, shard: usize) -> String {
     format!("{gateway}-auth-{shard}")
 }
 
+/// Secret with the certificate that the operator issues for a Gateway's listeners.
+#[must_use]
+pub fn server_certificate(gateway: &str) -> String {
+    format!("{gateway}-tls")
+}
+
+/// Secret with the authority that issues it. Only the operator reads it.
+#[must_use]
+pub fn server_authority(gateway: &str) -> String {
+    format!("{gateway}-server-ca")
+}
+
 /// Secret with a Device's generated password.
 #[must_use]
 pub fn device_credentials(device: &str) -> String {
@@ -94,6 +112,14 @@ pub const CANARY_USERNAME: &str = "_agent";
 #[must_use]
 pub fn service_host(service: &str, namespace: &str) -> String {
     format!("{service}.{namespace}.svc")
+}
+
+/// Host names of a Service inside the cluster, from the shortest on; the last one with the domain that clusters have unless
+/// they are told another.
+#[must_use]
+pub fn service_host_names(service: &str, namespace: &str) -> [String; 4] {
+    let host = service_host(service, namespace);
+    [service.to_owned(), format!("{service}.{namespace}"), host.clone(), format!("{host}.cluster.local")]
 }
 
 /// The first 16 hexadecimal digits of the SHA-256 of the parts, each preceded by its length: a short revision of content.

@@ -177,6 +177,16 @@ impl std::fmt::Debug for ServerCertificate {
     }
 }
 
+/// When a certificate is valid.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn validity(certificate: &CertificateDer<'_>) -> Result<(Timestamp, Timestamp), CertificateError> {
+    let parsed = parse(certificate).map_err(|source| CertificateError::ParseCertificate { position: 1, source: source.into() })?;
+    let validity = parsed.tbs_certificate.validity;
+    Ok((timestamp(validity.not_before), timestamp(validity.not_after)))
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

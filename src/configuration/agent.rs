@@ -1,7 +1,8 @@
 //! The configuration of a broker's agent, and its report to the operator.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Serialize};
 
 /// Key of the broker's ConfigMap, and file name under which it is mounted.
@@ -47,6 +48,9 @@ pub const TLS_CERTIFICATE: &str = "tls.crt";
 /// Key of a TLS Secret with the private key, and its file name.
 pub const TLS_KEY: &str = "tls.key";
 
+/// Key of a TLS Secret with the certificates of the authorities that clients should trust; as cert-manager writes it.
+pub const TLS_AUTHORITIES: &str = "ca.crt";
+
 /// Where the content of a TLS Secret lies, in [`RUNTIME_FOLDER`] and in [`SECRETS_FOLDER`].
 #[must_use]
 pub fn tls_folder(secret: &str) -> String {
@@ -69,8 +73,43 @@ pub struct AgentConfiguration {
     /// Name of the Gateway.
     pub gateway: String,
 
+    /// The listeners with TLS.
+    #[serde(default)]
+    pub tls_listeners: Vec<TlsListener>,
+
+    /// Host names and addresses under which clients reach the broker: a certificate has to be for each of them.
+    #[serde(default)]
+    pub host_names: Vec<String>,
+}
+
+/// A listener with TLS.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TlsListener {
+    /// Its port.
+    pub port: u16,
+
+    /// Secret with its certificate.
+    pub secret: String,
+}
+
+impl AgentConfiguration {
     /// Secrets with the certificates of the TLS listeners, each once.
-    pub tls_secrets: Vec<String>,
+    #[must_use]
+    pub fn tls_secrets(&self) -> BTreeSet<String> {
+        self.tls_listeners.iter().map(|listener| listener.secret.clone()).collect()
+    }
+}
+
+/// A certificate that the broker has proven to present on every listener that names its Secret.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PresentedCertificate {
+    /// SHA-256 of the leaf (see `certificate::fingerprint`).
+    pub fingerprint: String,
+
+    /// It is valid up to here.
+    pub not_after: Time,
 }
 
 /// What an agent has proven of its broker. Written only when it changes; that it is there means that the broker once accepted a login.
@@ -80,6 +119,10 @@ pub struct AgentReport {
     /// For each shard, by number, the revision (see `credential::shard`) that the broker has proven to hold.
     #[serde(default)]
     pub shards: BTreeMap<usize, String>,
+
+    /// The certificates that the broker presents, by the name of their Secret.
+    #[serde(default)]
+    pub certificates: BTreeMap<String, PresentedCertificate>,
 
     /// Whether the broker ever dropped messages because of a limit, since it started.
     #[serde(default)]

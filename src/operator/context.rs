@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::apply::{WriteMetrics, Writer};
 use super::device::fleet::SharedFleet;
 use super::presence::totals::SharedTotals;
-use crate::api::condition::READY;
+use crate::api::condition::{CERTIFICATE_EXPIRES_SOON, READY};
 
 /// Container images of what the operator runs.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -85,21 +85,32 @@ impl Context {
     }
 }
 
-/// Publishes an event where `Ready` changed its status, its reason or its message: the cause, for `kubectl describe`.
+/// Publishes an event where `Ready` changed, see [`publish_change_of`].
 pub async fn publish_change<K: Resource<DynamicType = ()>>(
     recorder: &EventRecorder,
     object: &K,
     before: &[Condition],
     after: &[Condition],
 ) {
-    let ready = |list: &[Condition]| list.iter().find(|condition| condition.type_ == READY).cloned();
-    let Some(now) = ready(after) else { return };
-    let unchanged = ready(before).is_some_and(|then| then.status == now.status && then.reason == now.reason && then.message == now.message);
+    publish_change_of(READY, recorder, object, before, after).await;
+}
+
+/// Publishes an event where a condition changed its status, its reason or its message: the cause, for `kubectl describe`.
+pub async fn publish_change_of<K: Resource<DynamicType = ()>>(
+    type_: &str,
+    recorder: &EventRecorder,
+    object: &K,
+    before: &[Condition],
+    after: &[Condition],
+) {
+    let of = |list: &[Condition]| list.iter().find(|condition| condition.type_ == type_).cloned();
+    let Some(now) = of(after) else { return };
+    let unchanged = of(before).is_some_and(|then| then.status == now.status && then.reason == now.reason && then.message == now.message);
     if unchanged {
         return;
     }
-    let healthy = now.status == "True";
-    info!(kind = %K::kind(&()), name = object.name_any(), ready = healthy, reason = now.reason, "{}", now.message);
+    let healthy = now.status == "True" && now.reason != CERTIFICATE_EXPIRES_SOON;
+    info!(kind = %K::kind(&()), name = object.name_any(), condition = type_, status = now.status, reason = now.reason, "{}", now.message);
     let event = Event {
         type_: if healthy { EventType::Normal } else { EventType::Warning },
         reason: now.reason,

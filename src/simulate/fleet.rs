@@ -123,7 +123,7 @@ impl Access {
         let gateway = self.get::<Gateway>("Gateway", name).await?;
         let listener = choose(&gateway.spec.listeners, self.route.port);
         let (port, tls) = match (listener, self.route.port) {
-            (Some(listener), port) => (port.or(u16::try_from(listener.port).ok()), listener.tls.as_ref()),
+            (Some(listener), port) => (port.or(u16::try_from(listener.port).ok()), listener.tls_secret(name)),
             // A port that is forwarded to a plain listener.
             (None, port) => (port, None),
         };
@@ -132,7 +132,7 @@ impl Access {
             None => None,
             Some(_) if !self.route.verify => Some(Arc::new(client_configuration(Verification::Unverified)?)),
             Some(tls) => {
-                let authority = self.key(&tls.secret_name, "ca.crt").await;
+                let authority = self.key(&tls, "ca.crt").await;
                 let verification = match &authority {
                     Ok(pem) => Verification::Authorities(pem),
                     Err(AccessError::FindKey { .. }) => Verification::Public,
@@ -296,7 +296,7 @@ mod tests {
     use crate::api::gateway::{ListenerTls, Protocol};
 
     fn listener(port: i32, secret: Option<&str>) -> Listener {
-        let tls = secret.map(|secret| ListenerTls { secret_name: secret.to_owned() });
+        let tls = secret.map(|secret| ListenerTls { secret_name: Some(secret.to_owned()) });
         Listener { name: format!("l{port}"), port, protocol: Protocol::Mqtt, tls }
     }
 

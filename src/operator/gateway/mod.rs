@@ -3,6 +3,7 @@
 pub mod build;
 pub mod observe;
 pub mod status;
+pub mod tls;
 pub mod validate;
 pub mod watch;
 
@@ -13,17 +14,19 @@ use jiff::Timestamp;
 use k8s_controller::events::EventRecorder;
 use k8s_controller::{Controller, TraceMetadata};
 use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::controller::Action;
 use kube::{Client, ResourceExt};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use self::build::{Desired, build};
-use self::observe::{Observed, TlsSecret, observe};
+use self::observe::{Observed, observe};
 use self::status::{Outcome, status};
 use self::validate::{Valid, validate};
 use super::apply::{WriteError, Writer, owner_reference};
-use super::context::{Context, publish_change};
+use super::context::{Context, publish_change, publish_change_of};
 use super::device::key::GatewayKey;
+use crate::api::condition::{CERTIFICATE_VALID, READY};
 use crate::api::gateway::Gateway;
 use crate::api::is_reconciliation_paused;
 
@@ -93,7 +96,7 @@ impl k8s_controller::Context for Reconciler {
                 return Err(error);
             }
         }
-        Ok(Some(Action::requeue(next_look(&observed, &valid, now))))
+        Ok(Some(Action::requeue(next_look(&valid, now))))
     }
 }
 
@@ -101,6 +104,11 @@ impl Reconciler {
     /// What a pod needs comes before the pod. Returns the live StatefulSet.
     async fn apply_all(&self, gateway: &Gateway, desired: Desired) -> Result<StatefulSet, WriteError> {
         let owner = owner_reference(gateway);
+        // The authority first: a certificate of one that was not kept is worth nothing.
+        if let Some((authority, certificate)) = &desired.issued {
+            self.writer.apply(&owner, authority).await?;
+            self.writer.apply(&owner, certificate).await?;
+        }
         self.writer.apply(&owner, &desired.configuration).await?;
         self.writer.apply(&owner, &desired.report).await?;
         self.writer.apply(&owner, &desired.service_account).await?;
@@ -125,18 +133,24 @@ impl Reconciler {
         if written {
             let before = previous.map_or(&[][..], |status| status.conditions.as_slice());
             publish_change(&self.recorder, gateway, before, &wanted.conditions).await;
+            if !says_the_same(&wanted.conditions) {
+                publish_change_of(CERTIFICATE_VALID, &self.recorder, gateway, before, &wanted.conditions).await;
+            }
         }
         Ok(())
     }
 }
 
-/// When to look again without being told: soon while something is awaited, and when a certificate's time begins or ends.
-fn next_look(observed: &Observed, valid: &Valid, now: Timestamp) -> Duration {
+/// Whether the event of `Ready` tells what that of `CertificateValid` would.
+fn says_the_same(conditions: &[Condition]) -> bool {
+    let said = |type_: &str| conditions.iter().find(|c| c.type_ == type_).map(|c| (c.reason.as_str(), c.message.as_str()));
+    said(READY) == said(CERTIFICATE_VALID)
+}
+
+/// When to look again without being told: soon while something is awaited, and when a certificate nears its end.
+fn next_look(valid: &Valid, now: Timestamp) -> Duration {
     let until = |time: Timestamp| Duration::try_from(time.duration_since(now)).ok();
-    let turns = observed.tls.values().filter_map(|secret| match secret {
-        TlsSecret::Certificate(certificate) => until(certificate.not_before).into_iter().chain(until(certificate.not_after)).min(),
-        _ => None,
-    });
+    let turns = valid.tls.usable.values().flat_map(tls::turns).filter_map(until);
     let awaiting = valid.awaiting.is_some().then_some(LOOK_AGAIN);
     turns.chain(awaiting).map(|wait| wait.max(Duration::from_secs(1))).min().unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT)
 }

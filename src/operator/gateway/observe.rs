@@ -1,27 +1,29 @@
 //! All reads of a Gateway's reconciliation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 use tracing::warn;
 
+use super::tls;
 use crate::api::gateway::{GatewayClients, GatewayDevices};
 use crate::api::{Gateway, name};
-use crate::certificate::server::{CertificateError, ServerCertificate};
-use crate::configuration::agent::{AgentReport, REPORT_KEY, TLS_CERTIFICATE, TLS_KEY};
+use crate::configuration::agent::{AgentReport, REPORT_KEY};
 use crate::operator::apply::{WriteError, read};
 use crate::operator::context::Context;
 use crate::operator::device::key::GatewayKey;
 
-/// What there is of a Gateway and of what it names.
-#[derive(Debug)]
+/// What there is of a Gateway and of what it names. Without `Debug`, which would print private keys.
 pub struct Observed {
     /// The Gateway.
     pub gateway: Gateway,
 
-    /// The Secrets that its TLS listeners name.
-    pub tls: BTreeMap<String, TlsSecret>,
+    /// The Secrets of its TLS listeners, named or issued, by name.
+    pub tls: BTreeMap<String, Option<Secret>>,
+
+    /// The Secret of the authority that issues its certificates, where a listener names none.
+    pub authority: Option<Secret>,
 
     /// What the agent has proven of the broker; `None` before its first proof.
     pub report: Option<AgentReport>,
@@ -33,35 +35,19 @@ pub struct Observed {
     pub clients: Option<GatewayClients>,
 }
 
-/// A Secret that a TLS listener names.
-#[derive(Debug)]
-pub enum TlsSecret {
-    /// Not there.
-    Missing,
-    /// Without a key that it needs.
-    Incomplete {
-        /// Which.
-        key: &'static str,
-    },
-    /// With content that no broker can use.
-    Invalid(CertificateError),
-    /// Usable, but for its time.
-    Certificate(ServerCertificate),
-}
-
 /// Reads all that a Gateway's reconciliation needs.
 ///
 /// # Errors
 /// When the API server refuses or is away.
 pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, WriteError> {
     let (namespace, name) = (gateway.namespace().unwrap_or_default(), gateway.name_any());
-    let mut tls = BTreeMap::new();
-    for secret in gateway.spec.listeners.iter().filter_map(|listener| listener.tls.as_ref()).map(|tls| &tls.secret_name) {
-        if !tls.contains_key(secret) {
-            let found = read::<Secret>(&context.client, &namespace, secret).await?;
-            tls.insert(secret.clone(), tls_secret(found.as_ref()));
-        }
+    let mut secrets = BTreeMap::new();
+    for secret in gateway.spec.listeners.iter().filter_map(|listener| listener.tls_secret(&name)).collect::<BTreeSet<_>>() {
+        let found = read::<Secret>(&context.client, &namespace, &secret).await?;
+        secrets.insert(secret, found);
     }
+    let authority =
+        if tls::issues(gateway) { read::<Secret>(&context.client, &namespace, &name::server_authority(&name)).await? } else { None };
     let report = read::<ConfigMap>(&context.client, &namespace, &name::agent_report(&name)).await?;
     let key = GatewayKey::new(&namespace, &name);
     let (declared, live) = context.fleet.lock().totals(&key);
@@ -75,20 +61,12 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
     let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     Ok(Observed {
         gateway: gateway.clone(),
-        tls,
+        tls: secrets,
+        authority,
         report: report.as_ref().and_then(parse_report),
         devices: GatewayDevices { declared: count(declared), live: count(live), connected },
         clients,
     })
-}
-
-fn tls_secret(secret: Option<&Secret>) -> TlsSecret {
-    let Some(secret) = secret else { return TlsSecret::Missing };
-    let value = |key: &'static str| secret.data.as_ref().and_then(|data| data.get(key)).ok_or(TlsSecret::Incomplete { key });
-    match (value(TLS_CERTIFICATE), value(TLS_KEY)) {
-        (Ok(chain), Ok(key)) => ServerCertificate::parse(&chain.0, &key.0).map_or_else(TlsSecret::Invalid, TlsSecret::Certificate),
-        (Err(missing), _) | (_, Err(missing)) => missing,
-    }
 }
 
 /// A report that cannot be read is as good as none: the agent writes another with its next proof.

@@ -3,9 +3,10 @@
 use k8s_openapi::api::apps::v1::StatefulSet;
 
 use super::observe::Observed;
+use super::tls;
 use super::validate::Valid;
-use crate::api::condition::{self, ACCEPTED, BROKER_AVAILABLE, Cause, Finding, MESSAGES_DROPPED, Readiness};
-use crate::api::gateway::{Gateway, GatewayStatus};
+use crate::api::condition::{self, ACCEPTED, BROKER_AVAILABLE, CERTIFICATE_VALID, Cause, Finding, MESSAGES_DROPPED, Readiness};
+use crate::api::gateway::{Gateway, GatewayCertificate, GatewayStatus};
 use crate::api::name;
 use crate::operator::apply::WriteError;
 use crate::runtime::error::chain;
@@ -31,7 +32,7 @@ pub fn status(observed: &Observed, outcome: &Outcome<'_>) -> GatewayStatus {
     let previous = gateway.status.as_ref().map_or(&[][..], |status| status.conditions.as_slice());
     let (mut findings, readiness) = match outcome {
         Outcome::Rejected(cause) => rejected(cause),
-        Outcome::NotApplied(valid, error) => not_applied(valid, error),
+        Outcome::NotApplied(valid, error) => not_applied(observed, valid, error),
         Outcome::Applied(valid, stateful_set) => applied(observed, valid, stateful_set),
     };
     if observed.report.as_ref().is_some_and(|report| report.messages_dropped) {
@@ -42,6 +43,7 @@ pub fn status(observed: &Observed, outcome: &Outcome<'_>) -> GatewayStatus {
         address: Some(address(gateway)),
         devices: Some(observed.devices),
         clients: observed.clients.clone(),
+        certificate: presented(observed),
         conditions: condition::conditions(previous, generation, &findings, &readiness),
     }
 }
@@ -57,22 +59,55 @@ fn rejected(cause: &Cause) -> (Vec<Finding>, Readiness) {
     (findings, Readiness::Stalled(cause.clone()))
 }
 
-fn not_applied(valid: &Valid, error: &WriteError) -> (Vec<Finding>, Readiness) {
+fn not_applied(observed: &Observed, valid: &Valid, error: &WriteError) -> (Vec<Finding>, Readiness) {
     let cause = Cause::new(error.reason(), chain(error));
     // What the API server finds invalid stays so until the spec changes.
     let invalid = error.status().is_some_and(|status| status.code == 422);
     let readiness = if invalid { Readiness::Stalled(cause.clone()) } else { Readiness::Reconciling(cause.clone()) };
-    (vec![accepted(valid), Finding::fails(BROKER_AVAILABLE, cause)], readiness)
+    let findings = [Some(accepted(valid)), Some(Finding::fails(BROKER_AVAILABLE, cause)), certificate(observed, valid)];
+    (findings.into_iter().flatten().collect(), readiness)
 }
 
 fn applied(observed: &Observed, valid: &Valid, stateful_set: &StatefulSet) -> (Vec<Finding>, Readiness) {
     let broker = broker(observed, stateful_set);
-    let readiness = match (&valid.awaiting, broker.holds) {
+    let certificate = certificate(observed, valid);
+    let failing = [Some(&broker), certificate.as_ref()].into_iter().flatten().find(|finding| finding.holds != Some(true));
+    let readiness = match (&valid.awaiting, failing) {
         (Some(cause), _) => Readiness::Reconciling(cause.clone()),
-        (None, Some(true)) => Readiness::Ready(Cause::new("Ready", "the broker runs and accepts its devices")),
-        (None, _) => Readiness::Reconciling(broker.cause.clone()),
+        (None, Some(failing)) => Readiness::Reconciling(failing.cause.clone()),
+        (None, None) => Readiness::Ready(Cause::new("Ready", "the broker runs and accepts its devices")),
     };
-    (vec![accepted(valid), broker], readiness)
+    ([Some(accepted(valid)), Some(broker), certificate].into_iter().flatten().collect(), readiness)
+}
+
+/// What the Secrets hold, and whether the broker presents it.
+fn certificate(observed: &Observed, valid: &Valid) -> Option<Finding> {
+    if let Some(cause) = &valid.tls.awaiting {
+        return Some(Finding::fails(CERTIFICATE_VALID, cause.clone()));
+    }
+    let presented = |secret: &str| observed.report.as_ref().and_then(|report| report.certificates.get(secret));
+    let unproven = valid.tls.usable.iter().find(|(secret, certificate)| !tls::is_presented(certificate, presented(secret)));
+    if let Some((secret, _)) = unproven {
+        let message = format!(
+            "the broker does not present the certificate in Secret {secret} yet: if that lasts, see the log of the container `agent`, and \
+             delete the broker's pod where the new certificate has a key of another kind than the one before"
+        );
+        return Some(Finding::fails(CERTIFICATE_VALID, Cause::new("CertificateNotProven", message)));
+    }
+    if let Some(Cause { reason, message }) = &valid.tls.expiring {
+        return Some(Finding::holds(CERTIFICATE_VALID, reason, message));
+    }
+    let (secret, first) = valid.tls.usable.iter().min_by_key(|(_, certificate)| certificate.not_after)?;
+    let message = format!("the broker presents the certificate in Secret {secret}, which expires at {}", first.not_after);
+    Some(Finding::holds(CERTIFICATE_VALID, "CertificateProven", message))
+}
+
+/// Of the certificates that are in use, the one that expires first. Others may be in the report that an older spec named.
+fn presented(observed: &Observed) -> Option<GatewayCertificate> {
+    let report = observed.report.as_ref()?;
+    let in_use = report.certificates.iter().filter(|(secret, _)| observed.tls.contains_key(*secret));
+    let (secret, first) = in_use.min_by_key(|(_, certificate)| certificate.not_after.0)?;
+    Some(GatewayCertificate { secret_name: secret.clone(), not_after: first.not_after.clone(), sha256: first.fingerprint.clone() })
 }
 
 fn accepted(valid: &Valid) -> Finding {

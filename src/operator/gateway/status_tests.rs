@@ -6,6 +6,7 @@ use super::*;
 use crate::api::condition::{READY, RECONCILING, STALLED};
 use crate::api::gateway::GatewayDevices;
 use crate::configuration::agent::AgentReport;
+use crate::operator::gateway::tls::Certificates;
 
 fn gateway(status: Option<&GatewayStatus>) -> Gateway {
     let mut object = json!({
@@ -22,6 +23,7 @@ fn observed(report: Option<bool>) -> Observed {
     Observed {
         gateway: gateway(None),
         tls: BTreeMap::new(),
+        authority: None,
         report: report.map(|messages_dropped| AgentReport { messages_dropped, ..AgentReport::default() }),
         devices: GatewayDevices { declared: 3, live: 2, connected: Some(1) },
         clients: None,
@@ -36,6 +38,7 @@ fn valid(awaiting: Option<Cause>) -> Valid {
         memory_limit: None,
         queued_bytes: 1,
         tls_secrets: Vec::new(),
+        tls: Certificates { awaiting: awaiting.clone(), ..Certificates::default() },
         awaiting,
     }
 }

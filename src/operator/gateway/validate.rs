@@ -2,12 +2,11 @@
 
 use jiff::Timestamp;
 
-use super::observe::{Observed, TlsSecret};
+use super::observe::Observed;
+use super::tls::{self, Certificates};
 use crate::api::condition::Cause;
 use crate::api::gateway::GatewaySpec;
 use crate::api::resources::ResourceQuantity;
-use crate::certificate::server::CertificateError;
-use crate::runtime::error::chain;
 
 /// The least memory that a broker may be limited to: it takes some 10 MiB itself, and a quarter is set aside.
 const LEAST_MEMORY: i64 = 32 << 20;
@@ -37,6 +36,9 @@ pub struct Valid {
     /// Names of the TLS Secrets, sorted, each once.
     pub tls_secrets: Vec<String>,
 
+    /// What the TLS listeners are to present.
+    pub tls: Certificates,
+
     /// What the spec names and cannot be used yet. The broker is built nevertheless: it starts as soon as this is
     /// resolved, and one that runs goes on with the certificate it has.
     pub awaiting: Option<Cause>,
@@ -57,6 +59,10 @@ pub fn validate(observed: &Observed, now: Timestamp) -> Result<Valid, Cause> {
         let message = "resources.requests.memory is above resources.limits.memory: raise the limit or lower the request";
         return Err(Cause::new("InvalidResources", message));
     }
+    if let Some(cause) = tls::invalid_host_name(&observed.gateway) {
+        return Err(cause);
+    }
+    let tls = tls::certificates(observed, now);
     Ok(Valid {
         namespace: observed.gateway.metadata.namespace.clone().unwrap_or_default(),
         name: observed.gateway.metadata.name.clone().unwrap_or_default(),
@@ -64,27 +70,14 @@ pub fn validate(observed: &Observed, now: Timestamp) -> Result<Valid, Cause> {
         memory_limit: memory.map(|bytes| bytes / 100 * BROKER_MEMORY_PERCENT),
         queued_bytes,
         tls_secrets: observed.tls.keys().cloned().collect(),
-        awaiting: observed.tls.iter().find_map(|(name, secret)| unusable(name, secret, now)),
+        awaiting: tls.awaiting.clone(),
+        tls,
     })
 }
 
 fn quantity(field: &str, quantity: &ResourceQuantity, least: i64) -> Result<i64, Cause> {
     let units = quantity.to_units().filter(|units| *units >= least);
     units.ok_or_else(|| Cause::new("InvalidQuantity", format!("{field} is {:?}: expected a quantity of at least {least}", quantity.0)))
-}
-
-fn unusable(name: &str, secret: &TlsSecret, now: Timestamp) -> Option<Cause> {
-    let invalid = |error: &CertificateError| {
-        Cause::new("InvalidCertificate", format!("Secret {name}: {}. A running broker keeps the certificate it has", chain(error)))
-    };
-    match secret {
-        TlsSecret::Missing => Some(Cause::new("SecretNotFound", format!("Secret {name} is not there: create it (type kubernetes.io/tls)"))),
-        TlsSecret::Incomplete { key } => {
-            Some(Cause::new("SecretKeyNotFound", format!("Secret {name} has no key {key}: expected tls.crt and tls.key")))
-        }
-        TlsSecret::Invalid(error) => Some(invalid(error)),
-        TlsSecret::Certificate(certificate) => certificate.check_time(now).err().as_ref().map(invalid),
-    }
 }
 
 #[cfg(test)]

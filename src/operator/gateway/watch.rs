@@ -1,6 +1,6 @@
 //! What makes a Gateway be looked at again: itself, what it owns, the Secrets it names, its agent's report, its devices.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -17,7 +17,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::observe::parse_report;
 use crate::api::Gateway;
-use crate::api::name::{GATEWAY_LABEL, ROLE_AGENT_REPORT, ROLE_AUTH_SHARD, ROLE_LABEL};
+use crate::api::name::{GATEWAY_LABEL, ROLE_AGENT_REPORT, ROLE_AUTH_SHARD, ROLE_LABEL, server_authority, server_certificate};
+use crate::configuration::agent::PresentedCertificate;
 use crate::operator::device::key::GatewayKey;
 
 /// Everything of a Gateway's own carries the label of that Gateway; the shards of its credentials are not this reconciler's.
@@ -45,12 +46,14 @@ pub fn subscribe(controller: Controller<Gateway>, client: &Client, totals: Unbou
         .reconcile_on(totals)
 }
 
-/// Gateways with a listener that names this Secret.
+/// Gateways whose listeners present what this Secret holds, or whose authority it is.
 fn naming(gateways: &Store<Gateway>, secret: &PartialObjectMeta<Secret>) -> Vec<ObjectRef<Gateway>> {
     let name = secret.name_any();
     let names = |gateway: &Gateway| {
         gateway.namespace() == secret.namespace()
-            && gateway.spec.listeners.iter().any(|listener| listener.tls.as_ref().is_some_and(|tls| tls.secret_name == name))
+            && gateway.spec.listeners.iter().filter_map(|listener| listener.tls_secret(&gateway.name_any())).any(|secret| {
+                secret == name || (secret == server_certificate(&gateway.name_any()) && name == server_authority(&gateway.name_any()))
+            })
     };
     gateways.state().iter().filter(|gateway| names(gateway)).map(|gateway| ObjectRef::from_obj(gateway.as_ref())).collect()
 }
@@ -90,16 +93,22 @@ fn key(object: &ConfigMap) -> String {
 #[derive(Debug, Eq, PartialEq)]
 struct Notable {
     uid: Option<String>,
-    labels: std::collections::BTreeMap<String, String>,
+    labels: BTreeMap<String, String>,
     messages_dropped: Option<bool>,
+    certificates: BTreeMap<String, PresentedCertificate>,
 }
 
 impl Notable {
     fn of(object: &ConfigMap) -> Option<Self> {
-        (object.labels().get(ROLE_LABEL).map(String::as_str) == Some(ROLE_AGENT_REPORT)).then(|| Self {
-            uid: object.uid(),
-            labels: object.labels().clone(),
-            messages_dropped: parse_report(object).map(|report| report.messages_dropped),
+        let is_report = object.labels().get(ROLE_LABEL).map(String::as_str) == Some(ROLE_AGENT_REPORT);
+        is_report.then(|| {
+            let report = parse_report(object);
+            Self {
+                uid: object.uid(),
+                labels: object.labels().clone(),
+                messages_dropped: report.as_ref().map(|report| report.messages_dropped),
+                certificates: report.map(|report| report.certificates).unwrap_or_default(),
+            }
         })
     }
 }

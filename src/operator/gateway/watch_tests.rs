@@ -17,6 +17,8 @@ fn of_a_report_only_what_a_status_shows_is_news() {
     let report = |text: Option<&str>| config_map("plant-1-agent", Some(ROLE_AGENT_REPORT), text);
     let configuration = || config_map("plant-1-broker", None, None);
     let first = r#"{"shards":{"0":"a"}}"#;
+    let presented =
+        r#"{"shards":{"0":"b"},"messagesDropped":true,"certificates":{"t":{"fingerprint":"a","notAfter":"2030-01-01T00:00:00Z"}}}"#;
     let (second, dropped) = (r#"{"shards":{"0":"b"}}"#, r#"{"shards":{"0":"b"},"messagesDropped":true}"#);
     let events = vec![
         (Event::Init, false),
@@ -28,6 +30,8 @@ fn of_a_report_only_what_a_status_shows_is_news() {
         (Event::Apply(configuration()), true),
         (Event::Apply(report(Some(dropped))), true),
         (Event::Apply(report(Some(dropped))), false),
+        (Event::Apply(report(Some(presented))), true),
+        (Event::Apply(report(Some(presented))), false),
         (Event::Delete(report(Some(dropped))), true),
         (Event::Apply(report(Some(dropped))), true),
     ];

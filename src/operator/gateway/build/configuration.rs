@@ -10,7 +10,7 @@ use crate::api::gateway::{Durability, Listener};
 use crate::api::name;
 use crate::configuration::agent::{
     self, ACL_FILE, AgentConfiguration, DATA_FOLDER, LOG_FILE, LOG_FOLDER, MOSQUITTO_FILE, PASSWORD_FILE, PREVIOUS_PASSWORD_FILE,
-    RUNTIME_FOLDER, TLS_CERTIFICATE, TLS_KEY,
+    RUNTIME_FOLDER, TLS_CERTIFICATE, TLS_KEY, TlsListener,
 };
 
 /// The SQLite persistence plugin in the broker's image.
@@ -33,8 +33,16 @@ const MAX_INFLIGHT: u32 = 65_534;
 const FIXED_HEADER_BYTES: i32 = 5;
 
 pub(super) fn config_map(valid: &Valid) -> ConfigMap {
-    let agent =
-        AgentConfiguration { namespace: valid.namespace.clone(), gateway: valid.name.clone(), tls_secrets: valid.tls_secrets.clone() };
+    let tls_listeners = valid.spec.listeners.iter().filter_map(|listener| {
+        // The schema allows no port that does not fit.
+        Some(TlsListener { port: u16::try_from(listener.port).ok()?, secret: listener.tls_secret(&valid.name)? })
+    });
+    let agent = AgentConfiguration {
+        namespace: valid.namespace.clone(),
+        gateway: valid.name.clone(),
+        tls_listeners: tls_listeners.collect(),
+        host_names: valid.tls.host_names.clone(),
+    };
     let data = [
         (MOSQUITTO_FILE.to_owned(), mosquitto_configuration(valid)),
         // A struct of strings always encodes; were it not so, the agent would say what it cannot read.
@@ -88,7 +96,7 @@ pub fn mosquitto_configuration(valid: &Valid) -> String {
     // For workers and the agent; a NetworkPolicy keeps everyone else out. Never full because devices are many.
     let _ = write!(text, "\n{}", listener(name::INTERNAL_MQTT_PORT, -1));
     for declared in &valid.spec.listeners {
-        let _ = write!(text, "\n{}{}", listener(declared.port, valid.spec.limits.max_connections), tls(declared));
+        let _ = write!(text, "\n{}{}", listener(declared.port, valid.spec.limits.max_connections), tls(valid, declared));
     }
     text
 }
@@ -106,9 +114,9 @@ fn listener(port: i32, max_connections: i32) -> String {
     format!("listener {port}\nuse_username_as_clientid true\nmax_connections {max_connections}\n")
 }
 
-fn tls(listener: &Listener) -> String {
-    listener.tls.as_ref().map_or_else(String::new, |tls| {
-        let folder = format!("{RUNTIME_FOLDER}/{}", agent::tls_folder(&tls.secret_name));
+fn tls(valid: &Valid, listener: &Listener) -> String {
+    listener.tls_secret(&valid.name).map_or_else(String::new, |secret| {
+        let folder = format!("{RUNTIME_FOLDER}/{}", agent::tls_folder(&secret));
         format!("certfile {folder}/{TLS_CERTIFICATE}\nkeyfile {folder}/{TLS_KEY}\ntls_version tlsv1.2\n")
     })
 }

@@ -1,6 +1,7 @@
 //! From a valid Gateway to every object it owns. Pure, and cannot fail.
 
 mod access;
+mod certificate;
 mod configuration;
 mod network;
 mod workload;
@@ -8,7 +9,7 @@ mod workload;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
@@ -27,9 +28,12 @@ pub const COMPONENT: &str = "broker";
 /// Label `app.kubernetes.io/component` of a Pipeline's workers, the only pods that may reach the internal listener.
 const INGEST_COMPONENT: &str = "ingest";
 
-/// All objects that a Gateway owns.
-#[derive(Clone, Debug, PartialEq)]
+/// All objects that a Gateway owns. Without `Debug`, which would print private keys.
+#[derive(Clone, PartialEq)]
 pub struct Desired {
+    /// The authority and the certificate that it issued, where a listener names no Secret.
+    pub issued: Option<(Secret, Secret)>,
+
     /// mosquitto.conf and the agent's configuration.
     pub configuration: ConfigMap,
 
@@ -70,6 +74,7 @@ pub fn build(valid: &Valid, images: &Images) -> Desired {
     let configuration = configuration::config_map(valid);
     Desired {
         stateful_set: workload::stateful_set(valid, images, &configuration),
+        issued: certificate::issued(valid),
         report: configuration::report(valid),
         configuration,
         service_account: access::service_account(valid),

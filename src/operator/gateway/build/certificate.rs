@@ -1,0 +1,22 @@
+//! The Secrets with what the operator issues.
+
+use k8s_openapi::api::core::v1::Secret;
+
+use super::{Valid, metadata};
+use crate::api::name;
+use crate::certificate::authority::Data;
+
+/// The authority, and the certificate.
+pub(super) fn issued(valid: &Valid) -> Option<(Secret, Secret)> {
+    let issued = valid.tls.issued.as_ref()?;
+    let authority = secret(valid, name::server_authority(&valid.name), name::ROLE_SERVER_AUTHORITY, issued.authority.clone());
+    let certificate = secret(valid, name::server_certificate(&valid.name), name::ROLE_SERVER_CERTIFICATE, issued.certificate.clone());
+    Some((authority, certificate))
+}
+
+/// Of the type that is watched, so that one that is deleted is seen at once.
+fn secret(valid: &Valid, name: String, role: &str, data: Data) -> Secret {
+    let mut metadata = metadata(valid, name);
+    metadata.labels.get_or_insert_default().insert(name::ROLE_LABEL.to_owned(), role.to_owned());
+    Secret { metadata, type_: Some("kubernetes.io/tls".to_owned()), data: Some(data), ..Secret::default() }
+}

@@ -1,0 +1,191 @@
+//! The certificates of a Gateway's TLS listeners: those that Secrets hold, those that the operator issues, and when to warn.
+//! Pure but for the randomness of keys.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Debug, Formatter};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Secret;
+use rustls_pki_types::ServerName;
+
+use super::observe::Observed;
+use crate::api::condition::{CERTIFICATE_EXPIRES_SOON, Cause};
+use crate::api::{Gateway, name};
+use crate::certificate::authority::{Authority, AuthorityError, Data};
+use crate::certificate::server::{CertificateError, ServerCertificate};
+use crate::configuration::agent::{PresentedCertificate, TLS_CERTIFICATE, TLS_KEY};
+use crate::runtime::error::chain;
+
+/// Warnings come when this much is left: those of the alert `KubeClientCertificateExpiration` of kubernetes-mixin
+/// (<https://github.com/kubernetes-monitoring/kubernetes-mixin>).
+const WARNINGS: [Duration; 2] = [Duration::from_hours(7 * 24), Duration::from_hours(24)];
+
+/// And never before this share of its life is left: a certificate that is renewed at two thirds of its life, as cert-manager
+/// does it, has had half of the rest for that.
+const LARGEST_SHARES: [i32; 2] = [6, 12];
+
+/// What a Gateway's TLS listeners are to present.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Certificates {
+    /// Names under which clients reach the broker: a certificate has to be for each of them.
+    pub host_names: Vec<String>,
+
+    /// Certificates that clients can accept, by the name of their Secret.
+    pub usable: BTreeMap<String, ServerCertificate>,
+
+    /// What the operator issues, where a listener names no Secret.
+    pub issued: Option<Issued>,
+
+    /// A Secret that holds nothing usable, and why.
+    pub awaiting: Option<Cause>,
+
+    /// A certificate that expires soon.
+    pub expiring: Option<Cause>,
+}
+
+/// The data of the Secrets that the operator issues.
+#[derive(Clone, PartialEq)]
+pub struct Issued {
+    /// Of the authority.
+    pub authority: Data,
+
+    /// Of the certificate.
+    pub certificate: Data,
+}
+
+impl Debug for Issued {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Issued").finish_non_exhaustive()
+    }
+}
+
+/// Whether a listener has TLS and names no Secret.
+#[must_use]
+pub fn issues(gateway: &Gateway) -> bool {
+    gateway.spec.listeners.iter().filter_map(|listener| listener.tls.as_ref()).any(|tls| tls.secret_name.is_none())
+}
+
+/// The names that are declared and are none.
+#[must_use]
+pub fn invalid_host_name(gateway: &Gateway) -> Option<Cause> {
+    let invalid = gateway.spec.service.host_names.iter().find(|name| ServerName::try_from(name.as_str()).is_err())?;
+    let message = format!("service.hostNames has {invalid:?}: expected a host name, such as mqtt.example.org, or an IP address");
+    Some(Cause::new("InvalidHostName", message))
+}
+
+/// What the listeners of a Gateway are to present.
+#[must_use]
+pub fn certificates(observed: &Observed, now: Timestamp) -> Certificates {
+    if observed.tls.is_empty() {
+        return Certificates::default();
+    }
+    let mut found = Certificates { host_names: client_names(&observed.gateway), ..Certificates::default() };
+    if issues(&observed.gateway) {
+        match issue(observed, now) {
+            Ok(issued) => found.issued = Some(issued),
+            // The certificate that was issued before is judged below.
+            Err(error) => found.awaiting = Some(Cause::new("InvalidAuthority", chain(&error))),
+        }
+    }
+    let issued_name = name::server_certificate(observed.gateway.metadata.name.as_deref().unwrap_or_default());
+    for (secret, object) in &observed.tls {
+        let issued = found.issued.as_ref().filter(|_| *secret == issued_name).map(|issued| &issued.certificate);
+        let data = issued.or_else(|| object.as_ref().and_then(|object| object.data.as_ref()));
+        match judge(secret, object.as_ref().map(|_| ()).or(issued.map(|_| ())), data, &found.host_names, now) {
+            Ok(certificate) => {
+                found.expiring = found.expiring.or_else(|| expires_soon(secret, &certificate, now));
+                found.usable.insert(secret.clone(), certificate);
+            }
+            Err(cause) => found.awaiting = found.awaiting.or(Some(cause)),
+        }
+    }
+    found
+}
+
+/// What clients are told to reach the broker by: the declared names, which may be all that a public authority signs.
+fn client_names(gateway: &Gateway) -> Vec<String> {
+    let declared = &gateway.spec.service.host_names;
+    let (name, namespace) = identity(gateway);
+    if declared.is_empty() { vec![name::service_host(name, namespace)] } else { declared.clone() }
+}
+
+fn identity(gateway: &Gateway) -> (&str, &str) {
+    (gateway.metadata.name.as_deref().unwrap_or_default(), gateway.metadata.namespace.as_deref().unwrap_or_default())
+}
+
+fn issue(observed: &Observed, now: Timestamp) -> Result<Issued, AuthorityError> {
+    let (name, namespace) = identity(&observed.gateway);
+    let data = |secret: Option<&Secret>| secret.map(|secret| secret.data.clone().unwrap_or_default());
+    let authority = match data(observed.authority.as_ref()) {
+        Some(data) => Authority::parse(&data)?.advance(namespace, name, now)?,
+        None => Authority::create(namespace, name, now)?,
+    };
+    let mut names = name::service_host_names(name, namespace).to_vec();
+    names.extend(observed.gateway.spec.service.host_names.iter().filter(|declared| !names.contains(declared)).cloned().collect::<Vec<_>>());
+    let existing = data(observed.tls.get(&name::server_certificate(name)).and_then(Option::as_ref));
+    Ok(Issued { certificate: authority.certify(&names, existing.as_ref(), now)?, authority: authority.render() })
+}
+
+fn judge(secret: &str, there: Option<()>, data: Option<&Data>, names: &[String], now: Timestamp) -> Result<ServerCertificate, Cause> {
+    if there.is_none() {
+        let message =
+            format!("Secret {secret} is not there: create it (type kubernetes.io/tls), or leave out secretName to have one issued");
+        return Err(Cause::new("SecretNotFound", message));
+    }
+    let value = |key: &str| {
+        let missing =
+            || Cause::new("SecretKeyNotFound", format!("Secret {secret} has no key {key}: expected {TLS_CERTIFICATE} and {TLS_KEY}"));
+        data.and_then(|data| data.get(key)).ok_or_else(missing)
+    };
+    let (certificate, key) = (value(TLS_CERTIFICATE)?, value(TLS_KEY)?);
+    let judged = ServerCertificate::parse(&certificate.0, &key.0).and_then(|certificate| {
+        certificate.check(now, names)?;
+        Ok(certificate)
+    });
+    judged.map_err(|error| {
+        let reason = match error {
+            CertificateError::Expired { .. } => "CertificateExpired",
+            CertificateError::NotYetValid { .. } => "CertificateNotYetValid",
+            CertificateError::MatchName { .. } => "CertificateNameMismatch",
+            _ => "InvalidCertificate",
+        };
+        Cause::new(reason, format!("Secret {secret}: {}. A running broker keeps the certificate it has", chain(&error)))
+    })
+}
+
+/// When warnings of a certificate's end are due, and how long before the end that is.
+fn warnings(certificate: &ServerCertificate) -> [(Timestamp, SignedDuration); 2] {
+    let life = certificate.not_after.duration_since(certificate.not_before);
+    std::array::from_fn(|index| {
+        let left = SignedDuration::try_from(WARNINGS[index]).unwrap_or(SignedDuration::MAX).min(life / LARGEST_SHARES[index]);
+        (certificate.not_after - left, left)
+    })
+}
+
+/// The same from one warning to the next, so that each becomes one event, and none a second one when the operator restarts.
+fn expires_soon(secret: &str, certificate: &ServerCertificate, now: Timestamp) -> Option<Cause> {
+    let (_, left) = warnings(certificate).into_iter().rev().find(|(due, _)| now >= *due)?;
+    let message = format!(
+        "the certificate in Secret {secret} expires at {}, which is less than {} hours ahead: renew it, or see why what should renew it \
+         does not",
+        certificate.not_after,
+        left.as_hours().max(1)
+    );
+    Some(Cause::new(CERTIFICATE_EXPIRES_SOON, message))
+}
+
+/// The times at which a verdict changes without any object changing.
+pub fn turns(certificate: &ServerCertificate) -> impl Iterator<Item = Timestamp> {
+    [certificate.not_before, certificate.not_after].into_iter().chain(warnings(certificate).map(|(due, _)| due))
+}
+
+/// Whether the broker has proven to present this certificate.
+#[must_use]
+pub fn is_presented(certificate: &ServerCertificate, presented: Option<&PresentedCertificate>) -> bool {
+    presented.is_some_and(|presented| presented.fingerprint == certificate.fingerprint)
+}
+
+#[cfg(test)]
+#[path = "tls_tests.rs"]
+mod tests;
