@@ -1,8 +1,8 @@
 //! Fleetwright: a Kubernetes operator for IoT fleets.
 //!
 //! Three custom resources, `Device`, `Gateway` and `Pipeline`, say what a fleet is; the roles of this one binary make it run.
-//! Dependencies point one way: `api` knows nothing; `certificate`, `credential`, `timescale`, `registry` know `api`; `operator`,
-//! `agent`, `ingest` and `simulate` know those and never one another.
+//! Dependencies point one way: `api` knows nothing; `certificate`, `credential`, `decode`, `timescale`, `registry` know `api`;
+//! `operator`, `agent`, `ingest` and `simulate` know those and never one another.
 
 pub mod api;
 
@@ -11,6 +11,7 @@ pub mod runtime;
 
 pub mod certificate;
 pub mod credential;
+pub mod decode;
 pub mod presence;
 pub mod registry;
 pub mod timescale;

@@ -4,6 +4,7 @@
 
 pub mod condition;
 pub mod crd;
+pub mod decode;
 pub mod device;
 pub mod gateway;
 pub mod manual;
@@ -11,6 +12,7 @@ pub mod name;
 pub mod pipeline;
 pub mod reference;
 pub mod resources;
+pub mod topic;
 
 pub use device::{Device, DeviceSpec, DeviceStatus};
 pub use gateway::{Gateway, GatewaySpec, GatewayStatus};

@@ -5,6 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::decode::{Decode, Field, FieldType, Format, Protobuf, TimeField, TimeUnit};
 use super::reference::ConnectionSecretReference;
 use super::resources::ComputeResources;
 use super::unobserved;
@@ -28,6 +29,7 @@ use super::unobserved;
     derive = "PartialEq",
     validation = ("size(self.metadata.name) <= 40", "a Pipeline's name has at most 40 characters, since the names of its workers derive from it"),
     validation = ("!self.metadata.name.contains('.')", "a Pipeline's name has no dots, since the Service of its workers carries it"),
+    validation = ("self.spec.decode.format != 'SparkplugB' || self.spec.source.topic.matches('^spBv1[.]0/[^/]+/[+]/[^/]+(/[^/]+)?$')", "with the format SparkplugB the topic is spBv1.0/{group}/+/{node}/{device}, or spBv1.0/{group}/+/{device} for the metrics of nodes"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Table", type_ = "string", json_path = ".status.table"),
     printcolumn(name = "Gateways", type_ = "integer", json_path = ".status.gateways"),
@@ -42,7 +44,6 @@ pub struct PipelineSpec {
     pub source: Source,
 
     /// How a message becomes rows.
-    #[x_kube(validation = ("self.fields.all(a, self.fields.exists_one(b, a.name == b.name))", "each field name may be used once"))]
     pub decode: Decode,
 
     /// Where the rows go.
@@ -80,113 +81,6 @@ pub struct Source {
     #[x_kube(validation = ("self.split('/').exists_one(level, level == '{device}')", "the topic must name {device} exactly once, as in devices/{device}/telemetry"))]
     #[x_kube(validation = ("!self.split('/').exists(level, level in ['{time}', '{device_id}'])", "a capture may not be called time or device_id: those columns are Fleetwright's"))]
     pub topic: String,
-}
-
-/// How a message becomes rows.
-#[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Decode {
-    /// Format of the payload.
-    #[serde(default)]
-    pub format: Format,
-
-    /// Where the time of a reading stands. A time before the year 2000 or more than a day after the message came is refused.
-    /// Left out: the time at which the worker received the message.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub time: Option<TimeField>,
-
-    /// The fields to take; each is a column of the table. What else stands in a message is ignored.
-    #[schemars(length(min = 1, max = 100))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
-    pub fields: Vec<Field>,
-}
-
-/// Format of a payload.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-pub enum Format {
-    /// A JSON object, which is one reading; or an array of objects, each of which is one.
-    #[default]
-    Json,
-}
-
-/// Where the time of a reading stands.
-#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TimeField {
-    /// JSON pointer (RFC 6901) to the time, from the object of the reading.
-    #[schemars(length(min = 1, max = 256), regex(pattern = r"^(/([^/~]|~[01])*)+$"))]
-    pub pointer: String,
-
-    /// What the time is given in. The number may have a fraction.
-    #[serde(default)]
-    pub unit: TimeUnit,
-}
-
-/// What a time is given in.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-pub enum TimeUnit {
-    /// Seconds since 1970-01-01T00:00:00Z.
-    Seconds,
-    /// Milliseconds since 1970-01-01T00:00:00Z.
-    #[default]
-    Milliseconds,
-    /// Microseconds since 1970-01-01T00:00:00Z.
-    Microseconds,
-    /// Nanoseconds since 1970-01-01T00:00:00Z; the table keeps microseconds.
-    Nanoseconds,
-    /// Text as in RFC 3339, for instance `2026-05-04T03:02:01.5Z`.
-    Rfc3339,
-}
-
-/// One field of a reading, and the column it fills.
-#[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("self.type in ['Float64', 'Int64'] || (!has(self.min) && !has(self.max))", "min and max are for Float64 and Int64 only: remove them, or change the type"))]
-#[x_kube(validation = ("!has(self.min) || !has(self.max) || self.min <= self.max", "min must not be above max"))]
-pub struct Field {
-    /// Name of the column: lower case letters, digits and underscores.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z_][a-z0-9_]*$"))]
-    #[x_kube(validation = ("!(self in ['time', 'device_id', 'tableoid', 'xmin', 'cmin', 'xmax', 'cmax', 'ctid'])", "this name is taken by Fleetwright or by PostgreSQL: choose another, and point to the value with `pointer`"))]
-    pub name: String,
-
-    /// Type of the value. A value of another type is refused, never converted; an integer may stand for a Float64.
-    #[serde(rename = "type")]
-    pub type_: FieldType,
-
-    /// JSON pointer (RFC 6901) to the value, from the object of the reading. Left out: `/<name>`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256), regex(pattern = r"^(/([^/~]|~[01])*)+$"))]
-    pub pointer: Option<String>,
-
-    /// Unit of the value, kept as the comment of the column, for instance `mm/s` (UCUM is a good choice).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 32))]
-    pub unit: Option<String>,
-
-    /// The least value; a reading below it is refused.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub min: Option<f64>,
-
-    /// The greatest value; a reading above it is refused.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max: Option<f64>,
-
-    /// Whether a reading without it is refused. Otherwise the column is NULL.
-    #[serde(default)]
-    pub required: bool,
-}
-
-/// Type of a value.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-pub enum FieldType {
-    /// A number; `double precision` in the table.
-    Float64,
-    /// A whole number from -9223372036854775808 to 9223372036854775807; `bigint` in the table.
-    Int64,
-    /// `true` or `false`; `boolean` in the table.
-    Boolean,
-    /// Text; `text` in the table.
-    Text,
 }
 
 /// Where rows go.

@@ -47,3 +47,21 @@ pub struct ConnectionSecretReference {
 fn uri_key() -> String {
     "uri".to_owned()
 }
+
+/// A key of a ConfigMap of the same namespace that holds a Protocol Buffers FileDescriptorSet.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DescriptorReference {
+    /// Name of the ConfigMap.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+
+    /// Key of the ConfigMap (in `binaryData`) that holds the FileDescriptorSet, of at most 512 KiB.
+    #[serde(default = "descriptor_key")]
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+fn descriptor_key() -> String {
+    "descriptor.pb".to_owned()
+}

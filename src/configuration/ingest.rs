@@ -26,6 +26,10 @@ pub struct IngestConfiguration {
     /// As in `spec.decode`.
     pub decode: Decode,
 
+    /// The FileDescriptorSet that `decode.protobuf` names, in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub descriptor: Option<String>,
+
     /// Hypertable in the schema `public`.
     pub table: String,
 }

@@ -7,11 +7,12 @@ use bytes::Bytes;
 use super::batch::Batch;
 use super::batch::rows::Key;
 use super::dead_letter::{Reason, Refusal, excerpt};
+use super::decode::sparkplug::Memory;
 use super::decode::time::Time;
 use super::decode::{Decoder, Outcome};
 use super::mqtt::frame::Publish;
 use super::mqtt::window::Place;
-use super::topic::TopicPattern;
+use crate::api::topic::TopicPattern;
 use crate::registry::follow::{Device, Devices, Lookup};
 
 /// What takes the messages of one gateway apart.
@@ -25,6 +26,8 @@ pub struct Intake {
     pub decoder: Arc<Decoder>,
     /// The last time of arrival that was given to a reading.
     pub last_arrival: Time,
+    /// What messages have said that others need.
+    pub memory: Memory,
 }
 
 /// A message on its way in.
@@ -38,6 +41,8 @@ pub struct Arrived {
     pub place: Place,
     /// When it came.
     pub arrival: Time,
+    /// Whether the decoder has taken note of it.
+    pub is_observed: bool,
 }
 
 /// The name of a device that the registry has no answer for yet.
@@ -51,6 +56,10 @@ impl Intake {
     /// When it must wait for the registry. Nothing is in the batch then.
     pub fn take<'m>(&mut self, message: &'m Arrived, devices: &Devices, batch: &mut Batch) -> Result<(), Pending<'m>> {
         let mut tags = Vec::new();
+        if !message.is_observed && !self.observe(message) {
+            batch.add_message(message.place, &message.publish);
+            return Ok(());
+        }
         let parts = match self.read_topic(&message.block[message.publish.topic.clone()], &mut tags) {
             Ok(name) => match devices.look_up(name) {
                 Lookup::Pending => return Err(Pending(name)),
@@ -65,6 +74,14 @@ impl Intake {
             Err(refusal) => batch.refuse(number, refusal),
         }
         Ok(())
+    }
+
+    /// Whether the message may hold readings. What else it says is remembered.
+    fn observe(&mut self, message: &Arrived) -> bool {
+        match std::str::from_utf8(&message.block[message.publish.topic.clone()]) {
+            Ok(topic) => self.decoder.observe(&mut self.memory, topic, self.topic.depth(), &message.block[message.publish.payload.clone()]),
+            Err(_) => true,
+        }
     }
 
     fn read_topic<'t>(&self, topic: &'t [u8], tags: &mut Vec<&'t str>) -> Result<&'t str, Refusal> {
@@ -90,12 +107,15 @@ impl Intake {
     fn decode(&mut self, message: &Arrived, device: &Device, tags: &[&str], number: u32, batch: &mut Batch) {
         let before = batch.rows.len();
         let (decoder, last, rows) = (&self.decoder, &mut self.last_arrival, &mut batch.rows);
-        let outcome = decoder.decode(&message.block[message.publish.payload.clone()], message.arrival, |time, values| {
-            let time = time.unwrap_or_else(|| {
-                // Times of arrival are a microsecond apart at the least: they tell the readings of a device apart.
-                *last = message.arrival.max(Time(last.0 + 1));
-                *last
-            });
+        // Times of arrival are a microsecond apart at the least: they tell the readings of a device apart.
+        let next = |last: &mut Time| {
+            *last = message.arrival.max(last.after(1));
+            *last
+        };
+        let arrival = if decoder.takes_arrival_time() { next(last) } else { message.arrival };
+        let topic = std::str::from_utf8(&message.block[message.publish.topic.clone()]).unwrap_or_default();
+        let outcome = decoder.decode(&self.memory, topic, &message.block[message.publish.payload.clone()], arrival, |time, values| {
+            let time = time.unwrap_or_else(|| next(last));
             rows.push(number, Key { time, device: device.id }, tags, values);
         });
         match outcome {

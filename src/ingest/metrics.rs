@@ -17,6 +17,7 @@ pub struct Metrics {
     batches: IntCounterVec,
     dead_letters: IntCounterVec,
     connections: IntCounterVec,
+    sequence_gaps: IntCounterVec,
     unacknowledged: IntGaugeVec,
     held_bytes: IntGaugeVec,
     commit: HistogramVec,
@@ -43,6 +44,8 @@ pub struct SessionMetrics {
     pub batches: Counter,
     /// Logins that succeeded; the first is not a reconnect.
     pub connections: Counter,
+    /// Gaps in the numbers of messages of Sparkplug B.
+    pub sequence_gaps: Counter,
     /// Messages that are not acknowledged.
     pub unacknowledged: prometheus::IntGauge,
     /// Bytes of memory that they hold.
@@ -95,6 +98,11 @@ impl Metrics {
             batches: counter("batches_total", "Transactions that were committed.", gateway)?,
             dead_letters: counter("dead_letters_total", "Messages that became a dead letter, by reason.", &["gateway", "reason"])?,
             connections: counter("connections_total", "Logins to the broker that succeeded.", gateway)?,
+            sequence_gaps: counter(
+                "sparkplug_sequence_gaps_total",
+                "Gaps in the numbers of Sparkplug B messages: each may be a message that was lost on its way.",
+                gateway,
+            )?,
             unacknowledged: gauge("unacknowledged_messages", "Messages that arrived and are not acknowledged.")?,
             held_bytes: gauge("held_bytes", "Memory of the messages that are not stored.")?,
             commit: histogram("commit_seconds", "From the first attempt to write a batch to its commit.")?,
@@ -120,6 +128,7 @@ impl Metrics {
             redelivered: self.redelivered.with_label_values(label),
             batches: self.batches.with_label_values(label),
             connections: self.connections.with_label_values(label),
+            sequence_gaps: self.sequence_gaps.with_label_values(label),
             unacknowledged: self.unacknowledged.with_label_values(label),
             held_bytes: self.held_bytes.with_label_values(label),
             commit: self.commit.with_label_values(label),

@@ -6,15 +6,15 @@
 
 mod assignment;
 mod batch;
-mod dead_letter;
-mod decode;
 mod intake;
 mod ledger;
 mod metrics;
 mod mqtt;
 mod session;
 mod sink;
-mod topic;
 mod worker;
+
+use crate::decode;
+use crate::decode::refusal as dead_letter;
 
 pub use worker::{Arguments, run};

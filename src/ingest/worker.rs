@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use clap::Args;
 use tokio::sync::watch;
@@ -17,6 +19,7 @@ use tracing::info;
 
 use super::assignment;
 use super::decode::Decoder;
+use super::decode::sparkplug::Memory;
 use super::decode::time::Time;
 use super::intake::Intake;
 use super::metrics::Metrics;
@@ -25,8 +28,8 @@ use super::session::{End, Session, check};
 use super::sink::health::Health;
 use super::sink::statements::Statements;
 use super::sink::{Sink, Target, WRITERS};
-use super::topic::TopicPattern;
 use crate::api::name::ingest_username;
+use crate::api::topic::TopicPattern;
 use crate::configuration::ingest::{IngestConfiguration, IngestGateway};
 use crate::registry::follow::{Registry, follow};
 use crate::runtime::http;
@@ -147,8 +150,9 @@ impl Worker {
         metrics: Metrics,
         readiness: Readiness,
     ) -> anyhow::Result<Self> {
-        let topic = Arc::new(TopicPattern::compile(&configuration.topic)?);
-        let decoder = Arc::new(Decoder::compile(&configuration.decode)?);
+        let topic = Arc::new(TopicPattern::compile(&configuration.topic, configuration.decode.format)?);
+        let descriptor = configuration.descriptor.as_deref().map(|text| BASE64_STANDARD.decode(text)).transpose()?;
+        let decoder = Arc::new(Decoder::compile(&configuration.decode, descriptor.as_deref())?);
         Ok(Self { configuration, uri, ordinal, login, metrics, readiness, topic, decoder })
     }
 
@@ -238,6 +242,7 @@ impl Worker {
                 topic: self.topic.clone(),
                 decoder: self.decoder.clone(),
                 last_arrival: Time::default(),
+                memory: Memory::default(),
             },
             registry,
             sink,

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use crate::api::PipelineSpec;
 use crate::api::pipeline::FieldType;
+use crate::api::topic::{TopicError, TopicPattern};
 
 /// The column with the time of a reading.
 pub const TIME: &str = "time";
@@ -26,6 +27,8 @@ pub enum ColumnType {
     Boolean,
     /// `text`
     Text,
+    /// `jsonb`
+    Json,
 }
 
 impl ColumnType {
@@ -39,6 +42,7 @@ impl ColumnType {
             Self::DoublePrecision => "double precision",
             Self::Boolean => "boolean",
             Self::Text => "text",
+            Self::Json => "jsonb",
         }
     }
 }
@@ -50,6 +54,8 @@ impl From<FieldType> for ColumnType {
             FieldType::Int64 => Self::BigInteger,
             FieldType::Boolean => Self::Boolean,
             FieldType::Text => Self::Text,
+            FieldType::Timestamp => Self::TimestampWithTimeZone,
+            FieldType::Json => Self::Json,
         }
     }
 }
@@ -107,9 +113,9 @@ pub enum SchemaError {
         name: String,
     },
 
-    /// The topic names no device, or names it twice.
-    #[error("failed to find {{device}} exactly once in the topic; write for instance devices/{{device}}/telemetry")]
-    FindDevice,
+    /// The topic is not of the form that is asked for.
+    #[error(transparent)]
+    ReadTopic(#[from] TopicError),
 
     /// The chunk interval is no length of time.
     #[error("failed to read chunkInterval: expected a number with m, h, d or w, as in 1d")]
@@ -118,14 +124,10 @@ pub enum SchemaError {
 
 /// The table that this spec wants.
 pub fn desired(owner: Owner, spec: &PipelineSpec) -> Result<Desired, SchemaError> {
-    let captures = captures(&spec.source.topic);
-    if captures.iter().filter(|name| **name == "device").count() != 1 {
-        return Err(SchemaError::FindDevice);
-    }
+    let topic = TopicPattern::compile(&spec.source.topic, spec.decode.format)?;
     let own = [(TIME, ColumnType::TimestampWithTimeZone), (DEVICE_ID, ColumnType::Integer)];
     let own = own.map(|(name, type_)| Column { name: name.to_owned(), type_, not_null: true, comment: None });
-    let tags = captures.into_iter().filter(|name| *name != "device");
-    let tags = tags.map(|name| Column { name: name.to_owned(), type_: ColumnType::Text, not_null: false, comment: None });
+    let tags = topic.tags().iter().map(|name| Column { name: name.clone(), type_: ColumnType::Text, not_null: false, comment: None });
     let fields = spec.decode.fields.iter().map(|field| Column {
         name: field.name.clone(),
         type_: field.type_.into(),
@@ -140,12 +142,6 @@ pub fn desired(owner: Owner, spec: &PipelineSpec) -> Result<Desired, SchemaError
     let sink = &spec.sink.timescale;
     let chunk_interval = microseconds(&sink.chunk_interval).ok_or(SchemaError::ReadChunkInterval)?;
     Ok(Desired { owner, table: Table { name: sink.table.clone(), columns, chunk_interval } })
-}
-
-/// The names between braces in a topic, in order.
-#[must_use]
-pub fn captures(topic: &str) -> Vec<&str> {
-    topic.split('/').filter_map(|level| level.strip_prefix('{')?.strip_suffix('}')).collect()
 }
 
 fn microseconds(interval: &str) -> Option<i64> {
@@ -207,11 +203,9 @@ pub(crate) mod tests {
         for (topic, fields, chunk_interval, error) in [
             ("a/{device}", [("x", "Text"), ("x", "Int64")], "1d", name("x")),
             ("{x}/{device}", [("x", "Text"), ("y", "Text")], "1d", name("x")),
-            ("{y}/{device}/{y}", [("x", "Text"), ("z", "Text")], "1d", name("y")),
             ("{time}/{device}", [("x", "Text"), ("z", "Text")], "1d", name("time")),
             ("a/{device}", [("x", "Text"), ("device_id", "Int64")], "1d", name("device_id")),
-            ("a/b", [("x", "Text"), ("y", "Text")], "1d", SchemaError::FindDevice),
-            ("{device}/{device}", [("x", "Text"), ("y", "Text")], "1d", SchemaError::FindDevice),
+            ("a/b", [("x", "Text"), ("y", "Text")], "1d", TopicError::FindDevice { topic: "a/b".to_owned() }.into()),
             ("a/{device}", [("x", "Text"), ("y", "Text")], "", SchemaError::ReadChunkInterval),
             ("a/{device}", [("x", "Text"), ("y", "Text")], "0d", SchemaError::ReadChunkInterval),
             ("a/{device}", [("x", "Text"), ("y", "Text")], "ü", SchemaError::ReadChunkInterval),

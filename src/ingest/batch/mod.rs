@@ -133,8 +133,7 @@ impl Batch {
 /// The refusal of a row whose key another row has.
 #[must_use]
 pub fn conflict(key: rows::Key) -> Refusal {
-    let time = jiff::Timestamp::from_microsecond(key.time.since_1970()).map_or_else(|_| key.time.0.to_string(), |time| time.to_string());
-    Refusal::new(super::dead_letter::Reason::Conflict, &format!("there is a reading of {time} of this device with other values"))
+    Refusal::new(super::dead_letter::Reason::Conflict, &format!("there is a reading of {} of this device with other values", key.time))
 }
 
 fn count(number: usize) -> u32 {

@@ -89,6 +89,8 @@ impl Rows {
                 Value::Int64(number) => self.put(&number.to_be_bytes()),
                 Value::Boolean(truth) => self.put(&[u8::from(*truth)]),
                 Value::Text(text) => self.put(text.as_bytes()),
+                Value::Timestamp(time) => self.put(&time.0.to_be_bytes()),
+                Value::Json(text) => self.put_json(text),
             }
         }
         self.index.push(Row { time: key.time, device: key.device, message, start, end: self.bytes.len() });
@@ -99,6 +101,15 @@ impl Rows {
         let length = u32::try_from(column.len()).unwrap_or(u32::MAX);
         self.bytes.extend_from_slice(&length.to_be_bytes());
         self.bytes.extend_from_slice(column);
+    }
+
+    /// `jsonb` is sent as its text behind a version.
+    fn put_json(&mut self, text: &str) {
+        const VERSION: u8 = 1;
+        let length = u32::try_from(text.len() + 1).unwrap_or(u32::MAX);
+        self.bytes.extend_from_slice(&length.to_be_bytes());
+        self.bytes.push(VERSION);
+        self.bytes.extend_from_slice(text.as_bytes());
     }
 
     /// Takes back the rows that were added since there were `length`.
@@ -208,11 +219,19 @@ mod tests {
     #[test]
     fn every_type_is_encoded() {
         let mut rows = Rows::default();
-        let values = [Value::Null, Value::Float64(1.5), Value::Int64(-1), Value::Boolean(true), Value::Text("é".into())];
+        let values = [
+            Value::Null,
+            Value::Float64(1.5),
+            Value::Int64(-1),
+            Value::Boolean(true),
+            Value::Text("é".into()),
+            Value::Timestamp(Time(3)),
+            Value::Json("[1]".into()),
+        ];
         rows.push(0, key(1, 2), &["berlin"], &values);
         let expected: &[&[u8]] = &[
             b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0",
-            b"\0\x08",
+            b"\0\x0a",
             b"\0\0\0\x08\0\0\0\0\0\0\0\x01",
             b"\0\0\0\x04\0\0\0\x02",
             b"\0\0\0\x06berlin",
@@ -221,6 +240,8 @@ mod tests {
             b"\0\0\0\x08\xff\xff\xff\xff\xff\xff\xff\xff",
             b"\0\0\0\x01\x01",
             b"\0\0\0\x02\xc3\xa9",
+            b"\0\0\0\x08\0\0\0\0\0\0\0\x03",
+            b"\0\0\0\x04\x01[1]",
             b"\xff\xff",
         ];
         assert_eq!(data(&rows), expected.concat());

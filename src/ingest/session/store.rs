@@ -105,13 +105,15 @@ impl Store {
                 self.window.settle(place);
                 continue;
             }
-            let message = Arrived { block: block.clone(), publish: publish.clone(), place, arrival };
+            let mut message = Arrived { block: block.clone(), publish: publish.clone(), place, arrival, is_observed: false };
             if let Err(Pending(name)) = self.intake.take(&message, &devices, &mut self.open) {
                 debug!(name, "a message waits for the registry to answer for its device");
                 registry.ask(name);
+                message.is_observed = true;
                 self.parked.push(message);
             }
         }
+        self.metrics.sequence_gaps.inc_by(self.intake.memory.take_gaps());
         self.metrics.messages.inc_by(messages.len() as u64);
         if is_full(self.open.rows.len(), self.open.size()) {
             self.seal();

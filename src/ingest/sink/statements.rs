@@ -1,7 +1,8 @@
 //! The statements of a Pipeline, written once.
 
-use crate::api::pipeline::{Field, FieldType};
+use crate::api::pipeline::Field;
 use crate::timescale::identifier::identifier;
+use crate::timescale::schema::ColumnType;
 use crate::timescale::system::SCHEMA;
 
 /// Name of the temporary table through which batches with duplicates go.
@@ -38,7 +39,7 @@ impl Statements {
     pub fn new(table: &str, tags: &[String], fields: &[Field]) -> Self {
         let mut columns = vec![("time".to_owned(), "timestamp with time zone"), ("device_id".to_owned(), "integer")];
         columns.extend(tags.iter().map(|tag| (tag.clone(), "text")));
-        columns.extend(fields.iter().map(|field| (field.name.clone(), column_type(field.type_))));
+        columns.extend(fields.iter().map(|field| (field.name.clone(), ColumnType::from(field.type_).as_sql())));
         let names: Vec<String> = columns.iter().map(|(name, _)| identifier(name)).collect();
         let (list, values) = (names.join(", "), &names[2..]);
         let of = |alias: &str| values.iter().map(|name| format!("{alias}.{name}")).collect::<Vec<_>>().join(", ");
@@ -68,19 +69,12 @@ impl Statements {
     }
 }
 
-fn column_type(type_: FieldType) -> &'static str {
-    match type_ {
-        FieldType::Float64 => "double precision",
-        FieldType::Int64 => "bigint",
-        FieldType::Boolean => "boolean",
-        FieldType::Text => "text",
-    }
-}
-
 fn probe(type_: &str) -> &'static str {
     match type_ {
         "double precision" | "bigint" => "0",
         "boolean" => "false",
+        "timestamp with time zone" => "now()",
+        "jsonb" => "'{}'",
         _ => "''",
     }
 }

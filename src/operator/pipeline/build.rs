@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::apps::v1::StatefulSetSpec;
@@ -135,6 +137,7 @@ fn configuration(pipeline: &Pipeline, valid: &Valid) -> String {
         gateways: valid.gateways.iter().map(gateway).collect(),
         topic: pipeline.spec.source.topic.clone(),
         decode: pipeline.spec.decode.clone(),
+        descriptor: valid.descriptor.as_ref().ok().and_then(Option::as_ref).map(|descriptor| BASE64_STANDARD.encode(descriptor)),
         table: valid.desired.table.name.clone(),
         namespace,
     };

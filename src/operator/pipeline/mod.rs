@@ -199,6 +199,7 @@ impl Reconciler {
             return None;
         }
         match registry {
+            _ if valid.descriptor.is_err() => valid.descriptor.as_ref().err().cloned(),
             _ if !ready => Some(Cause::new("TableNotReady", "the workers are left as they are until the table is ready")),
             RegistryState::Filled => None,
             RegistryState::Failed(cause) => Some(cause),

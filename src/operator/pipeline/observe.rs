@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Client, ResourceExt};
 
 use super::database::Databases;
@@ -17,6 +17,9 @@ use crate::timescale::execute::{ExecuteError, look};
 use crate::timescale::schema::Owner;
 use crate::timescale::uri::ConnectionUri;
 
+/// The longest FileDescriptorSet, in bytes: in base64 it stands in the ConfigMap of the workers, which holds 1 MiB.
+const MOST_DESCRIPTOR: usize = 512 * 1024;
+
 /// What was found around a Pipeline.
 #[derive(Debug)]
 pub struct Observed {
@@ -26,6 +29,8 @@ pub struct Observed {
     pub uri: Result<ConnectionUri, Cause>,
     /// The database.
     pub database: DatabaseView,
+    /// The FileDescriptorSet that the Pipeline names, where it names one; or why there is none.
+    pub descriptor: Result<Option<Vec<u8>>, Cause>,
     /// Password of the workers, where there is one that can be used.
     pub password: Option<Password>,
 }
@@ -57,6 +62,7 @@ pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline
     let gateways = gateways.into_iter().filter(|gateway| gateway.metadata.deletion_timestamp.is_none());
     let credentials = read::<Secret>(client, &namespace, &name::ingest(&pipeline.name_any())).await?;
     let uri = read_uri(client, pipeline).await?;
+    let descriptor = read_descriptor(client, pipeline).await?;
     let database = match &uri {
         Ok(uri) => look_at(databases, pipeline, uri).await,
         Err(cause) => DatabaseView::Unseen(cause.clone()),
@@ -64,6 +70,7 @@ pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline
     Ok(Observed {
         gateways: gateways.map(|gateway| (gateway.name_any(), gateway.labels().clone())).collect(),
         uri,
+        descriptor,
         database,
         password: credentials.and_then(|secret| Password::given(&secret.data?.get(PASSWORD_KEY)?.0).ok()),
     })
@@ -94,6 +101,35 @@ fn connection_uri(secret: Option<&Secret>, name: &str, key: &str) -> Result<Conn
     let invalid = |error: &str| Cause::new("InvalidConnectionUri", format!("Secret {name}, key {key}: {error}"));
     let text = std::str::from_utf8(&value.0).map_err(|_| invalid("failed to read the URI: it is not UTF-8"))?;
     text.parse().map_err(|error: timescale::uri::ConnectionUriError| invalid(&error.to_string()))
+}
+
+/// The FileDescriptorSet in the ConfigMap that the Pipeline names.
+async fn read_descriptor(client: &Client, pipeline: &Pipeline) -> Result<Result<Option<Vec<u8>>, Cause>, WriteError> {
+    let Some(protobuf) = &pipeline.spec.decode.protobuf else { return Ok(Ok(None)) };
+    let reference = &protobuf.config_map_ref;
+    let map = read::<ConfigMap>(client, &pipeline.namespace().unwrap_or_default(), &reference.name).await?;
+    Ok(descriptor(map, &reference.name, &reference.key).map(Some))
+}
+
+/// The FileDescriptorSet in a ConfigMap, or what is wrong with it.
+fn descriptor(map: Option<ConfigMap>, name: &str, key: &str) -> Result<Vec<u8>, Cause> {
+    let Some(map) = map else {
+        let message = format!("there is no ConfigMap {name} in this namespace: kubectl create configmap {name} --from-file={key}");
+        return Err(Cause::new("DescriptorNotFound", message));
+    };
+    let Some(value) = map.binary_data.and_then(|mut data| data.remove(key)) else {
+        let message =
+            format!("ConfigMap {name} has no key {key} in binaryData: kubectl create configmap {name} --from-file={key} puts it there");
+        return Err(Cause::new("DescriptorNotFound", message));
+    };
+    if value.0.len() > MOST_DESCRIPTOR {
+        let message = format!(
+            "ConfigMap {name}, key {key}: expected at most {MOST_DESCRIPTOR} bytes, found {}; write it without --include_source_info",
+            value.0.len()
+        );
+        return Err(Cause::new("DescriptorTooLarge", message));
+    }
+    Ok(value.0)
 }
 
 async fn look_at(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri) -> DatabaseView {
@@ -134,6 +170,22 @@ mod tests {
     use k8s_openapi::ByteString;
 
     use super::*;
+
+    #[test]
+    fn what_may_be_wrong_with_a_descriptor() {
+        let map = |key: &str, length: usize| {
+            Some(ConfigMap { binary_data: Some([(key.to_owned(), ByteString(vec![0; length]))].into()), ..ConfigMap::default() })
+        };
+        for (map, reason) in [
+            (None, Some("DescriptorNotFound")),
+            (Some(ConfigMap::default()), Some("DescriptorNotFound")),
+            (map("other", 1), Some("DescriptorNotFound")),
+            (map("descriptor.pb", MOST_DESCRIPTOR + 1), Some("DescriptorTooLarge")),
+            (map("descriptor.pb", MOST_DESCRIPTOR), None),
+        ] {
+            assert_eq!(descriptor(map, "schema", "descriptor.pb").err().map(|cause| cause.reason), reason);
+        }
+    }
 
     #[test]
     fn what_may_be_wrong_with_a_connection_secret() {

@@ -5,6 +5,8 @@ use kube::core::{Selector, SelectorExt};
 use super::observe::{DatabaseView, Observed, owner};
 use crate::api::Pipeline;
 use crate::api::condition::Cause;
+use crate::api::topic::TopicPattern;
+use crate::decode::{CompileError, Decoder};
 use crate::timescale::plan::{Plan, plan};
 use crate::timescale::schema::{Desired, desired};
 
@@ -19,6 +21,8 @@ pub struct Valid {
     pub gateways: Vec<String>,
     /// The way to the table.
     pub table: TableView,
+    /// The FileDescriptorSet for the workers, where they need one; or what they wait for.
+    pub descriptor: Result<Option<Vec<u8>>, Cause>,
 }
 
 /// The way to the table.
@@ -44,6 +48,9 @@ pub enum TableView {
 pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause> {
     let invalid = |message: String| Cause::new("InvalidSpec", message);
     let desired = desired(owner(pipeline), &pipeline.spec).map_err(|error| invalid(error.to_string()))?;
+    let topic =
+        TopicPattern::compile(&pipeline.spec.source.topic, pipeline.spec.decode.format).map_err(|error| invalid(error.to_string()))?;
+    let descriptor = check_decoder(pipeline, observed)?;
     let selector = pipeline.spec.source.gateway_selector.clone();
     let selector = Selector::try_from(selector).map_err(|error| invalid(format!("failed to read gatewaySelector: {error}")))?;
     let gateways = observed.gateways.iter().filter(|(_, labels)| selector.matches(labels)).map(|(name, _)| name.clone());
@@ -58,13 +65,21 @@ pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause
             }
         },
     };
-    Ok(Valid { desired, filter: filter(&pipeline.spec.source.topic), gateways: gateways.collect(), table })
+    Ok(Valid { descriptor, desired, filter: topic.filter().to_owned(), gateways: gateways.collect(), table })
 }
 
-/// The MQTT topic filter that matches a topic with captures.
-fn filter(topic: &str) -> String {
-    let levels = topic.split('/').map(|level| if level.starts_with('{') { "+" } else { level });
-    levels.collect::<Vec<_>>().join("/")
+/// Whether the workers could decode by this spec, and with which FileDescriptorSet. What is wrong with that is for its
+/// ConfigMap to mend.
+fn check_decoder(pipeline: &Pipeline, observed: &Observed) -> Result<Result<Option<Vec<u8>>, Cause>, Cause> {
+    let descriptor = match &observed.descriptor {
+        Ok(descriptor) => descriptor,
+        Err(cause) => return Ok(Err(cause.clone())),
+    };
+    match Decoder::compile(&pipeline.spec.decode, descriptor.as_deref()) {
+        Ok(_) => Ok(Ok(descriptor.clone())),
+        Err(CompileError::Describe(error)) => Ok(Err(Cause::new("DescriptorMismatch", error.to_string()))),
+        Err(error) => Err(Cause::new("InvalidSpec", error.to_string())),
+    }
 }
 
 #[cfg(test)]
@@ -111,6 +126,7 @@ pub(super) mod tests {
             gateways: [("plant-1".to_owned(), labels("north")), ("plant-2".to_owned(), labels("south"))].into(),
             uri: Ok("postgresql://u:p@db:5433/fleet".parse().unwrap()),
             database: DatabaseView::Seen(timescale::observe::Observed::default()),
+            descriptor: Ok(None),
             password: Some(Password::given(b"secret-of-the-workers").unwrap()),
         }
     }
@@ -145,9 +161,22 @@ pub(super) mod tests {
             json!({"source": {"topic": "{rms}/{device}"}}),
             json!({"source": {"topic": "{a}/{a}/{device}"}}),
             json!({"decode": {"fields": [{"name": "a", "type": "Text"}, {"name": "a", "type": "Int64"}]}}),
+            json!({"decode": {"fields": [{"name": "a", "type": "Int64", "default": "none"}]}}),
+            json!({"decode": {"format": "SparkplugB", "fields": [{"name": "a", "type": "Int64"}]}}),
             json!({"source": {"gatewaySelector": {"matchExpressions": [{"key": "a", "operator": "Like", "values": []}]}}}),
         ] {
             assert_eq!(validate(&pipeline(changes.clone()), &observed()).unwrap_err().reason, "InvalidSpec", "{changes}");
+        }
+    }
+
+    #[test]
+    fn workers_wait_for_a_descriptor_that_fits() {
+        let changes = json!({"decode": {"format": "Protobuf", "protobuf": {"configMapRef": {"name": "schema"}, "message": "a.B"}}});
+        for (descriptor, reason) in
+            [(Err(Cause::new("DescriptorNotFound", "")), "DescriptorNotFound"), (Ok(Some(vec![])), "DescriptorMismatch")]
+        {
+            let valid = validate(&pipeline(changes.clone()), &Observed { descriptor, ..observed() }).unwrap();
+            assert_eq!(valid.descriptor.unwrap_err().reason, reason);
         }
     }
 

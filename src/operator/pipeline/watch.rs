@@ -1,4 +1,4 @@
-//! What makes a Pipeline be looked at again: itself, what it owns, the Secret it names, the Gateways of its namespace, its table.
+//! What makes a Pipeline be looked at again: itself, what it owns, the Secret and the ConfigMap it names, the Gateways of its namespace, its table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::api::name::{PIPELINE_LABEL, ROLE_LABEL};
+use crate::api::name::{GATEWAY_LABEL, PIPELINE_LABEL, ROLE_LABEL};
 use crate::api::{Gateway, Pipeline};
 
 /// Adds all watches. `drifted` tells whose table is no longer as wanted.
@@ -25,7 +25,8 @@ pub fn subscribe(
     let ours = || Config::default().labels(PIPELINE_LABEL);
     // The operator's own Secrets are many, and nobody names them.
     let secrets = Config::default().labels(&format!("!{ROLE_LABEL}"));
-    let (naming, reading) = (controller.store(), controller.store());
+    let descriptors = Config::default().labels(&format!("!{PIPELINE_LABEL},!{GATEWAY_LABEL}"));
+    let (naming, describing, reading) = (controller.store(), controller.store(), controller.store());
     let gateways = relabelled(watcher(Api::<Metadata>::all(client.clone()), Config::default()));
     let drifted = stream::unfold(drifted, |mut drifted| async { drifted.recv().await.map(|key| (key, drifted)) });
     controller
@@ -37,6 +38,12 @@ pub fn subscribe(
         .watches(Api::<PartialObjectMeta<Secret>>::all(client.clone()), secrets, move |secret| {
             let named = |pipeline: &Pipeline| pipeline.spec.sink.timescale.connection_secret.name == secret.name_any();
             of_namespace(&naming, secret.namespace().as_deref(), named)
+        })
+        .watches(Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()), descriptors, move |map| {
+            let named = |pipeline: &Pipeline| {
+                pipeline.spec.decode.protobuf.as_ref().is_some_and(|protobuf| protobuf.config_map_ref.name == map.name_any())
+            };
+            of_namespace(&describing, map.namespace().as_deref(), named)
         })
         .watches_stream(gateways, move |gateway| of_namespace(&reading, gateway.namespace().as_deref(), |_| true))
         .reconcile_on(drifted)

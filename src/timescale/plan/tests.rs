@@ -121,7 +121,14 @@ fn what_is_refused() {
 }
 
 fn column_type() -> impl Strategy<Value = ColumnType> {
-    select(vec![ColumnType::BigInteger, ColumnType::DoublePrecision, ColumnType::Boolean, ColumnType::Text])
+    select(vec![
+        ColumnType::BigInteger,
+        ColumnType::DoublePrecision,
+        ColumnType::Boolean,
+        ColumnType::Text,
+        ColumnType::TimestampWithTimeZone,
+        ColumnType::Json,
+    ])
 }
 
 /// Any state a database could be in, whether or not Fleetwright brought it there.

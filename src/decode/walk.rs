@@ -1,131 +1,111 @@
-//! JSON: an object, which is one reading, or an array of objects.
+//! Documents, in JSON or CBOR: an object, which is one reading, or an array of objects; either may stand deeper in the message.
 //!
 //! One pass over the payload. Where a key stands twice in an object, the last one counts, as nearly everywhere.
 
 use std::borrow::Cow;
 use std::fmt;
 
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::check::check_time;
 use super::pointer::Node;
+use super::reading::Message;
+use super::refusal::{Reason, Refusal};
 use super::time::Time;
-use super::{Decoder, Outcome, Raw, Value};
-use crate::ingest::dead_letter::{Reason, Refusal};
+use super::{Document, Raw, Value, cbor, malformed};
 
-/// How many refused elements of an array the dead letter names; of the others it gives the number.
-const NAMED: usize = 3;
-
-pub(super) fn decode(decoder: &Decoder, payload: &[u8], arrival: Time, reading: impl FnMut(Option<Time>, &[Value<'_>])) -> Outcome {
-    let mut message = Message {
-        decoder,
-        arrival,
-        slots: vec![Raw::Absent; decoder.rules.len() + 1],
-        values: Vec::with_capacity(decoder.rules.len()),
-        refused: 0,
-        refusal: None,
-        reading,
-    };
+/// Reads a message in JSON.
+pub(super) fn json<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
+    message: &mut Message<'_, 'de, F>,
+    document: &Document,
+    payload: &'de [u8],
+) -> Result<(), Refusal> {
     let mut deserializer = serde_json::Deserializer::from_slice(payload);
-    let parsed = Root(&mut message).deserialize(&mut deserializer).and_then(|()| deserializer.end());
-    match (parsed, message.refusal) {
-        (Err(error), _) => Outcome::Malformed(Refusal::new(Reason::Malformed, &error.to_string())),
-        (Ok(()), None) => Outcome::Complete,
-        (Ok(()), Some(refusal)) if message.refused > NAMED => {
-            Outcome::Partial(Refusal::new(refusal.reason, &format!("{} readings refused: {}; …", message.refused, refusal.detail)))
-        }
-        (Ok(()), Some(refusal)) => Outcome::Partial(refusal),
-    }
+    let root = Root::new(message, document);
+    let found = root.deserialize(&mut deserializer).and_then(|found| deserializer.end().map(|()| found)).map_err(malformed)?;
+    check_found(found, document)
 }
 
-/// The state of one message.
-struct Message<'a, 'de, F> {
-    decoder: &'a Decoder,
-    arrival: Time,
-    /// What stands where a field points to; the last slot is the time's.
-    slots: Vec<Raw<'de>>,
-    values: Vec<Value<'de>>,
-    refused: usize,
-    refusal: Option<Refusal>,
-    reading: F,
+/// Reads a message in CBOR.
+pub(super) fn cbor<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
+    message: &mut Message<'_, 'de, F>,
+    document: &Document,
+    payload: &'de [u8],
+) -> Result<(), Refusal> {
+    let mut deserializer = cbor::Deserializer::new(payload);
+    let root = Root::new(message, document);
+    let found = root.deserialize(&mut deserializer).and_then(|found| deserializer.end().map(|()| found)).map_err(malformed)?;
+    check_found(found, document)
 }
 
-impl<F: FnMut(Option<Time>, &[Value<'_>])> Message<'_, '_, F> {
-    /// Checks what the slots hold and hands the reading over; leaves every slot absent.
-    fn finish(&mut self, index: Option<usize>) {
-        match self.check() {
-            Ok(time) => (self.reading)(time, &self.values),
-            Err(refusal) => self.refuse(index, &refusal),
-        }
-        self.values.clear();
+fn check_found(found: bool, document: &Document) -> Result<(), Refusal> {
+    if found {
+        return Ok(());
     }
-
-    fn check(&mut self) -> Result<Option<Time>, Refusal> {
-        let checked = match (self.decoder.time, self.slots.last_mut()) {
-            (Some(unit), Some(raw)) => check_time(raw, unit, self.arrival).map(Some),
-            _ => Ok(None),
-        };
-        let mut first = None;
-        for (rule, raw) in self.decoder.rules.iter().zip(&mut self.slots) {
-            match rule.check(raw) {
-                Ok(value) => self.values.push(value),
-                Err(refusal) => first = first.or(Some(refusal)),
-            }
-        }
-        let time = checked?;
-        first.map_or(Ok(time), Err)
-    }
-
-    fn refuse(&mut self, index: Option<usize>, refusal: &Refusal) {
-        self.refused += 1;
-        if self.refused > NAMED {
-            return;
-        }
-        let named =
-            index.map_or_else(|| refusal.clone(), |index| Refusal::new(refusal.reason, &format!("reading {index}: {}", refusal.detail)));
-        match &mut self.refusal {
-            Some(first) => first.join(&named),
-            none => *none = Some(named),
-        }
-    }
+    Err(Refusal::new(Reason::MissingField, &format!("expected an array at /{}, found none", document.readings.join("/"))))
 }
 
-/// The payload: an object or an array.
-struct Root<'m, 'a, 'de, F>(&'m mut Message<'a, 'de, F>);
+/// The place of the readings: an object or an array; or a place above it. Whether there is one.
+struct Root<'m, 'a, 'de, F> {
+    message: &'m mut Message<'a, 'de, F>,
+    node: &'m Node,
+    above: &'m [String],
+}
+
+impl<'m, 'a, 'de, F> Root<'m, 'a, 'de, F> {
+    fn new(message: &'m mut Message<'a, 'de, F>, document: &'m Document) -> Self {
+        Self { message, node: &document.root, above: &document.readings }
+    }
+}
 
 impl<'de, F: FnMut(Option<Time>, &[Value<'_>])> DeserializeSeed<'de> for Root<'_, '_, 'de, F> {
-    type Value = ();
+    type Value = bool;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
 impl<'de, F: FnMut(Option<Time>, &[Value<'_>])> Visitor<'de> for Root<'_, '_, 'de, F> {
-    type Value = ();
+    type Value = bool;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("an object, or an array of objects")
+        formatter.write_str(if self.above.is_empty() { "an object, or an array of objects" } else { "an object with the readings" })
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
-        Place { node: &self.0.decoder.root, slots: &mut self.0.slots }.visit_map(map)?;
-        self.0.finish(None);
-        Ok(())
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
+        let Some((key, below)) = self.above.split_first() else {
+            Place { node: self.node, slots: &mut self.message.slots }.visit_map(map)?;
+            self.message.finish(None);
+            return Ok(true);
+        };
+        let mut found = false;
+        while let Some(here) = map.next_key_seed(IsKey(key))? {
+            if here {
+                found |= map.next_value_seed(Root { message: &mut *self.message, node: self.node, above: below })?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<(), A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<bool, A::Error> {
+        if !self.above.is_empty() {
+            return Err(A::Error::custom("expected an object with the readings, found an array"));
+        }
         let mut index = 0;
-        while sequence.next_element_seed(Element { message: &mut *self.0, index })?.is_some() {
+        while sequence.next_element_seed(Element { message: &mut *self.message, root: self.node, index })?.is_some() {
             index += 1;
         }
-        Ok(())
+        Ok(true)
     }
 }
 
 /// One element of the array.
 struct Element<'m, 'a, 'de, F> {
     message: &'m mut Message<'a, 'de, F>,
+    root: &'m Node,
     index: usize,
 }
 
@@ -151,7 +131,7 @@ impl<'de, F: FnMut(Option<Time>, &[Value<'_>])> Visitor<'de> for Element<'_, '_,
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
-        Place { node: &self.message.decoder.root, slots: &mut self.message.slots }.visit_map(map)?;
+        Place { node: self.root, slots: &mut self.message.slots }.visit_map(map)?;
         self.message.finish(Some(self.index));
         Ok(())
     }
@@ -177,6 +157,11 @@ impl<'de, F: FnMut(Option<Time>, &[Value<'_>])> Visitor<'de> for Element<'_, '_,
         Ok(())
     }
 
+    fn visit_i128<E: Error>(self, _: i128) -> Result<(), E> {
+        self.refuse("a number");
+        Ok(())
+    }
+
     fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
         self.refuse("a number");
         Ok(())
@@ -184,6 +169,11 @@ impl<'de, F: FnMut(Option<Time>, &[Value<'_>])> Visitor<'de> for Element<'_, '_,
 
     fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
         self.refuse("a text");
+        Ok(())
+    }
+
+    fn visit_bytes<E: Error>(self, _: &[u8]) -> Result<(), E> {
+        self.refuse("bytes");
         Ok(())
     }
 
@@ -215,7 +205,29 @@ impl<'de> DeserializeSeed<'de> for Place<'_, '_, 'de> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        if self.node.is_json {
+            let value = serde_json::Value::deserialize(deserializer)?;
+            fill_whole(self.node, &value, self.slots);
+            return Ok(());
+        }
         deserializer.deserialize_any(self)
+    }
+}
+
+/// Fills the places at and below one that some field takes as JSON.
+fn fill_whole(node: &Node, value: &serde_json::Value, slots: &mut [Raw<'_>]) {
+    for slot in &node.slots {
+        slots[*slot] = Raw::of_json(value, node.is_json);
+    }
+    for (key, child) in node.children() {
+        let below = match value {
+            serde_json::Value::Object(members) => members.get(key),
+            serde_json::Value::Array(elements) => key.parse::<usize>().ok().and_then(|index| elements.get(index)),
+            _ => None,
+        };
+        if let Some(below) = below {
+            fill_whole(child, below, slots);
+        }
     }
 }
 
@@ -223,13 +235,13 @@ impl<'de> Visitor<'de> for Place<'_, '_, 'de> {
     type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a JSON value")
+        formatter.write_str("a value")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         if self.node.is_leaf() {
             while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-            self.fill(Raw::Object);
+            self.fill(Raw::Other("an object"));
             return Ok(());
         }
         while let Some(child) = map.next_key_seed(Key(self.node))? {
@@ -238,7 +250,7 @@ impl<'de> Visitor<'de> for Place<'_, '_, 'de> {
                 None => map.next_value::<IgnoredAny>().map(drop)?,
             }
         }
-        self.fill(Raw::Object);
+        self.fill(Raw::Other("an object"));
         Ok(())
     }
 
@@ -251,7 +263,7 @@ impl<'de> Visitor<'de> for Place<'_, '_, 'de> {
                 None => sequence.next_element::<IgnoredAny>()?.is_some(),
             };
             if !more {
-                self.fill(Raw::Array);
+                self.fill(Raw::Other("an array"));
                 return Ok(());
             }
             index += 1;
@@ -273,6 +285,11 @@ impl<'de> Visitor<'de> for Place<'_, '_, 'de> {
         Ok(())
     }
 
+    fn visit_i128<E: Error>(self, number: i128) -> Result<(), E> {
+        self.fill(Raw::Integer(number));
+        Ok(())
+    }
+
     fn visit_f64<E: Error>(self, number: f64) -> Result<(), E> {
         self.fill(Raw::Float(number));
         Ok(())
@@ -285,6 +302,11 @@ impl<'de> Visitor<'de> for Place<'_, '_, 'de> {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
         self.fill(Raw::Text(Cow::Owned(text.to_owned())));
+        Ok(())
+    }
+
+    fn visit_bytes<E: Error>(self, _: &[u8]) -> Result<(), E> {
+        self.fill(Raw::Other("bytes"));
         Ok(())
     }
 
@@ -314,5 +336,28 @@ impl<'n> Visitor<'_> for Key<'n> {
 
     fn visit_str<E: Error>(self, key: &str) -> Result<Self::Value, E> {
         Ok(self.0.child(key))
+    }
+}
+
+/// Whether a key is this one.
+struct IsKey<'k>(&'k str);
+
+impl<'de> DeserializeSeed<'de> for IsKey<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for IsKey<'_> {
+    type Value = bool;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a key")
+    }
+
+    fn visit_str<E: Error>(self, key: &str) -> Result<bool, E> {
+        Ok(self.0 == key)
     }
 }

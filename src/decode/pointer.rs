@@ -7,19 +7,17 @@ use super::CompileError;
 pub(super) struct Node {
     /// The slots that the value here fills: usually one, more where fields share a pointer.
     pub slots: Vec<usize>,
+    /// Whether a field takes the value here as JSON, whatever it is.
+    pub is_json: bool,
     /// Sorted by name.
     children: Vec<(Box<str>, Node)>,
 }
 
 impl Node {
     /// Makes the value at `pointer` fill `slot`.
-    pub fn insert(&mut self, pointer: &str, slot: usize) -> Result<(), CompileError> {
-        let Some(rest) = pointer.strip_prefix('/') else {
-            return Err(CompileError::ReadPointer { pointer: pointer.to_owned() });
-        };
+    pub fn insert(&mut self, pointer: &str, slot: usize, is_json: bool) -> Result<(), CompileError> {
         let mut node = self;
-        for token in rest.split('/') {
-            let token = token.replace("~1", "/").replace("~0", "~");
+        for token in tokens(pointer)? {
             let position = match node.position(&token) {
                 Ok(position) => position,
                 Err(position) => {
@@ -30,7 +28,13 @@ impl Node {
             node = &mut node.children[position].1;
         }
         node.slots.push(slot);
+        node.is_json |= is_json;
         Ok(())
+    }
+
+    /// The places below this one, with their keys.
+    pub fn children(&self) -> impl Iterator<Item = (&str, &Self)> {
+        self.children.iter().map(|(key, node)| (&**key, node))
     }
 
     /// The place below this one under a key, if any field points there or below.
@@ -46,4 +50,12 @@ impl Node {
     fn position(&self, key: &str) -> Result<usize, usize> {
         self.children.binary_search_by(|(name, _)| (**name).cmp(key))
     }
+}
+
+/// The keys of a pointer.
+pub(super) fn tokens(pointer: &str) -> Result<Vec<String>, CompileError> {
+    let Some(rest) = pointer.strip_prefix('/') else {
+        return Err(CompileError::ReadPointer { pointer: pointer.to_owned() });
+    };
+    Ok(rest.split('/').map(|token| token.replace("~1", "/").replace("~0", "~")).collect())
 }

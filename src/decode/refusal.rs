@@ -13,8 +13,12 @@ pub enum Reason {
     WrongType,
     /// A value is below `min`, above `max`, or beyond what its column holds.
     OutOfRange,
-    /// The time is before the year 2000, or more than a day after the arrival.
+    /// The time is further from the arrival than the Pipeline believes; never before the year 2000.
     TimeOutOfRange,
+    /// A value is given in another unit than the Pipeline says.
+    WrongUnit,
+    /// A metric of Sparkplug B that no birth has named or typed.
+    UnknownMetric,
     /// The topic names a device that is not in the registry.
     UnknownDevice,
     /// The device is disabled.
@@ -31,13 +35,15 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Malformed,
         Self::MissingField,
         Self::MissingTime,
         Self::WrongType,
         Self::OutOfRange,
         Self::TimeOutOfRange,
+        Self::WrongUnit,
+        Self::UnknownMetric,
         Self::UnknownDevice,
         Self::DisabledDevice,
         Self::WrongGateway,
@@ -56,6 +62,8 @@ impl Reason {
             Self::WrongType => "WrongType",
             Self::OutOfRange => "OutOfRange",
             Self::TimeOutOfRange => "TimeOutOfRange",
+            Self::WrongUnit => "WrongUnit",
+            Self::UnknownMetric => "UnknownMetric",
             Self::UnknownDevice => "UnknownDevice",
             Self::DisabledDevice => "DisabledDevice",
             Self::WrongGateway => "WrongGateway",

@@ -1,5 +1,10 @@
 //! The topic of a Pipeline: compiled once into the filter to subscribe with, and what takes a message's topic apart.
 
+use super::pipeline::Format;
+
+/// What stands before every topic of Sparkplug B.
+pub const SPARKPLUG: &str = "spBv1.0";
+
 /// A Pipeline's topic, as in `devices/{device}/telemetry`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TopicPattern {
@@ -43,14 +48,25 @@ pub enum TopicError {
         /// The level.
         level: String,
     },
+
+    /// The topic is not one of Sparkplug B.
+    #[error(
+        "failed to read the topic {topic:?}: expected {SPARKPLUG}/<group>/+/<node>/<device> or {SPARKPLUG}/<group>/+/<node> for the format \
+         SparkplugB, with a capture, + or text in each <place>"
+    )]
+    MatchSparkplug {
+        /// The topic.
+        topic: String,
+    },
 }
 
 impl TopicPattern {
-    /// Compiles `spec.source.topic`.
+    /// Compiles `spec.source.topic` for a format: with Sparkplug B more is subscribed to than the topic says, since a node numbers
+    /// its messages and those of its devices together, and names its metrics in some of them for the others.
     ///
     /// # Errors
     /// When the topic is not of the form that the CRD asks for.
-    pub fn compile(topic: &str) -> Result<Self, TopicError> {
+    pub fn compile(topic: &str, format: Format) -> Result<Self, TopicError> {
         let mut tags: Vec<String> = Vec::new();
         let mut levels = Vec::new();
         for level in topic.split('/') {
@@ -74,14 +90,28 @@ impl TopicPattern {
         if levels.iter().filter(|level| **level == Level::Device).count() != 1 {
             return Err(TopicError::FindDevice { topic: topic.to_owned() });
         }
-        let filter: Vec<&str> = levels.iter().map(|level| if let Level::Literal(text) = level { text } else { "+" }).collect();
+        let mut filter: Vec<&str> = levels.iter().map(|level| if let Level::Literal(text) = level { text } else { "+" }).collect();
+        if format == Format::SparkplugB {
+            if !matches!(levels.len(), 4 | 5) || levels[0] != Level::Literal(SPARKPLUG.to_owned()) || levels[2] != Level::Any {
+                return Err(TopicError::MatchSparkplug { topic: topic.to_owned() });
+            }
+            // Also matches the level above: the node's own messages.
+            filter.truncate(4);
+            filter.push("#");
+        }
         Ok(Self { filter: filter.join("/"), levels, tags })
     }
 
-    /// The MQTT topic filter that matches exactly the topics of this form.
+    /// The MQTT topic filter that matches exactly the topics of this form; with Sparkplug B, all topics of the nodes.
     #[must_use]
     pub fn filter(&self) -> &str {
         &self.filter
+    }
+
+    /// How many levels a topic of this form has.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.levels.len()
     }
 
     /// The captures other than the device, in the order of the topic.
@@ -117,7 +147,7 @@ mod tests {
 
     #[test]
     fn captures_the_device_and_the_tags() {
-        let pattern = TopicPattern::compile("plants/{plant}/+/{line}/devices/{device}/telemetry").unwrap();
+        let pattern = TopicPattern::compile("plants/{plant}/+/{line}/devices/{device}/telemetry", Format::Json).unwrap();
         assert_eq!(pattern.filter(), "plants/+/+/+/devices/+/telemetry");
         assert_eq!(pattern.tags(), ["plant", "line"]);
         let mut tags = Vec::new();
@@ -133,7 +163,23 @@ mod tests {
     #[test]
     fn topics_that_are_refused() {
         for topic in ["devices/telemetry", "{device}/{device}", "a/#/{device}", "a{b}/{device}", "{x}/{x}/{device}", "{}/{device}"] {
-            assert!(TopicPattern::compile(topic).is_err(), "{topic}");
+            assert!(TopicPattern::compile(topic, Format::Json).is_err(), "{topic}");
+        }
+    }
+
+    #[test]
+    fn sparkplug_has_topics_of_its_own() {
+        for (topic, device, filter) in
+            [("spBv1.0/{group}/+/{node}/{device}", "pump", "spBv1.0/+/+/+/#"), ("spBv1.0/plant/+/{device}", "gw", "spBv1.0/plant/+/+/#")]
+        {
+            let pattern = TopicPattern::compile(topic, Format::SparkplugB).unwrap();
+            assert_eq!(pattern.filter(), filter);
+            let found = ["spBv1.0/plant/DDATA/gw/pump", "spBv1.0/plant/NDATA/gw"].map(|topic| pattern.capture(topic, &mut Vec::new()));
+            assert!(found.contains(&Some(device)) && found.contains(&None), "{found:?}");
+        }
+        for topic in ["devices/{device}/+/x", "spBv1.0/{group}/DDATA/{device}", "spBv1.0/{group}/+/{node}/{device}/x", "spBv1.0/a/{device}"]
+        {
+            assert!(matches!(TopicPattern::compile(topic, Format::SparkplugB), Err(TopicError::MatchSparkplug { .. })), "{topic}");
         }
     }
 
@@ -144,7 +190,7 @@ mod tests {
             levels in prop::collection::vec(prop_oneof!["[a-c]{1,2}", Just("+".to_owned()), Just("{device}".to_owned()), Just("{tag}".to_owned())], 1..6),
             topic in "[a-c]{0,2}(/[a-c]{0,2}){0,5}",
         ) {
-            if let Ok(pattern) = TopicPattern::compile(&levels.join("/")) {
+            if let Ok(pattern) = TopicPattern::compile(&levels.join("/"), Format::Json) {
                 prop_assert!(valid_filter(pattern.filter()));
                 let mut tags = Vec::new();
                 let captured = pattern.capture(&topic, &mut tags);

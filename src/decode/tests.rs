@@ -1,12 +1,12 @@
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::refusal::Reason;
 use super::time::Time;
 use super::*;
-use crate::ingest::dead_letter::Reason;
 
-fn decoder(decode: &serde_json::Value) -> Decoder {
-    Decoder::compile(&serde_json::from_value(decode.clone()).unwrap()).unwrap()
+pub(super) fn decoder(decode: &serde_json::Value) -> Decoder {
+    Decoder::compile(&serde_json::from_value(decode.clone()).unwrap(), None).unwrap()
 }
 
 fn vibration() -> Decoder {
@@ -23,19 +23,12 @@ fn vibration() -> Decoder {
 
 const ARRIVAL: &str = "2026-05-04T12:00:00Z";
 
-type Readings = Vec<(Option<Time>, Vec<Value<'static>>)>;
+pub(super) type Readings = Vec<(Option<Time>, Vec<Value<'static>>)>;
 
-fn run(decoder: &Decoder, payload: &[u8]) -> (Outcome, Readings) {
+pub(super) fn run(decoder: &Decoder, payload: &[u8]) -> (Outcome, Readings) {
     let mut readings = Vec::new();
-    let outcome = decoder.decode(payload, Time::from_text(ARRIVAL).unwrap(), |time, values| {
-        let owned = values.iter().map(|value| match value {
-            Value::Text(text) => Value::Text(text.clone().into_owned().into()),
-            Value::Null => Value::Null,
-            Value::Float64(number) => Value::Float64(*number),
-            Value::Int64(number) => Value::Int64(*number),
-            Value::Boolean(truth) => Value::Boolean(*truth),
-        });
-        readings.push((time, owned.collect()));
+    let outcome = decoder.decode(&Memory::default(), "", payload, Time::from_text(ARRIVAL).unwrap(), |time, values| {
+        readings.push((time, values.iter().cloned().map(Value::into_owned).collect()));
     });
     if matches!(outcome, Outcome::Malformed(_)) {
         readings.clear();
@@ -43,7 +36,7 @@ fn run(decoder: &Decoder, payload: &[u8]) -> (Outcome, Readings) {
     (outcome, readings)
 }
 
-fn reason(outcome: &Outcome) -> Option<Reason> {
+pub(super) fn reason(outcome: &Outcome) -> Option<Reason> {
     match outcome {
         Outcome::Complete => None,
         Outcome::Partial(refusal) | Outcome::Malformed(refusal) => Some(refusal.reason),
@@ -137,7 +130,7 @@ fn pointers_reach_everywhere() {
 #[test]
 fn a_pointer_that_is_none_is_refused() {
     let decode = serde_json::from_value(json!({"fields": [{"name": "a", "type": "Float64", "pointer": "a"}]})).unwrap();
-    assert!(Decoder::compile(&decode).is_err());
+    assert!(Decoder::compile(&decode, None).is_err());
 }
 
 proptest! {

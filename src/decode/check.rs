@@ -1,0 +1,303 @@
+//! The checks of a field: type, range, presence.
+
+use std::borrow::Cow;
+
+use super::refusal::{Reason, Refusal, excerpt};
+use super::time::Time;
+use super::{CompileError, Raw, Value};
+use crate::api::decode::default_max_ahead;
+use crate::api::pipeline::{Decode, Field, FieldType, TimeUnit};
+
+/// What a field's value must be.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    name: String,
+    type_: FieldType,
+    time_unit: TimeUnit,
+    /// Factor and addend of a Float64.
+    adjustment: Option<(f64, f64)>,
+    min: Option<f64>,
+    max: Option<f64>,
+    required: bool,
+    default: Value<'static>,
+    /// The unit that a value must have where the payload gives one.
+    pub unit: Option<String>,
+}
+
+impl Rule {
+    /// Compiles a field.
+    pub fn compile(field: &Field) -> Result<Self, CompileError> {
+        let adjusted = field.scale.is_some() || field.offset.is_some();
+        let mut rule = Self {
+            name: field.name.clone(),
+            type_: field.type_,
+            time_unit: TimeUnit::Rfc3339,
+            adjustment: None,
+            min: field.min,
+            max: field.max,
+            required: field.required,
+            default: Value::Null,
+            unit: field.unit.clone().filter(|_| !adjusted),
+        };
+        if let Some(default) = &field.default {
+            let checked = rule.check(&mut Raw::of_json(default, field.type_ == FieldType::Json));
+            rule.default = checked
+                .map(Value::into_owned)
+                .map_err(|refusal| CompileError::ReadDefault { field: field.name.clone(), detail: refusal.detail })?;
+        }
+        rule.time_unit = field.time_unit.unwrap_or(TimeUnit::Rfc3339);
+        rule.adjustment = adjusted.then(|| (field.scale.unwrap_or(1.0), field.offset.unwrap_or(0.0)));
+        Ok(rule)
+    }
+
+    /// The type of the field.
+    pub fn type_(&self) -> FieldType {
+        self.type_
+    }
+
+    /// Checks what stands in the payload. Leaves an absent value in its place.
+    pub fn check<'a>(&self, raw: &mut Raw<'a>) -> Result<Value<'a>, Refusal> {
+        #[allow(clippy::cast_precision_loss, reason = "an integer may stand for a Float64, as everywhere in JSON")]
+        let value = match (std::mem::replace(raw, Raw::Absent), self.type_) {
+            (Raw::Absent | Raw::Null, _) if self.default != Value::Null => return Ok(self.default.clone()),
+            (Raw::Absent | Raw::Null, _) if !self.required => return Ok(Value::Null),
+            (Raw::Absent, _) => return Err(self.refuse(Reason::MissingField, "a value", "nothing")),
+            (Raw::Null, _) => return Err(self.refuse(Reason::MissingField, "a value", "null")),
+            (Raw::Float(number), FieldType::Float64) => self.float(number)?,
+            (Raw::Integer(number), FieldType::Float64) => self.float(number as f64)?,
+            (Raw::Integer(number), FieldType::Int64) => match i64::try_from(number) {
+                Ok(number) => Value::Int64(number),
+                Err(_) => return Err(self.refuse(Reason::OutOfRange, "a number of 64 bits", &number.to_string())),
+            },
+            (Raw::Boolean(truth), FieldType::Boolean) => Value::Boolean(truth),
+            (Raw::Text(text), FieldType::Text) if text.contains('\0') => return Err(self.refuse_nul(&text)),
+            (Raw::Text(text), FieldType::Text) => Value::Text(text),
+            (Raw::Json(text), FieldType::Json) if text.contains("\\u0000") && holds_nul(&text) => return Err(self.refuse_nul(&text)),
+            (Raw::Json(text), FieldType::Json) => Value::Json(Cow::Owned(text)),
+            (found, FieldType::Timestamp) => self.timestamp(&found)?,
+            (found, _) => return Err(self.refuse(Reason::WrongType, type_name(self.type_), &describe(&found))),
+        };
+        self.check_range(&value)?;
+        Ok(value)
+    }
+
+    fn float(&self, number: f64) -> Result<Value<'static>, Refusal> {
+        let adjusted = self.adjustment.map_or(number, |(scale, offset)| number * scale + offset);
+        if adjusted.is_finite() {
+            Ok(Value::Float64(adjusted))
+        } else {
+            Err(self.refuse(Reason::OutOfRange, "a finite number", &adjusted.to_string()))
+        }
+    }
+
+    fn timestamp(&self, raw: &Raw<'_>) -> Result<Value<'static>, Refusal> {
+        match read_time(raw, self.time_unit) {
+            Read::Time(time) if time.is_storable() => Ok(Value::Timestamp(time)),
+            Read::Time(_) => Err(self.refuse(Reason::OutOfRange, "a time from 4713 BC to 294276 AD", &describe(raw))),
+            Read::Beyond => Err(self.refuse(Reason::OutOfRange, unit_name(self.time_unit), &describe(raw))),
+            Read::Nothing => Err(self.refuse(Reason::WrongType, unit_name(self.time_unit), &describe(raw))),
+        }
+    }
+
+    fn check_range(&self, value: &Value<'_>) -> Result<(), Refusal> {
+        if self.min.is_none() && self.max.is_none() {
+            return Ok(());
+        }
+        #[allow(clippy::cast_precision_loss, reason = "the bounds are doubles themselves")]
+        let (number, shown) = match value {
+            Value::Float64(number) => (*number, number as &dyn std::fmt::Display),
+            Value::Int64(number) => (*number as f64, number as &dyn std::fmt::Display),
+            _ => return Ok(()),
+        };
+        if let Some(min) = self.min.filter(|min| number < *min) {
+            return Err(self.refuse(Reason::OutOfRange, &format!("at least {min}"), &shown.to_string()));
+        }
+        if let Some(max) = self.max.filter(|max| number > *max) {
+            return Err(self.refuse(Reason::OutOfRange, &format!("at most {max}"), &shown.to_string()));
+        }
+        Ok(())
+    }
+
+    fn refuse_nul(&self, text: &str) -> Refusal {
+        self.refuse(Reason::OutOfRange, "a text without U+0000, which PostgreSQL does not store", &excerpt(text))
+    }
+
+    /// A refusal of this field's value.
+    pub fn refuse(&self, reason: Reason, expected: &str, found: &str) -> Refusal {
+        Refusal::new(reason, &format!("field {}: expected {expected}, found {found}", self.name))
+    }
+}
+
+/// Whether a string in this JSON holds U+0000. Its escape stands there, if not behind another backslash.
+fn holds_nul(json: &str) -> bool {
+    let mut escaped = false;
+    json.char_indices().any(|(index, character)| {
+        let begins = character == '\\' && !escaped;
+        let found = escaped && json[index..].starts_with("u0000");
+        escaped = begins;
+        found
+    })
+}
+
+/// The times that are believed, and what they are given in.
+#[derive(Clone, Debug)]
+pub(super) struct Timing {
+    /// Whether the time is where a pointer says.
+    pub is_in_payload: bool,
+    unit: TimeUnit,
+    max_age: Option<i64>,
+    max_ahead: i64,
+    /// The bounds, for a refusal.
+    bounds: String,
+}
+
+impl Timing {
+    /// Compiles the times of a `decode`.
+    pub fn compile(decode: &Decode) -> Result<Self, CompileError> {
+        let time =
+            decode.time.clone().unwrap_or_else(|| crate::api::pipeline::TimeField { max_ahead: default_max_ahead(), ..Default::default() });
+        let earliest =
+            time.max_age.as_ref().map_or_else(|| "from the year 2000".to_owned(), |age| format!("from {age} before the arrival"));
+        Ok(Self {
+            is_in_payload: time.pointer.is_some(),
+            unit: time.unit,
+            max_age: time.max_age.as_deref().map(microseconds).transpose()?,
+            max_ahead: microseconds(&time.max_ahead)?,
+            bounds: format!("{earliest} to {} after it", time.max_ahead),
+        })
+    }
+
+    /// Whether a reading that arrived at `arrival` can be of this time. A clock that was never set starts in 1970, and so does a
+    /// time that is read in the wrong unit: neither is a time of a reading.
+    fn admits(&self, time: Time, arrival: Time) -> bool {
+        time.0 >= 0 && time <= arrival.after(self.max_ahead) && self.max_age.is_none_or(|age| time >= arrival.after(-age))
+    }
+
+    /// Checks a time that the format gives.
+    pub fn check_known(&self, time: Time, arrival: Time) -> Result<Time, Refusal> {
+        if self.admits(time, arrival) {
+            return Ok(time);
+        }
+        Err(Refusal::new(Reason::TimeOutOfRange, &format!("time: expected one {}, found {time}", self.bounds)))
+    }
+
+    /// Checks the time that a pointer leads to.
+    pub fn check(&self, raw: &mut Raw<'_>, arrival: Time) -> Result<Time, Refusal> {
+        let raw = std::mem::replace(raw, Raw::Absent);
+        let expected = unit_name(self.unit);
+        let refuse = |reason, expected: &str| Err(Refusal::new(reason, &format!("time: expected {expected}, found {}", describe(&raw))));
+        match read_time(&raw, self.unit) {
+            Read::Time(time) if self.admits(time, arrival) => Ok(time),
+            Read::Time(_) | Read::Beyond => refuse(Reason::TimeOutOfRange, &format!("{expected}, {}", self.bounds)),
+            Read::Nothing if matches!(raw, Raw::Absent | Raw::Null) => refuse(Reason::MissingTime, expected),
+            Read::Nothing => refuse(Reason::WrongType, expected),
+        }
+    }
+}
+
+/// Microseconds of a length of time.
+fn microseconds(text: &str) -> Result<i64, CompileError> {
+    let error = || CompileError::ReadDuration { text: text.to_owned() };
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(error)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        "w" => 604_800,
+        _ => return Err(error()),
+    };
+    number.parse::<i64>().ok().and_then(|number| number.checked_mul(seconds * 1_000_000)).filter(|time| *time > 0).ok_or_else(error)
+}
+
+/// What a value says as a time.
+enum Read {
+    Time(Time),
+    /// A number beyond 64 bits of microseconds.
+    Beyond,
+    /// No time, or one in another unit.
+    Nothing,
+}
+
+fn read_time(raw: &Raw<'_>, unit: TimeUnit) -> Read {
+    let number = |time: Option<Time>| time.map_or(Read::Beyond, Read::Time);
+    match (raw, unit) {
+        (Raw::Time(time), _) => Read::Time(*time),
+        (Raw::Text(text), TimeUnit::Rfc3339) => Time::from_text(text).map_or(Read::Nothing, Read::Time),
+        (_, TimeUnit::Rfc3339) => Read::Nothing,
+        (Raw::Integer(value), _) => number(Time::from_integer(*value, unit)),
+        (Raw::Float(value), _) => number(Time::from_float(*value, unit)),
+        _ => Read::Nothing,
+    }
+}
+
+fn unit_name(unit: TimeUnit) -> &'static str {
+    match unit {
+        TimeUnit::Seconds => "seconds since 1970",
+        TimeUnit::Milliseconds => "milliseconds since 1970",
+        TimeUnit::Microseconds => "microseconds since 1970",
+        TimeUnit::Nanoseconds => "nanoseconds since 1970",
+        TimeUnit::Rfc3339 => "a text as in RFC 3339",
+    }
+}
+
+fn type_name(type_: FieldType) -> &'static str {
+    match type_ {
+        FieldType::Float64 => "a number",
+        FieldType::Int64 => "a whole number",
+        FieldType::Boolean => "true or false",
+        FieldType::Text => "a text",
+        FieldType::Timestamp => "a time",
+        FieldType::Json => "a JSON value",
+    }
+}
+
+fn describe(raw: &Raw<'_>) -> String {
+    match raw {
+        Raw::Absent => "nothing".to_owned(),
+        Raw::Null => "null".to_owned(),
+        Raw::Boolean(truth) => truth.to_string(),
+        Raw::Integer(number) => number.to_string(),
+        Raw::Float(number) => format!("{number:?}"),
+        Raw::Text(text) => format!("the text {}", excerpt(text)),
+        Raw::Time(time) => format!("the time {time}"),
+        Raw::Json(text) => format!("the JSON {}", excerpt(text)),
+        Raw::Other(name) => (*name).to_owned(),
+    }
+}
+
+impl Raw<'static> {
+    /// What a JSON value is to a field; `whole` for one that takes any.
+    pub fn of_json(value: &serde_json::Value, whole: bool) -> Self {
+        use serde_json::Value as Json;
+        match value {
+            Json::Null => Self::Null,
+            _ if whole => Self::Json(value.to_string()),
+            Json::Bool(truth) => Self::Boolean(*truth),
+            Json::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
+                (Some(number), ..) => Self::Integer(number.into()),
+                (_, Some(number), _) => Self::Integer(number.into()),
+                (.., number) => number.map_or(Self::Other("a number beyond 64 bits"), Self::Float),
+            },
+            Json::String(text) => Self::Text(Cow::Owned(text.clone())),
+            Json::Array(_) => Self::Other("an array"),
+            Json::Object(_) => Self::Other("an object"),
+        }
+    }
+}
+
+impl Value<'_> {
+    /// The value without what it borrows.
+    #[must_use]
+    pub fn into_owned(self) -> Value<'static> {
+        match self {
+            Self::Null => Value::Null,
+            Self::Float64(number) => Value::Float64(number),
+            Self::Int64(number) => Value::Int64(number),
+            Self::Boolean(truth) => Value::Boolean(truth),
+            Self::Text(text) => Value::Text(Cow::Owned(text.into_owned())),
+            Self::Timestamp(time) => Value::Timestamp(time),
+            Self::Json(text) => Value::Json(Cow::Owned(text.into_owned())),
+        }
+    }
+}

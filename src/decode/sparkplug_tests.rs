@@ -1,0 +1,114 @@
+use prost::Message as _;
+use serde_json::json;
+
+use super::*;
+use crate::decode::{Decoder, Outcome};
+
+const ARRIVAL: &str = "2026-05-04T12:00:00Z";
+const MILLISECONDS: u64 = 1_777_863_721_500;
+
+fn decoder() -> Decoder {
+    let fields = json!([{"name": "pressure", "type": "Float64", "metric": "Inputs/Pressure"}, {"name": "level", "type": "Int64"}]);
+    Decoder::compile(&serde_json::from_value(json!({"format": "SparkplugB", "fields": fields})).unwrap(), None).unwrap()
+}
+
+fn metric(name: Option<&str>, alias: Option<u64>, datatype: Option<u32>, value: Number) -> Metric {
+    Metric { name: name.map(str::to_owned), alias, timestamp: None, datatype, is_null: None, value: Some(value) }
+}
+
+/// A payload with this number.
+fn payload(sequence: u8, metrics: Vec<Metric>) -> Vec<u8> {
+    let mut bytes = Payload { timestamp: Some(MILLISECONDS), metrics }.encode_to_vec();
+    bytes.extend([0x18, 0x80 | (sequence & 0x7f), sequence >> 7]);
+    bytes
+}
+
+struct Host {
+    decoder: Decoder,
+    memory: Memory,
+}
+
+impl Host {
+    fn new() -> Self {
+        Self { decoder: decoder(), memory: Memory::default() }
+    }
+
+    /// What becomes of a message: `None` when it says nothing of devices.
+    fn take(&mut self, topic: &str, payload: &[u8]) -> Option<(Outcome, Vec<Vec<Value<'static>>>)> {
+        if !self.decoder.observe(&mut self.memory, topic, 5, payload) {
+            return None;
+        }
+        let mut rows = Vec::new();
+        let outcome = self.decoder.decode(&self.memory, topic, payload, Time::from_text(ARRIVAL).unwrap(), |time, values| {
+            assert_eq!(time, Time::from_text("2026-05-04T03:02:01.5Z"));
+            rows.push(values.iter().cloned().map(Value::into_owned).collect());
+        });
+        Some((outcome, rows))
+    }
+
+    fn be_born(&mut self) {
+        assert_eq!(self.take("spBv1.0/g/NBIRTH/n", &payload(0, vec![])), None);
+        let birth = vec![
+            metric(Some("Inputs/Pressure"), Some(1), Some(10), Number::Double(1.5)),
+            metric(Some("level"), Some(2), Some(1), Number::Int(0xf9)),
+            metric(Some("unwanted"), Some(3), Some(12), Number::Text("x".to_owned())),
+        ];
+        let (outcome, rows) = self.take("spBv1.0/g/DBIRTH/n/d", &payload(1, birth)).unwrap();
+        assert_eq!((outcome, rows), (Outcome::Complete, vec![vec![Value::Float64(1.5), Value::Int64(-7)]]));
+    }
+}
+
+fn data(alias: u64, sequence: u8) -> Vec<u8> {
+    payload(sequence, vec![metric(None, Some(alias), None, Number::Int(0xfe))])
+}
+
+#[test]
+fn births_name_and_type_what_data_gives_by_alias() {
+    let mut host = Host::new();
+    host.be_born();
+    let row = |value| Some((Outcome::Complete, vec![vec![Value::Null, value]]));
+    assert_eq!(host.take("spBv1.0/g/DDATA/n/d", &data(2, 2)), row(Value::Int64(-2)));
+    let named = payload(3, vec![metric(Some("level"), None, None, Number::Int(0x80))]);
+    assert_eq!(host.take("spBv1.0/g/DDATA/n/d", &named), row(Value::Int64(-128)));
+    assert_eq!(
+        host.take("spBv1.0/g/DDATA/n/d", &payload(4, vec![metric(None, Some(3), None, Number::Text("y".to_owned()))])),
+        Some((Outcome::Complete, vec![]))
+    );
+    assert_eq!(host.memory.take_gaps(), 0);
+}
+
+fn is_unknown(found: Option<(Outcome, Vec<Vec<Value<'static>>>)>) -> bool {
+    matches!(found, Some((Outcome::Malformed(refusal), rows)) if refusal.reason == Reason::UnknownMetric && rows.is_empty())
+}
+
+#[test]
+fn what_no_birth_has_named_is_refused_whole() {
+    let mut host = Host::new();
+    assert!(is_unknown(host.take("spBv1.0/g/DDATA/n/d", &data(2, 2))));
+    let untyped = payload(3, vec![metric(Some("level"), None, None, Number::Int(1))]);
+    assert!(is_unknown(host.take("spBv1.0/g/DDATA/n/d", &untyped)));
+    host.be_born();
+    let mixed = payload(2, vec![metric(None, Some(2), None, Number::Int(1)), metric(None, Some(9), None, Number::Int(1))]);
+    assert!(is_unknown(host.take("spBv1.0/g/DDATA/n/d", &mixed)));
+    assert!(is_unknown(host.take("spBv1.0/g/DDATA/n/other", &data(2, 3))));
+    for death in ["spBv1.0/g/DDEATH/n/d", "spBv1.0/g/NDEATH/n"] {
+        host.be_born();
+        assert_eq!(host.take(death, &payload(2, vec![])), None);
+        assert!(is_unknown(host.take("spBv1.0/g/DDATA/n/d", &data(2, 3))), "{death}");
+    }
+    assert_eq!(host.memory.metrics, 0);
+}
+
+#[test]
+fn gaps_in_the_numbers_are_counted() {
+    let mut host = Host::new();
+    host.be_born();
+    for (sequence, gaps) in [(2, 0), (4, 1), (5, 0), (255, 1), (0, 0), (1, 0)] {
+        host.take("spBv1.0/g/DDATA/n/d", &data(2, sequence));
+        assert_eq!(host.memory.take_gaps(), gaps, "{sequence}");
+    }
+    // The numbers are the node's: its own messages count too.
+    assert_eq!(host.take("spBv1.0/g/NDATA/n", &payload(2, vec![])), None);
+    host.take("spBv1.0/g/DDATA/n/d", &data(2, 3));
+    assert_eq!(host.memory.take_gaps(), 0);
+}
