@@ -1,6 +1,7 @@
 //! Tests that live side by side, each in its namespace, with its database.
 
 mod apply;
+mod certificate;
 mod dead_letter;
 mod deletion;
 mod drift;
