@@ -12,10 +12,16 @@ pub const DEVICES: u64 = 1_000;
 /// The most messages that are not acknowledged: enough that the broker never waits, and few enough that it need not queue.
 const WINDOW: u64 = 1_000;
 
-/// One session with a broker.
+/// Bytes that a client has room for: what one read brings at most, and far more than the largest packet of these loads.
+const ROOM: usize = 256 * 1024;
+
+/// One session with a broker. It reads into one buffer that stays, so that a counting client shows what the broker takes, and not
+/// what its own buffers cost.
 pub struct Client {
     stream: TcpStream,
-    input: Vec<u8>,
+    buffer: Box<[u8]>,
+    /// What was read and is not yet taken.
+    unread: std::ops::Range<usize>,
 }
 
 impl Client {
@@ -23,7 +29,7 @@ impl Client {
     pub fn connect(port: u16, id: &str, clean: bool) -> anyhow::Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("failed to reach the broker")?;
         stream.set_nodelay(true)?;
-        let mut client = Self { stream, input: Vec::new() };
+        let mut client = Self { stream, buffer: vec![0; ROOM].into(), unread: 0..0 };
         let mut body = b"\x00\x04MQTT\x04".to_vec();
         body.extend_from_slice(&[u8::from(clean) << 1, 0, 0]);
         put_text(&mut body, id);
@@ -43,7 +49,7 @@ impl Client {
 
     fn expect(&mut self, type_: u8) -> anyhow::Result<()> {
         let found = loop {
-            if let Some((first, _)) = self.take() {
+            if let Some(first) = self.take() {
                 break first >> 4;
             }
             self.fill()?;
@@ -52,22 +58,26 @@ impl Client {
         Ok(())
     }
 
+    /// Reads once, behind what is not yet taken.
     fn fill(&mut self) -> anyhow::Result<()> {
-        let length = self.input.len();
-        self.input.resize(length + 65_536, 0);
-        let read = self.stream.read(&mut self.input[length..])?;
-        ensure!(read > 0, "the broker closed the connection");
-        self.input.truncate(length + read);
+        self.buffer.copy_within(self.unread.clone(), 0);
+        self.unread = 0..self.unread.len();
+        let read = self.stream.read(&mut self.buffer[self.unread.end..])?;
+        ensure!(read > 0, "the broker closed the connection, or sent a packet of more than {ROOM} bytes");
+        self.unread.end += read;
         Ok(())
     }
 
-    /// The next whole packet: its first byte and its body.
-    fn take(&mut self) -> Option<(u8, Vec<u8>)> {
-        let (start, end) = bounds(&self.input)?;
-        let body = self.input[start..end].to_vec();
-        let first = self.input[0];
-        self.input.drain(..end);
-        Some((first, body))
+    fn unread(&self) -> &[u8] {
+        &self.buffer[self.unread.clone()]
+    }
+
+    /// The first byte of the next whole packet.
+    fn take(&mut self) -> Option<u8> {
+        let (_, end) = bounds(self.unread())?;
+        let first = self.unread()[0];
+        self.unread.start += end;
+        Some(first)
     }
 
     /// Publishes these packets, whose identifiers are in turn 1, 2, and so on, with a window; at a rate (messages a second) if
@@ -93,9 +103,9 @@ impl Client {
             }
             if acknowledged < sent {
                 self.fill()?;
-                let whole = self.input.len() / 4;
+                let whole = self.unread.len() / 4;
                 acknowledged += whole as u64;
-                self.input.drain(..whole * 4);
+                self.unread.start += whole * 4;
             }
         }
         Ok(())
@@ -106,17 +116,15 @@ impl Client {
         let mut counted = 0;
         let mut output = Vec::new();
         while counted < messages {
-            let mut position = 0;
-            while let Some((start, end)) = bounds(&self.input[position..]) {
-                let packet = &self.input[position..position + end];
+            while let Some((start, end)) = bounds(self.unread()) {
+                let packet = &self.unread()[..end];
                 if packet[0] >> 4 == 3 {
                     let topic = usize::from(u16::from_be_bytes([packet[start], packet[start + 1]]));
                     output.extend_from_slice(&[0x40, 2, packet[start + 2 + topic], packet[start + 3 + topic]]);
                     counted += 1;
                 }
-                position += end;
+                self.unread.start += end;
             }
-            self.input.drain(..position);
             self.stream.write_all(&output)?;
             output.clear();
             if counted < messages {
