@@ -2,7 +2,7 @@
 //!
 //! Three custom resources, `Device`, `Gateway` and `Pipeline`, say what a fleet is; the roles of this one binary make it run.
 //! Dependencies point one way: `api` knows nothing; `certificate`, `credential`, `decode`, `timescale`, `registry` know `api`;
-//! `operator`, `agent`, `ingest` and `simulate` know those and never one another.
+//! `operator`, `agent`, `ingest`, `check` and `simulate` know those and never one another.
 
 pub mod api;
 
@@ -17,6 +17,7 @@ pub mod registry;
 pub mod timescale;
 
 pub mod agent;
+pub mod check;
 pub mod ingest;
 pub mod operator;
 pub mod simulate;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use fleetwright::{agent, api, ingest, operator, runtime, simulate};
+use fleetwright::{agent, api, check, ingest, operator, runtime, simulate};
 use tracing::error;
 
 #[global_allocator]
@@ -26,6 +26,9 @@ enum Role {
     Agent(agent::Arguments),
     /// Takes the telemetry of a Pipeline from its brokers into its table
     Ingest(ingest::Arguments),
+    /// Prints what a Pipeline makes of a message, with no cluster, broker or database
+    #[command(after_help = check::EXAMPLES)]
+    Check(check::Arguments),
     /// Plays a fleet of devices, for demonstrations and load
     Simulate(simulate::Arguments),
     /// Prints the CustomResourceDefinitions
@@ -42,6 +45,9 @@ enum Role {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Role::Check(arguments) = &arguments.role {
+        return check::run(arguments);
+    }
     match run(arguments.role) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -64,7 +70,7 @@ fn run(role: Role) -> anyhow::Result<()> {
             Role::Agent(arguments) => agent::run(arguments, shutdown).await,
             Role::Ingest(arguments) => ingest::run(arguments, shutdown).await,
             Role::Simulate(arguments) => simulate::run(arguments, shutdown).await,
-            Role::Crds { .. } => Ok(()),
+            Role::Check(_) | Role::Crds { .. } => Ok(()),
         }
     })
 }

@@ -5,6 +5,7 @@
 
 mod cbor;
 mod check;
+pub mod descriptor;
 mod pack;
 mod plain_text;
 mod pointer;
@@ -13,6 +14,7 @@ mod reading;
 pub mod refusal;
 mod senml;
 pub mod sparkplug;
+pub mod stream;
 pub mod time;
 mod walk;
 mod wire;
@@ -27,6 +29,7 @@ use self::reading::Message;
 use self::refusal::{Reason, Refusal};
 use self::sparkplug::Memory;
 use self::time::Time;
+use crate::api::condition::Cause;
 use crate::api::pipeline::{Decode, Format};
 
 /// A value that passed its checks.
@@ -103,6 +106,15 @@ pub enum CompileError {
     /// The description of the Protocol Buffers messages.
     #[error(transparent)]
     Describe(#[from] protobuf::DescribeError),
+}
+
+impl CompileError {
+    /// Why the Pipeline cannot be carried out. What is wrong with a description is for its ConfigMap to mend, not for the Pipeline.
+    #[must_use]
+    pub fn cause(&self) -> Cause {
+        let reason = if matches!(self, Self::Describe(_)) { "DescriptorMismatch" } else { "InvalidSpec" };
+        Cause::new(reason, self.to_string())
+    }
 }
 
 /// What becomes of a message.

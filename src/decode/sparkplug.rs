@@ -17,7 +17,9 @@ use super::wire::{Content, Wire};
 use super::{Raw, Value, malformed};
 use crate::api::pipeline::TimeUnit;
 
-/// The most metrics that are remembered of all nodes of a broker; some 40 bytes each. A birth beyond it is refused.
+/// The most metrics that are remembered of all nodes of a broker; some 40 bytes each. A birth beyond it is not
+/// remembered: what it holds becomes a row, but later messages that give its metrics by alias alone, or without a type, are refused
+/// (`UnknownMetric`).
 const MOST_METRICS: usize = 1_000_000;
 
 /// What the births of a broker's nodes have said.

@@ -19,8 +19,7 @@ use tracing::info;
 
 use super::assignment;
 use super::decode::Decoder;
-use super::decode::sparkplug::Memory;
-use super::decode::time::Time;
+use super::decode::stream::Stream;
 use super::intake::Intake;
 use super::metrics::Metrics;
 use super::mqtt::connection::Login;
@@ -237,13 +236,7 @@ impl Worker {
         Session {
             login: self.login.clone(),
             name: format!("{}/{}/{}", configuration.namespace, configuration.pipeline, gateway.name),
-            intake: Intake {
-                gateway: gateway.name.clone(),
-                topic: self.topic.clone(),
-                decoder: self.decoder.clone(),
-                last_arrival: Time::default(),
-                memory: Memory::default(),
-            },
+            intake: Intake { gateway: gateway.name.clone(), stream: Stream::new(self.topic.clone(), self.decoder.clone()) },
             registry,
             sink,
             uri: self.uri.clone(),

@@ -102,7 +102,7 @@ impl Session {
 
     /// Takes the session over in the database, however long that takes.
     async fn open(&self, check: &str) -> Option<(session_store::Opened, String)> {
-        let filter = self.intake.topic.filter().to_owned();
+        let filter = self.intake.stream.topic().filter().to_owned();
         let mut backoff = Backoff::default();
         loop {
             let attempt = session_store::open(&self.uri, &self.name, &self.gateway.name, &filter);

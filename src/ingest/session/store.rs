@@ -113,7 +113,7 @@ impl Store {
                 self.parked.push(message);
             }
         }
-        self.metrics.sequence_gaps.inc_by(self.intake.memory.take_gaps());
+        self.metrics.sequence_gaps.inc_by(self.intake.stream.take_gaps());
         self.metrics.messages.inc_by(messages.len() as u64);
         if is_full(self.open.rows.len(), self.open.size()) {
             self.seal();
@@ -165,7 +165,7 @@ impl Store {
         }
         let mut batch = self.sealed.pop_front()?;
         self.metrics.redelivered.inc_by(batch.arrange());
-        let holds_all_entries = self.intake.decoder.takes_arrival_time();
+        let holds_all_entries = self.intake.stream.takes_arrival_time();
         let entries = if holds_all_entries {
             (0..u32::try_from(batch.len()).unwrap_or(u32::MAX)).filter_map(|number| batch.entry(number)).collect()
         } else {
@@ -213,7 +213,7 @@ impl Store {
             metrics.lag.observe(since(arrival));
         }
         if let Some((_, newest)) = done.batch.rows.span(0..done.batch.rows.len())
-            && !self.intake.decoder.takes_arrival_time()
+            && !self.intake.stream.takes_arrival_time()
         {
             metrics.latency.observe(since(newest));
         }

@@ -9,6 +9,7 @@ use super::database::Databases;
 use crate::api::condition::Cause;
 use crate::api::{Gateway, Pipeline, name};
 use crate::credential::password::Password;
+use crate::decode::descriptor;
 use crate::operator::apply::{WriteError, read, read_all};
 use crate::operator::device::secret::PASSWORD_KEY;
 use crate::runtime::error::chain;
@@ -16,9 +17,6 @@ use crate::timescale;
 use crate::timescale::execute::{ExecuteError, look};
 use crate::timescale::schema::Owner;
 use crate::timescale::uri::ConnectionUri;
-
-/// The longest FileDescriptorSet, in bytes: in base64 it stands in the ConfigMap of the workers, which holds 1 MiB.
-const MOST_DESCRIPTOR: usize = 512 * 1024;
 
 /// What was found around a Pipeline.
 #[derive(Debug)]
@@ -108,28 +106,7 @@ async fn read_descriptor(client: &Client, pipeline: &Pipeline) -> Result<Result<
     let Some(protobuf) = &pipeline.spec.decode.protobuf else { return Ok(Ok(None)) };
     let reference = &protobuf.config_map_ref;
     let map = read::<ConfigMap>(client, &pipeline.namespace().unwrap_or_default(), &reference.name).await?;
-    Ok(descriptor(map, &reference.name, &reference.key).map(Some))
-}
-
-/// The FileDescriptorSet in a ConfigMap, or what is wrong with it.
-fn descriptor(map: Option<ConfigMap>, name: &str, key: &str) -> Result<Vec<u8>, Cause> {
-    let Some(map) = map else {
-        let message = format!("there is no ConfigMap {name} in this namespace: kubectl create configmap {name} --from-file={key}");
-        return Err(Cause::new("DescriptorNotFound", message));
-    };
-    let Some(value) = map.binary_data.and_then(|mut data| data.remove(key)) else {
-        let message =
-            format!("ConfigMap {name} has no key {key} in binaryData: kubectl create configmap {name} --from-file={key} puts it there");
-        return Err(Cause::new("DescriptorNotFound", message));
-    };
-    if value.0.len() > MOST_DESCRIPTOR {
-        let message = format!(
-            "ConfigMap {name}, key {key}: expected at most {MOST_DESCRIPTOR} bytes, found {}; write it without --include_source_info",
-            value.0.len()
-        );
-        return Err(Cause::new("DescriptorTooLarge", message));
-    }
-    Ok(value.0)
+    Ok(descriptor::read(map, reference).map(Some))
 }
 
 async fn look_at(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri) -> DatabaseView {
@@ -170,22 +147,6 @@ mod tests {
     use k8s_openapi::ByteString;
 
     use super::*;
-
-    #[test]
-    fn what_may_be_wrong_with_a_descriptor() {
-        let map = |key: &str, length: usize| {
-            Some(ConfigMap { binary_data: Some([(key.to_owned(), ByteString(vec![0; length]))].into()), ..ConfigMap::default() })
-        };
-        for (map, reason) in [
-            (None, Some("DescriptorNotFound")),
-            (Some(ConfigMap::default()), Some("DescriptorNotFound")),
-            (map("other", 1), Some("DescriptorNotFound")),
-            (map("descriptor.pb", MOST_DESCRIPTOR + 1), Some("DescriptorTooLarge")),
-            (map("descriptor.pb", MOST_DESCRIPTOR), None),
-        ] {
-            assert_eq!(descriptor(map, "schema", "descriptor.pb").err().map(|cause| cause.reason), reason);
-        }
-    }
 
     #[test]
     fn what_may_be_wrong_with_a_connection_secret() {

@@ -77,8 +77,8 @@ fn check_decoder(pipeline: &Pipeline, observed: &Observed) -> Result<Result<Opti
     };
     match Decoder::compile(&pipeline.spec.decode, descriptor.as_deref()) {
         Ok(_) => Ok(Ok(descriptor.clone())),
-        Err(CompileError::Describe(error)) => Ok(Err(Cause::new("DescriptorMismatch", error.to_string()))),
-        Err(error) => Err(Cause::new("InvalidSpec", error.to_string())),
+        Err(error @ CompileError::Describe(_)) => Ok(Err(error.cause())),
+        Err(error) => Err(error.cause()),
     }
 }
 

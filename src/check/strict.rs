@@ -1,0 +1,41 @@
+//! A Pipeline as strictly read as the API server reads it (`fieldValidation=Strict`, kubectl's default): an unknown field is an
+//! error, since it is most likely misspelled.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool};
+use kube::CustomResourceExt;
+use serde_json::Value;
+
+use crate::api::Pipeline;
+use crate::api::condition::Cause;
+
+/// The Pipeline that an object is.
+pub fn read(object: Value) -> Result<Pipeline, Cause> {
+    let invalid = |message: String| Cause::new("InvalidSpec", message);
+    let definition = Pipeline::crd();
+    let version = definition.spec.versions.first();
+    let schema = version.and_then(|version| version.schema.as_ref()?.open_api_v3_schema.as_ref()?.properties.as_ref()?.get("spec"));
+    if let (Some(spec), Some(schema)) = (object.get("spec"), schema) {
+        look(spec, schema, "spec").map_err(invalid)?;
+    }
+    serde_json::from_value(object).map_err(|error| invalid(format!("failed to understand the Pipeline: {error}")))
+}
+
+/// Looks for an unknown field.
+fn look(value: &Value, schema: &JSONSchemaProps, path: &str) -> Result<(), String> {
+    match (value, &schema.properties, &schema.additional_properties, &schema.items) {
+        (Value::Object(object), Some(known), _, _) => object.iter().try_for_each(|(key, below)| match known.get(key) {
+            Some(schema) => look(below, schema, &format!("{path}.{key}")),
+            None => {
+                let known: Vec<_> = known.keys().map(String::as_str).collect();
+                Err(format!("failed to understand the field {path}.{key}: expected one of {}", known.join(", ")))
+            }
+        }),
+        (Value::Object(object), None, Some(JSONSchemaPropsOrBool::Schema(schema)), _) => {
+            object.iter().try_for_each(|(key, below)| look(below, schema, &format!("{path}.{key}")))
+        }
+        (Value::Array(items), _, _, Some(JSONSchemaPropsOrArray::Schema(schema))) => {
+            items.iter().enumerate().try_for_each(|(index, below)| look(below, schema, &format!("{path}[{index}]")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,83 @@
+//! The messages of one gateway, in the order of their arrival: what a worker makes of each, and a dry run as well.
+
+use std::sync::Arc;
+
+use super::refusal::{Reason, Refusal};
+use super::sparkplug::Memory;
+use super::time::Time;
+use super::{Decoder, Outcome, Value};
+use crate::api::topic::TopicPattern;
+
+/// Takes the messages of one gateway apart.
+#[derive(Debug)]
+pub struct Stream {
+    topic: Arc<TopicPattern>,
+    decoder: Arc<Decoder>,
+    /// The last time of arrival that was given to a reading.
+    last_arrival: Time,
+    /// What messages have said that others need.
+    memory: Memory,
+}
+
+impl Stream {
+    /// A stream of which no message has come yet.
+    #[must_use]
+    pub fn new(topic: Arc<TopicPattern>, decoder: Arc<Decoder>) -> Self {
+        Self { topic, decoder, last_arrival: Time::default(), memory: Memory::default() }
+    }
+
+    /// The Pipeline's topic.
+    #[must_use]
+    pub fn topic(&self) -> &TopicPattern {
+        &self.topic
+    }
+
+    /// As in [`Decoder::takes_arrival_time`].
+    #[must_use]
+    pub fn takes_arrival_time(&self) -> bool {
+        self.decoder.takes_arrival_time()
+    }
+
+    /// As in [`Memory::take_gaps`].
+    pub fn take_gaps(&mut self) -> u64 {
+        self.memory.take_gaps()
+    }
+
+    /// Takes note of a message. Whether it may hold readings; what else it says is remembered.
+    pub fn observe(&mut self, topic: &[u8], payload: &[u8]) -> bool {
+        match std::str::from_utf8(topic) {
+            Ok(topic) => self.decoder.observe(&mut self.memory, topic, self.topic.depth(), payload),
+            Err(_) => true,
+        }
+    }
+
+    /// The device that a topic names; `tags` is filled with the other captures.
+    ///
+    /// # Errors
+    /// When the topic is not of the Pipeline's form.
+    pub fn read_topic<'t>(&self, topic: &'t [u8], tags: &mut Vec<&'t str>) -> Result<&'t str, Refusal> {
+        let text =
+            std::str::from_utf8(topic).map_err(|error| Refusal::new(Reason::TopicMismatch, &format!("the topic is not UTF-8: {error}")))?;
+        self.topic
+            .capture(text, tags)
+            .filter(|_| !text.contains('\0'))
+            .ok_or_else(|| Refusal::new(Reason::TopicMismatch, &format!("expected a topic like {}", self.topic.filter())))
+    }
+
+    /// Decodes a message that was observed and whose topic was read. Hands each good reading over: its time, whether that is the
+    /// time of arrival, and a value a field.
+    pub fn decode(&mut self, topic: &[u8], payload: &[u8], arrival: Time, mut reading: impl FnMut(Time, bool, &[Value<'_>])) -> Outcome {
+        let last = &mut self.last_arrival;
+        // Times of arrival are a microsecond apart at the least: they tell the readings of a device apart.
+        let next = |last: &mut Time| {
+            *last = arrival.max(last.after(1));
+            *last
+        };
+        let arrival = if self.decoder.takes_arrival_time() { next(last) } else { arrival };
+        let topic = std::str::from_utf8(topic).unwrap_or_default();
+        self.decoder.decode(&self.memory, topic, payload, arrival, |time, values| match time {
+            Some(time) => reading(time, false, values),
+            None => reading(next(last), true, values),
+        })
+    }
+}

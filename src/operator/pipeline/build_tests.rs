@@ -1,0 +1,82 @@
+use serde_json::json;
+
+use super::*;
+use crate::operator::pipeline::observe::Observed;
+use crate::operator::pipeline::validate::tests::{observed, pipeline};
+use crate::operator::pipeline::validate::validate;
+
+const URI: &str = "postgresql://u:database-password@db/fleet";
+
+fn images() -> Images {
+    Images { fleetwright: "fleetwright:1".to_owned(), mosquitto: "mosquitto:1".to_owned(), pull_policy: None }
+}
+
+fn password() -> Password {
+    Password::given(b"secret-of-the-workers").unwrap()
+}
+
+fn built(pipeline: &Pipeline, observed: &Observed, uri: &str) -> Workers {
+    workers(pipeline, &validate(pipeline, observed).unwrap(), &password(), uri, &images())
+}
+
+fn revision_of(workers: &Workers) -> String {
+    let template = &workers.workers.spec.template;
+    template.metadata.as_ref().unwrap().annotations.as_ref().unwrap()[REVISION_ANNOTATION].clone()
+}
+
+#[test]
+fn the_objects_of_a_pipeline() {
+    let pipeline = pipeline(json!({}));
+    let built = built(&pipeline, &observed(), URI);
+    insta::assert_yaml_snapshot!("stateful_set", built.workers);
+    insta::assert_yaml_snapshot!("network_policy", built.network_policy);
+    insta::assert_yaml_snapshot!("service", built.service);
+    let configuration: IngestConfiguration = serde_json::from_str(&built.configuration.data.unwrap()[FILE]).unwrap();
+    assert_eq!(configuration.gateways[1].host, "plant-2-internal.plant.svc");
+    assert_eq!(configuration.table, "vibration");
+}
+
+#[test]
+fn the_credentials_say_who_may_read_what() {
+    let pipeline = pipeline(json!({"paused": true}));
+    let secret = credentials(&pipeline, &validate(&pipeline, &observed()).unwrap(), &password());
+    assert_eq!(secret.annotations()[INGEST_GATEWAYS_ANNOTATION], "plant-1,plant-2");
+    assert_eq!(secret.annotations()[INGEST_FILTER_ANNOTATION], "devices/+/telemetry");
+    assert_eq!(secret.labels()[ROLE_LABEL], ROLE_INGEST_CREDENTIALS);
+    assert_eq!(secret.data.unwrap()[PASSWORD_KEY].0, b"secret-of-the-workers");
+}
+
+#[test]
+fn no_worker_runs_for_nothing() {
+    let none = || Observed { gateways: BTreeMap::new(), ..observed() };
+    for (spec, observed, expected) in [
+        (json!({}), observed(), 1),
+        (json!({"workers": {"replicas": 2}}), observed(), 2),
+        (json!({"workers": {"replicas": 3}}), observed(), 2),
+        (json!({"paused": true, "workers": {"replicas": 2}}), observed(), 0),
+        (json!({}), none(), 0),
+    ] {
+        let pipeline = pipeline(spec);
+        assert_eq!(built(&pipeline, &observed, URI).workers.spec.replicas, Some(expected));
+    }
+}
+
+#[test]
+fn what_a_worker_reads_at_its_start_rolls_it_and_nothing_else() {
+    let plain = revision_of(&built(&pipeline(json!({})), &observed(), URI));
+    assert_eq!(plain, revision_of(&built(&pipeline(json!({"sink": {"timescale": {"chunkInterval": "2d"}}})), &observed(), URI)));
+    assert_eq!(plain, revision_of(&built(&pipeline(json!({"paused": true})), &observed(), URI)));
+    assert_eq!(plain, revision_of(&built(&pipeline(json!({"workers": {"replicas": 2}})), &observed(), URI)));
+    let mut fewer = observed();
+    fewer.gateways.remove("plant-2");
+    assert_ne!(plain, revision_of(&built(&pipeline(json!({})), &fewer, URI)));
+    assert_ne!(plain, revision_of(&built(&pipeline(json!({})), &observed(), "postgresql://u:other@db/fleet")));
+    assert_ne!(plain, revision_of(&built(&pipeline(json!({"decode": {"fields": [{"name": "a", "type": "Text"}]}})), &observed(), URI)));
+}
+
+#[test]
+fn secrets_are_in_no_object_but_their_own() {
+    let built = built(&pipeline(json!({})), &observed(), URI);
+    let text = json!([built.workers, built.configuration, built.network_policy, built.service]).to_string();
+    assert!(!text.contains("database-password") && !text.contains("secret-of-the-workers"));
+}
