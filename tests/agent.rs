@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test fails by panicking")]
 
 mod common;
+#[path = "agent/renewal.rs"]
+mod renewal;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,7 +29,6 @@ use fleetwright::operator::gateway::tls::Certificates;
 use fleetwright::operator::gateway::validate::Valid;
 use fleetwright::runtime::readiness::Readiness;
 use k8s_openapi::ByteString;
-use rcgen::{CertificateParams, KeyPair};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
@@ -84,14 +85,6 @@ impl Agent {
 
     async fn tell(&self, subject: Subject, data: Option<Data>) {
         self.changes.send(Change { subject, data, origin: Origin::ApiServer }).await.unwrap();
-    }
-
-    /// Returns once a handshake has shown this certificate.
-    async fn presents(&mut self, certificate: &Data) {
-        let leaf = CertificateDer::from_pem_slice(&certificate["tls.crt"].0).unwrap();
-        let wanted = fingerprint(&leaf);
-        let shown = |presented: &Option<Presented>| presented.as_ref().is_some_and(|all| all[TLS_SECRET].fingerprint == wanted);
-        tokio::time::timeout(PATIENCE, self.presented.wait_for(shown)).await.expect("a handshake").unwrap();
     }
 
     /// Gives the broker these users, and returns once it has proven to hold them; with the time that took.
@@ -241,56 +234,6 @@ async fn a_broker_that_restarts_proves_again() {
     broker.start_again();
     agent.hold(&both).await;
     assert!(publish(&broker, "press-2", "1"));
-}
-
-/// A self-signed certificate for 127.0.0.1, as the data of a Secret.
-fn certificate() -> Data {
-    let key = KeyPair::generate().unwrap();
-    let chain = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
-    [("tls.crt", chain), ("tls.key", key.serialize_pem())]
-        .into_iter()
-        .map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes())))
-        .collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_renewed_certificate_reaches_the_broker_and_nobody_is_dropped() {
-    let (first, second) = (certificate(), certificate());
-    let spec = json!({"listeners": [{"name": "mqtts", "port": 8883, "tls": {"secretName": TLS_SECRET}}]});
-    let users = [device("press-1", &[]), worker()];
-    let (broker, mut agent) = Site::new(&spec).start(&users, Some(first.clone())).await;
-    agent.presents(&first).await;
-    let trust = |certificate: &Data| {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), &certificate["tls.crt"].0).unwrap();
-        file
-    };
-    let (trust_first, trust_second) = (trust(&first), trust(&second));
-    let publish = |trust: &tempfile::NamedTempFile| {
-        let arguments = ["--cafile", trust.path().to_str().unwrap(), "-t", "devices/press-1/telemetry", "-m", "over TLS"];
-        broker.publish(("press-1", PASSWORD), &arguments).status.success()
-    };
-    assert!(publish(&trust_first));
-    assert!(!publish(&trust_second));
-    let arguments = ["--cafile", trust_first.path().to_str().unwrap(), "-v", "-t", "devices/+/telemetry"];
-    let live = broker.subscribe(("_ingest_vibration", PASSWORD), &arguments);
-
-    // One that does not fit is kept away from the broker.
-    let mut mixed = second.clone();
-    mixed.insert("tls.key".to_owned(), first["tls.key"].clone());
-    agent.tell(Subject::Tls(TLS_SECRET.to_owned()), Some(mixed)).await;
-    wait_until("a refusal", || agent.metrics.refused.with_label_values(&["certificate"]).get() == 1);
-    assert!(publish(&trust_first));
-    assert_eq!(agent.metrics.written.get(), 1);
-
-    let started = Instant::now();
-    agent.tell(Subject::Tls(TLS_SECRET.to_owned()), Some(second.clone())).await;
-    agent.presents(&second).await;
-    println!("from a renewed Secret to the proof: {:?}", started.elapsed());
-    assert!(publish(&trust_second));
-    assert!(!publish(&trust_first));
-    wait_until("both messages on the old connection", || live.output().matches("over TLS").count() == 2);
-    assert_eq!(broker.log().matches("as _ingest_vibration (").count(), 1, "it never had to connect again");
 }
 
 /// Connects the worker with a session that stays, and leaves a message in its queue.

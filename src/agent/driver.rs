@@ -176,6 +176,7 @@ impl Driver {
                 reason = ended(&mut self.proof) => {
                     info!(reason, "the broker ended the agent's session: proving again");
                     self.readiness.fails(BROKER_CHECK, "the broker ended the agent's session");
+                    self.presentation.forget();
                     self.proof = outstanding(None);
                 }
                 () = until(self.state.next_due()) => {
@@ -308,7 +309,7 @@ impl Driver {
         info!(generation = self.generation, "the broker has proven to hold the files");
         self.metrics.proven.set(self.generation);
         self.readiness.holds(BROKER_CHECK);
-        self.presentation.expect();
+        self.presentation.expect(&written.content.certificates);
         let revisions = Some(written.content.revisions.clone());
         self.proven.send_if_modified(|known| {
             *known != revisions && {

@@ -1,4 +1,8 @@
-//! What the broker presents on its TLS listeners: a handshake with each, as a client would do it.
+//! What the broker presents on its TLS listeners: handshakes with each, as clients would do them.
+//!
+//! One for each kind of key: Mosquitto (2.1.2) loads a certificate into the TLS context that it has, and OpenSSL keeps one of each
+//! kind there. Of a renewal that changes the kind the former certificate stays beside the new one until the broker starts anew, and
+//! is what some clients, or even most, are shown.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,6 +10,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use rustls::AlertDescription;
 use rustls_pki_types::ServerName;
 use thiserror::Error;
 use tokio::net::TcpStream;
@@ -18,7 +23,7 @@ use crate::certificate::fingerprint;
 use crate::certificate::server::{CertificateError, ServerCertificate, validity};
 use crate::configuration::agent::{PresentedCertificate, TlsListener};
 use crate::runtime::error::chain;
-use crate::runtime::tls::{TlsError, Verification, client_configuration};
+use crate::runtime::tls::{KeyKind, TlsError, Verification, client_configuration};
 
 /// The longest a handshake may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -68,12 +73,23 @@ pub enum HandshakeError {
     SetUp(#[from] TlsError),
 }
 
+impl HandshakeError {
+    /// Whether the broker answered that the two have nothing in common: here, that it has no key of the kind that was asked for.
+    fn is_refusal(&self) -> bool {
+        let Self::Connect { source, .. } = self else { return false };
+        let error = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        matches!(error, Some(rustls::Error::AlertReceived(AlertDescription::HandshakeFailure)))
+    }
+}
+
 /// Follows what the broker presents.
 #[derive(Debug)]
 pub struct Presentation {
     host: String,
     listeners: Vec<TlsListener>,
     presented: watch::Sender<Option<Presented>>,
+    /// Fingerprints by Secret, once every listener has shown these and no others.
+    settled: Option<BTreeMap<String, String>>,
     next: Option<Instant>,
     pause: Duration,
     since: Option<Instant>,
@@ -83,11 +99,20 @@ impl Presentation {
     /// Of these listeners on `host`, an IP address. Tells in `presented` what was seen; `None` before the first look.
     #[must_use]
     pub fn new(host: &str, listeners: &[TlsListener], presented: watch::Sender<Option<Presented>>) -> Self {
-        Self { host: host.to_owned(), listeners: listeners.to_vec(), presented, next: None, pause: FIRST_PAUSE, since: None }
+        Self { host: host.to_owned(), listeners: listeners.to_vec(), presented, settled: None, next: None, pause: FIRST_PAUSE, since: None }
     }
 
-    /// The broker says that it has read its files: time to look.
-    pub fn expect(&mut self) {
+    /// The broker has ended, and another may present something else.
+    pub fn forget(&mut self) {
+        self.settled = None;
+    }
+
+    /// The broker says that it has read its files: time to look, where it was not seen to present these before.
+    pub fn expect(&mut self, certificates: &BTreeMap<String, ServerCertificate>) {
+        if self.settled.as_ref() == Some(&fingerprints(certificates)) {
+            return;
+        }
+        self.settled = None;
         self.next = Some(Instant::now());
         self.pause = FIRST_PAUSE;
         self.since = self.next;
@@ -101,7 +126,7 @@ impl Presentation {
 
     /// Looks at all listeners, and again later where one does not present its certificate of these.
     pub async fn look(&mut self, certificates: &BTreeMap<String, ServerCertificate>) {
-        let seen = join_all(self.listeners.iter().map(|listener| handshake(&self.host, listener.port))).await;
+        let seen = join_all(self.listeners.iter().map(|listener| shown(&self.host, listener.port))).await;
         let mut presented = self.presented.borrow().clone().unwrap_or_default();
         presented.retain(|secret, _| certificates.contains_key(secret));
         let mut outstanding = Vec::new();
@@ -109,7 +134,8 @@ impl Presentation {
         for (TlsListener { port, secret }, seen) in self.listeners.iter().zip(seen) {
             match seen {
                 Ok(seen) => {
-                    let wanted = certificates.get(secret).is_some_and(|certificate| certificate.fingerprint == seen.fingerprint);
+                    let wanted = certificates.get(secret).map(|certificate| certificate.fingerprint.as_str());
+                    let Some((seen, wanted)) = judge(seen, wanted) else { continue };
                     if !wanted {
                         outstanding.push(format!("port {port} presents another certificate than that of Secret {secret}"));
                     }
@@ -126,6 +152,7 @@ impl Presentation {
             }
         }
         self.tell(presented);
+        self.settled = outstanding.is_empty().then(|| fingerprints(certificates));
         self.next = self.later(&outstanding);
     }
 
@@ -155,9 +182,42 @@ impl Presentation {
     }
 }
 
-/// What a listener presents, and has the key of.
-async fn handshake(host: &str, port: u16) -> Result<PresentedCertificate, HandshakeError> {
-    let configuration = client_configuration(Verification::Unverified)?;
+fn fingerprints(certificates: &BTreeMap<String, ServerCertificate>) -> BTreeMap<String, String> {
+    certificates.iter().map(|(secret, certificate)| (secret.clone(), certificate.fingerprint.clone())).collect()
+}
+
+/// What there is to tell of a listener that showed these, and whether it shows what is wanted and nothing else.
+fn judge(mut seen: Vec<PresentedCertificate>, wanted: Option<&str>) -> Option<(PresentedCertificate, bool)> {
+    let Some(position) = seen.iter().position(|one| Some(one.fingerprint.as_str()) == wanted) else {
+        return seen.pop().map(|other| (other, false));
+    };
+    let mut found = seen.swap_remove(position);
+    found.former_not_after = seen.pop().map(|former| former.not_after);
+    let alone = found.former_not_after.is_none();
+    Some((found, alone))
+}
+
+/// The certificates that a listener presents, and has the keys of: at least one.
+async fn shown(host: &str, port: u16) -> Result<Vec<PresentedCertificate>, HandshakeError> {
+    let mut shown = Vec::new();
+    let mut refusal = None;
+    // One after the other: each takes one of the listener's connections.
+    for kind in KeyKind::ALL {
+        match handshake(host, port, kind).await {
+            Ok(certificate) => shown.push(certificate),
+            Err(error) if error.is_refusal() => refusal = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    match refusal {
+        Some(refusal) if shown.is_empty() => Err(refusal),
+        _ => Ok(shown),
+    }
+}
+
+/// What a listener presents to a client that asks for this kind of key.
+async fn handshake(host: &str, port: u16, kind: KeyKind) -> Result<PresentedCertificate, HandshakeError> {
+    let configuration = client_configuration(Verification::UnverifiedOf(kind))?;
     let failed = |source| HandshakeError::Connect { port, source };
     let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(std::io::Error::other(error)))?;
     let shake = async {
@@ -169,5 +229,30 @@ async fn handshake(host: &str, port: u16) -> Result<PresentedCertificate, Handsh
     let read = |source| HandshakeError::Read { port, source };
     let leaf = leaf.ok_or(CertificateError::NoCertificate).map_err(read)?;
     let (_, not_after) = validity(leaf).map_err(read)?;
-    Ok(PresentedCertificate { fingerprint: fingerprint(leaf), not_after: Time(not_after) })
+    Ok(PresentedCertificate { fingerprint: fingerprint(leaf), not_after: Time(not_after), former_not_after: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_a_listener() {
+        let shown = |fingerprint: &str, year: u8| PresentedCertificate {
+            fingerprint: fingerprint.to_owned(),
+            not_after: Time(format!("20{year}-01-01T00:00:00Z").parse().unwrap()),
+            former_not_after: None,
+        };
+        let beside = PresentedCertificate { former_not_after: Some(shown("old", 30).not_after), ..shown("new", 40) };
+        for (seen, told) in [
+            (vec![], None),
+            (vec![shown("new", 40)], Some((shown("new", 40), true))),
+            (vec![shown("old", 30)], Some((shown("old", 30), false))),
+            (vec![shown("old", 30), shown("new", 40)], Some((beside.clone(), false))),
+            (vec![shown("new", 40), shown("old", 30)], Some((beside, false))),
+        ] {
+            assert_eq!(judge(seen, Some("new")), told);
+        }
+        assert_eq!(judge(vec![shown("new", 40)], None), Some((shown("new", 40), false)), "nothing is wanted");
+    }
 }

@@ -113,7 +113,8 @@ pub struct ListenerTls {
     /// `tls.key`, and for clients `ca.crt`; as cert-manager writes it, or `kubectl create secret tls`. The certificate has to be
     /// for each of `service.hostNames`; without those, for `<gateway>.<namespace>.svc`. A renewed Secret is checked and then
     /// reaches the running broker, and no client is disconnected; of a bad one the condition `CertificateValid` tells, and the
-    /// broker keeps the certificate that it has. Left out: the operator issues a certificate from an authority of this Gateway's
+    /// broker keeps the certificate that it has. Where the new key is of another kind (RSA, ECDSA), the broker presents the former
+    /// certificate beside the new one until its pod is deleted, and `CertificateValid` says so. Left out: the operator issues a certificate from an authority of this Gateway's
     /// own, writes it to the Secret `<gateway>-tls` and renews it; clients trust that Secret's `ca.crt`. Should that Secret be
     /// deleted, it is issued again.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -110,6 +110,10 @@ pub struct PresentedCertificate {
 
     /// It is valid up to here.
     pub not_after: Time,
+
+    /// Where the broker presents, beside it, another one to clients that ask for a key of another kind: that one is valid up to here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_not_after: Option<Time>,
 }
 
 /// What an agent has proven of its broker. Written only when it changes; that it is there means that the broker once accepted a login.

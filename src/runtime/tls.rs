@@ -17,6 +17,37 @@ pub enum Verification<'a> {
     Authorities(&'a [u8]),
     /// Not at all, but that it holds the key of the certificate that it shows.
     Unverified,
+    /// The same, and the key has to be of this kind: a server without such a certificate refuses the handshake.
+    UnverifiedOf(KeyKind),
+}
+
+/// Kind of a certificate's key. A server may have a certificate of each, and presents one that its client can verify.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum KeyKind {
+    /// RSA.
+    Rsa,
+    /// On a curve of NIST.
+    Ecdsa,
+    /// On Edwards25519.
+    Ed25519,
+}
+
+impl KeyKind {
+    /// All that our TLS library can verify.
+    pub const ALL: [Self; 3] = [Self::Rsa, Self::Ecdsa, Self::Ed25519];
+
+    /// The kind of key that makes such signatures.
+    fn of(scheme: SignatureScheme) -> Option<Self> {
+        use SignatureScheme as S;
+        match scheme {
+            S::RSA_PKCS1_SHA256 | S::RSA_PKCS1_SHA384 | S::RSA_PKCS1_SHA512 | S::RSA_PSS_SHA256 | S::RSA_PSS_SHA384 | S::RSA_PSS_SHA512 => {
+                Some(Self::Rsa)
+            }
+            S::ECDSA_NISTP256_SHA256 | S::ECDSA_NISTP384_SHA384 | S::ECDSA_NISTP521_SHA512 => Some(Self::Ecdsa),
+            S::ED25519 => Some(Self::Ed25519),
+            _ => None,
+        }
+    }
 }
 
 /// Why there is no configuration.
@@ -36,6 +67,10 @@ pub fn client_configuration(verification: Verification<'_>) -> Result<ClientConf
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let mut roots = RootCertStore::empty();
+    let unverified = |kind| {
+        let verifier = Arc::new(Unverified { provider: provider.clone(), kind });
+        Ok(builder.clone().dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+    };
     match verification {
         Verification::Public => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
         Verification::Authorities(pem) => {
@@ -43,16 +78,18 @@ pub fn client_configuration(verification: Verification<'_>) -> Result<ClientConf
                 roots.add(certificate.map_err(TlsError::ReadAuthorities)?)?;
             }
         }
-        Verification::Unverified => {
-            return Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider))).with_no_client_auth());
-        }
+        Verification::Unverified => return unverified(None),
+        Verification::UnverifiedOf(kind) => return unverified(Some(kind)),
     }
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// Accepts any certificate, but only from a server that holds its key.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+struct Unverified {
+    provider: Arc<CryptoProvider>,
+    kind: Option<KeyKind>,
+}
 
 impl ServerCertVerifier for Unverified {
     fn verify_server_cert(
@@ -72,7 +109,7 @@ impl ServerCertVerifier for Unverified {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -81,10 +118,12 @@ impl ServerCertVerifier for Unverified {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        let mut schemes = self.provider.signature_verification_algorithms.supported_schemes();
+        schemes.retain(|scheme| self.kind.is_none_or(|kind| KeyKind::of(*scheme) == Some(kind)));
+        schemes
     }
 }

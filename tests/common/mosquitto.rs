@@ -1,9 +1,13 @@
 //! A real Mosquitto, and its own clients.
 
 use std::fs::File;
+use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -92,6 +96,24 @@ impl Mosquitto {
         Subscriber { process, output }
     }
 
+    /// `mosquitto_pub` as this user: numbers from 0 on, a thousand a second at the most, all over one connection.
+    pub fn stream(&self, login: (&str, &str), arguments: &[&str]) -> Stream {
+        let mut process = self.client("mosquitto_pub", login, arguments).arg("-l").stdin(Stdio::piped()).spawn().unwrap();
+        let mut input = process.stdin.take().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let writer = std::thread::spawn(move || {
+            let mut sent = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                writeln!(input, "{sent}").unwrap();
+                sent += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            sent
+        });
+        Stream { process, stop, writer }
+    }
+
     fn client(&self, program: &str, (username, password): (&str, &str), arguments: &[&str]) -> Command {
         let mut command = Command::new(parts());
         command.arg(program).args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-u", username, "-P", password, "-V", "5", "-q", "1"]);
@@ -133,6 +155,23 @@ impl Drop for Subscriber {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// A `mosquitto_pub` that publishes number after number.
+pub struct Stream {
+    process: Child,
+    stop: Arc<AtomicBool>,
+    writer: JoinHandle<usize>,
+}
+
+impl Stream {
+    /// Ends it once the broker has acknowledged everything; gives how many there were.
+    pub fn finish(mut self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.writer.join().unwrap();
+        assert!(self.process.wait().unwrap().success());
+        sent
     }
 }
 

@@ -89,10 +89,20 @@ fn certificate(observed: &Observed, valid: &Valid) -> Option<Finding> {
     let unproven = valid.tls.usable.iter().find(|(secret, certificate)| !tls::is_presented(certificate, presented(secret)));
     if let Some((secret, _)) = unproven {
         let message = format!(
-            "the broker does not present the certificate in Secret {secret} yet: if that lasts, see the log of the container `agent`, and \
-             delete the broker's pod where the new certificate has a key of another kind than the one before"
+            "the broker does not present the certificate in Secret {secret} yet: if that lasts, see the log of the container `agent`"
         );
         return Some(Finding::fails(CERTIFICATE_VALID, Cause::new("CertificateNotProven", message)));
+    }
+    let former = valid.tls.usable.keys().find_map(|secret| Some((secret, presented(secret)?.former_not_after.as_ref()?)));
+    if let Some((secret, not_after)) = former {
+        let message = format!(
+            "the certificate in Secret {secret} has a key of another kind (RSA, ECDSA) than the one before, which the broker goes on \
+             presenting to some clients until it starts anew, and which expires at {}: delete the pod {}-0 when its clients may connect \
+             again",
+            not_after.0,
+            name::broker(&valid.name)
+        );
+        return Some(Finding::fails(CERTIFICATE_VALID, Cause::new("FormerCertificatePresented", message)));
     }
     if let Some(Cause { reason, message }) = &valid.tls.expiring {
         return Some(Finding::holds(CERTIFICATE_VALID, reason, message));

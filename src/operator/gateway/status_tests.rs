@@ -143,3 +143,29 @@ fn looking_again_changes_nothing() {
     observed.gateway = gateway(Some(&first));
     assert_eq!(status(&observed, &Outcome::Applied(&valid(None), &ready())), first);
 }
+
+#[test]
+fn what_the_broker_presents_beside_or_instead_of_the_certificate_in_the_secret() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let chain = rcgen::CertificateParams::default().self_signed(&key).unwrap().pem();
+    let certificate = crate::certificate::server::ServerCertificate::parse(chain.as_bytes(), key.serialize_pem().as_bytes()).unwrap();
+    let other = "00".repeat(32);
+    let mut valid = valid(None);
+    valid.tls.usable.insert("mqtt-tls".to_owned(), certificate.clone());
+    for (shown, former, expected) in [
+        (None, None, ("False", "CertificateNotProven")),
+        (Some(&other), None, ("False", "CertificateNotProven")),
+        (Some(&certificate.fingerprint), None, ("True", "CertificateProven")),
+        (Some(&certificate.fingerprint), Some("2030-01-01T00:00:00Z"), ("False", "FormerCertificatePresented")),
+    ] {
+        let mut observed = observed(Some(false));
+        observed.tls.insert("mqtt-tls".to_owned(), None);
+        if let (Some(fingerprint), Some(report)) = (shown, &mut observed.report) {
+            let presented = json!({"fingerprint": fingerprint, "notAfter": "2040-01-01T00:00:00Z", "formerNotAfter": former});
+            report.certificates.insert("mqtt-tls".to_owned(), serde_json::from_value(presented).unwrap());
+        }
+        let status = status(&observed, &Outcome::Applied(&valid, &ready()));
+        assert_eq!((summary(&status)[CERTIFICATE_VALID], summary(&status)[READY].0), (expected, expected.0));
+        assert_eq!(status.certificate.map(|certificate| certificate.sha256).as_ref(), shown);
+    }
+}

@@ -1,0 +1,150 @@
+//! Certificates that are renewed while clients are connected.
+
+use std::process::{Command, Stdio};
+
+use fleetwright::configuration::agent::PresentedCertificate;
+use rcgen::{CertificateParams, KeyPair};
+
+use super::*;
+
+/// Signatures that a client of one kind of certificate alone can verify, as `openssl s_client` takes them.
+const RSA: &str = "RSA-PSS+SHA256:RSA+SHA256";
+const ECDSA: &str = "ECDSA+SHA256";
+
+/// Messages that must arrive before the renewal, and after it.
+const AROUND: usize = 200;
+
+fn secret(chain: String, key: String) -> Data {
+    [("tls.crt", chain), ("tls.key", key)].into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect()
+}
+
+/// A self-signed certificate for 127.0.0.1, as the data of a Secret.
+fn certificate() -> Data {
+    let key = KeyPair::generate().unwrap();
+    let chain = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
+    secret(chain, key.serialize_pem())
+}
+
+/// The same with an RSA key, by OpenSSL: our own library makes none.
+fn rsa_certificate() -> Data {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new("openssl");
+    command.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]);
+    command.args(["-keyout", "key", "-out", "chain"]).current_dir(folder.path());
+    assert!(command.output().unwrap().status.success());
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    secret(read("chain"), read("key"))
+}
+
+fn leaf(certificate: &Data) -> String {
+    fingerprint(&CertificateDer::from_pem_slice(&certificate["tls.crt"].0).unwrap())
+}
+
+/// Fingerprint of the leaf that a client is shown that speaks this version and verifies these signatures; `None` where it is refused.
+fn shown(port: u16, version: &str, signatures: &str) -> Option<String> {
+    let address = format!("127.0.0.1:{port}");
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-connect", &address, version, "-sigalgs", signatures]).stdin(Stdio::null());
+    let output = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    CertificateDer::from_pem_slice(output.as_bytes()).ok().map(|leaf| fingerprint(&leaf))
+}
+
+impl Agent {
+    /// Returns once a handshake has shown this certificate, with what is told of it.
+    async fn presents(&mut self, certificate: &Data) -> PresentedCertificate {
+        let wanted = leaf(certificate);
+        self.presents_such(move |presented| presented.fingerprint == wanted).await
+    }
+
+    async fn presents_such(&mut self, such: impl Fn(&PresentedCertificate) -> bool) -> PresentedCertificate {
+        let shown = |presented: &Option<Presented>| presented.as_ref().and_then(|all| all.get(TLS_SECRET)).is_some_and(&such);
+        let presented = tokio::time::timeout(PATIENCE, self.presented.wait_for(shown)).await.expect("a handshake").unwrap();
+        presented.as_ref().unwrap()[TLS_SECRET].clone()
+    }
+
+    async fn renew(&self, certificate: &Data) {
+        self.tell(Subject::Tls(TLS_SECRET.to_owned()), Some(certificate.clone())).await;
+    }
+}
+
+fn tls_site() -> Site {
+    Site::new(&json!({"listeners": [{"name": "mqtts", "port": 8883, "tls": {"secretName": TLS_SECRET}}]}))
+}
+
+fn trust(certificate: &Data) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &certificate["tls.crt"].0).unwrap();
+    file
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_reaches_the_broker_under_load_and_nobody_is_dropped() {
+    let (first, second) = (certificate(), certificate());
+    let users = [device("press-1", &[]), device("press-2", &[]), worker()];
+    let (broker, mut agent) = tls_site().start(&users, Some(first.clone())).await;
+    agent.presents(&first).await;
+    let (trust_first, trust_second) = (trust(&first), trust(&second));
+    let publish = |trust: &tempfile::NamedTempFile| {
+        let arguments = ["--cafile", trust.path().to_str().unwrap(), "-t", "devices/press-1/telemetry", "-m", "another"];
+        broker.publish(("press-1", PASSWORD), &arguments).status.success()
+    };
+    assert!(publish(&trust_first));
+    assert!(!publish(&trust_second));
+    let authority = ["--cafile", trust_first.path().to_str().unwrap()];
+    let live = broker.subscribe(("_ingest_vibration", PASSWORD), &[&authority[..], &["-t", "devices/press-2/telemetry"]].concat());
+    let stream = broker.stream(("press-2", PASSWORD), &[&authority[..], &["-t", "devices/press-2/telemetry"]].concat());
+    wait_until("messages before", || live.output().lines().count() >= AROUND);
+
+    // One that does not fit is kept away from the broker.
+    let mut mixed = second.clone();
+    mixed.insert("tls.key".to_owned(), first["tls.key"].clone());
+    agent.renew(&mixed).await;
+    wait_until("a refusal", || agent.metrics.refused.with_label_values(&["certificate"]).get() == 1);
+    assert!(publish(&trust_first));
+    assert_eq!(agent.metrics.written.get(), 1);
+
+    let started = Instant::now();
+    agent.renew(&second).await;
+    let told = agent.presents(&second).await;
+    println!("from a renewed Secret to the proof: {:?}", started.elapsed());
+    assert_eq!(told.former_not_after, None);
+    assert!(publish(&trust_second));
+    assert!(!publish(&trust_first));
+    for version in ["-tls1_2", "-tls1_3"] {
+        assert_eq!(shown(broker.port, version, ECDSA), Some(leaf(&second)), "{version}");
+    }
+
+    let after = live.output().lines().count() + AROUND;
+    wait_until("messages after", || live.output().lines().count() >= after);
+    let sent = stream.finish();
+    wait_until("all messages", || live.output().lines().count() >= sent);
+    let numbers: Vec<String> = (0..sent).map(|number| number.to_string()).collect();
+    assert_eq!(live.output().lines().collect::<Vec<_>>(), numbers, "each once, in order");
+    for user in ["_ingest_vibration", "press-2"] {
+        assert_eq!(broker.log().matches(&format!("as {user} (")).count(), 1, "{user} never had to connect again");
+    }
+}
+
+/// Mosquitto keeps one certificate of each kind of key until it starts anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_former_certificate_of_another_kind_of_key_is_told_until_the_broker_starts_anew() {
+    for (first, second, former_kind, kind) in
+        [(certificate(), rsa_certificate(), ECDSA, RSA), (rsa_certificate(), certificate(), RSA, ECDSA)]
+    {
+        let (mut broker, mut agent) = tls_site().start(&[], Some(first.clone())).await;
+        assert_eq!(agent.presents(&first).await.former_not_after, None);
+        agent.renew(&second).await;
+        let told = agent.presents(&second).await;
+        assert_eq!(told.former_not_after.is_some(), shown(broker.port, "-tls1_3", former_kind) == Some(leaf(&first)));
+        assert!(told.former_not_after.is_some(), "should it be gone by itself, a restart need not be asked for any more");
+        assert_eq!(shown(broker.port, "-tls1_3", kind), Some(leaf(&second)));
+
+        broker.stop();
+        broker.start_again();
+        agent.presents_such(|presented| presented.former_not_after.is_none()).await;
+        for version in ["-tls1_2", "-tls1_3"] {
+            assert_eq!(shown(broker.port, version, &format!("{RSA}:{ECDSA}")), Some(leaf(&second)), "{version}");
+            assert_eq!(shown(broker.port, version, former_kind), None, "{version}");
+        }
+    }
+}
