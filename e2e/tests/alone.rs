@@ -2,4 +2,5 @@
 
 mod control_plane;
 mod presence;
+mod rotation;
 mod steady;

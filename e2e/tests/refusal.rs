@@ -10,7 +10,7 @@ use fleetwright_e2e::{Fleet, run};
 use serde_json::json;
 
 /// From here on, a reason code is a refusal (MQTT 5, section 2.4).
-const REFUSAL: i32 = 128;
+pub const REFUSAL: i32 = 128;
 
 /// How long a revoked session may live. The issue wants seconds; what it really takes is printed.
 const ENDS_WITHIN: Duration = seconds(10);
@@ -44,7 +44,7 @@ fn a_wrong_password_an_unknown_device_and_anothers_topic_are_refused() {
     });
 }
 
-async fn ensure_refused(listener: &Listener, username: &str, password: &str) -> Result<()> {
+pub async fn ensure_refused(listener: &Listener, username: &str, password: &str) -> Result<()> {
     let answer = Session::try_connect(listener, username, password).await?;
     let code = answer.err().unwrap_or_default();
     ensure!(code >= REFUSAL, "{username:?} was let in");

@@ -6,6 +6,8 @@ mod dead_letter;
 mod deletion;
 mod drift;
 mod faults;
+mod fleets;
+mod given;
 mod health;
 mod refusal;
 mod validation;
