@@ -72,7 +72,6 @@ fn listeners() -> Vec<Case> {
         (changed(json!([{"name": "a", "port": 1884}])), "ports 1884 and 9090 are used by Fleetwright itself"),
         (changed(json!([{"name": "a", "port": 9090}])), "ports 1884 and 9090 are used by Fleetwright itself"),
         (changed(json!([{"name": "a", "port": 1883, "protocol": "Coap"}])), "spec.listeners[0].protocol"),
-        (changed(json!([{"name": "a", "port": 8883, "tls": {}}])), "secretName"),
         (changed(json!([{"name": "a", "port": 8883, "tls": {"secretName": ""}}])), "secretName"),
     ]
 }
@@ -81,6 +80,7 @@ fn devices() -> Vec<Case> {
     let acl = |topic: &str, access: &str| {
         with(device("press-1", "plant-1"), "/spec/authorization", json!({"acls": [{"topic": topic, "access": access}]}))
     };
+    let password = |password: Value| with(device("press-1", "plant-1"), "/spec/authentication", json!({"password": password}));
     vec![
         (device(&"d".repeat(201), "plant-1"), "at most 200 characters"),
         (device("press-1", ""), "spec.gatewayRef.name"),
@@ -94,7 +94,10 @@ fn devices() -> Vec<Case> {
         (acl("plants/1\nuser x", "Read"), "topic"),
         (acl("", "Read"), "topic"),
         (acl("plants/1", "Own"), "access"),
-        (with(device("press-1", "plant-1"), "/spec/authentication", json!({"password": {"secretRef": {"name": ""}}})), "secretRef"),
+        (password(json!({"secretRef": {"name": ""}})), "secretRef"),
+        (password(json!({"secretRef": {"name": "own"}, "rotation": {"every": "90d"}})), "rotation is for generated passwords"),
+        (password(json!({"rotation": {"every": "0d"}})), "spec.authentication.password.rotation.every"),
+        (password(json!({"rotation": {"overlap": "1.5h"}})), "spec.authentication.password.rotation.overlap"),
         (with(device("press-1", "plant-1"), "/spec/enabled", json!("yes")), "spec.enabled"),
     ]
 }

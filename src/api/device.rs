@@ -72,12 +72,16 @@ pub struct Authentication {
 }
 
 /// Authentication by password.
-#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!(has(self.secretRef) && has(self.rotation))", "rotation is for generated passwords: replace your own in its Secret, or leave secretRef out"))]
 pub struct PasswordAuthentication {
     /// A Secret of yours that holds the password: 1 to 1024 bytes of UTF-8 without control characters. Changes of it are followed.
-    /// Left out: the operator generates a password of 256 random bits and keeps it in the Secret
-    /// `<name>-credentials` (keys `username`, `password`, `gateway`).
+    /// Left out: the operator generates a password of 256 random bits and keeps it in the Secret `<name>-credentials`, which is
+    /// all that a device has to be given: `username`, `password`, and where to connect to: `gateway` (the host), `port`, `uri`
+    /// (`mqtts://host:port` or `mqtt://host:port`), and `ca.crt` where the Secret of the listener's certificate has one of at most
+    /// 16 KiB. The host is the first of the Gateway's `service.hostNames`, else `<gateway>.<namespace>.svc`; the listener is the
+    /// first with TLS, else the first. These follow the Gateway, and the password stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<PasswordSecretReference>,
 

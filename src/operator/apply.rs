@@ -106,11 +106,24 @@ impl WriteError {
         self.status().is_some_and(Status::is_already_exists)
     }
 
+    /// Whether the namespace is on its way out, and takes in nothing new: all that is in it goes in a moment.
+    #[must_use]
+    pub fn is_namespace_terminating(&self) -> bool {
+        self.status().is_some_and(is_namespace_terminating)
+    }
+
     /// Whether the object is not there (any longer).
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.status().is_some_and(Status::is_not_found)
     }
+}
+
+/// Whether the API server says that the namespace takes in nothing new.
+#[must_use]
+pub fn is_namespace_terminating(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 403 && causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// A kind of the API that lives in a namespace and can be read and written.

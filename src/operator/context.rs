@@ -2,18 +2,20 @@
 
 use std::sync::Arc;
 
-use k8s_controller::events::{Event, EventRecorder};
+use k8s_controller::events::{Event, EventRecorder, PublishError};
 use k8s_controller::{PrometheusMetrics, ReconcileObserver};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::controller::Action;
 use kube::runtime::events::{EventType, Reporter};
 use kube::{Client, Resource, ResourceExt};
 use prometheus::Registry;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::apply::{WriteMetrics, Writer};
+use super::apply::{WriteError, WriteMetrics, Writer, is_namespace_terminating};
 use super::device::fleet::SharedFleet;
 use super::presence::totals::SharedTotals;
 use crate::api::condition::{CERTIFICATE_EXPIRES_SOON, READY};
+use crate::runtime::error::chain;
 
 /// Container images of what the operator runs.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -109,16 +111,84 @@ pub async fn publish_change_of<K: Resource<DynamicType = ()>>(
     if unchanged {
         return;
     }
-    let healthy = now.status == "True" && now.reason != CERTIFICATE_EXPIRES_SOON;
     info!(kind = %K::kind(&()), name = object.name_any(), condition = type_, status = now.status, reason = now.reason, "{}", now.message);
     let event = Event {
-        type_: if healthy { EventType::Normal } else { EventType::Warning },
+        type_: if is_alarming(of(before).as_ref(), &now) { EventType::Warning } else { EventType::Normal },
         reason: now.reason,
         action: "Reconcile".to_owned(),
         note: Some(now.message),
         related: None,
     };
-    if let Err(error) = recorder.publish(object, &event).await {
-        warn!(name = object.name_any(), error = %error, "failed to publish an event");
+    match recorder.publish(object, &event).await {
+        Ok(()) => {}
+        Err(PublishError::Kube(kube::Error::Api(status))) if is_namespace_terminating(&status) => {
+            debug!(name = object.name_any(), "the namespace is on its way out, and takes in no event");
+        }
+        Err(error) => warn!(name = object.name_any(), error = chain(&error), "failed to publish an event"),
+    }
+}
+
+/// What a start, a change or a deletion leads through, whenever it comes.
+const PLANNED: [&str; 4] = ["AwaitingBroker", "BrokerUpdating", "Deleting", "Pausing"];
+
+/// What a start leads through. From an object that was ready as it is, it is a failure.
+const STARTING: [&str; 6] =
+    ["BrokerNotReady", "CertificateNotProven", "CredentialsNotProven", "RegistryNotFilled", "TableNotReady", "WorkersNotReady"];
+
+/// Whether someone should look: not where the operator is at work, and where time alone is likely to help.
+fn is_alarming(before: Option<&Condition>, now: &Condition) -> bool {
+    if now.status == "True" {
+        return now.reason == CERTIFICATE_EXPIRES_SOON;
+    }
+    let was_so = before.is_some_and(|then| then.status == "True" && then.observed_generation == now.observed_generation);
+    let reason = now.reason.as_str();
+    !PLANNED.contains(&reason) && (was_so || !STARTING.contains(&reason))
+}
+
+/// What came of a look at an object, where a namespace that is on its way out is no failure: it takes in nothing new, and the
+/// object goes with it.
+pub fn unless_terminating(outcome: Result<Option<Action>, WriteError>) -> Result<Option<Action>, WriteError> {
+    match outcome {
+        Err(error) if error.is_namespace_terminating() => {
+            debug!(error = chain(&error), "the namespace is on its way out: waiting for the object to go");
+            Ok(Some(Action::await_change()))
+        }
+        outcome => outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    fn ready(status: &str, reason: &str, generation: i64) -> Condition {
+        Condition {
+            type_: READY.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: String::new(),
+            last_transition_time: Time(Timestamp::UNIX_EPOCH),
+            observed_generation: Some(generation),
+        }
+    }
+
+    #[test]
+    fn what_a_change_leads_through_is_no_warning() {
+        let was = ready("True", "Ready", 1);
+        for (before, now, expected) in [
+            (None, ready("True", "Ready", 1), false),
+            (None, ready("True", CERTIFICATE_EXPIRES_SOON, 1), true),
+            (None, ready("False", "BrokerNotReady", 1), false),
+            (Some(&was), ready("False", "BrokerNotReady", 2), false),
+            (Some(&was), ready("False", "BrokerNotReady", 1), true),
+            (Some(&was), ready("False", "BrokerUpdating", 1), false),
+            (None, ready("False", "SecretNotFound", 1), true),
+            (Some(&was), ready("False", "DatabaseUnavailable", 1), true),
+        ] {
+            assert_eq!(is_alarming(before, &now), expected, "{before:?} {now:?}");
+        }
     }
 }

@@ -7,6 +7,7 @@ pub mod difference;
 pub mod gateway;
 pub mod pipeline;
 pub mod presence;
+pub mod watch;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,9 +17,11 @@ use clap::Args;
 use k8s_controller::LeaderElection;
 use kube::{Client, Config};
 use tokio::sync::{broadcast, mpsc};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
+use crate::runtime::error::chain;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::{http, telemetry};
 use context::{Context, Images};
@@ -28,6 +31,12 @@ use presence::Presence;
 
 /// The longest a single read of a response may take; long enough for a watch's bookmarks (one a minute).
 const READ_TIMEOUT: Duration = Duration::from_secs(295);
+
+/// The first and the longest pause between two attempts to reach the API server at the start.
+const REACH_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// How long such an attempt may take.
+const REACH_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Check that holds once all Devices have been listed.
 const DEVICES_CHECK: &str = "devices";
@@ -77,7 +86,7 @@ pub struct Arguments {
 /// Runs until `shutdown` is cancelled, or the lease is lost.
 ///
 /// # Errors
-/// When the API server cannot be found, or the lease is lost: the process ends, so that no work outlives the lease.
+/// When nothing says where the API server is, or the lease is lost: the process ends, so that no work outlives the lease.
 pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut config = Config::infer().await.context("failed to find the API server: neither in a pod nor with a kubeconfig")?;
     config.read_timeout = Some(READ_TIMEOUT);
@@ -92,7 +101,14 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
     let readiness = Readiness::awaiting([LEASE_CHECK]);
     let endpoint = tokio::spawn(http::serve(arguments.http, readiness.clone(), metrics, shutdown.clone()));
 
-    client.apiserver_version().await.context("failed to reach the API server")?;
+    tokio::select! {
+        () = reach(&client) => {}
+        () = shutdown.cancelled() => {
+            info!("stopped");
+            endpoint.await.context("the endpoint ended")??;
+            return Ok(());
+        }
+    }
     readiness.holds(LEASE_CHECK);
     let election = LeaderElection::new(client, &arguments.namespace, "fleetwright-operator", &arguments.instance);
     let outcome = tokio::select! {
@@ -107,6 +123,21 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
     match outcome {
         Some(result) => result,
         None => bail!("the lease is lost: ending, so that only its holder writes"),
+    }
+}
+
+/// Waits for the API server: on a node that starts, this may be there before it. Not ready meanwhile, but alive.
+async fn reach(client: &Client) {
+    let mut pause = REACH_PAUSE.0;
+    loop {
+        let error = match timeout(REACH_TIMEOUT, client.apiserver_version()).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => format!("no answer in {} s", REACH_TIMEOUT.as_secs()),
+        };
+        warn!(error, "failed to reach the API server: trying again");
+        sleep(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
+        pause = (pause * 2).min(REACH_PAUSE.1);
     }
 }
 

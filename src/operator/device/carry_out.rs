@@ -6,6 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::json;
 
+use super::endpoint::Endpoint;
 use super::fleet::{SharedFleet, Step};
 use super::gateway::ShardPlan;
 use super::key::{DeviceKey, GatewayKey};
@@ -32,10 +33,18 @@ pub async fn step(writer: &Writer, recorder: &EventRecorder, fleet: &SharedFleet
     match step {
         Step::Rest => Ok(Done::Done),
         Step::AwaitBroker => Ok(Done::Waiting),
-        Step::CreateSecret { uid } => {
+        Step::CreateSecret { uid, endpoint } => {
             let token = fleet.lock().requested_rotation(key);
-            let (password, lifetime) = create_secret(writer, key, &uid, token.as_deref()).await?;
+            let (password, lifetime) = create_secret(writer, key, &uid, &endpoint, token.as_deref()).await?;
             fleet.lock().generated_observed(key, &uid, password, lifetime, Timestamp::now().as_second());
+            Ok(Done::Done)
+        }
+        Step::WriteEndpoint { uid, endpoint } => {
+            if let Some(found) = own_secret(writer, fleet, key, &uid).await? {
+                let name = name::device_credentials(&key.name);
+                let secret = writer.merge::<Secret>(&key.gateway.namespace, &name, &endpoint.change(&found)).await?;
+                secret_written(fleet, key, &uid, &secret);
+            }
             Ok(Done::Done)
         }
         Step::RotatePassword { uid, token, overlap } => {
@@ -56,8 +65,14 @@ pub async fn step(writer: &Writer, recorder: &EventRecorder, fleet: &SharedFleet
 }
 
 /// Creates the Secret with a generated password, or takes the one that is there.
-async fn create_secret(writer: &Writer, key: &DeviceKey, uid: &str, token: Option<&str>) -> Result<(PasswordState, Lifetime), WriteError> {
-    let wanted = secret::generated(key, uid, &Password::generate(), token);
+async fn create_secret(
+    writer: &Writer,
+    key: &DeviceKey,
+    uid: &str,
+    endpoint: &Endpoint,
+    token: Option<&str>,
+) -> Result<(PasswordState, Lifetime), WriteError> {
+    let wanted = secret::generated(key, uid, endpoint, &Password::generate(), token);
     let known = |secret: &Secret| (secret::read_generated(key, uid, secret), Lifetime::of(secret));
     match writer.create(&wanted).await {
         Ok(created) => Ok(known(&created)),
@@ -88,23 +103,31 @@ async fn rotate(
     token: Option<&str>,
     overlap: i64,
 ) -> Result<(), WriteError> {
-    let name = name::device_credentials(&key.name);
-    let Some(found) = read::<Secret>(writer.client(), &key.gateway.namespace, &name).await? else {
-        fleet.lock().password_observed(key, uid, PasswordState::Unknown);
-        return Ok(());
-    };
-    let now = Timestamp::now();
-    let present = secret::read_generated(key, uid, &found);
-    let secret = match (secret::role(&found), present.hash()) {
-        (Role::Generated(_, owner), Some(present)) if *owner == *uid => {
-            let patch = secret::rotated(&found, present, &Password::generate(), token, now, overlap);
-            writer.merge::<Secret>(&key.gateway.namespace, &name, &patch).await?
+    let Some(found) = own_secret(writer, fleet, key, uid).await? else { return Ok(()) };
+    let secret = match secret::read_generated(key, uid, &found).hash() {
+        Some(present) => {
+            let patch = secret::rotated(&found, present, &Password::generate(), token, Timestamp::now(), overlap);
+            writer.merge::<Secret>(&key.gateway.namespace, &name::device_credentials(&key.name), &patch).await?
         }
-        _ => found,
+        None => found,
     };
-    let password = secret::read_generated(key, uid, &secret);
-    fleet.lock().generated_observed(key, uid, password, Lifetime::of(&secret), now.as_second());
+    secret_written(fleet, key, uid, &secret);
     Ok(())
+}
+
+/// The Secret with the generated password of this very Device. Where it is not there, or another's, the fleet looks again.
+async fn own_secret(writer: &Writer, fleet: &SharedFleet, key: &DeviceKey, uid: &str) -> Result<Option<Secret>, WriteError> {
+    let found = read::<Secret>(writer.client(), &key.gateway.namespace, &name::device_credentials(&key.name)).await?;
+    let own = found.filter(|secret| matches!(secret::role(secret), Role::Generated(_, owner) if *owner == *uid));
+    if own.is_none() {
+        fleet.lock().password_observed(key, uid, PasswordState::Unknown);
+    }
+    Ok(own)
+}
+
+fn secret_written(fleet: &SharedFleet, key: &DeviceKey, uid: &str, secret: &Secret) {
+    let password = secret::read_generated(key, uid, secret);
+    fleet.lock().generated_observed(key, uid, password, Lifetime::of(secret), Timestamp::now().as_second());
 }
 
 async fn write_status(

@@ -11,7 +11,7 @@ use prometheus::{IntCounterVec, IntGauge, Opts};
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::carry_out::{self, Done};
 use super::gateway::ShardPlan;
@@ -26,8 +26,9 @@ use crate::runtime::error::chain;
 /// Changes of a Gateway's shards are gathered until none has come for this long …
 const QUIET: Duration = Duration::from_millis(50);
 
-/// … or the first of them is this old. Each write is a reload, which holds a broker of 15,000 clients for 60 ms.
-const LONGEST_GATHERING: Duration = Duration::from_secs(1);
+/// … or the first of them is this old. Each write is a reload, which holds a broker of 15,000 clients for some 60 ms: under
+/// steady changes that is a quarter of its time. Longer, and the gathering alone takes most of the second that a revocation has.
+const LONGEST_GATHERING: Duration = Duration::from_millis(250);
 
 /// After this long without the broker's proof a Device's status says what it waits for. A broker proves within a second;
 /// one that starts takes some ten, and a Device that becomes ready meanwhile needs one write less.
@@ -228,6 +229,12 @@ impl Driver {
                 self.devices.done(&key);
                 self.count("device", "done");
             }
+            Finished::Step(key, Err(error)) if error.is_namespace_terminating() => {
+                debug!(device = %key.name, namespace = %key.gateway.namespace, "the namespace is on its way out, and the Device with it");
+                self.waiting_since.remove(&key);
+                self.devices.done(&key);
+                self.count("device", "done");
+            }
             Finished::Step(key, Err(error)) => {
                 let failures = self.devices.failed(&key, now, rand::random());
                 self.count("device", "failed");
@@ -236,6 +243,11 @@ impl Driver {
             }
             Finished::Shards(key, number, plan, Ok(())) => {
                 self.context.fleet.lock().plan_carried_out(&key, number, *plan);
+                self.shards.done(&key);
+                self.count("shards", "done");
+            }
+            Finished::Shards(key, _, _, Err(error)) if error.is_namespace_terminating() => {
+                debug!(gateway = %key.name, namespace = %key.namespace, "the namespace is on its way out, and the Gateway with it");
                 self.shards.done(&key);
                 self.count("shards", "done");
             }

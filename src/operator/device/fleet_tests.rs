@@ -12,6 +12,7 @@ use crate::credential::entry::Entry;
 use crate::credential::hash::{GENERATED_ITERATIONS, hash};
 use crate::credential::password::Password;
 use crate::credential::shard::{self, Shard};
+use crate::operator::device::endpoint::Endpoint;
 use crate::operator::device::gateway::ShardPlan;
 use crate::operator::device::record::PasswordState;
 use crate::operator::device::rotation::{Lifetime, Previous};
@@ -40,10 +41,23 @@ fn hashed(name: &str, password: &str) -> PasswordState {
     PasswordState::Hashed(hash(&format!("uid-{name}"), name, &password, GENERATED_ITERATIONS).into())
 }
 
+fn owner(uid: &str) -> OwnerReference {
+    OwnerReference { uid: uid.to_owned(), ..OwnerReference::default() }
+}
+
+fn endpoint(port: i32) -> Endpoint {
+    Endpoint::new("g.n.svc", port, false, None)
+}
+
+fn gateway_appears(fleet: &mut Fleet, uid: &str) {
+    fleet.gateway_observed(&gateway(), Some(owner(uid)));
+    fleet.endpoint_observed(&gateway(), uid, endpoint(1883));
+}
+
 /// A fleet whose Gateway exists, with one device that has a password.
 fn fleet() -> Fleet {
     let mut fleet = Fleet::default();
-    fleet.gateway_observed(&gateway(), Some(OwnerReference { uid: "uid-g".to_owned(), ..OwnerReference::default() }));
+    gateway_appears(&mut fleet, "uid-g");
     add(&mut fleet, "d");
     fleet
 }
@@ -88,7 +102,7 @@ fn condition(status: &DeviceStatus, type_: &str) -> (String, String) {
 #[test]
 fn a_device_is_ready_with_two_writes_once_the_broker_has_proven_it() {
     let mut fleet = Fleet::default();
-    fleet.gateway_observed(&gateway(), Some(OwnerReference::default()));
+    gateway_appears(&mut fleet, "uid-g");
     fleet.device_applied(&device("d", &json!({})));
     assert!(matches!(fleet.step(&key("d"), false), Step::CreateSecret { .. }));
     fleet.password_observed(&key("d"), "uid-d", hashed("d", "secret"));
@@ -142,7 +156,7 @@ fn a_restart_writes_nothing() {
     let mut after = Fleet::default();
     after.device_applied(&written);
     after.password_observed(&key("d"), "uid-d", hashed("d", "secret"));
-    after.gateway_observed(&gateway(), Some(OwnerReference::default()));
+    gateway_appears(&mut after, "uid-g");
     after.shard_observed(&gateway(), 0, Some(&data));
     assert!(after.plan(&gateway()).is_none());
     assert!(matches!(after.step(&key("d"), true), Step::Rest), "even before the agent has reported");
@@ -166,7 +180,7 @@ fn what_a_device_waits_for_stands_in_its_status() {
     for (name, spec, password, gateway_exists, (type_, reason)) in cases {
         let mut fleet = Fleet::default();
         if gateway_exists {
-            fleet.gateway_observed(&gateway(), Some(OwnerReference::default()));
+            gateway_appears(&mut fleet, "uid-g");
         }
         fleet.device_applied(&device("d", &spec));
         fleet.password_observed(&key("d"), "uid-d", password);
@@ -213,7 +227,7 @@ fn no_shard_is_written_before_every_given_password_has_been_read() {
 #[test]
 fn a_given_secret_that_changes_is_read_again_and_the_old_password_goes_on_until_then() {
     let mut fleet = Fleet::default();
-    fleet.gateway_observed(&gateway(), Some(OwnerReference::default()));
+    gateway_appears(&mut fleet, "uid-g");
     fleet.device_applied(&device("e", &json!({"authentication": {"password": {"secretRef": {"name": "mine"}}}})));
     fleet.password_observed(&key("e"), "uid-e", hashed("e", "given"));
     flush(&mut fleet);
@@ -252,7 +266,7 @@ fn a_device_of_the_same_name_created_again_starts_anew() {
     again.metadata.uid = Some("uid-2".to_owned());
     fleet.device_applied(&again);
     fleet.password_observed(&key("d"), "uid-d", hashed("d", "of the first"));
-    assert!(matches!(fleet.step(&key("d"), false), Step::CreateSecret { uid } if *uid == *"uid-2"));
+    assert!(matches!(fleet.step(&key("d"), false), Step::CreateSecret { uid, .. } if *uid == *"uid-2"));
 }
 
 #[test]
@@ -306,6 +320,7 @@ fn a_rotation_is_proven_twice_with_both_passwords_and_with_the_new_one_alone() {
         carried_out: token.map(Into::into),
         since: 100,
         previous: previous.map(|(password, until)| Box::new(Previous { hash: hashed("d", password).hash().unwrap().into(), until })),
+        endpoint: Some(endpoint(1883).digest()),
     };
     let previous = |fleet: &mut Fleet| {
         let (number, plan) = fleet.plan(&gateway()).expect("something to write");

@@ -1,10 +1,12 @@
 //! What the Devices' side keeps of a Gateway: its devices, its workers, its shards, and what its broker has proven.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
+use super::endpoint::Endpoint;
 use super::record::{PasswordSource, PasswordState, Record};
 use crate::api::name::{self, GATEWAY_LABEL, ROLE_AUTH_SHARD, ROLE_LABEL};
 use crate::credential::entry::Entry;
@@ -19,6 +21,9 @@ const REMEMBERED_PLANS: u64 = 64;
 pub struct GatewayState {
     /// The Gateway as owner of its shards, or `None` where there is no such Gateway (any longer).
     pub owner: Option<OwnerReference>,
+
+    /// Where its devices connect to, and the uid of the Gateway that says so.
+    pub endpoint: Option<(Box<str>, Arc<Endpoint>)>,
 
     /// Its devices by name.
     pub devices: HashMap<Box<str>, Record>,
@@ -65,7 +70,19 @@ impl GatewayState {
     /// Whether nothing is left to remember.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.owner.is_none() && self.devices.is_empty() && self.workers.is_empty() && self.live.is_empty() && self.proven.is_empty()
+        self.owner.is_none()
+            && self.endpoint.is_none()
+            && self.devices.is_empty()
+            && self.workers.is_empty()
+            && self.live.is_empty()
+            && self.proven.is_empty()
+    }
+
+    /// Where its devices connect to, as far as the Gateway that is there has said so.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&Arc<Endpoint>> {
+        let owner = self.owner.as_ref()?;
+        self.endpoint.as_ref().filter(|(uid, _)| **uid == *owner.uid).map(|(_, endpoint)| endpoint)
     }
 
     /// Takes over a shard as it stands at the API server, or its absence.

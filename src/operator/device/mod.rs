@@ -4,6 +4,7 @@
 pub mod carry_out;
 pub mod connection;
 pub mod driver;
+pub mod endpoint;
 pub mod fleet;
 pub mod gateway;
 pub mod key;

@@ -1,9 +1,12 @@
 //! When the generated password of a Device is replaced, and how long the one before goes on being accepted. Pure.
 
+use std::num::NonZeroU64;
+
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
+use super::endpoint;
 use crate::api::Device;
 use crate::api::device::{DEFAULT_OVERLAP_SECONDS, duration_seconds};
 use crate::api::name::{PASSWORD_SINCE_ANNOTATION, PREVIOUS_PASSWORD_ANNOTATION, ROTATE_PASSWORD_ANNOTATION};
@@ -18,6 +21,8 @@ pub struct Lifetime {
     pub since: i64,
     /// The password before.
     pub previous: Option<Box<Previous>>,
+    /// Digest of what it says of where to connect to.
+    pub endpoint: Option<NonZeroU64>,
 }
 
 /// A password that is accepted for a while after it was replaced.
@@ -44,6 +49,7 @@ impl Lifetime {
                 hash::is_well_formed(hash).then_some(())?;
                 Some(Box::new(Previous { hash: hash.into(), until: time(until)? }))
             }),
+            endpoint: Some(endpoint::digest_of(secret)),
         }
     }
 }
@@ -99,6 +105,12 @@ impl Rotation {
     #[must_use]
     pub fn previous(&self) -> Option<&str> {
         Some(&*self.lifetime.as_ref()?.previous.as_ref()?.hash)
+    }
+
+    /// Digest of what the Secret says of where to connect to, as far as it has been read.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<NonZeroU64> {
+        self.lifetime.as_ref()?.endpoint
     }
 
     /// When something follows from the time alone. `spread` (from a Device's uid) lets many that are of one age come one by one,

@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
+use super::endpoint::Endpoint;
 use super::key::{DeviceKey, GatewayKey};
 use super::record::PasswordState;
 use crate::api::Device;
@@ -67,17 +68,15 @@ pub fn role(secret: &Secret) -> Role {
 
 /// The Secret with a generated password: all that a device needs to connect.
 #[must_use]
-pub fn generated(key: &DeviceKey, uid: &str, password: &Password, token: Option<&str>) -> Secret {
+pub fn generated(key: &DeviceKey, uid: &str, endpoint: &Endpoint, password: &Password, token: Option<&str>) -> Secret {
     let namespace = &key.gateway.namespace;
     let gateway = &key.gateway.name;
     let mut labels = standard_labels("device", gateway);
     labels.insert(GATEWAY_LABEL.to_owned(), gateway.to_string());
     labels.insert(ROLE_LABEL.to_owned(), ROLE_DEVICE_CREDENTIALS.to_owned());
-    let values = [
-        ("username", key.name.to_string()),
-        (PASSWORD_KEY, password.expose().to_owned()),
-        ("gateway", name::service_host(gateway, namespace)),
-    ];
+    let mut data = endpoint.data();
+    data.insert("username".to_owned(), ByteString(key.name.as_bytes().to_vec()));
+    data.insert(PASSWORD_KEY.to_owned(), ByteString(password.expose().as_bytes().to_vec()));
     Secret {
         metadata: ObjectMeta {
             name: Some(name::device_credentials(&key.name)),
@@ -88,7 +87,7 @@ pub fn generated(key: &DeviceKey, uid: &str, password: &Password, token: Option<
             owner_references: Some(vec![owner(key, uid)]),
             ..ObjectMeta::default()
         },
-        data: Some(values.into_iter().map(|(key, value)| (key.to_owned(), ByteString(value.into_bytes()))).collect()),
+        data: Some(data),
         ..Secret::default()
     }
 }

@@ -6,11 +6,12 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Config, Event, watcher};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client};
 use tracing::warn;
 
 use crate::api::name::{ROLE_AGENT_REPORT, ROLE_LABEL};
 use crate::api::{Device, Gateway};
+use crate::operator::watch::readable;
 
 /// Objects a page of a list: a compromise of requests and of what is in memory at once.
 const PAGE_SIZE: u32 = 500;
@@ -35,12 +36,12 @@ pub enum Observation {
 /// All observations, from the first lists on. Never ends; failed watches start again with a growing pause.
 pub fn observations(client: &Client) -> SelectAll<BoxStream<'static, Observation>> {
     let config = || Config::default().page_size(PAGE_SIZE);
-    let devices = watcher(Api::<DeserializeGuard<Device>>::all(client.clone()), config());
+    let devices = readable(watcher(Api::<DeserializeGuard<Device>>::all(client.clone()), config()));
     let gateways = watcher(Api::<PartialObjectMeta<Gateway>>::all(client.clone()), config());
     let secrets = watcher(Api::<Secret>::all(client.clone()), config().fields(OTHER_SECRETS));
     let reports = watcher(Api::<ConfigMap>::all(client.clone()), config().labels(&format!("{ROLE_LABEL}={ROLE_AGENT_REPORT}")));
     select_all([
-        steady("Device", devices).filter_map(|event| async { valid(event) }).map(|event| Observation::Device(Box::new(event))).boxed(),
+        steady("Device", devices).map(|event| Observation::Device(Box::new(event))).boxed(),
         steady("Gateway", gateways).map(Observation::Gateway).boxed(),
         steady("Secret", secrets).map(Observation::Secret).boxed(),
         steady("ConfigMap", reports).map(Observation::Report).boxed(),
@@ -54,20 +55,5 @@ fn steady<K: Send + 'static>(
 ) -> impl Stream<Item = Event<K>> + Send {
     stream.default_backoff().filter_map(move |event| async move {
         event.inspect_err(|error| warn!(kind, error = %crate::runtime::error::chain(error), "the watch failed: starting it again")).ok()
-    })
-}
-
-/// An object that the API server accepted and this version cannot read harms itself alone.
-fn valid(event: Event<DeserializeGuard<Device>>) -> Option<Event<Device>> {
-    let open = |guard: DeserializeGuard<Device>| {
-        let name = guard.name_any();
-        guard.0.inspect_err(|error| warn!(name, error = %error.error, "failed to read a Device: left alone")).ok()
-    };
-    Some(match event {
-        Event::Init => Event::Init,
-        Event::InitDone => Event::InitDone,
-        Event::InitApply(guard) => Event::InitApply(open(guard)?),
-        Event::Apply(guard) => Event::Apply(open(guard)?),
-        Event::Delete(guard) => Event::Delete(open(guard)?),
     })
 }

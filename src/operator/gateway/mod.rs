@@ -19,16 +19,19 @@ use kube::runtime::controller::Action;
 use kube::{Client, ResourceExt};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use self::build::{Desired, build};
+use self::build::build;
 use self::observe::{Observed, observe};
 use self::status::{Outcome, status};
+use self::tls::Issued;
 use self::validate::{Valid, validate};
 use super::apply::{WriteError, Writer, owner_reference};
-use super::context::{Context, publish_change, publish_change_of};
+use super::context::{Context, publish_change, publish_change_of, unless_terminating};
+use super::device::endpoint::Endpoint;
 use super::device::key::GatewayKey;
 use crate::api::condition::{CERTIFICATE_VALID, READY};
 use crate::api::gateway::Gateway;
 use crate::api::is_reconciliation_paused;
+use crate::configuration::agent::TLS_AUTHORITIES;
 
 /// Name in metrics, events and managed fields.
 const CONTROLLER: &str = "gateway";
@@ -56,9 +59,9 @@ pub async fn run(context: Context, totals: UnboundedReceiver<GatewayKey>) {
     Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
         .with_name(CONTROLLER)
         .with_observer(observer)
-        .with_controller(|controller| {
+        .with_controller(|_| {
             let config = kube::runtime::controller::Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY);
-            watch::subscribe(controller.with_config(config), &context.client, totals)
+            watch::subscribe(super::watch::controller(&context.client).with_config(config), &context.client, totals)
         })
         .run()
         .await;
@@ -77,9 +80,20 @@ impl k8s_controller::Context for Reconciler {
 
     async fn apply(&self, _: Client, gateway: &Gateway, _: &mut TraceMetadata) -> Result<Option<Action>, WriteError> {
         // What it owns goes by its owner references; nothing outside the cluster is to be undone.
-        if is_reconciliation_paused(gateway) || gateway.metadata.deletion_timestamp.is_some() {
+        if gateway.metadata.deletion_timestamp.is_some() {
             return Ok(Some(Action::await_change()));
         }
+        if is_reconciliation_paused(gateway) {
+            let observed = observe(&self.context, gateway).await?;
+            self.tell_devices(gateway, endpoint(&observed, None));
+            return Ok(Some(Action::await_change()));
+        }
+        unless_terminating(self.reconcile(gateway).await)
+    }
+}
+
+impl Reconciler {
+    async fn reconcile(&self, gateway: &Gateway) -> Result<Option<Action>, WriteError> {
         let observed = observe(&self.context, gateway).await?;
         let now = Timestamp::now();
         let valid = match validate(&observed, now) {
@@ -89,8 +103,9 @@ impl k8s_controller::Context for Reconciler {
                 return Ok(Some(Action::await_change()));
             }
         };
-        match Box::pin(self.apply_all(gateway, build(&valid, &self.context.images))).await {
+        match Box::pin(self.apply_all(&observed, &valid)).await {
             Ok(stateful_set) => self.write_status(&observed, &Outcome::Applied(&valid, &stateful_set)).await?,
+            Err(error) if error.is_namespace_terminating() => return Err(error),
             Err(error) => {
                 self.write_status(&observed, &Outcome::NotApplied(&valid, &error)).await?;
                 return Err(error);
@@ -98,17 +113,17 @@ impl k8s_controller::Context for Reconciler {
         }
         Ok(Some(Action::requeue(next_look(&valid, now))))
     }
-}
 
-impl Reconciler {
     /// What a pod needs comes before the pod. Returns the live StatefulSet.
-    async fn apply_all(&self, gateway: &Gateway, desired: Desired) -> Result<StatefulSet, WriteError> {
-        let owner = owner_reference(gateway);
+    async fn apply_all(&self, observed: &Observed, valid: &Valid) -> Result<StatefulSet, WriteError> {
+        let owner = owner_reference(&observed.gateway);
+        let desired = build(valid, &self.context.images);
         // The authority first: a certificate of one that was not kept is worth nothing.
         if let Some((authority, certificate)) = &desired.issued {
             self.writer.apply(&owner, authority).await?;
             self.writer.apply(&owner, certificate).await?;
         }
+        self.tell_devices(&observed.gateway, endpoint(observed, valid.tls.issued.as_ref()));
         self.writer.apply(&owner, &desired.configuration).await?;
         self.writer.apply(&owner, &desired.report).await?;
         self.writer.apply(&owner, &desired.service_account).await?;
@@ -120,6 +135,13 @@ impl Reconciler {
         self.writer.apply(&owner, &desired.service).await?;
         self.writer.apply(&owner, &desired.disruption_budget).await?;
         Ok(self.writer.apply(&owner, &desired.stateful_set).await?.into_inner())
+    }
+
+    fn tell_devices(&self, gateway: &Gateway, endpoint: Option<Endpoint>) {
+        let key = GatewayKey::new(&gateway.namespace().unwrap_or_default(), &gateway.name_any());
+        if let Some(endpoint) = endpoint {
+            self.context.fleet.lock().endpoint_observed(&key, &gateway.uid().unwrap_or_default(), endpoint);
+        }
     }
 
     async fn write_status(&self, observed: &Observed, outcome: &Outcome<'_>) -> Result<(), WriteError> {
@@ -139,6 +161,20 @@ impl Reconciler {
         }
         Ok(())
     }
+}
+
+/// Where the devices connect to: the first listener with TLS, else the first; by the first of the declared host names, else by
+/// the name of the Service in the cluster. `issued` is what the operator issues for the listener, if it does.
+fn endpoint(observed: &Observed, issued: Option<&Issued>) -> Option<Endpoint> {
+    let gateway = &observed.gateway;
+    let listeners = &gateway.spec.listeners;
+    let listener = listeners.iter().find(|listener| listener.tls.is_some()).or(listeners.first())?;
+    let named = listener.tls_secret(&gateway.name_any()).and_then(|secret| observed.tls.get(&secret)).and_then(Option::as_ref);
+    let issued = issued.filter(|_| listener.tls.as_ref().is_some_and(|tls| tls.secret_name.is_none())).map(|issued| &issued.certificate);
+    let data = issued.or_else(|| named.and_then(|secret| secret.data.as_ref()));
+    let authorities = data.and_then(|data| data.get(TLS_AUTHORITIES)).map(|pem| pem.0.as_slice());
+    let host = tls::client_names(gateway).into_iter().next()?;
+    Some(Endpoint::new(&host, listener.port, listener.tls.is_some(), authorities))
 }
 
 /// Whether the event of `Ready` tells what that of `CertificateValid` would.

@@ -104,7 +104,8 @@ pub fn certificates(observed: &Observed, now: Timestamp) -> Certificates {
 }
 
 /// What clients are told to reach the broker by: the declared names, which may be all that a public authority signs.
-fn client_names(gateway: &Gateway) -> Vec<String> {
+#[must_use]
+pub fn client_names(gateway: &Gateway) -> Vec<String> {
     let declared = &gateway.spec.service.host_names;
     let (name, namespace) = identity(gateway);
     if declared.is_empty() { vec![name::service_host(name, namespace)] } else { declared.clone() }

@@ -31,7 +31,7 @@ use self::registry::Devices;
 use self::status::{Outcome, TableOutcome, WorkersOutcome, status};
 use self::validate::{TableView, Valid, validate};
 use super::apply::{WriteError, Writer, owner_reference};
-use super::context::{Context, publish_change};
+use super::context::{Context, publish_change, unless_terminating};
 
 use crate::api::condition::Cause;
 use crate::api::name::PIPELINE_LABEL;
@@ -77,8 +77,8 @@ pub async fn run(context: Context, devices: Devices) {
     let controller = Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
         .with_name(CONTROLLER)
         .with_observer(context.observer())
-        .with_controller(|controller| {
-            let controller = controller.with_config(Config::default().concurrency(CONCURRENCY));
+        .with_controller(|_| {
+            let controller = super::watch::controller(&context.client).with_config(Config::default().concurrency(CONCURRENCY));
             watch::subscribe(controller, &context.client, drifted)
         });
     tokio::select! {
@@ -106,16 +106,7 @@ impl k8s_controller::Context for Reconciler {
         if is_reconciliation_paused(pipeline) {
             return Ok(Some(Action::await_change()));
         }
-        let observed = observe(&client, &self.databases, pipeline).await?;
-        let outcome = match validate(pipeline, &observed) {
-            Ok(valid) => Box::pin(self.carry_out(pipeline, &observed, valid)).await?,
-            Err(cause) => {
-                self.drift.forget(&owner(pipeline));
-                Outcome::Refused(cause)
-            }
-        };
-        self.write_status(pipeline, &outcome).await?;
-        Ok(Some(next_look(&outcome)))
+        unless_terminating(self.reconcile(&client, pipeline).await)
     }
 
     async fn cleanup(&self, client: Client, pipeline: &Pipeline, _: &mut TraceMetadata) -> Result<Option<Action>, WriteError> {
@@ -133,6 +124,19 @@ impl k8s_controller::Context for Reconciler {
 }
 
 impl Reconciler {
+    async fn reconcile(&self, client: &Client, pipeline: &Pipeline) -> Result<Option<Action>, WriteError> {
+        let observed = observe(client, &self.databases, pipeline).await?;
+        let outcome = match validate(pipeline, &observed) {
+            Ok(valid) => Box::pin(self.carry_out(pipeline, &observed, valid)).await?,
+            Err(cause) => {
+                self.drift.forget(&owner(pipeline));
+                Outcome::Refused(cause)
+            }
+        };
+        self.write_status(pipeline, &outcome).await?;
+        Ok(Some(next_look(&outcome)))
+    }
+
     /// Credentials first, for the brokers need a moment to take them; then the table and the registry; then the workers.
     async fn carry_out(&self, pipeline: &Pipeline, observed: &Observed, valid: Valid) -> Result<Outcome, WriteError> {
         let gateways = valid.gateways.len();

@@ -1,12 +1,14 @@
 //! What the Devices' side learns of Gateways: that they exist, their shards, what their brokers have proven.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::Fleet;
 use crate::credential::entry::Entry;
 use crate::credential::shard::Data;
+use crate::operator::device::endpoint::Endpoint;
 use crate::operator::device::gateway::{GatewayState, ShardPlan};
 use crate::operator::device::key::{DeviceKey, GatewayKey};
 
@@ -15,7 +17,9 @@ impl Fleet {
     pub fn gateway_observed(&mut self, key: &GatewayKey, owner: Option<OwnerReference>) {
         let state = self.gateways.entry(key.clone()).or_default();
         if state.owner != owner {
-            state.owner = owner;
+            let before = std::mem::replace(&mut state.owner, owner);
+            // What the next Gateway of that name says may be here before it.
+            state.endpoint.take_if(|(uid, _)| before.is_some_and(|before| **uid == *before.uid));
             let keys: Vec<DeviceKey> =
                 state.devices.keys().map(|name| DeviceKey { gateway: key.clone(), name: name.as_ref().into() }).collect();
             self.changes.devices.extend(keys);
@@ -23,6 +27,19 @@ impl Fleet {
             self.changes.totals.insert(key.clone());
         }
         self.forget_if_empty(key);
+    }
+
+    /// Where the devices of a Gateway (of this uid) connect to. Those whose Secrets say otherwise get that written.
+    pub fn endpoint_observed(&mut self, key: &GatewayKey, uid: &str, endpoint: Endpoint) {
+        let state = self.gateways.entry(key.clone()).or_default();
+        if state.endpoint.as_ref().is_some_and(|(known, before)| **known == *uid && **before == endpoint) {
+            return;
+        }
+        let digest = endpoint.digest();
+        state.endpoint = Some((uid.into(), Arc::new(endpoint)));
+        let otherwise = state.devices.iter().filter(|(_, record)| record.rotation.endpoint() != Some(digest));
+        let keys: Vec<DeviceKey> = otherwise.map(|(name, _)| DeviceKey { gateway: key.clone(), name: name.as_ref().into() }).collect();
+        self.changes.devices.extend(keys);
     }
 
     /// All Gateways have been listed: those that were not among them are gone.

@@ -1,7 +1,10 @@
 //! What is to be done for a Device next.
 
+use std::sync::Arc;
+
 use super::Fleet;
 use crate::api::DeviceStatus;
+use crate::operator::device::endpoint::Endpoint;
 use crate::operator::device::key::DeviceKey;
 use crate::operator::device::record::{PasswordSource, PasswordState};
 use crate::operator::device::status::{Surroundings, status};
@@ -13,6 +16,16 @@ pub enum Step {
     CreateSecret {
         /// `metadata.uid` of the Device.
         uid: Box<str>,
+        /// What it says of where to connect to.
+        endpoint: Arc<Endpoint>,
+    },
+
+    /// Write into the Secret with the generated password where to connect to. With the uid of the Device.
+    WriteEndpoint {
+        /// `metadata.uid` of the Device.
+        uid: Box<str>,
+        /// What it is to say.
+        endpoint: Arc<Endpoint>,
     },
 
     /// Replace the generated password. With the uid of the Device, its request, and the seconds that both are accepted.
@@ -55,7 +68,10 @@ impl Fleet {
         }
         match (&record.source, record.password()) {
             (PasswordSource::Generated, PasswordState::Unknown | PasswordState::Stale(_)) => {
-                return Step::CreateSecret { uid: record.uid.clone() };
+                // Without a Gateway that is what the status says; and one that is fresh says in a moment where it is.
+                if let Some(endpoint) = state.endpoint() {
+                    return Step::CreateSecret { uid: record.uid.clone(), endpoint: Arc::clone(endpoint) };
+                }
             }
             (PasswordSource::Given { secret, key }, PasswordState::Unknown | PasswordState::Stale(_)) => {
                 return Step::ReadSecret { secret: secret.clone(), key: key.clone() };
@@ -64,13 +80,21 @@ impl Fleet {
                 let token = record.rotation.requested().map(Into::into);
                 return Step::RotatePassword { uid: record.uid.clone(), token, overlap: record.rotation.overlap() };
             }
+            (PasswordSource::Generated, PasswordState::Hashed(_)) => {
+                let said = record.rotation.endpoint();
+                if let Some(endpoint) = state.endpoint().filter(|wanted| said.is_some_and(|said| said != wanted.digest())) {
+                    return Step::WriteEndpoint { uid: record.uid.clone(), endpoint: Arc::clone(endpoint) };
+                }
+            }
             (_, PasswordState::Hashed(_) | PasswordState::Missing(..) | PasswordState::Failing(_)) => {}
         }
         let proven = state.has_proven(&key.name, record);
         let around = Surroundings { gateway: &key.gateway.name, gateway_exists: state.owner.is_some(), proven, waited };
         match status(&key.name, record, around) {
-            Some(status) if record.written.equals(&status) => match record.password() {
-                PasswordState::Failing(_) => Step::CreateSecret { uid: record.uid.clone() },
+            Some(status) if record.written.equals(&status) => match (record.password(), state.endpoint()) {
+                (PasswordState::Failing(_), Some(endpoint)) => {
+                    Step::CreateSecret { uid: record.uid.clone(), endpoint: Arc::clone(endpoint) }
+                }
                 _ => Step::Rest,
             },
             Some(status) => Step::WriteStatus(Box::new(status)),
@@ -78,3 +102,7 @@ impl Fleet {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "endpoint_tests.rs"]
+mod tests;

@@ -1,0 +1,81 @@
+//! Watches that outlive an object that cannot be read: the API server may hold what another version of this program wrote.
+
+use futures::{Stream, StreamExt};
+use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::controller::Controller;
+use kube::runtime::reflector::{self, reflector};
+use kube::runtime::watcher::{self, Config, Event, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use tracing::warn;
+
+use super::apply::Kind;
+
+/// A controller of all objects of a kind, of those that can be read.
+#[must_use]
+pub fn controller<K: Kind + Send + Sync + 'static>(client: &Client) -> Controller<K> {
+    let (store, writer) = reflector::store();
+    let events = readable(watcher(Api::<DeserializeGuard<K>>::all(client.clone()), Config::default()));
+    Controller::for_stream(reflector(writer, events).applied_objects(), store)
+}
+
+/// The events of objects that can be read. One that cannot be is logged, and left as it is.
+pub fn readable<K: Resource<DynamicType = ()> + Send>(
+    events: impl Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>> + Send,
+) -> impl Stream<Item = watcher::Result<Event<K>>> + Send {
+    events.filter_map(|event| std::future::ready(event.map(open_event).transpose()))
+}
+
+fn open_event<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) -> Option<Event<K>> {
+    Some(match event {
+        Event::Init => Event::Init,
+        Event::InitDone => Event::InitDone,
+        Event::InitApply(guard) => Event::InitApply(open(guard)?),
+        Event::Apply(guard) => Event::Apply(open(guard)?),
+        Event::Delete(guard) => Event::Delete(open(guard)?),
+    })
+}
+
+fn open<K: Resource<DynamicType = ()>>(guard: DeserializeGuard<K>) -> Option<K> {
+    let (namespace, name) = (guard.namespace(), guard.name_any());
+    let tell = |error: &kube::core::error_boundary::InvalidObject| {
+        warn!(kind = %K::kind(&()), namespace, name, error = error.error, "failed to read an object: it is left as it is");
+    };
+    guard.0.inspect_err(tell).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::api::Gateway;
+
+    fn gateway(name: &str, spec: &Value) -> DeserializeGuard<Gateway> {
+        let object = json!({"apiVersion": "fleetwright.io/v1alpha1", "kind": "Gateway", "metadata": {"name": name}, "spec": spec});
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_object_that_cannot_be_read_hides_no_other() {
+        let events = [
+            Event::Init,
+            Event::InitApply(gateway("broken", &json!({"listeners": "none"}))),
+            Event::InitApply(gateway("a", &json!({}))),
+            Event::InitDone,
+            Event::Apply(gateway("broken", &json!({"durability": 7}))),
+            Event::Apply(gateway("b", &json!({}))),
+            Event::Delete(gateway("a", &json!({}))),
+        ];
+        let read: Vec<String> = readable(futures::stream::iter(events.map(Ok)))
+            .map(|event| match event.unwrap() {
+                Event::Init => "init".to_owned(),
+                Event::InitDone => "done".to_owned(),
+                Event::InitApply(gateway) | Event::Apply(gateway) => gateway.name_any(),
+                Event::Delete(gateway) => format!("-{}", gateway.name_any()),
+            })
+            .collect()
+            .await;
+        assert_eq!(read, ["init", "a", "done", "b", "-a"]);
+    }
+}
