@@ -110,3 +110,37 @@ async fn moved(fleet: &Fleet, now: &Listener, before: &Listener, old: &str) -> R
     ensure_refused(before, "press-1", old).await?;
     ensure_refused(before, "press-1", &password).await
 }
+
+#[test]
+fn a_devices_secret_is_all_that_a_device_has_to_be_given() {
+    run("provision", async |fleet| {
+        let listeners = |port: i32| json!([{"name": "mqtt", "port": 1883}, {"name": "mqtts", "port": port, "tls": {}}]);
+        // The Device is there first: its Secret comes with the Gateway, complete.
+        fleet.apply(device("press-1", "plant-1")).await?;
+        fleet.condition("Device", "press-1", "Accepted", "False", "GatewayNotFound").await?;
+        fleet.apply(with(gateway("plant-1"), "/spec/listeners", listeners(8883))).await?;
+        fleet.all_ready(&["Gateway/plant-1", "Device/press-1"]).await?;
+        let password = fleet.password("press-1").await?;
+        provisioned(&fleet, 8883).await?;
+
+        fleet.change("Gateway", "plant-1", json!({"spec": {"listeners": listeners(8884)}})).await?;
+        until(seconds(60), "the Secret follows", async || provisioned(&fleet, 8884).await).await?;
+        ensure!(fleet.password("press-1").await? == password, "the password is another one");
+        Ok(())
+    });
+}
+
+/// Connects with what the Secret says and nothing else.
+async fn provisioned(fleet: &Fleet, port: u16) -> Result<()> {
+    let said = async |key: &str| fleet.secret("press-1-credentials", key).await;
+    let folder = tempfile::tempdir()?;
+    let authority = folder.path().join("ca.crt");
+    std::fs::write(&authority, said("ca.crt").await?)?;
+    let listener = Listener { host: said("gateway").await?, port: said("port").await?.parse()?, authority: Some(authority) };
+    ensure!(listener.port == port, "the port is {}", listener.port);
+    let uri = said("uri").await?;
+    ensure!(uri == format!("mqtts://{}:{port}", listener.host), "the URI is {uri}");
+    let mut session = Session::connect(&listener, &said("username").await?, &said("password").await?).await?;
+    ensure!(session.publish("devices/press-1/telemetry", "{}").await? < REFUSAL, "the device may not publish");
+    Ok(())
+}
