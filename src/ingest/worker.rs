@@ -77,6 +77,10 @@ pub struct Arguments {
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pod_name: Option<String>,
 
+    /// How long a device may be declared after its first message, before that is a dead letter
+    #[arg(long, default_value_t = 2, value_name = "SECONDS")]
+    device_grace_seconds: u64,
+
     /// Address of the probes and metrics
     #[arg(long, default_value = "0.0.0.0:9090", value_name = "ADDRESS")]
     http: SocketAddr,
@@ -114,7 +118,8 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
 
     let metrics = prometheus::Registry::new();
     let readiness = Readiness::awaiting([REGISTRY, ASSIGNMENT]);
-    let worker = Worker::new(configuration, uri, ordinal, login, Metrics::register(&metrics)?, readiness.clone())?;
+    let registry = Arc::new(Registry::new(Duration::from_secs(arguments.device_grace_seconds)));
+    let worker = Worker::new(configuration, uri, ordinal, login, registry, Metrics::register(&metrics)?, readiness.clone())?;
 
     let endpoint = tokio::spawn(http::serve(arguments.http, readiness, metrics, CancellationToken::new()));
     tokio::select! {
@@ -134,6 +139,7 @@ struct Worker {
     uri: ConnectionUri,
     ordinal: i32,
     login: Login,
+    registry: Arc<Registry>,
     metrics: Metrics,
     readiness: Readiness,
     topic: Arc<TopicPattern>,
@@ -146,19 +152,20 @@ impl Worker {
         uri: ConnectionUri,
         ordinal: i32,
         login: Login,
+        registry: Arc<Registry>,
         metrics: Metrics,
         readiness: Readiness,
     ) -> anyhow::Result<Self> {
         let topic = Arc::new(TopicPattern::compile(&configuration.topic, configuration.decode.format)?);
         let descriptor = configuration.descriptor.as_deref().map(|text| BASE64_STANDARD.decode(text)).transpose()?;
         let decoder = Arc::new(Decoder::compile(&configuration.decode, descriptor.as_deref())?);
-        Ok(Self { configuration, uri, ordinal, login, metrics, readiness, topic, decoder })
+        Ok(Self { configuration, uri, ordinal, login, registry, metrics, readiness, topic, decoder })
     }
 
     async fn run(self, shutdown: CancellationToken) {
         let configuration = &self.configuration;
         info!(namespace = configuration.namespace, pipeline = configuration.pipeline, ordinal = self.ordinal, "starting");
-        let registry = Arc::new(Registry::default());
+        let registry = &self.registry;
         let mut helpers = JoinSet::new();
         helpers.spawn(follow(registry.clone(), self.uri.clone(), configuration.namespace.clone(), shutdown.clone()));
         helpers.spawn(report(registry.clone(), self.readiness.clone()));
@@ -173,19 +180,13 @@ impl Worker {
         let owner = Owner { namespace: configuration.namespace.clone(), pipeline: configuration.pipeline.clone() };
         let (teller, assigned) = watch::channel(None);
         helpers.spawn(assignment::follow(self.uri.clone(), owner, teller, shutdown.clone()));
-        self.run_sessions(assigned, &registry, &sink, &shutdown).await;
+        self.run_sessions(assigned, &sink, &shutdown).await;
         info!("stopped");
     }
 
     /// Runs the sessions with the gateways that are this worker's. One that becomes another's goes on until that one takes it over,
     /// so that nobody misses what comes meanwhile.
-    async fn run_sessions(
-        &self,
-        mut assigned: watch::Receiver<Option<Assignment>>,
-        registry: &Arc<Registry>,
-        sink: &Sink,
-        shutdown: &CancellationToken,
-    ) {
+    async fn run_sessions(&self, mut assigned: watch::Receiver<Option<Assignment>>, sink: &Sink, shutdown: &CancellationToken) {
         let mut sessions = JoinSet::new();
         let mut running = HashSet::new();
         let mut lost = HashSet::new();
@@ -198,7 +199,7 @@ impl Worker {
                 if running.insert(gateway.name.clone()) {
                     self.readiness.fails(&check(&gateway.name), "starting");
                     let wait = if lost.remove(&gateway.name) { TAKE_BACK_AFTER } else { Duration::ZERO };
-                    let session = self.session((*gateway).clone(), own.len(), registry.clone(), sink.clone(), shutdown.clone());
+                    let session = self.session((*gateway).clone(), own.len(), sink.clone(), shutdown.clone());
                     let (name, shutdown) = (gateway.name.clone(), shutdown.clone());
                     sessions.spawn(async move {
                         tokio::select! {
@@ -231,13 +232,13 @@ impl Worker {
         self.configuration.gateways.iter().filter(|gateway| worker_of(assignment, &gateway.name) == self.ordinal).collect()
     }
 
-    fn session(&self, gateway: IngestGateway, of: usize, registry: Arc<Registry>, sink: Sink, shutdown: CancellationToken) -> Session {
+    fn session(&self, gateway: IngestGateway, of: usize, sink: Sink, shutdown: CancellationToken) -> Session {
         let configuration = &self.configuration;
         Session {
             login: self.login.clone(),
             name: format!("{}/{}/{}", configuration.namespace, configuration.pipeline, gateway.name),
             intake: Intake { gateway: gateway.name.clone(), stream: Stream::new(self.topic.clone(), self.decoder.clone()) },
-            registry,
+            registry: self.registry.clone(),
             sink,
             uri: self.uri.clone(),
             budget: (BUDGET / of.max(1)).max(LEAST_BUDGET),

@@ -17,10 +17,6 @@ use crate::timescale::connect::{ConnectError, Connection, connect};
 use crate::timescale::system::{DEVICE_CHANNEL, SCHEMA};
 use crate::timescale::uri::ConnectionUri;
 
-/// How long after a first vain look for a name the second follows, before the name counts as unknown: a device may publish
-/// a moment after it was declared, and the operator writes its row in the second after that.
-const GRACE: Duration = Duration::from_secs(2);
-
 /// How long a name stays unknown without a word from the database. A notification about the namespace ends it sooner; this is
 /// for a notification that was lost.
 const UNKNOWN_FOR: Duration = Duration::from_mins(1);
@@ -95,6 +91,7 @@ pub struct Registry {
     wanted: Mutex<Vec<Box<str>>>,
     asked: Notify,
     changes: watch::Sender<Follower>,
+    grace: Duration,
 }
 
 /// The state of [`follow`].
@@ -106,14 +103,17 @@ pub struct Follower {
     pub failure: Option<String>,
 }
 
-impl Default for Registry {
-    fn default() -> Self {
-        let starting = Follower { version: 0, failure: Some("the devices are not loaded yet".to_owned()) };
-        Self { devices: RwLock::default(), wanted: Mutex::default(), asked: Notify::new(), changes: watch::Sender::new(starting) }
-    }
-}
-
 impl Registry {
+    /// A registry that nobody follows yet. `grace` is how long after a first vain look for a name the second follows, before the
+    /// name counts as unknown: a device may publish a moment after it was declared, and the operator writes its row in the second
+    /// after that.
+    #[must_use]
+    pub fn new(grace: Duration) -> Self {
+        let starting = Follower { version: 0, failure: Some("the devices are not loaded yet".to_owned()) };
+        let changes = watch::Sender::new(starting);
+        Self { devices: RwLock::default(), wanted: Mutex::default(), asked: Notify::new(), changes, grace }
+    }
+
     /// The devices, to be held for a moment.
     pub fn read(&self) -> RwLockReadGuard<'_, Devices> {
         // Nothing panics while it writes.
@@ -203,7 +203,7 @@ async fn follow_once(registry: &Registry, uri: &ConnectionUri, namespace: &str, 
                 names.retain(|name| !second_looks.iter().any(|(_, waiting)| waiting.contains(name)));
                 let missing = look(registry, &client, namespace, names).await?;
                 if !missing.is_empty() {
-                    second_looks.push((Instant::now() + GRACE, missing));
+                    second_looks.push((Instant::now() + registry.grace, missing));
                 }
             }
             () = tokio::time::sleep_until(next_look.unwrap_or_else(Instant::now).into()), if next_look.is_some() => {

@@ -31,11 +31,17 @@ pub struct Chain {
     pub desired: Desired,
     pub worker: Worker,
     configuration: Value,
+    arguments: &'static [&'static str],
 }
 
 impl Chain {
     /// A chain for a topic and a decoder, with the worker ready.
     pub async fn start(topic: &str, decode: &Value, postgres: Arc<Postgres>) -> Self {
+        Self::start_with(&[], topic, decode, postgres).await
+    }
+
+    /// The same, with more arguments for the worker.
+    pub async fn start_with(arguments: &'static [&'static str], topic: &str, decode: &Value, postgres: Arc<Postgres>) -> Self {
         let database = postgres.create_database().await;
         let mut client = postgres.client(&database).await;
         let spec: PipelineSpec = serde_json::from_value(json!({
@@ -58,9 +64,9 @@ impl Chain {
             "namespace": "plant", "pipeline": "vibration", "topic": topic, "decode": decode, "table": "vibration",
             "gateways": [{"name": "plant-1", "host": "127.0.0.1", "port": broker.port}],
         });
-        let worker = Worker::start(&configuration, &postgres.uri_text(&database), 0);
+        let worker = Worker::start(&configuration, &postgres.uri_text(&database), 0, arguments);
         worker.wait_ready();
-        Self { broker, postgres, database, client, desired, worker, configuration }
+        Self { broker, postgres, database, client, desired, worker, configuration, arguments }
     }
 
     /// A new process in the place of the worker's, with the same or another topic.
@@ -68,12 +74,12 @@ impl Chain {
         if let Some(topic) = topic {
             self.configuration["topic"] = topic.into();
         }
-        self.worker = Worker::start(&self.configuration, &self.postgres.uri_text(&self.database), 0);
+        self.worker = Worker::start(&self.configuration, &self.postgres.uri_text(&self.database), 0, self.arguments);
     }
 
     /// One more worker, of this ordinal, which reads nothing until the gateway is assigned to it.
     pub fn one_more_worker(&self, ordinal: i32) -> Worker {
-        Worker::start(&self.configuration, &self.postgres.uri_text(&self.database), ordinal)
+        Worker::start(&self.configuration, &self.postgres.uri_text(&self.database), ordinal, self.arguments)
     }
 
     /// Says which worker reads the gateway.
@@ -151,14 +157,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    fn start(configuration: &Value, uri: &str, ordinal: i32) -> Self {
+    fn start(configuration: &Value, uri: &str, ordinal: i32, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let http = free_port();
         for (name, content) in [("ingest.json", configuration.to_string()), ("uri", uri.to_owned()), ("password", "password\n".to_owned())]
         {
             std::fs::write(folder.path().join(name), content).unwrap();
         }
-        let process = spawn(folder.path(), http, ordinal);
+        let process = spawn(folder.path(), http, ordinal, arguments);
         Self { process, folder, http }
     }
 
@@ -220,11 +226,12 @@ impl Drop for Worker {
     }
 }
 
-fn spawn(folder: &Path, http: u16, ordinal: i32) -> Child {
+fn spawn(folder: &Path, http: u16, ordinal: i32, arguments: &[&str]) -> Child {
     let log = File::options().create(true).append(true).open(folder.join("log")).unwrap();
     Command::new(env!("CARGO_BIN_EXE_fleetwright"))
         .args(["ingest", "--config", "ingest.json", "--database-uri-file", "uri", "--password-file", "password"])
         .args(["--ordinal", &ordinal.to_string()])
+        .args(arguments)
         .args(["--http", &format!("127.0.0.1:{http}")])
         .current_dir(folder)
         .stdin(Stdio::null())
