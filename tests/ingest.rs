@@ -106,11 +106,16 @@ async fn messages_become_rows_and_dead_letters() {
         (chain.worker.metric(r#"fleetwright_ingest_dead_letters_total{gateway="plant-1",reason="Malformed"}"#) - 1.0).abs() < f64::EPSILON
     );
     assert!(chain.worker.metric(r#"fleetwright_ingest_redelivered_total{gateway="plant-1"}"#) >= 1.0);
+    let processed = r#"fleetwright_ingest_message_processing_seconds_count{gateway="plant-1"}"#;
+    common::mosquitto::wait_until("every message to be counted", || (chain.worker.metric(processed) - 13.0).abs() < f64::EPSILON);
+    let lag = r#"fleetwright_ingest_lag_seconds{gateway="plant-1"}"#;
+    common::mosquitto::wait_until("the end of the lag", || chain.worker.metric(lag).abs() < f64::EPSILON);
 }
 
 #[tokio::test]
 async fn a_device_that_is_declared_while_its_message_waits_is_known() {
-    let chain = chain(&timed()).await;
+    // However busy the machine is, the device is declared before the second look.
+    let chain = Chain::start_with(&["--device-grace-seconds", "10"], TOPIC, &timed(), Postgres::shared().await).await;
     chain.publish("devices/late/telemetry", &format!(r#"{{"ts":{TS},"rms":1}}"#));
     // Without a notification: the second look finds it.
     chain.execute("INSERT INTO fleetwright.device (namespace, name, gateway, enabled) VALUES ('plant', 'late', 'plant-1', true)").await;

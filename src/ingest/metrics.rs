@@ -1,7 +1,9 @@
 //! What a worker counts and measures. Labels are bounded: gateways of the Pipeline, and reasons.
 
 use prometheus::core::{AtomicU64, GenericCounter};
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, exponential_buckets};
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, exponential_buckets,
+};
 
 use super::dead_letter::Reason;
 
@@ -22,7 +24,8 @@ pub struct Metrics {
     held_bytes: IntGaugeVec,
     commit: HistogramVec,
     latency: HistogramVec,
-    lag: HistogramVec,
+    processing: HistogramVec,
+    lag: GaugeVec,
     /// Attempts of the database connections to come back.
     pub database_retries: Counter,
 }
@@ -54,8 +57,10 @@ pub struct SessionMetrics {
     pub commit: Histogram,
     /// Seconds from the newest reading of a batch, by its own time, to the commit.
     pub latency: Histogram,
-    /// Seconds from the arrival of the oldest message of a batch to the commit.
-    pub lag: Histogram,
+    /// Seconds from the arrival of each message to the commit of what it said.
+    pub processing: Histogram,
+    /// Seconds since the arrival of the oldest message that is not stored.
+    pub lag: Gauge,
 }
 
 impl Metrics {
@@ -83,6 +88,9 @@ impl Metrics {
             registry.register(Box::new(histogram.clone()))?;
             Ok::<_, prometheus::Error>(histogram)
         };
+        let lag = Opts::new("fleetwright_ingest_lag_seconds", "Since the arrival of the oldest message that is not stored.");
+        let lag = GaugeVec::new(lag, gateway)?;
+        registry.register(Box::new(lag.clone()))?;
         let database_retries =
             Counter::new("fleetwright_ingest_database_retries_total", "Attempts to get back to a database that failed.")?;
         registry.register(Box::new(database_retries.clone()))?;
@@ -107,7 +115,11 @@ impl Metrics {
             held_bytes: gauge("held_bytes", "Memory of the messages that are not stored.")?,
             commit: histogram("commit_seconds", "From the first attempt to write a batch to its commit.")?,
             latency: histogram("reading_to_commit_seconds", "From the newest reading of a batch, by its own time, to the commit.")?,
-            lag: histogram("arrival_to_commit_seconds", "From the arrival of the oldest message of a batch to the commit.")?,
+            processing: histogram(
+                "message_processing_seconds",
+                "From the arrival of a message at the worker to the commit of what it said.",
+            )?,
+            lag,
             database_retries,
         })
     }
@@ -133,6 +145,7 @@ impl Metrics {
             held_bytes: self.held_bytes.with_label_values(label),
             commit: self.commit.with_label_values(label),
             latency: self.latency.with_label_values(label),
+            processing: self.processing.with_label_values(label),
             lag: self.lag.with_label_values(label),
         }
     }

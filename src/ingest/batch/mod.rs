@@ -24,6 +24,7 @@ pub struct Batch {
     messages: Vec<Message>,
     blocks: Vec<(Bytes, Time)>,
     block_bytes: usize,
+    oldest: Option<Time>,
 }
 
 /// A message: where it stands, and how to acknowledge it.
@@ -52,6 +53,7 @@ impl Batch {
     pub fn add_block(&mut self, block: Bytes, arrival: Time) {
         self.block_bytes += block.len();
         self.blocks.push((block, arrival));
+        self.oldest = Some(self.oldest.map_or(arrival, |oldest| oldest.min(arrival)));
     }
 
     /// Adds a message of the last block; its number.
@@ -123,10 +125,15 @@ impl Batch {
         self.block_bytes + self.rows.size() + self.messages.len() * size_of::<Message>()
     }
 
-    /// When the first message arrived.
+    /// When the first message arrived; `None` while there is none.
     #[must_use]
     pub fn arrival(&self) -> Option<Time> {
-        self.blocks.first().map(|(_, arrival)| *arrival)
+        self.oldest.filter(|_| !self.is_empty())
+    }
+
+    /// When each of the messages arrived.
+    pub fn arrivals(&self) -> impl Iterator<Item = Time> + '_ {
+        self.messages.iter().filter_map(|message| Some(self.blocks.get(message.block as usize)?.1))
     }
 }
 

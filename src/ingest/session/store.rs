@@ -35,7 +35,8 @@ pub struct Store {
     open: Batch,
     sealed: VecDeque<Batch>,
     parked: Vec<Arrived>,
-    in_flight: usize,
+    /// The batches that are being written: number, and arrival of the oldest message.
+    in_flight: Vec<(i64, Option<Time>)>,
     in_flight_bytes: usize,
     next_number: i64,
     pace: Pace,
@@ -73,7 +74,7 @@ impl Store {
             open: Batch::default(),
             sealed: VecDeque::new(),
             parked: Vec::new(),
-            in_flight: 0,
+            in_flight: Vec::new(),
             in_flight_bytes: 0,
             next_number,
             pace: Pace::default(),
@@ -173,7 +174,7 @@ impl Store {
         };
         let number = self.next_number;
         self.next_number += 1;
-        self.in_flight += 1;
+        self.in_flight.push((number, batch.arrival()));
         self.in_flight_bytes += batch.size();
         self.last_submitted = Instant::now();
         let expired = self.ledger.take_expired();
@@ -188,7 +189,7 @@ impl Store {
 
     /// A batch is committed: its messages may be acknowledged.
     pub fn committed(&mut self, done: Done) {
-        self.in_flight -= 1;
+        self.in_flight.retain(|(number, _)| *number != done.number);
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(done.batch.size());
         self.pace.committed(done.took);
         for place in done.batch.places() {
@@ -208,14 +209,16 @@ impl Store {
             metrics.dead_letter(refusal.reason);
         }
         let now = Time::now();
-        let since = |time: Time| Duration::from_micros(u64::try_from(now.0.saturating_sub(time.0)).unwrap_or(0)).as_secs_f64();
-        if let Some(arrival) = done.batch.arrival() {
-            metrics.lag.observe(since(arrival));
+        // Gathered first: an observation of its own for every message would be several atomic operations.
+        let processing = metrics.processing.local();
+        for arrival in done.batch.arrivals() {
+            processing.observe(seconds(arrival, now));
         }
+        processing.flush();
         if let Some((_, newest)) = done.batch.rows.span(0..done.batch.rows.len())
             && !self.intake.stream.takes_arrival_time()
         {
-            metrics.latency.observe(since(newest));
+            metrics.latency.observe(seconds(newest, now));
         }
     }
 
@@ -268,7 +271,7 @@ impl Store {
 
     /// Whether everything that was read is committed.
     pub fn is_settled(&self) -> bool {
-        self.in_flight == 0 && self.open.is_empty() && self.sealed.is_empty() && self.parked.is_empty()
+        self.in_flight.is_empty() && self.open.is_empty() && self.sealed.is_empty() && self.parked.is_empty()
     }
 
     /// Lets go of the messages that wait for the registry: the broker still has them.
@@ -280,5 +283,17 @@ impl Store {
     pub fn gauge(&self) {
         self.metrics.unacknowledged.set(i64::try_from(self.window.len()).unwrap_or(i64::MAX));
         self.metrics.held_bytes.set(i64::try_from(self.held()).unwrap_or(i64::MAX));
+        self.metrics.lag.set(self.oldest().map_or(0.0, |oldest| seconds(oldest, Time::now())));
     }
+
+    /// When the oldest message that is not stored arrived.
+    fn oldest(&self) -> Option<Time> {
+        let in_flight = self.in_flight.iter().filter_map(|(_, arrival)| *arrival);
+        let gathered = self.sealed.iter().chain([&self.open]).filter_map(Batch::arrival);
+        in_flight.chain(gathered).chain(self.parked.iter().map(|message| message.arrival)).min()
+    }
+}
+
+fn seconds(from: Time, to: Time) -> f64 {
+    Duration::from_micros(u64::try_from(to.0.saturating_sub(from.0)).unwrap_or(0)).as_secs_f64()
 }
