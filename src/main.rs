@@ -29,6 +29,8 @@ enum Role {
     /// Prints what a Pipeline makes of a message, with no cluster, broker or database
     #[command(after_help = check::EXAMPLES)]
     Check(check::Arguments),
+    /// Puts dead letters through the decoder of their Pipeline again
+    Replay(ingest::replay::Arguments),
     /// Plays a fleet of devices, for demonstrations and load
     Simulate(simulate::Arguments),
     /// Prints the CustomResourceDefinitions
@@ -69,6 +71,7 @@ fn run(role: Role) -> anyhow::Result<()> {
             Role::Operator(arguments) => Box::pin(operator::run(arguments, shutdown)).await,
             Role::Agent(arguments) => agent::run(arguments, shutdown).await,
             Role::Ingest(arguments) => ingest::run(arguments, shutdown).await,
+            Role::Replay(arguments) => ingest::replay::run(arguments, shutdown).await,
             Role::Simulate(arguments) => simulate::run(arguments, shutdown).await,
             Role::Check(_) | Role::Crds { .. } => Ok(()),
         }

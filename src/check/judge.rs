@@ -75,6 +75,7 @@ impl Judge {
             Ok(device) => device,
             Err(refusal) => return Verdict { rows, refusal: Some(refusal) },
         };
+        let arrival = self.stream.arrival(arrival);
         let outcome = self.stream.decode(topic, payload, arrival, |time, is_of_arrival, values| {
             rows.push(Row {
                 time,

@@ -43,6 +43,21 @@ impl Stream {
         self.memory.take_gaps()
     }
 
+    /// A time of arrival that nothing else has, for a message that came at `arrival`; just that where times stand in the payload.
+    /// They are a microsecond apart at the least: they tell the readings of a device apart.
+    pub fn arrival(&mut self, arrival: Time) -> Time {
+        if !self.decoder.takes_arrival_time() {
+            return arrival;
+        }
+        self.last_arrival = arrival.max(self.last_arrival.after(1));
+        self.last_arrival
+    }
+
+    /// Lets a message keep its time of arrival that came before others, as one that is replayed.
+    pub fn forget_arrivals(&mut self) {
+        self.last_arrival = Time::default();
+    }
+
     /// Takes note of a message. Whether it may hold readings; what else it says is remembered.
     pub fn observe(&mut self, topic: &[u8], payload: &[u8]) -> bool {
         match std::str::from_utf8(topic) {
@@ -68,16 +83,19 @@ impl Stream {
     /// time of arrival, and a value a field.
     pub fn decode(&mut self, topic: &[u8], payload: &[u8], arrival: Time, mut reading: impl FnMut(Time, bool, &[Value<'_>])) -> Outcome {
         let last = &mut self.last_arrival;
-        // Times of arrival are a microsecond apart at the least: they tell the readings of a device apart.
         let next = |last: &mut Time| {
             *last = arrival.max(last.after(1));
             *last
         };
-        let arrival = if self.decoder.takes_arrival_time() { next(last) } else { arrival };
         let topic = std::str::from_utf8(topic).unwrap_or_default();
-        self.decoder.decode(&self.memory, topic, payload, arrival, |time, values| match time {
+        let outcome = self.decoder.decode(&self.memory, topic, payload, arrival, |time, values| match time {
             Some(time) => reading(time, false, values),
             None => reading(next(last), true, values),
-        })
+        });
+        match outcome {
+            // No key tells such readings again when the message is replayed: all of it is stored then, or nothing ever.
+            Outcome::Partial(refusal) if self.decoder.takes_arrival_time() => Outcome::Malformed(refusal),
+            outcome => outcome,
+        }
     }
 }

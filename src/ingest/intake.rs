@@ -58,7 +58,7 @@ impl Intake {
     pub fn take<'m>(&mut self, message: &'m Arrived, devices: &Devices, batch: &mut Batch) -> Result<(), Pending<'m>> {
         let mut tags = Vec::new();
         if !message.is_observed && !self.stream.observe(message.topic(), message.payload()) {
-            batch.add_message(message.place, &message.publish);
+            batch.add_message(message.place, &message.publish, message.arrival);
             return Ok(());
         }
         let parts = match self.stream.read_topic(message.topic(), &mut tags) {
@@ -69,9 +69,10 @@ impl Intake {
             },
             Err(refusal) => Err(refusal),
         };
-        let number = batch.add_message(message.place, &message.publish);
+        let arrival = self.stream.arrival(message.arrival);
+        let number = batch.add_message(message.place, &message.publish, arrival);
         match parts {
-            Ok(device) => self.decode(message, device, &tags, number, batch),
+            Ok(device) => self.decode(message, arrival, device, &tags, number, batch),
             Err(refusal) => batch.refuse(number, refusal),
         }
         Ok(())
@@ -88,10 +89,10 @@ impl Intake {
         }
     }
 
-    fn decode(&mut self, message: &Arrived, device: &Device, tags: &[&str], number: u32, batch: &mut Batch) {
+    fn decode(&mut self, message: &Arrived, arrival: Time, device: &Device, tags: &[&str], number: u32, batch: &mut Batch) {
         let before = batch.rows.len();
         let rows = &mut batch.rows;
-        let outcome = self.stream.decode(message.topic(), message.payload(), message.arrival, |time, _, values| {
+        let outcome = self.stream.decode(message.topic(), message.payload(), arrival, |time, _, values| {
             rows.push(number, Key { time, device: device.id }, tags, values);
         });
         match outcome {

@@ -61,9 +61,19 @@ pub enum Lookup<'a> {
 pub struct Devices {
     known: HashMap<Box<str>, Device>,
     unknown: HashMap<Box<str>, Instant>,
+    /// Whether a name that is not here is nobody's.
+    is_complete: bool,
 }
 
 impl Devices {
+    /// The devices of a namespace as they are now, for a look that does not follow them: a name that is not there is unknown.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn load(client: &Client, namespace: &str) -> Result<Self, tokio_postgres::Error> {
+        Ok(Self { known: read(client, namespace).await?, is_complete: true, ..Self::default() })
+    }
+
     /// Looks a name up.
     #[must_use]
     pub fn look_up(&self, name: &str) -> Lookup<'_> {
@@ -72,6 +82,7 @@ impl Devices {
         }
         match self.unknown.get(name) {
             Some(since) if since.elapsed() < UNKNOWN_FOR => Lookup::Unknown,
+            _ if self.is_complete => Lookup::Unknown,
             _ => Lookup::Pending,
         }
     }
@@ -219,15 +230,18 @@ async fn follow_once(registry: &Registry, uri: &ConnectionUri, namespace: &str, 
 /// Loads every device of the namespace. Returns how long to gather changes before the next load.
 async fn load(registry: &Registry, client: &Client, namespace: &str) -> Result<Duration, FollowError> {
     let started = Instant::now();
-    let query = format!("SELECT name, id, gateway, enabled FROM {SCHEMA}.device WHERE namespace = $1 AND declared");
-    let rows = bounded(client.query(&query, &[&namespace])).await?;
-    let known: HashMap<Box<str>, Device> = rows.iter().map(device).collect();
+    let known = bounded(read(client, namespace)).await?;
     info!(devices = known.len(), "the devices are loaded");
     registry.write(|devices| {
         devices.unknown.retain(|name, _| !known.contains_key(name));
         devices.known = known;
     });
     Ok((started.elapsed() * 10).max(GATHER))
+}
+
+async fn read(client: &Client, namespace: &str) -> Result<HashMap<Box<str>, Device>, tokio_postgres::Error> {
+    let query = format!("SELECT name, id, gateway, enabled FROM {SCHEMA}.device WHERE namespace = $1 AND declared");
+    Ok(client.query(&query, &[&namespace]).await?.iter().map(device).collect())
 }
 
 /// Looks for names; returns those that are not there.

@@ -144,7 +144,9 @@ pub fn desired(owner: Owner, spec: &PipelineSpec) -> Result<Desired, SchemaError
     Ok(Desired { owner, table: Table { name: sink.table.clone(), columns, chunk_interval } })
 }
 
-fn microseconds(interval: &str) -> Option<i64> {
+/// A length of time with `m`, `h`, `d` or `w`, in microseconds; `None` where it is none, or beyond 64 bits.
+#[must_use]
+pub fn microseconds(interval: &str) -> Option<i64> {
     const MINUTE: i64 = 60_000_000;
     let unit = match interval.chars().last()? {
         'm' => MINUTE,

@@ -9,7 +9,7 @@ pub const SCHEMA: &str = "fleetwright";
 pub const DEVICE_CHANNEL: &str = "fleetwright_device";
 
 /// Version of the tables below, kept as the comment of the schema. Raised with every change of [`statements`].
-pub const VERSION: i32 = 2;
+pub const VERSION: i32 = 3;
 
 /// The tables, each of which [`statements`] creates.
 pub const TABLES: [&str; 8] =
@@ -53,6 +53,9 @@ pub fn statements(extension_schema: &str) -> Vec<String> {
         format!("CREATE SEQUENCE IF NOT EXISTS {SCHEMA}.dead_letter_id"),
         format!("ALTER TABLE {SCHEMA}.dead_letter ADD COLUMN IF NOT EXISTS id bigint NOT NULL DEFAULT nextval('{SCHEMA}.dead_letter_id')"),
         format!("COMMENT ON COLUMN {SCHEMA}.dead_letter.id IS 'keeps its value when a replay refuses the message again'"),
+        // True where nobody knows, as of what an earlier version stored.
+        format!("ALTER TABLE {SCHEMA}.dead_letter ADD COLUMN IF NOT EXISTS partial boolean NOT NULL DEFAULT true"),
+        format!("COMMENT ON COLUMN {SCHEMA}.dead_letter.partial IS 'whether other readings of the message are rows'"),
         format!("CREATE INDEX IF NOT EXISTS dead_letter_pipeline_id ON {SCHEMA}.dead_letter (namespace, pipeline, id)"),
         // Every refused message, also those that were too many to be kept: one row an hour, gateway and reason.
         format!(

@@ -95,6 +95,28 @@ impl Chain {
         assert!(!spread(&mut self.client, &self.desired.owner, &gateways, 2).await.unwrap(), "this is how two workers share two gateways");
     }
 
+    /// `fleetwright replay` with the worker's configuration, in which the decoder is this one.
+    pub fn replay(&self, decode: &Value, arguments: &[&str]) -> Child {
+        let folder = tempfile::tempdir().unwrap();
+        let configuration = json!({"decode": decode, "namespace": "plant", "pipeline": "vibration", "table": "vibration",
+            "topic": self.configuration["topic"], "gateways": []});
+        std::fs::write(folder.path().join("ingest.json"), configuration.to_string()).unwrap();
+        let mut replay = Command::new(env!("CARGO_BIN_EXE_fleetwright"))
+            .args(["replay", "--config", "ingest.json", "--database-uri-file", "-"])
+            .args(arguments)
+            .current_dir(folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        replay.stdin.take().unwrap().write_all(self.postgres.uri_text(&self.database).as_bytes()).unwrap();
+        // It has read its configuration before the database, and the folder goes now.
+        let mut first = [0];
+        replay.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+        replay
+    }
+
     /// Connects to the database again, after it was away.
     pub async fn reconnect(&mut self) {
         self.client = self.postgres.client(&self.database).await;

@@ -31,6 +31,7 @@ pub struct Batch {
 #[derive(Clone, Debug)]
 struct Message {
     place: Place,
+    arrival: Time,
     packet_id: u16,
     block: u32,
     topic: (u32, u32),
@@ -56,13 +57,14 @@ impl Batch {
         self.oldest = Some(self.oldest.map_or(arrival, |oldest| oldest.min(arrival)));
     }
 
-    /// Adds a message of the last block; its number.
-    pub fn add_message(&mut self, place: Place, publish: &Publish) -> u32 {
+    /// Adds a message of the last block; its number. Its time of arrival is that of the block, or one that is its own.
+    pub fn add_message(&mut self, place: Place, publish: &Publish, arrival: Time) -> u32 {
         let number = count(self.messages.len());
         // A block is a few packets at most beyond 64 KiB, and a packet at most 256 MiB.
         let span = |range: &std::ops::Range<usize>| (count(range.start), count(range.end));
         self.messages.push(Message {
             place,
+            arrival,
             packet_id: publish.packet_id,
             block: count(self.blocks.len().saturating_sub(1)),
             topic: span(&publish.topic),
@@ -89,9 +91,9 @@ impl Batch {
     #[must_use]
     pub fn message(&self, number: u32) -> Option<MessageView<'_>> {
         let message = self.messages.get(number as usize)?;
-        let (block, arrival) = self.blocks.get(message.block as usize)?;
+        let (block, _) = self.blocks.get(message.block as usize)?;
         let part = |(start, end): (u32, u32)| block.get(start as usize..end as usize);
-        Some(MessageView { arrival: *arrival, topic: part(message.topic)?, payload: part(message.payload)? })
+        Some(MessageView { arrival: message.arrival, topic: part(message.topic)?, payload: part(message.payload)? })
     }
 
     /// The ledger's entry of a message; none for one that is not acknowledged.

@@ -3,6 +3,7 @@
 //! <https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS-BINARY-FORMAT>
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
@@ -143,6 +144,18 @@ impl Rows {
     #[must_use]
     pub fn message(&self, row: usize) -> Option<u32> {
         self.index.get(row).map(|row| row.message)
+    }
+
+    /// How many rows each of these messages has; those without any are left out.
+    #[must_use]
+    pub fn count_by_message<T>(&self, messages: &BTreeMap<u32, T>) -> BTreeMap<u32, u32> {
+        let mut counts = BTreeMap::new();
+        if !messages.is_empty() {
+            for row in self.index.iter().filter(|row| messages.contains_key(&row.message)) {
+                *counts.entry(row.message).or_default() += 1;
+            }
+        }
+        counts
     }
 
     /// The message of the row with this key, once the rows are arranged.

@@ -1,20 +1,19 @@
 //! Dead letters as the data of a binary COPY.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 
 use super::Target;
+use super::transaction::Written;
 use crate::ingest::batch::Batch;
 use crate::ingest::batch::rows::{HEADER, PIECE, TRAILER};
-use crate::ingest::dead_letter::Refusal;
 
-/// The columns: time, namespace, pipeline, gateway, topic, payload, reason, detail.
-const COLUMNS: u16 = 8;
+/// The columns: time, namespace, pipeline, gateway, topic, payload, reason, detail, partial.
+const COLUMNS: u16 = 9;
 
 /// The data, in pieces; a payload is never cut, so that a piece may be as large as a message.
-pub fn copy_data(target: &Target, gateway: &str, batch: &Batch, dead_letters: &BTreeMap<u32, Refusal>) -> impl Iterator<Item = Bytes> {
-    let mut letters = dead_letters.iter();
+pub fn copy_data(target: &Target, gateway: &str, batch: &Batch, written: &Written) -> impl Iterator<Item = Bytes> {
+    let partial = written.partial(batch);
+    let mut letters = written.dead_letters.iter();
     let mut header = Some(HEADER);
     let mut ended = false;
     std::iter::from_fn(move || {
@@ -41,6 +40,7 @@ pub fn copy_data(target: &Target, gateway: &str, batch: &Batch, dead_letters: &B
                 message.payload,
                 refusal.reason.name().as_bytes(),
                 refusal.detail.as_bytes(),
+                &[u8::from(partial.contains(number))],
             ] {
                 piece.extend_from_slice(&u32::try_from(column.len()).unwrap_or(u32::MAX).to_be_bytes());
                 piece.extend_from_slice(column);

@@ -61,8 +61,8 @@ pub async fn prove(client: &mut Client, target: &Target) -> Result<(), ProofErro
         .batch_execute(&format!(
             "INSERT INTO {SCHEMA}.acknowledgement (session, batch, entries) VALUES ('', 0, '');
              DELETE FROM {SCHEMA}.acknowledgement WHERE session = '';
-             INSERT INTO {SCHEMA}.dead_letter (time, namespace, pipeline, gateway, topic, payload, reason, detail)
-             VALUES (now(), '', '', '', '', '', '', '')"
+             INSERT INTO {SCHEMA}.dead_letter (time, namespace, pipeline, gateway, topic, payload, reason, detail, partial)
+             VALUES (now(), '', '', '', '', '', '', '', false)"
         ))
         .await?;
     match transaction.batch_execute(&statements.probe).await {

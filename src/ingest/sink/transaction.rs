@@ -5,7 +5,7 @@
 //! stored, those that are there already with the same values are redeliveries, those with other values become dead letters,
 //! and rows that the database refuses are found by halving.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -15,8 +15,8 @@ use tokio_postgres::{Client, CopyInSink, Statement, Transaction};
 
 use super::statements::{Statements, commit_entries, forget_batches, is_committed};
 use super::{Job, Target};
-use crate::ingest::batch::conflict;
 use crate::ingest::batch::rows::{Key, Rows};
+use crate::ingest::batch::{Batch, conflict};
 use crate::ingest::dead_letter::{Reason, Refusal};
 use crate::ingest::decode::time::Time;
 use crate::ingest::ledger::Entry;
@@ -35,8 +35,29 @@ pub struct Written {
     pub redelivered: u64,
     /// The dead letters, by the number of their message.
     pub dead_letters: BTreeMap<u32, Refusal>,
+    /// How many rows of each message the database refused.
+    pub refused_rows: BTreeMap<u32, u32>,
     /// What the ledger holds of this batch.
     pub entries: Vec<Entry>,
+}
+
+impl Written {
+    /// The dead letters of which other readings are rows.
+    #[must_use]
+    pub fn partial(&self, batch: &Batch) -> BTreeSet<u32> {
+        let rows = batch.rows.count_by_message(&self.dead_letters);
+        rows.into_iter()
+            .filter(|(message, rows)| *rows > self.refused_rows.get(message).copied().unwrap_or(0))
+            .map(|(message, _)| message)
+            .collect()
+    }
+
+    /// A refusal that the database pronounced.
+    fn refuse(&mut self, message: Option<u32>, refusal: Refusal) {
+        let Some(message) = message else { return };
+        self.dead_letters.entry(message).and_modify(|first| first.join(&refusal)).or_insert(refusal);
+        *self.refused_rows.entry(message).or_default() += 1;
+    }
 }
 
 /// Why a batch is not stored. Nothing of it is, or all of it and the answer was lost.
@@ -102,7 +123,8 @@ impl Writer {
         }
         let transaction = self.client.transaction().await?;
         let stored = copy_rows(Open::Transaction(&transaction), &self.copy, rows, 0..rows.len()).await?;
-        let written = Written { rows: stored, dead_letters: job.batch.dead_letters.clone(), entries: job.entries.clone(), redelivered: 0 };
+        let written =
+            Written { rows: stored, dead_letters: job.batch.dead_letters.clone(), entries: job.entries.clone(), ..Written::default() };
         finish(transaction, target, job, written).await
     }
 
@@ -113,32 +135,48 @@ impl Writer {
         }
         let mut transaction = self.client.transaction().await?;
         let mut written = Written { dead_letters: job.batch.dead_letters.clone(), entries: job.entries.clone(), ..Written::default() };
-        let mut ranges = Vec::from([Range { start: 0, end: job.batch.rows.len() }]);
-        while let Some(range) = ranges.pop() {
-            if range.is_empty() {
-                continue;
-            }
-            let attempt = transaction.savepoint("part").await?;
-            match merge(&attempt, &target.statements, &job.batch.rows, range.clone()).await {
-                Ok(merged) => {
-                    attempt.commit().await?;
-                    merged.add_to(&mut written, job);
-                }
-                Err(error) if is_about_a_row(&error) => {
-                    attempt.rollback().await?;
-                    if range.len() == 1 {
-                        refuse(&mut written, job, job.batch.rows.message(range.start), rejection(&error));
-                    } else {
-                        let middle = range.start + range.len() / 2;
-                        // The first half is taken first.
-                        ranges.extend([middle..range.end, range.start..middle]);
-                    }
-                }
-                Err(error) => return Err(error.into()),
-            }
+        stage(&mut transaction, &target.statements, &job.batch, &mut written).await?;
+        if !job.holds_all_entries {
+            let fresh = written.dead_letters.keys().filter(|number| !job.batch.dead_letters.contains_key(number));
+            let fresh: Vec<Entry> = fresh.filter_map(|number| job.batch.entry(*number)).collect();
+            written.entries.extend(fresh);
         }
         finish(transaction, target, job, written).await
     }
+}
+
+/// Stores the rows of a batch by way of the staging table, which must be there. What the database refuses becomes a dead letter.
+pub async fn stage(
+    transaction: &mut Transaction<'_>,
+    statements: &Statements,
+    batch: &Batch,
+    written: &mut Written,
+) -> Result<(), tokio_postgres::Error> {
+    let mut ranges = Vec::from([Range { start: 0, end: batch.rows.len() }]);
+    while let Some(range) = ranges.pop() {
+        if range.is_empty() {
+            continue;
+        }
+        let attempt = transaction.savepoint("part").await?;
+        match merge(&attempt, statements, &batch.rows, range.clone()).await {
+            Ok(merged) => {
+                attempt.commit().await?;
+                merged.add_to(written, batch);
+            }
+            Err(error) if is_about_a_row(&error) => {
+                attempt.rollback().await?;
+                if range.len() == 1 {
+                    written.refuse(batch.rows.message(range.start), rejection(&error));
+                } else {
+                    let middle = range.start + range.len() / 2;
+                    // The first half is taken first.
+                    ranges.extend([middle..range.end, range.start..middle]);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// What became of some rows.
@@ -149,22 +187,12 @@ struct Merged {
 }
 
 impl Merged {
-    fn add_to(&self, written: &mut Written, job: &Job) {
+    fn add_to(&self, written: &mut Written, batch: &Batch) {
         written.rows += self.new;
         written.redelivered += self.staged.saturating_sub(self.new).saturating_sub(self.conflicts.len() as u64);
         for key in &self.conflicts {
-            refuse(written, job, job.batch.rows.message_of(*key), conflict(*key));
+            written.refuse(batch.rows.message_of(*key), conflict(*key));
         }
-    }
-}
-
-/// A refusal that the database pronounced: the message's ledger entry goes with it.
-fn refuse(written: &mut Written, job: &Job, message: Option<u32>, refusal: Refusal) {
-    let Some(message) = message else { return };
-    let fresh = !written.dead_letters.contains_key(&message);
-    written.dead_letters.entry(message).and_modify(|first| first.join(&refusal)).or_insert(refusal);
-    if fresh && !job.holds_all_entries {
-        written.entries.extend(job.batch.entry(message));
     }
 }
 
@@ -199,7 +227,7 @@ async fn merge(
 async fn finish(transaction: Transaction<'_>, target: &Target, job: &Job, written: Written) -> Result<Written, WriteError> {
     if !written.dead_letters.is_empty() {
         let copy = transaction.prepare(&target.statements.copy_dead_letters).await?;
-        let pieces = dead_letters::copy_data(target, &job.session.gateway, &job.batch, &written.dead_letters);
+        let pieces = dead_letters::copy_data(target, &job.session.gateway, &job.batch, &written);
         copy_pieces(Open::Transaction(&transaction), &copy, pieces).await?;
     }
     if !job.expired.is_empty() {

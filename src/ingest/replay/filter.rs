@@ -1,0 +1,162 @@
+//! Which dead letters are put through again.
+
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use jiff::Timestamp;
+use tokio_postgres::types::{ToSql, Type};
+
+use crate::decode::time::Time;
+use crate::ingest::dead_letter::Reason;
+use crate::timescale::schema::microseconds;
+
+/// What a dead letter must have to be put through again; all of what is given.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Which dead letters; all of the Pipeline's without any of these")]
+pub struct Filter {
+    /// Refused for one of these reasons
+    #[arg(long, value_name = "REASON", value_delimiter = ',', value_parser = PossibleValuesParser::new(Reason::ALL.map(Reason::name)))]
+    pub reason: Vec<String>,
+
+    /// Arrived then or later: as in 2026-05-04T06:00:00Z, or 6h for six hours ago (m, h, d, w)
+    #[arg(long, value_name = "TIME", value_parser = read_time)]
+    pub since: Option<Time>,
+
+    /// Arrived before then
+    #[arg(long, value_name = "TIME", value_parser = read_time)]
+    pub until: Option<Time>,
+
+    /// With a topic that this MQTT filter matches, as in 'plants/+/press/#'
+    #[arg(long, value_name = "TOPIC")]
+    pub topic: Option<String>,
+
+    /// Of this device, by the Pipeline's topic
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+
+    /// That came by this Gateway
+    #[arg(long, value_name = "NAME")]
+    pub gateway: Option<String>,
+}
+
+/// A filter as the database takes it.
+#[derive(Debug)]
+pub struct Condition {
+    namespace: String,
+    pipeline: String,
+    reasons: Option<Vec<String>>,
+    since: Option<Time>,
+    until: Option<Time>,
+    topic: Option<String>,
+    device: Option<String>,
+    gateway: Option<String>,
+}
+
+impl Condition {
+    /// The condition, in SQL: the first parameters of a statement.
+    pub const SQL: &str = "namespace = $1 AND pipeline = $2 AND ($3::text[] IS NULL OR reason = ANY($3))
+         AND ($4::timestamptz IS NULL OR time >= $4) AND ($5::timestamptz IS NULL OR time < $5)
+         AND ($6::text IS NULL OR topic ~ $6) AND ($7::text IS NULL OR topic ~ $7) AND ($8::text IS NULL OR gateway = $8)";
+
+    /// The filter for a Pipeline with this topic.
+    #[must_use]
+    pub fn new(filter: &Filter, namespace: &str, pipeline: &str, topic: &str) -> Self {
+        let of_device = |device: &String| {
+            let levels = topic.split('/').map(|level| match level {
+                "{device}" => escape(device),
+                _ if level.starts_with('{') || level == "+" => ANY_LEVEL.to_owned(),
+                _ => escape(level),
+            });
+            format!("^{}$", levels.collect::<Vec<_>>().join("/"))
+        };
+        Self {
+            namespace: namespace.to_owned(),
+            pipeline: pipeline.to_owned(),
+            reasons: (!filter.reason.is_empty()).then(|| filter.reason.clone()),
+            since: filter.since,
+            until: filter.until,
+            topic: filter.topic.as_deref().map(expression),
+            device: filter.device.as_ref().map(of_device),
+            gateway: filter.gateway.clone(),
+        }
+    }
+
+    /// Namespace and name of the Pipeline.
+    #[must_use]
+    pub fn owner(&self) -> [&String; 2] {
+        [&self.namespace, &self.pipeline]
+    }
+
+    /// The parameters of [`Self::SQL`].
+    #[must_use]
+    pub fn parameters(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
+        vec![
+            (&self.namespace, Type::TEXT),
+            (&self.pipeline, Type::TEXT),
+            (&self.reasons, Type::TEXT_ARRAY),
+            (&self.since, Type::TIMESTAMPTZ),
+            (&self.until, Type::TIMESTAMPTZ),
+            (&self.topic, Type::TEXT),
+            (&self.device, Type::TEXT),
+            (&self.gateway, Type::TEXT),
+        ]
+    }
+}
+
+const ANY_LEVEL: &str = "[^/]*";
+
+/// An MQTT topic filter (MQTT 5.0, 4.7.1) as a regular expression of PostgreSQL.
+fn expression(filter: &str) -> String {
+    if filter == "#" {
+        return String::new();
+    }
+    // `a/#` matches `a` too.
+    let (levels, end) = filter.strip_suffix("/#").map_or((filter, "$"), |levels| (levels, "(/.*)?$"));
+    let levels: Vec<String> = levels.split('/').map(|level| if level == "+" { ANY_LEVEL.to_owned() } else { escape(level) }).collect();
+    format!("^{}{end}", levels.join("/"))
+}
+
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        if !character.is_alphanumeric() && character.is_ascii() {
+            escaped.push('\\');
+        }
+        escaped.push(character);
+    }
+    escaped
+}
+
+/// A time as in RFC 3339, or so long ago.
+fn read_time(text: &str) -> Result<Time, String> {
+    if let Some(ago) = microseconds(text) {
+        return Ok(Time::now().after(-ago));
+    }
+    let expected = "expected a time such as 2026-05-04T06:00:00Z, or a number with m, h, d or w for so long ago";
+    let timestamp: Timestamp = text.parse().map_err(|_| expected.to_owned())?;
+    Time::from_integer(i128::from(timestamp.as_microsecond()), crate::api::pipeline::TimeUnit::Microseconds)
+        .ok_or_else(|| expected.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topic_filters_as_expressions() {
+        for (filter, expected) in
+            [("#", ""), ("a/#", "^a(/.*)?$"), ("a/+/b.c", r"^a/[^/]*/b\.c$"), ("+", "^[^/]*$"), ("plant-1/ü", r"^plant\-1/ü$")]
+        {
+            assert_eq!(expression(filter), expected, "{filter}");
+        }
+        let filter = Filter { device: Some("press-1".to_owned()), ..Filter::default() };
+        assert_eq!(Condition::new(&filter, "n", "p", "{site}/+/{device}/x").device.unwrap(), r"^[^/]*/[^/]*/press\-1/x$");
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(read_time("2000-01-01T00:00:01Z"), Ok(Time(1_000_000)));
+        let ago = Time::now().0 - read_time("2h").unwrap().0;
+        assert!((7_140_000_000..7_260_000_000).contains(&ago), "{ago}");
+        assert!(read_time("yesterday").is_err());
+    }
+}

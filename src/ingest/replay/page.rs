@@ -1,0 +1,241 @@
+//! Some dead letters in one transaction: decoded as any message, stored, and taken from the dead letters or refused again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row, Transaction};
+
+use super::filter::Condition;
+use crate::api::topic::TopicPattern;
+use crate::decode::Decoder;
+use crate::decode::refusal::Refusal;
+use crate::decode::stream::Stream;
+use crate::ingest::batch::Batch;
+use crate::ingest::intake::{Arrived, Intake};
+use crate::ingest::mqtt::frame::Publish;
+use crate::ingest::mqtt::window::Window;
+use crate::ingest::sink::statements::Statements;
+use crate::ingest::sink::transaction::{Written, stage};
+use crate::registry::follow::Devices;
+use crate::timescale::system::SCHEMA;
+
+/// The most dead letters of a transaction: enough that the commit costs little, and few enough to be done in a fraction of a second.
+const MOST_LETTERS: i64 = 1_000;
+
+/// The most bytes of their payloads, one larger message aside.
+const MOST_BYTES: i64 = 4 * 1024 * 1024;
+
+/// What puts dead letters through again.
+pub struct Replayer {
+    /// A connection with the staging table.
+    pub client: Client,
+    /// The statements of the Pipeline's table.
+    pub statements: Statements,
+    /// The Pipeline's topic.
+    pub topic: Arc<TopicPattern>,
+    /// The Pipeline's decoder.
+    pub decoder: Arc<Decoder>,
+    /// The devices, as they were at the start.
+    pub devices: Devices,
+    /// Which dead letters.
+    pub condition: Condition,
+    /// Whether everything is rolled back.
+    pub dry_run: bool,
+    /// What takes the messages of each gateway apart.
+    pub intakes: HashMap<String, Intake>,
+}
+
+/// What became of some dead letters.
+#[derive(Debug, Default)]
+pub struct Replayed {
+    /// How many were looked at.
+    pub letters: u64,
+    /// How many are rows now, and no dead letters any more.
+    pub stored: u64,
+    /// How many rows are new.
+    pub rows: u64,
+    /// How many were refused again.
+    pub refused: u64,
+    /// How many were left as they are: they are rows in part, by a time of arrival, so that nothing tells which part.
+    pub partial: u64,
+    /// Those that were refused again, by reason, with what was wrong with one of them.
+    pub reasons: BTreeMap<&'static str, (u64, String)>,
+}
+
+/// Dead letters of a transaction.
+#[derive(Default)]
+struct Letters {
+    ids: Vec<i64>,
+    batch: Batch,
+    partial: u64,
+}
+
+impl Replayer {
+    /// How many dead letters there are, and the number of the last.
+    pub async fn measure(&self) -> Result<(u64, i64), tokio_postgres::Error> {
+        let query = format!("SELECT count(*), coalesce(max(id), 0) FROM {SCHEMA}.dead_letter WHERE {}", Condition::SQL);
+        let row = self.client.query_typed_one(&query, &self.condition.parameters()).await?;
+        Ok((row.try_get::<_, i64>(0)?.unsigned_abs(), row.try_get(1)?))
+    }
+
+    /// Puts the dead letters through that follow `after`, up to `last`, as many as go into one transaction. Returns the number of the
+    /// last of them; `None` when there is none.
+    ///
+    /// What another process puts through at the same time is left to it.
+    pub async fn next(&mut self, after: i64, last: i64) -> Result<Option<(i64, Replayed)>, tokio_postgres::Error> {
+        let ids = self.choose(after, last).await?;
+        let Some(&end) = ids.last() else { return Ok(None) };
+        let mut transaction = self.client.transaction().await?;
+        let mut parameters = self.condition.parameters();
+        parameters.push((&ids, Type::INT8_ARRAY));
+        let lock = format!(
+            "SELECT id, time, gateway, topic, payload, partial FROM {SCHEMA}.dead_letter WHERE {} AND id = ANY($9) ORDER BY id
+             FOR UPDATE SKIP LOCKED",
+            Condition::SQL
+        );
+        let rows = transaction.query_typed(&lock, &parameters).await?;
+        let mut letters = Letters::default();
+        for row in &rows {
+            let gateway: String = row.try_get("gateway")?;
+            let stream = || Stream::new(self.topic.clone(), self.decoder.clone());
+            let intake = self.intakes.entry(gateway.clone()).or_insert_with(|| Intake { gateway, stream: stream() });
+            letters.take(row, intake, &self.devices)?;
+        }
+        letters.batch.arrange();
+        let mut written = Written { dead_letters: std::mem::take(&mut letters.batch.dead_letters), ..Written::default() };
+        stage(&mut transaction, &self.statements, &letters.batch, &mut written).await?;
+        let replayed = settle(&transaction, &self.condition, &letters, &written).await?;
+        if self.dry_run {
+            transaction.rollback().await?;
+        } else {
+            transaction.commit().await?;
+        }
+        Ok(Some((end, Replayed { letters: ids.len() as u64, ..replayed })))
+    }
+
+    async fn choose(&self, after: i64, last: i64) -> Result<Vec<i64>, tokio_postgres::Error> {
+        let query = format!(
+            "SELECT id FROM (
+                SELECT id, sum(length) OVER (ORDER BY id) - length AS before FROM (
+                    SELECT id, octet_length(payload) AS length FROM {SCHEMA}.dead_letter
+                    WHERE {} AND id > $9 AND id <= $10 ORDER BY id LIMIT {MOST_LETTERS}
+                ) page
+             ) measured WHERE before < {MOST_BYTES} ORDER BY id",
+            Condition::SQL
+        );
+        let mut parameters = self.condition.parameters();
+        parameters.extend([(&after as &(dyn tokio_postgres::types::ToSql + Sync), Type::INT8), (&last, Type::INT8)]);
+        self.client.query_typed(&query, &parameters).await?.iter().map(|row| row.try_get(0)).collect()
+    }
+}
+
+impl Letters {
+    fn take(&mut self, row: &Row, intake: &mut Intake, devices: &Devices) -> Result<(), tokio_postgres::Error> {
+        let is_partial: bool = row.try_get("partial")?;
+        if is_partial && intake.stream.takes_arrival_time() {
+            self.partial += 1;
+            return Ok(());
+        }
+        let (topic, payload): (&str, &[u8]) = (row.try_get("topic")?, row.try_get("payload")?);
+        let mut block = BytesMut::with_capacity(topic.len() + payload.len());
+        block.extend_from_slice(topic.as_bytes());
+        block.extend_from_slice(payload);
+        let arrival = row.try_get("time")?;
+        let message = Arrived {
+            publish: Publish { packet_id: 0, topic: 0..topic.len(), payload: topic.len()..block.len() },
+            block: block.freeze(),
+            // Nobody is to be told.
+            place: Window::default().arrive(0),
+            arrival,
+            is_observed: false,
+        };
+        // Each keeps the time of arrival that was its own.
+        intake.stream.forget_arrivals();
+        self.batch.add_block(Bytes::clone(&message.block), arrival);
+        // The devices are all there: none is waited for.
+        if intake.take(&message, devices, &mut self.batch).is_ok() {
+            self.ids.push(row.try_get("id")?);
+        }
+        Ok(())
+    }
+}
+
+/// Takes what is stored from the dead letters, and writes down what is wrong with the others by now.
+async fn settle(
+    transaction: &Transaction<'_>,
+    condition: &Condition,
+    letters: &Letters,
+    written: &Written,
+) -> Result<Replayed, tokio_postgres::Error> {
+    let mut replayed = Replayed { rows: written.rows, partial: letters.partial, ..Replayed::default() };
+    let (mut stored, mut refused) = (Vec::new(), Refused::default());
+    let partial = written.partial(&letters.batch);
+    for (number, id) in (0_u32..).zip(&letters.ids) {
+        match written.dead_letters.get(&number) {
+            None => stored.push(*id),
+            Some(refusal) => {
+                refused.add(*id, refusal, partial.contains(&number));
+                replayed.reasons.entry(refusal.reason.name()).or_insert_with(|| (0, refusal.detail.clone())).0 += 1;
+            }
+        }
+    }
+    let [namespace, pipeline] = condition.owner();
+    let of_pipeline = "dead_letter.namespace = $1 AND dead_letter.pipeline = $2";
+    let delete = format!("DELETE FROM {SCHEMA}.dead_letter WHERE {of_pipeline} AND id = ANY($3)");
+    transaction.execute_typed(&delete, &[(namespace, Type::TEXT), (pipeline, Type::TEXT), (&stored, Type::INT8_ARRAY)]).await?;
+    let update = format!(
+        "UPDATE {SCHEMA}.dead_letter SET reason = now.reason, detail = now.detail, partial = dead_letter.partial OR now.partial
+         FROM unnest($3, $4, $5, $6) AS now (id, reason, detail, partial)
+         WHERE {of_pipeline} AND dead_letter.id = now.id AND (dead_letter.reason, dead_letter.detail, dead_letter.partial)
+            IS DISTINCT FROM (now.reason, now.detail, dead_letter.partial OR now.partial)"
+    );
+    transaction
+        .execute_typed(
+            &update,
+            &[
+                (namespace, Type::TEXT),
+                (pipeline, Type::TEXT),
+                (&refused.ids, Type::INT8_ARRAY),
+                (&refused.reasons, Type::TEXT_ARRAY),
+                (&refused.details, Type::TEXT_ARRAY),
+                (&refused.partial, Type::BOOL_ARRAY),
+            ],
+        )
+        .await?;
+    (replayed.stored, replayed.refused) = (stored.len() as u64, refused.ids.len() as u64);
+    Ok(replayed)
+}
+
+/// What is refused again, as columns.
+#[derive(Default)]
+struct Refused<'a> {
+    ids: Vec<i64>,
+    reasons: Vec<&'static str>,
+    details: Vec<&'a str>,
+    partial: Vec<bool>,
+}
+
+impl<'a> Refused<'a> {
+    fn add(&mut self, id: i64, refusal: &'a Refusal, partial: bool) {
+        self.ids.push(id);
+        self.reasons.push(refusal.reason.name());
+        self.details.push(&refusal.detail);
+        self.partial.push(partial);
+    }
+}
+
+impl Replayed {
+    /// Adds what became of more.
+    pub fn add(&mut self, more: Self) {
+        self.letters += more.letters;
+        self.stored += more.stored;
+        self.rows += more.rows;
+        self.refused += more.refused;
+        self.partial += more.partial;
+        for (reason, (count, example)) in more.reasons {
+            self.reasons.entry(reason).or_insert((0, example)).0 += count;
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Dead letters that are put through again, in a real TimescaleDB, while the worker runs.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use common::postgres::Postgres;
+use common::worker::Chain;
+use serde_json::{Value, json};
+
+const TOPIC: &str = "devices/{device}/telemetry";
+const LETTERS: &str = "SELECT count(*) FROM fleetwright.dead_letter";
+const ROWS: &str = "SELECT count(*) FROM vibration";
+
+fn timed(most: i32) -> Value {
+    json!({
+        "time": {"pointer": "/ts", "unit": "Milliseconds"},
+        "fields": [{"name": "rms", "type": "Float64", "max": most, "required": true}],
+    })
+}
+
+fn of_arrival(most: i32) -> Value {
+    json!({"fields": [{"name": "rms", "type": "Float64", "max": most, "required": true}]})
+}
+
+async fn chain(decode: &Value) -> Chain {
+    Chain::start(TOPIC, decode, Postgres::shared().await).await
+}
+
+/// Runs it to its end.
+fn replay(chain: &Chain, decode: &Value, arguments: &[&str]) {
+    assert!(chain.replay(decode, arguments).wait_with_output().unwrap().status.success());
+}
+
+/// That many dead letters, of good messages.
+async fn fill(chain: &Chain, count: i32) {
+    chain
+        .execute(&format!(
+            "INSERT INTO fleetwright.dead_letter (time, namespace, pipeline, gateway, topic, payload, reason, detail, partial)
+             SELECT '2026-05-04T04:00:00Z'::timestamptz + n * interval '1 ms', 'plant', 'vibration', 'plant-1', 'devices/press-' || n % 9 + 1 || '/telemetry',
+                 convert_to(format('{{\"ts\": %s, \"rms\": 1}}', 1777863721500 + n), 'UTF8'), 'OutOfRange', '', false
+             FROM generate_series(1, {count}) n"
+        ))
+        .await;
+}
+
+#[tokio::test]
+async fn what_is_accepted_now_becomes_rows_once() {
+    let chain = chain(&timed(10)).await;
+    for payload in [
+        r#"[{"ts":1777863721500,"rms":1},{"ts":1777863721501,"rms":11},{"ts":1777863721502,"rms":2}]"#,
+        r#"{"ts":1777863721503,"rms":12}"#,
+        r#"{"ts":1777863721504,"rms":1000}"#,
+        r#"{"ts":1777863721500,"rms":5}"#,
+        "{",
+    ] {
+        chain.publish("devices/press-1/telemetry", payload);
+    }
+    chain.publish("devices/late/telemetry", r#"{"ts":1777863721505,"rms":1}"#);
+    chain.wait_for(LETTERS, 6).await;
+    chain.wait_for(ROWS, 2).await;
+    chain.execute("INSERT INTO fleetwright.device (namespace, name, gateway, enabled) VALUES ('plant', 'late', 'plant-1', true)").await;
+
+    replay(&chain, &timed(100), &["--dry-run"]);
+    assert_eq!((chain.count(LETTERS).await, chain.count(ROWS).await), (6, 2));
+    for _ in 0..2 {
+        replay(&chain, &timed(100), &[]);
+        let reasons = "SELECT string_agg(reason, ',' ORDER BY reason) FROM fleetwright.dead_letter";
+        let reasons: String = chain.client.query_one(reasons, &[]).await.unwrap().get(0);
+        assert_eq!(reasons, "Conflict,Malformed,OutOfRange");
+        assert_eq!(chain.count(ROWS).await, 5);
+        assert_eq!(chain.count("SELECT count(*) FROM vibration JOIN fleetwright.device ON id = device_id WHERE name = 'late'").await, 1);
+    }
+    replay(&chain, &timed(1000), &["--reason", "OutOfRange"]);
+    assert_eq!((chain.count(LETTERS).await, chain.count(ROWS).await), (2, 6));
+}
+
+#[tokio::test]
+async fn a_message_without_times_is_stored_whole_or_not_at_all() {
+    let chain = chain(&of_arrival(10)).await;
+    chain.execute("ALTER TABLE vibration ADD CONSTRAINT odd CHECK (rms <> 7)").await;
+    for payload in [r#"[{"rms":1},{"rms":11},{"rms":2}]"#, r#"{"rms":12}"#, r#"[{"rms":3},{"rms":7}]"#, r#"{"rms":7}"#] {
+        chain.publish("devices/press-1/telemetry", payload);
+    }
+    chain.wait_for(LETTERS, 4).await;
+    chain.wait_for(ROWS, 1).await;
+    assert_eq!(chain.count("SELECT count(*) FROM fleetwright.dead_letter WHERE partial").await, 1);
+    chain.execute("ALTER TABLE vibration DROP CONSTRAINT odd").await;
+    let arrived = "SELECT (extract(epoch FROM min(time)) * 1000000)::bigint FROM";
+    let arrival = chain.count(&format!("{arrived} fleetwright.dead_letter")).await;
+    for _ in 0..2 {
+        replay(&chain, &of_arrival(100), &[]);
+        // What is a row in part stays: which part is a row, no key tells.
+        assert_eq!((chain.count(LETTERS).await, chain.count(ROWS).await), (1, 6));
+        let first = chain.count(&format!("{arrived} vibration")).await;
+        assert!((arrival..arrival + 10).contains(&first), "{first} is not the time of arrival, {arrival}");
+    }
+}
+
+#[tokio::test]
+async fn killed_or_run_twice_at_once_it_stores_each_row_once() {
+    const COUNT: i32 = 60_000;
+    let chain = chain(&timed(10)).await;
+    fill(&chain, COUNT).await;
+    let mut first = chain.replay(&timed(10), &[]);
+    while chain.count(ROWS).await == 0 {
+        assert!(first.try_wait().unwrap().is_none(), "it was done before it could be killed");
+    }
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let left = chain.count(LETTERS).await;
+    assert!(left > 0, "it was done before it could be killed");
+    let both = [chain.replay(&timed(10), &[]), chain.replay(&timed(10), &[])];
+    for replay in both {
+        assert!(replay.wait_with_output().unwrap().status.success());
+    }
+    assert_eq!((chain.count(LETTERS).await, chain.count(ROWS).await), (0, i64::from(COUNT)));
+}
+
+#[tokio::test]
+async fn filters_choose() {
+    let chain = chain(&timed(10)).await;
+    fill(&chain, 90).await;
+    let rows_by = |device: &str| format!("{ROWS} JOIN fleetwright.device ON id = device_id WHERE name = '{device}'");
+    replay(&chain, &timed(10), &["--gateway", "plant-2"]);
+    replay(&chain, &timed(10), &["--until", "2026-05-04T04:00:00Z"]);
+    replay(&chain, &timed(10), &["--since", "2026-05-04T05:00:00Z"]);
+    replay(&chain, &timed(10), &["--topic", "devices/+"]);
+    replay(&chain, &timed(10), &["--reason", "Malformed,Conflict"]);
+    assert_eq!(chain.count(ROWS).await, 0);
+    replay(&chain, &timed(10), &["--device", "press-3"]);
+    assert_eq!((chain.count(&rows_by("press-3")).await, chain.count(ROWS).await), (10, 10));
+    replay(&chain, &timed(10), &["--topic", "devices/press-4/#"]);
+    assert_eq!((chain.count(&rows_by("press-4")).await, chain.count(ROWS).await), (10, 20));
+    replay(&chain, &timed(10), &["--since", "2026-05-04T04:00:00Z", "--reason", "OutOfRange", "--gateway", "plant-1"]);
+    assert_eq!((chain.count(LETTERS).await, chain.count(ROWS).await), (0, 90));
+}
