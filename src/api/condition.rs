@@ -33,6 +33,9 @@ pub const MESSAGES_DROPPED: &str = "MessagesDropped";
 /// The broker has proven that it holds the device's credential.
 pub const CREDENTIALS_LIVE: &str = "CredentialsLive";
 
+/// The device reports what is desired of it.
+pub const SYNCED: &str = "Synced";
+
 /// The hypertable is as the spec wants it.
 pub const TABLE_READY: &str = "TableReady";
 

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::reference::{GatewayReference, PasswordSecretReference};
 use super::unobserved;
@@ -28,6 +29,7 @@ use super::unobserved;
     printcolumn(name = "Gateway", type_ = "string", json_path = ".spec.gatewayRef.name"),
     printcolumn(name = "Connection", type_ = "string", json_path = ".status.connection.state"),
     printcolumn(name = "Enabled", type_ = "boolean", json_path = ".spec.enabled"),
+    printcolumn(name = "Synced", type_ = "string", json_path = ".status.conditions[?(@.type==\"Synced\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     doc = "A Device is one thing that may connect to a Gateway. Its name is its MQTT user name and client identifier. It publishes under devices/<name>/ and nobody else's, and the broker accepts its credential within seconds of this object."
@@ -56,6 +58,20 @@ pub struct DeviceSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub attributes: BTreeMap<String, String>,
+
+    /// The state that the device is to take on, for instance `{samplingSeconds: 5}`: any object of up to 16 KiB of JSON.
+    /// The broker keeps it for the device, retained, at `devices/<name>/desired` as
+    /// `{"generation": 3, "desired": {"samplingSeconds": 5}}`; the generation grows with each change of it. The device
+    /// answers at `devices/<name>/reported`, retained or not, with `{"generation": 3, "reported": {"samplingSeconds": 5}}`
+    /// in up to 4 KiB, or with the bare object. The condition `Synced` compares the two. Do not put secrets here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_object")]
+    pub desired: Option<Map<String, Value>>,
+}
+
+/// An object with any members.
+fn any_object(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }
 
 const fn enabled() -> bool {
@@ -190,9 +206,19 @@ pub struct DeviceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<DeviceConnection>,
 
+    /// Which desired state the broker keeps for the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired: Option<DesiredStatus>,
+
+    /// What the device last said of itself. Written some seconds apart at most, whatever the device sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reported: Option<ReportedStatus>,
+
     /// `Accepted`: the spec can be carried out. `CredentialsLive`: the broker has proven that it holds the credential and
     /// the ACL of this very spec. `Ready`: both; or, for a disabled device, the broker has proven that it refuses it
-    /// (reason `Disabled`). `Reconciling` or `Stalled`: why it is not.
+    /// (reason `Disabled`). `Reconciling` or `Stalled`: why it is not. `Synced`, where `spec.desired` is given: the device
+    /// has reported the generation of the desired state or, without a generation, each of its members. `Ready` does not
+    /// depend on it: a device that is switched off for a month must not hold up a rollout.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -200,7 +226,15 @@ pub struct DeviceStatus {
 
 impl Default for DeviceStatus {
     fn default() -> Self {
-        Self { observed_generation: unobserved(), username: None, credentials_secret: None, connection: None, conditions: Vec::new() }
+        Self {
+            observed_generation: unobserved(),
+            username: None,
+            credentials_secret: None,
+            connection: None,
+            desired: None,
+            reported: None,
+            conditions: Vec::new(),
+        }
     }
 }
 
@@ -238,4 +272,29 @@ pub struct CredentialsSecret {
     /// whether a later change has reached the broker; says nothing of the password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+}
+
+/// The desired state that a broker keeps for a device.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DesiredStatus {
+    /// `metadata.generation` of the Device at which `spec.desired` last changed; goes to the device with it.
+    pub generation: i64,
+
+    /// Digest of the desired state.
+    pub revision: String,
+}
+
+/// What a device said of itself.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReportedStatus {
+    /// The generation of the desired state that the device says it has taken on, where it gives one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
+
+    /// The state, as the device reported it; members that are null are left out.
+    #[serde(default)]
+    #[schemars(schema_with = "any_object")]
+    pub state: Map<String, Value>,
 }

@@ -29,7 +29,10 @@ pub const ROLE_SERVER_CERTIFICATE: &str = "server-certificate";
 /// [`ROLE_LABEL`] of a Secret that holds the authority that issues the certificates of a Gateway's broker.
 pub const ROLE_SERVER_AUTHORITY: &str = "server-authority";
 
-/// Port of the broker's internal listener, for workers and the agent. Not in the public Service.
+/// [`ROLE_LABEL`] of a Secret that holds the operator's own credential for a Gateway's broker.
+pub const ROLE_LINK_CREDENTIALS: &str = "link-credentials";
+
+/// Port of the broker's internal listener, for workers, the agent and the operator. Not in the public Service.
 pub const INTERNAL_MQTT_PORT: i32 = 1884;
 
 /// Port of every role's health and metrics endpoint (`/livez`, `/readyz`, `/metrics`).
@@ -82,6 +85,12 @@ pub fn server_authority(gateway: &str) -> String {
     format!("{gateway}-server-ca")
 }
 
+/// Secret with the operator's own credential for a Gateway's broker.
+#[must_use]
+pub fn link_credentials(gateway: &str) -> String {
+    format!("{gateway}-link")
+}
+
 /// Secret with a Device's generated password.
 #[must_use]
 pub fn device_credentials(device: &str) -> String {
@@ -107,6 +116,21 @@ pub const INGEST_USERNAME_PREFIX: &str = "_ingest_";
 
 /// MQTT user name with which the agent proves that the broker has read its files.
 pub const CANARY_USERNAME: &str = "_agent";
+
+/// MQTT user name and client identifier of the operator's link to a Gateway's broker.
+pub const LINK_USERNAME: &str = "_operator";
+
+/// Topic at which a broker keeps the desired state of a device.
+#[must_use]
+pub fn desired_topic(device: &str) -> String {
+    format!("devices/{device}/desired")
+}
+
+/// Topic at which a device says what it runs.
+#[must_use]
+pub fn reported_topic(device: &str) -> String {
+    format!("devices/{device}/reported")
+}
 
 /// Host name of a Service inside the cluster. Without the cluster's domain, which is not known here; a pod's resolver adds it.
 #[must_use]

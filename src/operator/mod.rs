@@ -5,6 +5,7 @@ pub mod context;
 pub mod device;
 pub mod difference;
 pub mod gateway;
+pub mod link;
 pub mod pipeline;
 pub mod presence;
 pub mod watch;
@@ -153,10 +154,12 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     readiness.fails(DEVICES_CHECK, "listing");
     let (totals, totals_of_gateways) = mpsc::unbounded_channel();
     let registry = broadcast::Sender::new(REGISTRY_BACKLOG);
+    // Unread until the links to the brokers are there.
+    let (desired, _unread) = mpsc::unbounded_channel();
     let listed = CancellationToken::new();
     let devices = Devices { fleet: context.fleet.clone(), changes: registry.clone(), listed: listed.clone() };
     let presence = Presence::new(context.clone(), arguments.presence_writes_per_second, totals.clone())?;
-    let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry })?;
+    let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry, desired })?;
     let all_listed = || {
         readiness.holds(DEVICES_CHECK);
         listed.cancel();

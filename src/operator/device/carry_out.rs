@@ -4,7 +4,7 @@ use k8s_controller::events::EventRecorder;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::endpoint::Endpoint;
 use super::fleet::{SharedFleet, Step};
@@ -14,10 +14,12 @@ use super::record::PasswordState;
 use super::rotation::Lifetime;
 use super::secret::{self, Role};
 use crate::api::condition::{Cause, READY};
+use crate::api::device::ReportedStatus;
 use crate::api::{Device, DeviceStatus, name};
 use crate::credential::password::Password;
 use crate::operator::apply::{WriteError, Writer, read};
 use crate::operator::context::publish_change;
+use crate::operator::difference::merge_patch;
 
 /// What a step came to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -137,22 +139,38 @@ async fn write_status(
     key: &DeviceKey,
     status: &DeviceStatus,
 ) -> Result<(), WriteError> {
+    let before = fleet.lock().written_report(key);
     let patch = json!({
         "observedGeneration": status.observed_generation,
         "username": status.username,
         // Merged as a whole: a revision that no longer holds must not stay.
         "credentialsSecret": status.credentials_secret.as_ref().map(|secret| json!({"name": secret.name, "revision": secret.revision})),
+        "desired": status.desired,
+        "reported": report_patch(before.as_ref(), status.reported.as_ref()),
         "conditions": status.conditions,
     });
     let Some(device) = writer.patch_status::<Device>(&key.gateway.namespace, &key.name, &patch).await? else {
         return Ok(());
     };
-    fleet.lock().status_written(key, &device);
+    {
+        let mut fleet = fleet.lock();
+        fleet.report_written(key, status.reported.as_ref());
+        fleet.status_written(key, &device);
+    }
     // A Device that becomes ready says so in its status; an event a Device would be a third write.
     if status.conditions.iter().any(|condition| condition.type_ == READY && condition.status != "True") {
         publish_change(recorder, &device, &[], &status.conditions).await;
     }
     Ok(())
+}
+
+/// What of a report is to be merged into the status: what the device no longer reports must not stay.
+fn report_patch(before: Option<&ReportedStatus>, wanted: Option<&ReportedStatus>) -> Value {
+    match (before, wanted) {
+        (_, None) => Value::Null,
+        (None, Some(wanted)) => json!(wanted),
+        (Some(before), Some(wanted)) => merge_patch(&json!(before), &json!(wanted)).unwrap_or_else(|| json!({})),
+    }
 }
 
 /// Writes the shards of a Gateway, in the order of the plan.

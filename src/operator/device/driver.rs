@@ -49,6 +49,8 @@ pub struct Subscribers {
     pub totals: mpsc::UnboundedSender<GatewayKey>,
     /// Devices whose row in the registry may have changed; one that lags behind starts from [`super::fleet::Fleet::registry`].
     pub registry: broadcast::Sender<DeviceKey>,
+    /// Devices whose desired state the broker may have to be given.
+    pub desired: mpsc::UnboundedSender<DeviceKey>,
 }
 
 /// The state of the loop.
@@ -167,6 +169,10 @@ impl Driver {
         for key in changes.registry {
             // Nobody listens where there is no Pipeline.
             let _ = self.subscribers.registry.send(key);
+        }
+        for key in changes.desired {
+            // The receiver lives as long as this driver: both end with the lease.
+            let _ = self.subscribers.desired.send(key);
         }
     }
 

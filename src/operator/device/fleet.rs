@@ -14,6 +14,7 @@ mod gateways;
 mod passwords;
 mod rotation;
 mod step;
+mod twins;
 
 pub use connections::Change;
 pub use step::Step;
@@ -29,6 +30,8 @@ pub struct Changes {
     pub totals: BTreeSet<GatewayKey>,
     /// Devices whose row in the registry may have changed.
     pub registry: BTreeSet<DeviceKey>,
+    /// Devices whose desired state the broker may have to be given.
+    pub desired: BTreeSet<DeviceKey>,
 }
 
 /// The devices of all Gateways.

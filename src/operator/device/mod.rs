@@ -14,5 +14,6 @@ pub mod record;
 pub mod rotation;
 pub mod secret;
 pub mod status;
+pub mod twin;
 pub mod watch;
 pub mod written;

@@ -115,7 +115,7 @@ impl Observer {
                 match secret::role(&secret) {
                     Role::Generated(key, _) => self.generated.insert(key),
                     Role::Shard(key, number) => self.shards.insert((key, number)),
-                    Role::Workers | Role::Other => false,
+                    Role::Workers | Role::Link(_) | Role::Other => false,
                 };
                 if self.devices.done {
                     apply_secret(fleet, &secret);
@@ -156,6 +156,10 @@ fn apply_secret(fleet: &mut Fleet, secret: &Secret) {
             Ok(users) => fleet.workers_observed(&namespace, &secret.name_any(), &users),
             Err(cause) => warn!(namespace, name = secret.name_any(), cause, "failed to read the credential of a Pipeline's workers"),
         },
+        Role::Link(gateway) => match secret::read_link(secret) {
+            Ok(user) => fleet.workers_observed(&namespace, &secret.name_any(), &BTreeMap::from([(gateway.name.to_string(), vec![user])])),
+            Err(cause) => warn!(namespace, name = secret.name_any(), cause, "failed to read the operator's credential for a Gateway"),
+        },
         Role::Other => fleet.given_secret_changed(&namespace, &secret.name_any()),
     }
 }
@@ -165,7 +169,7 @@ fn delete_secret(fleet: &mut Fleet, secret: &Secret) {
     match secret::role(secret) {
         Role::Generated(key, uid) => fleet.generated_secret_deleted(&key, &uid),
         Role::Shard(key, number) => fleet.shard_observed(&key, number, None),
-        Role::Workers => fleet.workers_observed(&namespace, &secret.name_any(), &BTreeMap::new()),
+        Role::Workers | Role::Link(_) => fleet.workers_observed(&namespace, &secret.name_any(), &BTreeMap::new()),
         Role::Other => fleet.given_secret_changed(&namespace, &secret.name_any()),
     }
 }

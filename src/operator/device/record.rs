@@ -6,6 +6,7 @@ use kube::ResourceExt;
 
 use super::connection::Connection;
 use super::rotation::{Lifetime, Rotation};
+use super::twin::Twin;
 use super::written::WrittenStatus;
 use crate::api::condition::Cause;
 use crate::api::device::Acl;
@@ -89,6 +90,8 @@ pub struct Record {
     pub written: WrittenStatus,
     /// Where the device stands as its broker says, as far as it has said so.
     pub seen: Option<Connection>,
+    /// Desired and reported state, where there is either.
+    twin: Option<Box<Twin>>,
     /// Number of the first plan of shards that holds the Device as it is now.
     pub planned: Option<u64>,
 }
@@ -110,6 +113,7 @@ impl Record {
             attributes: BTreeMap::new(),
             written: WrittenStatus::default(),
             seen: None,
+            twin: None,
             planned: None,
         };
         record.update(device);
@@ -140,11 +144,33 @@ impl Record {
         self.rotation.ask(device);
         self.acls = spec.authorization.acls.clone().into();
         self.attributes.clone_from(&spec.attributes);
-        self.written.observe(device);
+        self.observe_status(device);
         if changed {
             self.revise(&device.name_any());
         }
         changed
+    }
+
+    /// Takes over the status of the Device, unless it is older than what is known.
+    pub fn observe_status(&mut self, device: &Device) {
+        let Some(status) = self.written.observe(device) else { return };
+        if self.twin.is_some() || status.desired.is_some() || status.reported.is_some() {
+            self.change_twin(|twin| twin.observe(&status));
+        }
+    }
+
+    /// Desired and reported state, where there is either.
+    #[must_use]
+    pub fn twin(&self) -> Option<&Twin> {
+        self.twin.as_deref()
+    }
+
+    /// Changes desired and reported state.
+    pub fn change_twin<T>(&mut self, change: impl FnOnce(&mut Twin) -> T) -> T {
+        let mut twin = self.twin.take().unwrap_or_default();
+        let result = change(&mut twin);
+        self.twin = (!twin.is_empty()).then_some(twin);
+        result
     }
 
     /// What is known of the password.

@@ -16,8 +16,8 @@ use crate::api::Device;
 use crate::api::condition::Cause;
 use crate::api::device::{Access, Acl};
 use crate::api::name::{
-    self, GATEWAY_LABEL, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, ROLE_AUTH_SHARD, ROLE_DEVICE_CREDENTIALS,
-    ROLE_INGEST_CREDENTIALS, ROLE_LABEL,
+    self, GATEWAY_LABEL, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, LINK_USERNAME, ROLE_AUTH_SHARD, ROLE_DEVICE_CREDENTIALS,
+    ROLE_INGEST_CREDENTIALS, ROLE_LABEL, ROLE_LINK_CREDENTIALS,
 };
 use crate::api::name::{PASSWORD_SINCE_ANNOTATION, PREVIOUS_PASSWORD_ANNOTATION, ROTATE_PASSWORD_ANNOTATION};
 use crate::credential::entry::Entry;
@@ -37,6 +37,8 @@ pub enum Role {
     Shard(GatewayKey, usize),
     /// The credential of a Pipeline's workers.
     Workers,
+    /// The operator's own credential for a Gateway.
+    Link(GatewayKey),
     /// Perhaps one that a Device names.
     Other,
 }
@@ -62,6 +64,7 @@ pub fn role(secret: &Secret) -> Role {
             }
         }
         (Some(ROLE_INGEST_CREDENTIALS), _) => Role::Workers,
+        (Some(ROLE_LINK_CREDENTIALS), Some(gateway)) if secret.name_any() == name::link_credentials(&gateway.name) => Role::Link(gateway),
         _ => Role::Other,
     }
 }
@@ -153,6 +156,21 @@ fn read(key: &DeviceKey, uid: &str, secret: &Secret, data_key: &str, iterations:
         Ok(password) => PasswordState::Hashed(hash::hash(uid, &key.name, &password, iterations).into()),
         Err(error) => missing("InvalidPassword", format!("Secret {}, key {data_key}: {error}", secret.name_any())),
     }
+}
+
+/// The operator's own user: it may publish what is desired, and read what is reported.
+///
+/// # Errors
+/// A description, where the Secret says what cannot be.
+pub fn read_link(secret: &Secret) -> Result<Entry, String> {
+    let owner = secret.owner_references().first().ok_or("no owner")?;
+    let bytes = secret.data.as_ref().and_then(|data| data.get(PASSWORD_KEY)).ok_or("no key password")?;
+    let password = Password::given(&bytes.0).map_err(|error| error.to_string())?;
+    let hash = hash::hash(&owner.uid, LINK_USERNAME, &password, GENERATED_ITERATIONS);
+    // Publishing to `reported` is for clearing what a device that is gone has left there.
+    let topics = [name::desired_topic("+"), name::reported_topic("+")];
+    let acls = topics.map(|topic| Acl { topic, access: Access::ReadWrite });
+    Entry::new(LINK_USERNAME, &hash, &acls).map_err(|error| error.to_string())
 }
 
 /// The users of a Pipeline's workers, by Gateway; empty where the Secret does not say.

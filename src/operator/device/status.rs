@@ -1,6 +1,7 @@
 //! The status of a Device: pure.
 
 use super::record::{PasswordState, Record};
+use super::twin::Twin;
 use crate::api::DeviceStatus;
 use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, Cause, Finding, Readiness, conditions};
 use crate::api::device::CredentialsSecret;
@@ -28,7 +29,13 @@ pub struct Surroundings<'a> {
 pub fn status(device: &str, record: &Record, around: Surroundings<'_>) -> Option<DeviceStatus> {
     let revision = record.revision();
     let live = revision.is_some() && (around.proven || record.written.revision.as_deref() == revision);
-    let (findings, readiness) = verdict(device, record, around, live)?;
+    let (mut findings, readiness) = verdict(device, record, around, live)?;
+    // In a moment the broker will have confirmed the desired state: one status then, and not two.
+    if live && !around.waited && record.twin().is_some_and(Twin::awaits_broker) {
+        return None;
+    }
+    findings.extend(record.twin().and_then(|twin| twin.synced(device, around.gateway)));
+    let (desired, reported) = record.twin().map(Twin::status).unwrap_or_default();
     Some(DeviceStatus {
         observed_generation: record.generation,
         username: Some(device.to_owned()),
@@ -38,6 +45,8 @@ pub fn status(device: &str, record: &Record, around: Surroundings<'_>) -> Option
         }),
         // Another writer's: what is written here leaves it alone.
         connection: None,
+        desired,
+        reported,
         conditions: conditions(&record.written.conditions(), record.generation, &findings, &readiness),
     })
 }
@@ -56,6 +65,9 @@ fn verdict(device: &str, record: &Record, around: Surroundings<'_>, live: bool) 
     }
     if let Err(error) = record.entry(device) {
         let cause = Cause::new("InvalidAuthorization", chain(&error));
+        return Some((vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause)));
+    }
+    if let Some(cause) = record.twin().and_then(Twin::refusal) {
         return Some((vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause)));
     }
     let accepted = Finding::holds(ACCEPTED, "Accepted", "the spec can be carried out");

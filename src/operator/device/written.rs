@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::connection::Connection;
-use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, READY, RECONCILING, STALLED};
+use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, READY, RECONCILING, STALLED, SYNCED};
 use crate::api::{Device, DeviceStatus};
 
 /// What matters of a status that was written: enough to tell whether another write is needed, and to keep the transition
@@ -26,24 +26,25 @@ pub struct WrittenStatus {
 }
 
 impl WrittenStatus {
-    /// Takes over the status of an object, unless it is older than what is known.
-    pub fn observe(&mut self, device: &Device) {
+    /// Takes over the status of an object and returns it, unless it is older than what is known.
+    pub fn observe(&mut self, device: &Device) -> Option<DeviceStatus> {
         // Resource versions are ordered numbers (KEP-5504); the watch may lag behind our own writes.
         let version = device.resource_version().and_then(|version| version.parse().ok()).unwrap_or(u64::MAX);
         if version < self.resource_version {
-            return;
+            return None;
         }
         let status = device.status.clone().unwrap_or_default();
         self.resource_version = version;
         self.connection = status.connection.as_ref().map(Connection::of);
         self.digest = digest(&status);
-        self.revision = status.credentials_secret.and_then(|secret| secret.revision).map(Into::into);
+        self.revision = status.credentials_secret.as_ref().and_then(|secret| secret.revision.as_deref()).map(Into::into);
         self.ready = status.conditions.iter().any(|condition| condition.type_ == READY && condition.status == "True");
         self.conditions = status
             .conditions
             .iter()
             .filter_map(|condition| Some((known_type(&condition.type_)?, condition.status == "True", condition.last_transition_time.0)))
             .collect();
+        Some(status)
     }
 
     /// Whether the status, times aside, is what was written.
@@ -70,7 +71,7 @@ impl WrittenStatus {
 }
 
 fn known_type(type_: &str) -> Option<&'static str> {
-    [ACCEPTED, CREDENTIALS_LIVE, READY, RECONCILING, STALLED].into_iter().find(|known| *known == type_)
+    [ACCEPTED, CREDENTIALS_LIVE, SYNCED, READY, RECONCILING, STALLED].into_iter().find(|known| *known == type_)
 }
 
 fn digest(status: &DeviceStatus) -> u64 {
@@ -80,6 +81,10 @@ fn digest(status: &DeviceStatus) -> u64 {
     if let Some(secret) = &status.credentials_secret {
         (&secret.name, &secret.revision).hash(&mut hasher);
     }
+    status.desired.as_ref().map(|desired| (desired.generation, &desired.revision)).hash(&mut hasher);
+    // A map that came from JSON can always be written.
+    let reported = status.reported.as_ref();
+    reported.map(|reported| (reported.generation, serde_json::to_string(&reported.state).unwrap_or_default())).hash(&mut hasher);
     for condition in &status.conditions {
         (&condition.type_, &condition.status, &condition.reason, &condition.message, condition.observed_generation).hash(&mut hasher);
     }

@@ -30,6 +30,7 @@ impl Fleet {
         if let Some(PasswordSource::Given { secret, .. }) = state.devices.get(&*key.name).map(|record| record.source.clone()) {
             self.given.entry((key.gateway.namespace.clone(), secret)).or_default().insert(key.clone());
         }
+        self.desired_applied(&key, device);
         if shards {
             self.changes.shards.insert(key.gateway.clone());
             self.changes.totals.insert(key.gateway.clone());
@@ -54,6 +55,9 @@ impl Fleet {
     fn device_gone(&mut self, key: &DeviceKey) {
         let Some(state) = self.gateways.get_mut(&key.gateway) else { return };
         let Some(record) = state.devices.remove(&*key.name) else { return };
+        if record.twin().is_some() {
+            self.changes.desired.insert(key.clone());
+        }
         if let PasswordSource::Given { secret, .. } = record.source {
             let named = (key.gateway.namespace.clone(), secret);
             if let Some(devices) = self.given.get_mut(&named) {
@@ -80,7 +84,7 @@ impl Fleet {
     /// A status has been written, and this is the Device since.
     pub fn status_written(&mut self, key: &DeviceKey, device: &Device) {
         if let Some(record) = self.record_mut(key).filter(|record| Some(&*record.uid) == device.metadata.uid.as_deref()) {
-            record.written.observe(device);
+            record.observe_status(device);
             self.changes.totals.insert(key.gateway.clone());
             self.changes.devices.insert(key.clone());
         }

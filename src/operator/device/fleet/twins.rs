@@ -1,0 +1,77 @@
+//! Desired and reported states in the fleet: what a link to a broker asks it for, and tells it.
+
+use super::Fleet;
+use crate::api::Device;
+use crate::api::condition::Cause;
+use crate::api::device::ReportedStatus;
+use crate::operator::device::key::{DeviceKey, GatewayKey};
+use crate::operator::device::record::Record;
+use crate::operator::device::twin::{Twin, Wanted};
+
+impl Fleet {
+    /// Takes over the desired state of a Device that was created or changed.
+    pub(super) fn desired_applied(&mut self, key: &DeviceKey, device: &Device) {
+        let Some(record) = self.record_mut(key).filter(|record| record.twin().is_some() || device.spec.desired.is_some()) else { return };
+        if record.change_twin(|twin| twin.update(device)) {
+            self.changes.desired.insert(key.clone());
+        }
+    }
+
+    /// What the broker of its Gateway is to keep for a device.
+    #[must_use]
+    pub fn desired(&self, key: &DeviceKey) -> Wanted {
+        match self.record(key) {
+            // One that never had anything has nothing to be cleared, either.
+            Some(record) if record.paused && record.twin().is_none_or(|twin| twin.wanted() == Wanted::Nothing) => Wanted::LeaveAlone,
+            record => record.and_then(Record::twin).map_or(Wanted::Nothing, Twin::wanted),
+        }
+    }
+
+    /// Devices of a Gateway for which its broker is to keep something.
+    #[must_use]
+    pub fn with_desired(&self, gateway: &GatewayKey) -> Vec<DeviceKey> {
+        let devices = self.gateways.get(gateway).into_iter().flat_map(|state| &state.devices);
+        let wanting = devices.filter(|(_, record)| record.twin().is_some_and(|twin| twin.wanted() != Wanted::Nothing));
+        wanting.map(|(name, _)| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() }).collect()
+    }
+
+    /// The broker keeps the desired state of this generation for a device.
+    pub fn desired_published(&mut self, key: &DeviceKey, generation: i64) {
+        let Some(record) = self.record_mut(key).filter(|record| record.twin().is_some()) else { return };
+        if record.change_twin(|twin| twin.published(generation)) {
+            self.changes.devices.insert(key.clone());
+        }
+    }
+
+    /// Whether a report says anything else than the last one of that device; `None` where there is no such Device.
+    #[must_use]
+    pub fn is_news(&self, key: &DeviceKey, report: &Result<ReportedStatus, Cause>) -> Option<bool> {
+        let record = self.record(key)?;
+        Some(!record.paused && record.twin().map_or_else(|| Twin::default().is_news(report), |twin| twin.is_news(report)))
+    }
+
+    /// A device has reported, or tried to.
+    pub fn reported(&mut self, key: &DeviceKey, report: Result<ReportedStatus, Cause>) {
+        if let Some(record) = self.record_mut(key) {
+            record.change_twin(|twin| twin.report(report));
+            self.changes.devices.insert(key.clone());
+        }
+    }
+
+    /// The report that the status of a Device says.
+    #[must_use]
+    pub fn written_report(&self, key: &DeviceKey) -> Option<ReportedStatus> {
+        self.record(key)?.twin()?.written_report()
+    }
+
+    /// The status of a Device was written with this report.
+    pub fn report_written(&mut self, key: &DeviceKey, report: Option<&ReportedStatus>) {
+        if let Some(record) = self.record_mut(key).filter(|record| record.twin().is_some()) {
+            record.change_twin(|twin| twin.written(report));
+        }
+    }
+
+    fn record(&self, key: &DeviceKey) -> Option<&Record> {
+        self.gateways.get(&key.gateway)?.devices.get(&*key.name)
+    }
+}

@@ -1,0 +1,418 @@
+//! The desired and the reported state of a Device: what the broker is to keep, what the device said, and whether the two
+//! agree. Pure. A Device that has neither costs one empty pointer.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use crate::api::condition::{Cause, Finding, SYNCED};
+use crate::api::device::{DesiredStatus, DeviceStatus, ReportedStatus};
+use crate::api::{Device, is_reconciliation_paused, name};
+
+/// The most bytes of `spec.desired`, as compact JSON: what a small device can take in one message.
+pub const MAX_DESIRED_BYTES: usize = 16 * 1024;
+
+/// The most bytes of a report. It goes into an object of the API server, and there may be 100,000 of those.
+pub const MAX_REPORT_BYTES: usize = 4 * 1024;
+
+/// Differences that a condition names.
+const NAMED_DIFFERENCES: usize = 3;
+
+/// The most characters of a value that a condition names.
+const VALUE_CHARACTERS: usize = 40;
+
+/// What the operator keeps of a Device's two states.
+#[derive(Clone, Debug, Default)]
+pub struct Twin {
+    desired: Desired,
+    /// The operator is told to leave the Device alone.
+    paused: bool,
+    /// What the device said last, where the status does not say it yet.
+    pending: Option<ReportedStatus>,
+    /// Why the device's last message could not be used.
+    fault: Option<Box<Cause>>,
+    /// As the status says.
+    written: Written,
+}
+
+/// What is desired.
+#[derive(Clone, Debug, Default)]
+enum Desired {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// More than [`MAX_DESIRED_BYTES`]: so many.
+    TooLarge(usize),
+    /// This, in compact JSON.
+    State { json: Box<str>, revision: Box<str>, generation: i64, published: bool },
+}
+
+#[derive(Clone, Debug, Default)]
+struct Written {
+    desired: Option<DesiredStatus>,
+    /// Generation and compact JSON.
+    reported: Option<(Option<i64>, Box<str>)>,
+}
+
+/// What a broker is to keep for a device.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Wanted {
+    /// Nothing: what it keeps goes.
+    Nothing,
+    /// Whatever it keeps.
+    LeaveAlone,
+    /// This.
+    State {
+        /// The generation that the payload gives.
+        generation: i64,
+        /// Payload of the message.
+        payload: Box<str>,
+    },
+}
+
+/// Why a report is not taken.
+#[derive(Debug, Error)]
+pub enum ReportError {
+    /// Too long.
+    #[error("the device's last report has {bytes} bytes: at most {MAX_REPORT_BYTES} are taken; let it report less")]
+    TooLarge {
+        /// Its length.
+        bytes: usize,
+    },
+
+    /// No JSON.
+    #[error("the device's last report is no JSON: expected {{\"generation\": 3, \"reported\": {{…}}}} or an object")]
+    NotJson(#[source] serde_json::Error),
+
+    /// JSON, but no object.
+    #[error("the device's last report is {found}: expected {{\"generation\": 3, \"reported\": {{…}}}} or an object")]
+    NotAnObject {
+        /// What it is.
+        found: &'static str,
+    },
+
+    /// A generation that is none.
+    #[error("the device's last report gives a generation that is no whole number: expected the one it received")]
+    InvalidGeneration,
+}
+
+impl ReportError {
+    /// Reason of the condition.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::TooLarge { .. } => TOO_LARGE,
+            Self::NotJson(_) | Self::NotAnObject { .. } | Self::InvalidGeneration => INVALID,
+        }
+    }
+}
+
+const TOO_LARGE: &str = "ReportTooLarge";
+const INVALID: &str = "InvalidReport";
+
+/// What a message at `devices/<name>/reported` says; `None` for the empty one that clears what is retained.
+///
+/// # Errors
+/// When it says nothing that could be used.
+pub fn parse_report(payload: &[u8]) -> Result<Option<ReportedStatus>, ReportError> {
+    if payload.is_empty() {
+        return Ok(None);
+    }
+    if payload.len() > MAX_REPORT_BYTES {
+        return Err(ReportError::TooLarge { bytes: payload.len() });
+    }
+    let mut object = match serde_json::from_slice(payload).map_err(ReportError::NotJson)? {
+        Value::Object(object) => object,
+        Value::Array(_) => return Err(ReportError::NotAnObject { found: "an array" }),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            return Err(ReportError::NotAnObject { found: "a bare value" });
+        }
+    };
+    let only_generation = object.len() == 1 && object.contains_key("generation");
+    let (generation, mut state) = match object.remove("reported") {
+        Some(Value::Object(state)) => (object.remove("generation").filter(|generation| !generation.is_null()), state),
+        // A device that only acknowledges what it received.
+        None if only_generation => (object.remove("generation"), Map::new()),
+        // The bare state, which may well have a member of that name.
+        Some(other) => {
+            object.insert("reported".to_owned(), other);
+            (None, object)
+        }
+        None => (None, object),
+    };
+    let generation = generation.map(|generation| generation.as_i64().ok_or(ReportError::InvalidGeneration)).transpose()?;
+    drop_nulls(&mut state);
+    Ok(Some(ReportedStatus { generation, state }))
+}
+
+/// A merge patch (RFC 7386) cannot write a member that is null, and to leave it out means the same.
+fn drop_nulls(object: &mut Map<String, Value>) {
+    object.retain(|_, value| !value.is_null());
+    for value in object.values_mut() {
+        if let Value::Object(inner) = value {
+            drop_nulls(inner);
+        }
+    }
+}
+
+impl Twin {
+    /// Takes over the spec of a Device; the status must have been taken over before. Returns whether what the broker is to
+    /// keep may have changed.
+    pub fn update(&mut self, device: &Device) -> bool {
+        let next = self.desired(device);
+        let paused = is_reconciliation_paused(device);
+        let changed = match (&self.desired, &next) {
+            (Desired::State { revision: before, .. }, Desired::State { revision: after, .. }) => before != after,
+            (Desired::Nothing, Desired::Nothing) | (Desired::TooLarge(_), Desired::TooLarge(_)) => false,
+            _ => true,
+        } || paused != self.paused;
+        self.desired = next;
+        self.paused = paused;
+        changed
+    }
+
+    fn desired(&self, device: &Device) -> Desired {
+        let Some(wanted) = &device.spec.desired else { return Desired::Nothing };
+        // An object that was read from JSON can always be written.
+        let json = serde_json::to_string(wanted).unwrap_or_default();
+        if json.len() > MAX_DESIRED_BYTES {
+            return Desired::TooLarge(json.len());
+        }
+        let revision = name::revision([json.as_bytes()]);
+        match (&self.desired, &self.written.desired) {
+            (Desired::State { revision: known, generation, published, .. }, _) if **known == *revision => {
+                Desired::State { json: json.into(), revision: revision.into(), generation: *generation, published: *published }
+            }
+            // What a former operator published.
+            (Desired::Nothing | Desired::TooLarge(_), Some(written)) if written.revision == revision => {
+                Desired::State { json: json.into(), revision: revision.into(), generation: written.generation, published: true }
+            }
+            _ => Desired::State {
+                json: json.into(),
+                revision: revision.into(),
+                generation: device.metadata.generation.unwrap_or_default(),
+                published: false,
+            },
+        }
+    }
+
+    /// Takes over what the status of the Device says.
+    pub fn observe(&mut self, status: &DeviceStatus) {
+        let reported = status.reported.as_ref().map(|reported| (reported.generation, encode(&reported.state)));
+        self.written = Written { desired: status.desired.clone(), reported };
+        let said = status.conditions.iter().find(|condition| condition.type_ == SYNCED);
+        let reason = said.and_then(|said| [TOO_LARGE, INVALID].into_iter().find(|reason| *reason == said.reason));
+        // After a restart the message itself is gone, unless it is retained.
+        if let (Some(reason), Some(said), None, None) = (reason, said, &self.fault, &self.pending) {
+            self.fault = Some(Box::new(Cause::new(reason, said.message.clone())));
+        }
+    }
+
+    /// Whether there is nothing to keep.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Self { desired, pending, fault, written, paused: _ } = self;
+        matches!(desired, Desired::Nothing)
+            && pending.is_none()
+            && fault.is_none()
+            && written.desired.is_none()
+            && written.reported.is_none()
+    }
+
+    /// Why the desired state is not accepted.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Cause> {
+        let Desired::TooLarge(bytes) = self.desired else { return None };
+        let message = format!(
+            "spec.desired has {bytes} bytes as compact JSON: at most {MAX_DESIRED_BYTES} are sent to a device; shorten it, or put a \
+             reference there. The broker keeps what it has"
+        );
+        Some(Cause::new("DesiredTooLarge", message))
+    }
+
+    /// What the broker is to keep for the device.
+    #[must_use]
+    pub fn wanted(&self) -> Wanted {
+        match &self.desired {
+            Desired::Nothing => Wanted::Nothing,
+            _ if self.paused => Wanted::LeaveAlone,
+            Desired::TooLarge(_) => Wanted::LeaveAlone,
+            Desired::State { json, generation, .. } => {
+                Wanted::State { generation: *generation, payload: format!("{{\"generation\":{generation},\"desired\":{json}}}").into() }
+            }
+        }
+    }
+
+    /// The broker keeps the state of this generation. Returns whether that is news.
+    pub fn published(&mut self, proven: i64) -> bool {
+        match &mut self.desired {
+            Desired::State { generation, published, .. } if *generation == proven && !*published => {
+                *published = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the broker has still to confirm what is desired.
+    #[must_use]
+    pub fn awaits_broker(&self) -> bool {
+        matches!(self.desired, Desired::State { published: false, .. })
+    }
+
+    /// Whether a report says anything else than the last one.
+    #[must_use]
+    pub fn is_news(&self, report: &Result<ReportedStatus, Cause>) -> bool {
+        match (report, &self.fault) {
+            (Err(cause), fault) => fault.as_deref() != Some(cause),
+            (Ok(_), Some(_)) => true,
+            (Ok(report), None) => match self.reported() {
+                Some(known) => known.generation != report.generation || !equal_objects(&known.state, &report.state),
+                None => true,
+            },
+        }
+    }
+
+    /// Takes over what the device said, or why that cannot be used.
+    pub fn report(&mut self, report: Result<ReportedStatus, Cause>) {
+        match report {
+            Ok(report) => {
+                self.fault = None;
+                self.pending = Some(report);
+            }
+            Err(cause) => self.fault = Some(Box::new(cause)),
+        }
+    }
+
+    /// The status was written with this report.
+    pub fn written(&mut self, report: Option<&ReportedStatus>) {
+        if self.pending.as_ref() == report {
+            self.pending = None;
+        }
+    }
+
+    fn reported(&self) -> Option<ReportedStatus> {
+        self.pending.clone().or_else(|| self.written_report())
+    }
+
+    /// The report that the status says.
+    #[must_use]
+    pub fn written_report(&self) -> Option<ReportedStatus> {
+        let (generation, json) = self.written.reported.as_ref()?;
+        // What was encoded here can be read here.
+        let state = serde_json::from_str(json).unwrap_or_default();
+        Some(ReportedStatus { generation: *generation, state })
+    }
+
+    /// What the status is to say of both states.
+    #[must_use]
+    pub fn status(&self) -> (Option<DesiredStatus>, Option<ReportedStatus>) {
+        let desired = match &self.desired {
+            Desired::State { revision, generation, published: true, .. } => {
+                Some(DesiredStatus { generation: *generation, revision: revision.to_string() })
+            }
+            // The broker keeps what it had.
+            Desired::State { published: false, .. } | Desired::TooLarge(_) => self.written.desired.clone(),
+            Desired::Nothing => None,
+        };
+        (desired, self.reported())
+    }
+
+    /// The condition `Synced`, where something is desired.
+    #[must_use]
+    pub fn synced(&self, device: &str, gateway: &str) -> Option<Finding> {
+        let fails = |reason, message| Some(Finding::fails(SYNCED, Cause::new(reason, message)));
+        let Desired::State { json, generation, published, .. } = &self.desired else {
+            return self.refusal().map(|cause| Finding::fails(SYNCED, cause));
+        };
+        if !published {
+            let message = format!("the broker of Gateway {gateway} does not keep the desired state yet: see the Gateway's conditions");
+            return fails("NotPublished", message);
+        }
+        if let Some(cause) = &self.fault {
+            return Some(Finding::fails(SYNCED, cause.as_ref().clone()));
+        }
+        let topic = name::reported_topic(device);
+        match self.reported() {
+            None => fails("AwaitingReport", format!("the broker keeps the desired state; the device has not answered at {topic} yet")),
+            Some(ReportedStatus { generation: Some(reported), .. }) if reported == *generation => {
+                Some(Finding::holds(SYNCED, "Synced", format!("the device reports generation {generation}, which is the desired one")))
+            }
+            Some(ReportedStatus { generation: Some(reported), .. }) => {
+                fails("AwaitingReport", format!("the device reports generation {reported} at {topic}; desired is generation {generation}"))
+            }
+            Some(ReportedStatus { generation: None, state }) => {
+                // What was encoded here can be read here.
+                let desired: Map<String, Value> = serde_json::from_str(json).unwrap_or_default();
+                match differences(&desired, &state) {
+                    None => Some(Finding::holds(SYNCED, "Synced", "the device reports each member of the desired state")),
+                    Some(text) => fails("Diverged", format!("the device reports another state than the desired one: {text}")),
+                }
+            }
+        }
+    }
+}
+
+fn encode(state: &Map<String, Value>) -> Box<str> {
+    serde_json::to_string(state).unwrap_or_default().into()
+}
+
+/// The first members of `desired` that are not so in `reported`, in words.
+fn differences(desired: &Map<String, Value>, reported: &Map<String, Value>) -> Option<String> {
+    let mut found = Vec::new();
+    collect(&mut found, "", desired, reported);
+    let more = found.len().saturating_sub(NAMED_DIFFERENCES);
+    let mut text = found.into_iter().take(NAMED_DIFFERENCES).collect::<Vec<_>>().join("; ");
+    if more > 0 {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "; and {more} more");
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+fn collect(found: &mut Vec<String>, path: &str, desired: &Map<String, Value>, reported: &Map<String, Value>) {
+    for (key, wanted) in desired {
+        let path = format!("{path}/{key}");
+        match (wanted, reported.get(key)) {
+            (Value::Object(wanted), Some(Value::Object(there))) => collect(found, &path, wanted, there),
+            (Value::Null, None) => {}
+            (wanted, Some(there)) if equal(wanted, there) => {}
+            (wanted, there) => {
+                let there = there.map_or_else(|| "missing".to_owned(), shortened);
+                found.push(format!("{} is {there}, desired is {}", shorten(&path), shortened(wanted)));
+            }
+        }
+    }
+}
+
+fn shortened(value: &Value) -> String {
+    shorten(&value.to_string())
+}
+
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(VALUE_CHARACTERS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// Whether two values are the same, numbers by value: the API server gives 1.0 back as 1.
+fn equal(left: &Value, right: &Value) -> bool {
+    match (left, right) {
+        (Value::Number(left), Value::Number(right)) => left == right || left.as_f64() == right.as_f64(),
+        (Value::Array(left), Value::Array(right)) => {
+            left.len() == right.len() && left.iter().zip(right).all(|(left, right)| equal(left, right))
+        }
+        (Value::Object(left), Value::Object(right)) => equal_objects(left, right),
+        (left, right) => left == right,
+    }
+}
+
+fn equal_objects(left: &Map<String, Value>, right: &Map<String, Value>) -> bool {
+    left.len() == right.len() && left.iter().all(|(key, value)| right.get(key).is_some_and(|other| equal(value, other)))
+}
+
+#[cfg(test)]
+#[path = "twin_tests.rs"]
+mod tests;

@@ -1,0 +1,108 @@
+//! What a broker keeps at `devices/+/desired`, beside what it should keep: pure.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use crate::operator::device::twin::Wanted;
+
+/// What a broker keeps, by device: digests of the payloads.
+#[derive(Debug, Default)]
+pub struct Retained {
+    known: HashMap<Arc<str>, u64>,
+}
+
+/// What has to be sent.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Action {
+    /// This, of this generation.
+    Publish(i64, Box<str>),
+    /// Nothing, which clears what is kept.
+    Clear,
+    /// The broker keeps what it should, of this generation if any.
+    Keep(Option<i64>),
+}
+
+impl Retained {
+    /// The broker keeps this for a device; an empty payload is nothing.
+    pub fn observe(&mut self, device: &str, payload: &[u8]) {
+        if payload.is_empty() {
+            self.known.remove(device);
+        } else {
+            self.known.insert(device.into(), digest(payload));
+        }
+    }
+
+    /// Devices for which the broker keeps anything.
+    pub fn devices(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.known.keys()
+    }
+
+    /// What has to be sent, so that the broker keeps for a device what it should.
+    #[must_use]
+    pub fn action(&self, device: &str, wanted: Wanted) -> Action {
+        match (wanted, self.known.get(device)) {
+            (Wanted::State { generation, payload }, known) if known == Some(&digest(payload.as_bytes())) => Action::Keep(Some(generation)),
+            (Wanted::State { generation, payload }, _) => Action::Publish(generation, payload),
+            (Wanted::Nothing, Some(_)) => Action::Clear,
+            (Wanted::Nothing, None) | (Wanted::LeaveAlone, _) => Action::Keep(None),
+        }
+    }
+}
+
+fn digest(payload: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    payload.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The device and the last level of `devices/<device>/<leaf>`.
+#[must_use]
+pub fn device_and_leaf(topic: &[u8]) -> Option<(&str, &str)> {
+    let rest = std::str::from_utf8(topic).ok()?.strip_prefix("devices/")?;
+    rest.split_once('/').filter(|(device, leaf)| !device.is_empty() && !leaf.contains('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(generation: i64, payload: &str) -> Wanted {
+        Wanted::State { generation, payload: payload.into() }
+    }
+
+    #[test]
+    fn what_has_to_be_sent() {
+        for (name, kept, wanted, expected) in [
+            ("new", None, state(1, "a"), Action::Publish(1, "a".into())),
+            ("kept", Some("a"), state(1, "a"), Action::Keep(Some(1))),
+            ("changed, or overwritten by somebody", Some("b"), state(2, "a"), Action::Publish(2, "a".into())),
+            ("no longer declared, or gone", Some("a"), Wanted::Nothing, Action::Clear),
+            ("never declared", None, Wanted::Nothing, Action::Keep(None)),
+            ("paused", Some("b"), Wanted::LeaveAlone, Action::Keep(None)),
+            ("cleared by somebody", Some(""), state(1, "a"), Action::Publish(1, "a".into())),
+        ] {
+            let mut retained = Retained::default();
+            if let Some(kept) = kept {
+                retained.observe("d", b"before");
+                retained.observe("d", kept.as_bytes());
+            }
+            assert_eq!(retained.action("d", wanted), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn topics() {
+        for (topic, expected) in [
+            ("devices/press-1/desired", Some(("press-1", "desired"))),
+            ("devices/press-1/reported", Some(("press-1", "reported"))),
+            ("devices//desired", None),
+            ("devices/press-1", None),
+            ("devices/press-1/reported/x", None),
+            ("fleet/press-1/desired", None),
+        ] {
+            assert_eq!(device_and_leaf(topic.as_bytes()), expected, "{topic}");
+        }
+        assert_eq!(device_and_leaf(b"devices/\xff/desired"), None);
+    }
+}
