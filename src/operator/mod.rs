@@ -27,6 +27,7 @@ use crate::runtime::readiness::Readiness;
 use crate::runtime::{http, telemetry};
 use context::{Context, Images};
 use device::driver::{Driver, Subscribers};
+use link::Links;
 use pipeline::registry::Devices;
 use presence::Presence;
 
@@ -154,11 +155,11 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     readiness.fails(DEVICES_CHECK, "listing");
     let (totals, totals_of_gateways) = mpsc::unbounded_channel();
     let registry = broadcast::Sender::new(REGISTRY_BACKLOG);
-    // Unread until the links to the brokers are there.
-    let (desired, _unread) = mpsc::unbounded_channel();
+    let (desired, desired_changes) = mpsc::unbounded_channel();
     let listed = CancellationToken::new();
     let devices = Devices { fleet: context.fleet.clone(), changes: registry.clone(), listed: listed.clone() };
     let presence = Presence::new(context.clone(), arguments.presence_writes_per_second, totals.clone())?;
+    let links = Links::new(context.clone(), desired_changes)?;
     let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry, desired })?;
     let all_listed = || {
         readiness.holds(DEVICES_CHECK);
@@ -167,6 +168,7 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     tokio::select! {
         () = driver.run(all_listed) => {}
         () = presence.run(listed.clone()) => {}
+        () = links.run(listed.clone()) => {}
         () = gateway::run(context.clone(), totals_of_gateways) => {}
         () = pipeline::run(context, devices) => {}
     }

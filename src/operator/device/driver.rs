@@ -127,6 +127,7 @@ impl Driver {
                     Err(error) => warn!(%error, "a step of a Device ended unexpectedly"),
                 },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                () = self.context.fleet.woken() => {}
             }
             self.collect();
             if !self.observer.is_complete() {

@@ -3,6 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 use super::gateway::GatewayState;
 use super::key::{DeviceKey, GatewayKey};
 use super::record::Record;
@@ -91,13 +93,26 @@ fn registry_device(gateway: &GatewayKey, name: &str, record: &Record) -> DeviceR
 
 /// The devices, shared by the reconcilers. Locked for moments only, never across an await.
 #[derive(Clone, Debug, Default)]
-pub struct SharedFleet(Arc<Mutex<Fleet>>);
+pub struct SharedFleet {
+    fleet: Arc<Mutex<Fleet>>,
+    news: Arc<Notify>,
+}
 
 impl SharedFleet {
     /// The devices.
     pub fn lock(&self) -> MutexGuard<'_, Fleet> {
         // A panic elsewhere ends the process soon; until then a partly applied event is no worse than a missed one.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the changes looked at that were made from outside of the loop that drives the Devices.
+    pub fn wake(&self) {
+        self.news.notify_one();
+    }
+
+    /// Returns once [`Self::wake`] was called.
+    pub async fn woken(&self) {
+        self.news.notified().await;
     }
 }
 

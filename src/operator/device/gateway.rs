@@ -34,6 +34,9 @@ pub struct GatewayState {
     /// Whether a device was added since the broker's agent was last asked for all of its clients.
     pub appeared: bool,
 
+    /// Whether the operator is logged in at its broker.
+    pub linked: bool,
+
     /// Number of the last plan.
     plan: u64,
 

@@ -11,6 +11,7 @@ pub mod key;
 pub mod observe;
 pub mod queue;
 pub mod record;
+pub mod report;
 pub mod rotation;
 pub mod secret;
 pub mod status;

@@ -8,6 +8,7 @@ use crate::api::device::CredentialsSecret;
 use crate::runtime::error::chain;
 
 /// What a Device's status depends on, beside the Device.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own, and all combinations occur")]
 #[derive(Clone, Copy, Debug)]
 pub struct Surroundings<'a> {
     /// Name of the Gateway that the Device names.
@@ -18,6 +19,9 @@ pub struct Surroundings<'a> {
 
     /// Whether the broker has proven to hold the Device as it is now.
     pub proven: bool,
+
+    /// Whether the operator is logged in at the broker, so that a desired state is kept there in a moment.
+    pub linked: bool,
 
     /// Whether the wait for the broker has been long enough to be worth a write.
     pub waited: bool,
@@ -31,7 +35,7 @@ pub fn status(device: &str, record: &Record, around: Surroundings<'_>) -> Option
     let live = revision.is_some() && (around.proven || record.written.revision.as_deref() == revision);
     let (mut findings, readiness) = verdict(device, record, around, live)?;
     // In a moment the broker will have confirmed the desired state: one status then, and not two.
-    if live && !around.waited && record.twin().is_some_and(Twin::awaits_broker) {
+    if live && around.linked && !around.waited && record.twin().is_some_and(Twin::awaits_broker) {
         return None;
     }
     findings.extend(record.twin().and_then(|twin| twin.synced(device, around.gateway)));

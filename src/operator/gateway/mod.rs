@@ -19,7 +19,7 @@ use kube::runtime::controller::Action;
 use kube::{Client, ResourceExt};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use self::build::build;
+use self::build::{build, link_credentials};
 use self::observe::{Observed, observe};
 use self::status::{Outcome, status};
 use self::tls::Issued;
@@ -32,6 +32,7 @@ use crate::api::condition::{CERTIFICATE_VALID, READY};
 use crate::api::gateway::Gateway;
 use crate::api::is_reconciliation_paused;
 use crate::configuration::agent::TLS_AUTHORITIES;
+use crate::credential::Password;
 
 /// Name in metrics, events and managed fields.
 const CONTROLLER: &str = "gateway";
@@ -124,6 +125,8 @@ impl Reconciler {
             self.writer.apply(&owner, certificate).await?;
         }
         self.tell_devices(&observed.gateway, endpoint(observed, valid.tls.issued.as_ref()));
+        let password = observed.link_password.clone().unwrap_or_else(Password::generate);
+        self.writer.apply(&owner, &link_credentials(valid, &password)).await?;
         self.writer.apply(&owner, &desired.configuration).await?;
         self.writer.apply(&owner, &desired.report).await?;
         self.writer.apply(&owner, &desired.service_account).await?;

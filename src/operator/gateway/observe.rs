@@ -10,9 +10,11 @@ use super::tls;
 use crate::api::gateway::{GatewayClients, GatewayDevices};
 use crate::api::{Gateway, name};
 use crate::configuration::agent::{AgentReport, REPORT_KEY};
+use crate::credential::Password;
 use crate::operator::apply::{WriteError, read};
 use crate::operator::context::Context;
 use crate::operator::device::key::GatewayKey;
+use crate::operator::device::secret::PASSWORD_KEY;
 
 /// What there is of a Gateway and of what it names. Without `Debug`, which would print private keys.
 pub struct Observed {
@@ -24,6 +26,9 @@ pub struct Observed {
 
     /// The Secret of the authority that issues its certificates, where a listener names none.
     pub authority: Option<Secret>,
+
+    /// The operator's password at its broker; `None` before it is generated.
+    pub link_password: Option<Password>,
 
     /// What the agent has proven of the broker; `None` before its first proof.
     pub report: Option<AgentReport>,
@@ -48,6 +53,7 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
     }
     let authority =
         if tls::issues(gateway) { read::<Secret>(&context.client, &namespace, &name::server_authority(&name)).await? } else { None };
+    let link = read::<Secret>(&context.client, &namespace, &name::link_credentials(&name)).await?;
     let report = read::<ConfigMap>(&context.client, &namespace, &name::agent_report(&name)).await?;
     let key = GatewayKey::new(&namespace, &name);
     let (declared, live) = context.fleet.lock().totals(&key);
@@ -63,10 +69,17 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
         gateway: gateway.clone(),
         tls: secrets,
         authority,
+        link_password: link.as_ref().and_then(link_password),
         report: report.as_ref().and_then(parse_report),
         devices: GatewayDevices { declared: count(declared), live: count(live), connected },
         clients,
     })
+}
+
+/// The operator's password at a broker; a Secret that somebody broke holds none.
+#[must_use]
+pub fn link_password(secret: &Secret) -> Option<Password> {
+    Password::given(&secret.data.as_ref()?.get(PASSWORD_KEY)?.0).ok()
 }
 
 /// A report that cannot be read is as good as none: the agent writes another with its next proof.

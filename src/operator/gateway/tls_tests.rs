@@ -18,6 +18,7 @@ fn observed(spec: &Value, tls: impl IntoIterator<Item = (&'static str, Option<Da
         gateway: serde_json::from_value(object).unwrap(),
         tls: tls.collect(),
         authority: None,
+        link_password: None,
         report: None,
         devices: GatewayDevices::default(),
         clients: None,

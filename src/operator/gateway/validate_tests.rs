@@ -11,7 +11,15 @@ fn observed(spec: &Value) -> Observed {
         "apiVersion": "fleetwright.io/v1alpha1", "kind": "Gateway", "metadata": {"name": "plant-1", "namespace": "fleet"}, "spec": spec
     });
     let gateway: Gateway = serde_json::from_value(object).unwrap();
-    Observed { gateway, tls: BTreeMap::new(), authority: None, report: None, devices: GatewayDevices::default(), clients: None }
+    Observed {
+        gateway,
+        tls: BTreeMap::new(),
+        authority: None,
+        link_password: None,
+        report: None,
+        devices: GatewayDevices::default(),
+        clients: None,
+    }
 }
 
 fn at(time: &str) -> Timestamp {

@@ -17,7 +17,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::observe::parse_report;
 use crate::api::Gateway;
-use crate::api::name::{GATEWAY_LABEL, ROLE_AGENT_REPORT, ROLE_AUTH_SHARD, ROLE_LABEL, server_authority, server_certificate};
+use crate::api::name::{
+    GATEWAY_LABEL, ROLE_AGENT_REPORT, ROLE_AUTH_SHARD, ROLE_LABEL, ROLE_LINK_CREDENTIALS, server_authority, server_certificate,
+};
 use crate::configuration::agent::PresentedCertificate;
 use crate::operator::device::key::GatewayKey;
 
@@ -41,6 +43,10 @@ pub fn subscribe(controller: Controller<Gateway>, client: &Client, totals: Unbou
         .owns(Api::<RoleBinding>::all(client.clone()), ours())
         .owns(Api::<NetworkPolicy>::all(client.clone()), ours())
         .owns(Api::<PodDisruptionBudget>::all(client.clone()), ours())
+        .owns(
+            Api::<PartialObjectMeta<Secret>>::all(client.clone()),
+            Config::default().labels(&format!("{ROLE_LABEL}={ROLE_LINK_CREDENTIALS}")),
+        )
         .owns_stream(configurations)
         .watches(Api::<PartialObjectMeta<Secret>>::all(client.clone()), tls, move |secret| naming(&gateways, &secret))
         .reconcile_on(totals)

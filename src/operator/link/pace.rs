@@ -54,6 +54,18 @@ impl<K: Clone + Eq + Hash, V> Pace<K, V> {
         }
     }
 
+    /// How many values wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// Whether a value of this key waits.
     #[must_use]
     pub fn is_waiting(&self, key: &K) -> bool {

@@ -89,7 +89,8 @@ impl Fleet {
             (_, PasswordState::Hashed(_) | PasswordState::Missing(..) | PasswordState::Failing(_)) => {}
         }
         let proven = state.has_proven(&key.name, record);
-        let around = Surroundings { gateway: &key.gateway.name, gateway_exists: state.owner.is_some(), proven, waited };
+        let around =
+            Surroundings { gateway: &key.gateway.name, gateway_exists: state.owner.is_some(), proven, linked: state.linked, waited };
         match status(&key.name, record, around) {
             Some(status) if record.written.equals(&status) => match (record.password(), state.endpoint()) {
                 (PasswordState::Failing(_), Some(endpoint)) => {

@@ -35,6 +35,23 @@ impl Fleet {
         wanting.map(|(name, _)| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() }).collect()
     }
 
+    /// The operator is logged in at the broker of a Gateway, or is no longer: what waits for that broker gets its status.
+    pub fn link_observed(&mut self, gateway: &GatewayKey, linked: bool) {
+        let Some(state) = self.gateways.get_mut(gateway) else { return };
+        state.linked = linked;
+        if !linked {
+            let waiting = state.devices.iter().filter(|(_, record)| record.twin().is_some_and(Twin::awaits_broker));
+            let waiting = waiting.map(|(name, _)| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() });
+            self.changes.devices.extend(waiting.collect::<Vec<_>>());
+        }
+    }
+
+    /// Whether there is such a Device.
+    #[must_use]
+    pub fn has_device(&self, key: &DeviceKey) -> bool {
+        self.record(key).is_some()
+    }
+
     /// The broker keeps the desired state of this generation for a device.
     pub fn desired_published(&mut self, key: &DeviceKey, generation: i64) {
         let Some(record) = self.record_mut(key).filter(|record| record.twin().is_some()) else { return };

@@ -1,10 +1,15 @@
 //! Who the pod is, and what its agent may read and write: by name, so that it sees no other Gateway's credentials.
 
-use k8s_openapi::api::core::v1::ServiceAccount;
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
 
 use super::{Valid, metadata};
 use crate::api::name::{self, MAX_SHARDS};
+use crate::credential::Password;
+use crate::operator::device::secret::PASSWORD_KEY;
 
 pub(super) fn service_account(valid: &Valid) -> ServiceAccount {
     ServiceAccount { metadata: metadata(valid, name::broker(&valid.name)), ..ServiceAccount::default() }
@@ -21,6 +26,15 @@ pub(super) fn role(valid: &Valid) -> Role {
             rule("configmaps", vec![name::agent_report(&valid.name)], &["get", "patch"]),
         ]),
     }
+}
+
+/// The operator's own credential for the broker. A password that is there is kept.
+#[must_use]
+pub fn link_credentials(valid: &Valid, password: &Password) -> Secret {
+    let mut metadata = metadata(valid, name::link_credentials(&valid.name));
+    metadata.labels.get_or_insert_default().insert(name::ROLE_LABEL.to_owned(), name::ROLE_LINK_CREDENTIALS.to_owned());
+    let data = BTreeMap::from([(PASSWORD_KEY.to_owned(), ByteString(password.expose().as_bytes().to_vec()))]);
+    Secret { metadata, data: Some(data), ..Secret::default() }
 }
 
 fn rule(resource: &str, names: Vec<String>, verbs: &[&str]) -> PolicyRule {

@@ -15,6 +15,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+pub use access::link_credentials;
 pub use configuration::mosquitto_configuration;
 
 use super::validate::Valid;
@@ -25,8 +26,11 @@ use crate::operator::context::Images;
 /// Label `app.kubernetes.io/component` of all that belongs to a broker.
 pub const COMPONENT: &str = "broker";
 
-/// Label `app.kubernetes.io/component` of a Pipeline's workers, the only pods that may reach the internal listener.
+/// Label `app.kubernetes.io/component` of a Pipeline's workers, which reach the internal listener.
 const INGEST_COMPONENT: &str = "ingest";
+
+/// Label `app.kubernetes.io/component` of the operator's own pods, as the chart sets it.
+const OPERATOR_COMPONENT: &str = "operator";
 
 /// All objects that a Gateway owns. Without `Debug`, which would print private keys.
 #[derive(Clone, PartialEq)]

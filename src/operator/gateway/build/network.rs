@@ -8,9 +8,12 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec}
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{INGEST_COMPONENT, Valid, metadata, selector};
+use super::{INGEST_COMPONENT, OPERATOR_COMPONENT, Valid, metadata, selector};
 use crate::api::gateway::ServiceType;
 use crate::api::name::{self, HTTP_PORT, INTERNAL_MQTT_PORT};
+
+/// Label `app.kubernetes.io/name` of the operator's own pods, as the chart sets it.
+const OPERATOR_NAME: &str = "fleetwright";
 
 pub(super) fn service(valid: &Valid) -> Service {
     let mut metadata = metadata(valid, valid.name.clone());
@@ -61,10 +64,18 @@ fn port(name: &str, port: i32) -> ServicePort {
     }
 }
 
-/// Listeners and metrics from anywhere, the internal listener from workers of this namespace alone.
+/// Listeners and metrics from anywhere, the internal listener from workers of this namespace and from the
+/// operator alone. In which namespace the operator runs is not known here: its login keeps others out who label a pod like it.
 pub(super) fn network_policy(valid: &Valid) -> NetworkPolicy {
     let workers = BTreeMap::from([("app.kubernetes.io/component".to_owned(), INGEST_COMPONENT.to_owned())]);
     let worker_peer = NetworkPolicyPeer { pod_selector: Some(matching(workers)), ..NetworkPolicyPeer::default() };
+    let operator = ["app.kubernetes.io/name", "app.kubernetes.io/component"].map(str::to_owned);
+    let operator = operator.into_iter().zip([OPERATOR_NAME, OPERATOR_COMPONENT].map(str::to_owned)).collect();
+    let operator_peer = NetworkPolicyPeer {
+        namespace_selector: Some(LabelSelector::default()),
+        pod_selector: Some(matching(operator)),
+        ..NetworkPolicyPeer::default()
+    };
     let open = valid.spec.listeners.iter().map(|listener| listener.port).chain([HTTP_PORT]);
     NetworkPolicy {
         metadata: metadata(valid, name::broker(&valid.name)),
@@ -73,7 +84,10 @@ pub(super) fn network_policy(valid: &Valid) -> NetworkPolicy {
             policy_types: Some(vec!["Ingress".to_owned()]),
             ingress: Some(vec![
                 NetworkPolicyIngressRule { from: None, ports: Some(open.map(policy_port).collect()) },
-                NetworkPolicyIngressRule { from: Some(vec![worker_peer]), ports: Some(vec![policy_port(INTERNAL_MQTT_PORT)]) },
+                NetworkPolicyIngressRule {
+                    from: Some(vec![worker_peer, operator_peer]),
+                    ports: Some(vec![policy_port(INTERNAL_MQTT_PORT)]),
+                },
             ]),
             egress: None,
         }),
