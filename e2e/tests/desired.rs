@@ -1,0 +1,102 @@
+//! What is desired of a Device reaches it, what it reports reaches the status, and a broker that lost its storage gets it again.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use fleetwright_e2e::client::{Listener, Session};
+use fleetwright_e2e::manifest::{device, gateway, with};
+use fleetwright_e2e::wait::{seconds, until};
+use fleetwright_e2e::{Fleet, run};
+use kube::api::DeleteParams;
+use serde_json::{Value, json};
+
+/// How long a message may take to a device.
+const ARRIVES_WITHIN: Duration = seconds(30);
+
+const DESIRED: &str = "devices/press-1/desired";
+const REPORTED: &str = "devices/press-1/reported";
+
+#[test]
+fn what_is_desired_and_reported_agrees_and_outlives_the_storage_of_the_broker() {
+    run("desired", async |fleet| {
+        let press = with(device("press-1", "plant-1"), "/spec/desired", json!({"samplingSeconds": 5}));
+        fleet.apply_all([gateway("plant-1"), press]).await?;
+        fleet.all_ready(&["Gateway/plant-1", "Device/press-1"]).await?;
+        fleet.condition("Device", "press-1", "Synced", "False", "AwaitingReport").await?;
+        let generation = receive(&fleet, 5).await?;
+        let mut session = connect(&fleet).await?;
+
+        // It fails to apply what it received, then says so, then succeeds.
+        session.publish(REPORTED, "no JSON").await?;
+        fleet.condition("Device", "press-1", "Synced", "False", "InvalidReport").await?;
+        session.publish(REPORTED, &json!({"samplingSeconds": 9}).to_string()).await?;
+        fleet.condition("Device", "press-1", "Synced", "False", "Diverged").await?;
+        session.publish(REPORTED, &json!({"generation": generation, "reported": {"samplingSeconds": 5}}).to_string()).await?;
+        fleet.condition("Device", "press-1", "Synced", "True", "Synced").await?;
+        let object = fleet.api("Device").get("press-1").await?;
+        let reported = object.data.pointer("/status/reported/state/samplingSeconds");
+        ensure!(reported == Some(&json!(5)), "the status says: {}", object.data["status"]);
+        drop(session);
+
+        // A change reaches it while it is connected.
+        let mut session = connect(&fleet).await?;
+        session.subscribe(DESIRED).await?;
+        session.message(ARRIVES_WITHIN).await?;
+        let changed = Instant::now();
+        fleet.change("Device", "press-1", json!({"spec": {"desired": {"samplingSeconds": 6}}})).await?;
+        let message = session.message(ARRIVES_WITHIN).await?;
+        println!("a desired state arrives after {:.2} s", changed.elapsed().as_secs_f64());
+        ensure!(message.contains(r#""samplingSeconds":6"#), "received {message}");
+        fleet.condition("Device", "press-1", "Synced", "False", "AwaitingReport").await?;
+        drop(session);
+
+        wipe(&fleet).await?;
+        receive(&fleet, 6).await.map(drop)
+    });
+}
+
+async fn connect(fleet: &Fleet) -> Result<Session> {
+    let listener = Listener::plain(fleet.address("plant-1").await?);
+    let password = fleet.password("press-1").await?;
+    Session::connect(&listener, "press-1", &password).await
+}
+
+/// Connects as the device does, and waits for what the broker retains. Returns the generation.
+async fn receive(fleet: &Fleet, sampling: i64) -> Result<i64> {
+    let mut session = connect(fleet).await?;
+    session.subscribe(DESIRED).await?;
+    let message = session.message(ARRIVES_WITHIN).await?;
+    let desired: Value = serde_json::from_str(&message).with_context(|| format!("received {message}"))?;
+    ensure!(desired["desired"] == json!({"samplingSeconds": sampling}), "received {message}");
+    desired["generation"].as_i64().context("no generation")
+}
+
+/// Deletes the broker's pod with its volume, and waits until another one is ready.
+async fn wipe(fleet: &Fleet) -> Result<()> {
+    let pods = k8s_api::<k8s_openapi::api::core::v1::Pod>(fleet);
+    let claims = k8s_api::<k8s_openapi::api::core::v1::PersistentVolumeClaim>(fleet);
+    let before = pods.get("plant-1-broker-0").await?.metadata.uid;
+    for claim in claims.list(&kube::api::ListParams::default()).await? {
+        let name = claim.metadata.name.unwrap_or_default();
+        if name.ends_with("plant-1-broker-0") {
+            claims.delete(&name, &DeleteParams::default()).await?;
+        }
+    }
+    pods.delete("plant-1-broker-0", &DeleteParams::default()).await?;
+    until(seconds(120), "a new pod of the broker is ready", async || {
+        let pod = pods.get("plant-1-broker-0").await?;
+        let conditions = pod.status.and_then(|status| status.conditions).unwrap_or_default();
+        let ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+        ensure!(pod.metadata.uid != before && ready, "it is not ready");
+        Ok(())
+    })
+    .await?;
+    fleet.ready("Gateway", "plant-1").await.map(drop)
+}
+
+fn k8s_api<K>(fleet: &Fleet) -> kube::Api<K>
+where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+{
+    kube::Api::namespaced(fleet.client.clone(), &fleet.namespace)
+}
