@@ -113,6 +113,57 @@ async fn messages_become_rows_and_dead_letters() {
 }
 
 #[tokio::test]
+async fn messages_of_every_format_but_protobuf_become_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let typed = json!([
+        {"name": "at", "type": "Timestamp"}, {"name": "rest", "type": "Json"}, {"name": "rms", "type": "Float64", "scale": 2},
+        {"name": "state", "type": "Text", "default": "on"},
+    ]);
+    let number = json!([{"name": "rms", "type": "Float64"}]);
+    let birth = b"\x08\x9c\x84\xbe\x87\xdf\x33\x12\x10\x0a\x03rms\x20\x0a\x69\0\0\0\0\0\0\x0c\x40\x18\x01";
+    for (format, topic, payload, fields, is_there) in [
+        (
+            "Json",
+            "devices/press-1/telemetry",
+            &br#"{"at":"2026-05-04T03:02:01.5Z","rest":{"a":[1,null]},"rms":1.75}"#[..],
+            &typed,
+            r#"at = '2026-05-04T03:02:01.5Z' AND rest = '{"a": [1, null]}' AND rms = 3.5 AND state = 'on'"#,
+        ),
+        (
+            "Cbor",
+            "devices/press-1/telemetry",
+            b"\xa3\x62at\xc0\x742013-03-21T20:04:00Z\x64rest\x82\x07\xf6\x63rms\xf9\x3e\x00",
+            &typed,
+            "at = '2013-03-21T20:04:00Z' AND rest = '[7, null]' AND rms = 3 AND state = 'on'",
+        ),
+        (
+            "SenMl",
+            "devices/press-1/telemetry",
+            br#"[{"n":"rms","t":1777863721.5,"v":3.5}]"#,
+            &number,
+            "time = '2026-05-04T03:02:01.5Z' AND rms = 3.5",
+        ),
+        ("SenMlCbor", "devices/press-1/telemetry", b"\x81\xa2\x00\x63rms\x02\xf9\x43\x00", &number, "rms = 3.5"),
+        ("PlainText", "devices/press-1/telemetry", b" 3.5\n", &number, "rms = 3.5"),
+        ("SparkplugB", "spBv1.0/g/DBIRTH/n/press-1", birth, &number, "rms = 3.5"),
+    ] {
+        let pattern = if format == "SparkplugB" { "spBv1.0/{line}/+/{node}/{device}" } else { TOPIC };
+        let chain = Chain::start(pattern, &json!({"format": format, "fields": fields}), Postgres::shared().await).await;
+        let file = folder.path().join(format);
+        std::fs::write(&file, payload).unwrap();
+        let output = chain.broker.publish(("device", "password"), &["-t", topic, "-f", file.to_str().unwrap()]);
+        assert!(output.status.success(), "{output:?}");
+        chain.wait_for("SELECT (SELECT count(*) FROM vibration) + (SELECT count(*) FROM fleetwright.dead_letter)", 1).await;
+        assert_eq!(
+            chain.count(&format!("SELECT count(*) FROM vibration WHERE {is_there}")).await,
+            1,
+            "{format}: {:?}",
+            reasons(&chain).await
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_device_that_is_declared_while_its_message_waits_is_known() {
     // However busy the machine is, the device is declared before the second look.
     let chain = Chain::start_with(&["--device-grace-seconds", "10"], TOPIC, &timed(), Postgres::shared().await).await;
