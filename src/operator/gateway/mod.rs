@@ -144,6 +144,7 @@ impl Reconciler {
         let key = GatewayKey::new(&gateway.namespace().unwrap_or_default(), &gateway.name_any());
         if let Some(endpoint) = endpoint {
             self.context.fleet.lock().endpoint_observed(&key, &gateway.uid().unwrap_or_default(), endpoint);
+            self.context.fleet.wake();
         }
     }
 
