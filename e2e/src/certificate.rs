@@ -56,6 +56,7 @@ impl Authority {
 /// SHA-256 (hexadecimal digits) of the leaf that a listener presents to `openssl s_client`, which trusts the listener's authority
 /// alone and verifies the host name.
 pub async fn presented(listener: &Listener) -> Result<String> {
+    listener.reach().await?;
     let address = format!("{}:{}", listener.host, listener.port);
     let mut command = Command::new("openssl");
     command.args(["s_client", "-connect", &address, "-servername", &listener.host, "-verify_hostname", &listener.host]);

@@ -44,10 +44,11 @@ impl Listener {
         Self { host: host.to_string(), port: 8883, authority: Some(authority.to_owned()) }
     }
 
-    /// Waits until it can be reached: the Service of a pod that has just become ready may refuse connections for a moment,
-    /// until kube-proxy has followed.
-    async fn reach(&self) -> Result<()> {
-        let look = async || Ok(TcpStream::connect((self.host.as_str(), self.port)).await.map(drop)?);
+    /// Waits until it can be reached: the Service of a pod that has just become ready may refuse connections, or swallow them, for
+    /// a moment, until kube-proxy has followed.
+    pub(crate) async fn reach(&self) -> Result<()> {
+        let connect = async || tokio::time::timeout(seconds(1), TcpStream::connect((self.host.as_str(), self.port))).await;
+        let look = async || Ok(connect().await?.map(drop)?);
         until(seconds(10), format_args!("{}:{} is reached", self.host, self.port), look).await
     }
 
