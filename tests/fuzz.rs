@@ -1,7 +1,7 @@
 //! No bytes whatever make a decoder panic, or hand over a value that its column does not hold: valid messages of each format are mutated
-//! for some seconds.
+//! for a minute.
 //!
-//! `FLEETWRIGHT_FUZZ_SECONDS` is the time for each format (4; all together never more than a minute), `FLEETWRIGHT_FUZZ_SEED` a seed
+//! `FLEETWRIGHT_FUZZ_SECONDS` is the time for each format (7: with all of them a minute; never more), `FLEETWRIGHT_FUZZ_SEED` a seed
 //! that a failure has printed.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail by panicking, and say what failed")]
@@ -125,7 +125,7 @@ fn decode(decoder: &Decoder, memory: &mut Memory, topic: &str, payload: &[u8]) -
 
 fn fuzz(spec: serde_json::Value, descriptor: Option<&[u8]>, corpus: &[Vec<u8>]) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seconds = number("FLEETWRIGHT_FUZZ_SECONDS").unwrap_or(4).min(60 / FORMATS);
+    let seconds = number("FLEETWRIGHT_FUZZ_SECONDS").unwrap_or(7).min(60 / FORMATS);
     let seed = number("FLEETWRIGHT_FUZZ_SEED").unwrap_or(1);
     let decoder = Decoder::compile(&serde_json::from_value(spec).unwrap(), descriptor).unwrap();
     let (mut random, mut memory) = (Random(seed), Memory::default());

@@ -21,6 +21,8 @@ mod wire;
 
 use std::borrow::Cow;
 
+use serde::de::DeserializeSeed;
+
 use self::check::{Rule, Timing};
 use self::pack::Names;
 use self::pointer::Node;
@@ -220,6 +222,22 @@ impl Decoder {
         };
         message.outcome(read)
     }
+}
+
+/// Reads a payload that is one JSON text and nothing else.
+fn from_json<'de, S: DeserializeSeed<'de>>(payload: &'de [u8], seed: S) -> Result<S::Value, Refusal> {
+    let mut deserializer = serde_json::Deserializer::from_slice(payload);
+    let value = seed.deserialize(&mut deserializer).map_err(malformed)?;
+    deserializer.end().map_err(malformed)?;
+    Ok(value)
+}
+
+/// Reads a payload that is one CBOR data item and nothing else.
+fn from_cbor<'de, S: DeserializeSeed<'de>>(payload: &'de [u8], seed: S) -> Result<S::Value, Refusal> {
+    let mut deserializer = cbor::Deserializer::new(payload);
+    let value = seed.deserialize(&mut deserializer).map_err(malformed)?;
+    deserializer.end().map_err(malformed)?;
+    Ok(value)
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it stands in `map_err`")]

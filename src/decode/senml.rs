@@ -9,7 +9,7 @@ use super::pack::{Names, Pack};
 use super::reading::Message;
 use super::refusal::{Reason, Refusal, excerpt};
 use super::time::Time;
-use super::{Raw, Value, cbor, malformed};
+use super::{Raw, Value, from_cbor, from_json, malformed};
 use crate::api::pipeline::TimeUnit;
 
 /// The version of SenML that is understood (RFC 8428, 4.4).
@@ -27,9 +27,7 @@ pub(super) fn json<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
     names: &Names,
     payload: &'de [u8],
 ) -> Result<(), Refusal> {
-    let mut deserializer = serde_json::Deserializer::from_slice(payload);
-    let resolver = Resolver::new(message, names);
-    let pack = resolver.deserialize(&mut deserializer).and_then(|pack| deserializer.end().map(|()| pack)).map_err(malformed)?;
+    let pack = from_json(payload, Resolver::new(message, names))?;
     finish(message, pack)
 }
 
@@ -39,9 +37,7 @@ pub(super) fn cbor<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
     names: &Names,
     payload: &'de [u8],
 ) -> Result<(), Refusal> {
-    let mut deserializer = cbor::Deserializer::new(payload);
-    let resolver = Resolver::new(message, names);
-    let pack = resolver.deserialize(&mut deserializer).and_then(|pack| deserializer.end().map(|()| pack)).map_err(malformed)?;
+    let pack = from_cbor(payload, Resolver::new(message, names))?;
     finish(message, pack)
 }
 

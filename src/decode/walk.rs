@@ -12,7 +12,7 @@ use super::pointer::Node;
 use super::reading::Message;
 use super::refusal::{Reason, Refusal};
 use super::time::Time;
-use super::{Document, Raw, Value, cbor, malformed};
+use super::{Document, Raw, Value, from_cbor, from_json};
 
 /// Reads a message in JSON.
 pub(super) fn json<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
@@ -20,9 +20,7 @@ pub(super) fn json<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
     document: &Document,
     payload: &'de [u8],
 ) -> Result<(), Refusal> {
-    let mut deserializer = serde_json::Deserializer::from_slice(payload);
-    let root = Root::new(message, document);
-    let found = root.deserialize(&mut deserializer).and_then(|found| deserializer.end().map(|()| found)).map_err(malformed)?;
+    let found = from_json(payload, Root::new(message, document))?;
     check_found(found, document)
 }
 
@@ -32,9 +30,7 @@ pub(super) fn cbor<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
     document: &Document,
     payload: &'de [u8],
 ) -> Result<(), Refusal> {
-    let mut deserializer = cbor::Deserializer::new(payload);
-    let root = Root::new(message, document);
-    let found = root.deserialize(&mut deserializer).and_then(|found| deserializer.end().map(|()| found)).map_err(malformed)?;
+    let found = from_cbor(payload, Root::new(message, document))?;
     check_found(found, document)
 }
 
