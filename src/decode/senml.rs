@@ -9,7 +9,7 @@ use super::pack::{Names, Pack};
 use super::reading::Message;
 use super::refusal::{Reason, Refusal, excerpt};
 use super::time::Time;
-use super::{Raw, Value, from_cbor, from_json, malformed};
+use super::{Raw, Value, from_cbor, from_json};
 use crate::api::pipeline::TimeUnit;
 
 /// The version of SenML that is understood (RFC 8428, 4.4).
