@@ -70,9 +70,12 @@ impl Operator {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let mut link = Link::new(GatewayKey::new("fleet", "plant-1"), fleet.clone(), devices, sender, metrics);
         let task = tokio::spawn(async move {
-            let login = Login { host: "127.0.0.1".to_owned(), port, password: Password::given(PASSWORD.as_bytes()).unwrap() };
+            let login = Login::internal("127.0.0.1".to_owned(), port, &Password::given(PASSWORD.as_bytes()).unwrap());
             loop {
-                let error = link.run(&login).await;
+                let error = match Link::begin(&login).await {
+                    Ok(session) => link.run(session).await,
+                    Err(error) => error,
+                };
                 eprintln!("the link ended: {}", fleetwright::runtime::error::chain(&error));
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

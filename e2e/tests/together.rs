@@ -5,6 +5,7 @@ mod certificate;
 mod dead_letter;
 mod deletion;
 mod drift;
+mod external;
 mod faults;
 mod fleets;
 mod given;

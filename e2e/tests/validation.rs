@@ -2,11 +2,13 @@
 
 use anyhow::{Context, Result, ensure};
 use fleetwright_e2e::certificate::Authority;
+use fleetwright_e2e::cluster::{output, root};
 use fleetwright_e2e::manifest::{CONNECTION_SECRET, device, gateway, pipeline, secret, with};
 use fleetwright_e2e::{Fleet, run};
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
+use tokio::process::Command;
 
 /// Refusals asked for at once.
 const AT_ONCE: usize = 8;
@@ -18,10 +20,14 @@ type Case = (Value, &'static str);
 fn invalid_specs_are_refused_with_the_rule_that_they_break() {
     run("invalid", async |fleet| {
         // Before anything is broken, these are accepted: a refusal below is for the part that was changed.
-        for object in [gateway("plant-1"), device("press-1", "plant-1"), pipeline("readings")] {
+        for object in [gateway("plant-1"), device("press-1", "plant-1"), pipeline("readings"), external()] {
             tried(&fleet, object).await?;
         }
-        let cases: Vec<Case> = [gateways(), listeners(), devices(), pipelines(), fields(), sinks()].concat();
+        let samples = root().join("config/samples");
+        let mut kubectl = Command::new("kubectl");
+        kubectl.args(["-n", &fleet.namespace, "apply", "--dry-run=server", "--validate=strict", "-f"]).arg(samples);
+        output(&mut kubectl).await.context("the API server refuses a sample")?;
+        let cases: Vec<Case> = [gateways(), externals(), listeners(), devices(), pipelines(), fields(), sinks()].concat();
         println!("{} cases", cases.len());
         stream::iter(cases).map(Ok).try_for_each_concurrent(AT_ONCE, |(object, message)| ensure_refused(&fleet, object, message)).await
     });
@@ -57,6 +63,32 @@ fn gateways() -> Vec<Case> {
         (changed("/spec/resources", json!({"limits": {"memory": "-1"}})), "spec.resources.limits.memory"),
         (changed("/spec/unknown", json!(1)), "unknown"),
     ]
+}
+
+fn external() -> Value {
+    with(gateway("far"), "/spec/external", json!({"address": "mqtt.example.org:8883", "tls": {}, "credentialsSecret": {"name": "login"}}))
+}
+
+fn externals() -> Vec<Case> {
+    let changed = |pointer, value| with(external(), pointer, value);
+    let mut cases = vec![
+        (changed("/spec/listeners", json!([{"name": "mqtt", "port": 1884}])), "an external broker has its own listeners"),
+        (changed("/spec/listeners", json!([{"name": "mqtt", "port": 1883, "tls": {}}])), "an external broker has its own listeners"),
+        (changed("/spec/storage", json!({"size": "2Gi"})), "an external broker has its own storage"),
+        (changed("/spec/durability", json!("Disk")), "an external broker has its own durability"),
+        (changed("/spec/limits", json!({"maxMessageBytes": 2048})), "an external broker has its own limits"),
+        (changed("/spec/resources", json!({"limits": {"memory": "1Gi"}})), "an external broker has its own resources"),
+        (changed("/spec/service", json!({"type": "NodePort"})), "an external broker has no Service"),
+        (changed("/spec/external/credentialsSecret", json!({"name": "login", "usernameKey": "a/b"})), "usernameKey"),
+        (with(gateway("far"), "/spec/external", json!({"address": "h:1883"})), "credentialsSecret"),
+    ];
+    for address in ["mqtt.example.org", "mqtt://mqtt.example.org:1883", "a b:1883", "::1:1883", ":1883"] {
+        cases.push((changed("/spec/external/address", json!(address)), "spec.external.address"));
+    }
+    for address in ["h:0", "h:65536", "[::1]:99999"] {
+        cases.push((changed("/spec/external/address", json!(address)), "the port is a number from 1 to 65535"));
+    }
+    cases
 }
 
 fn listeners() -> Vec<Case> {

@@ -189,15 +189,16 @@ pub struct DeviceStatus {
     #[serde(default = "unobserved")]
     pub observed_generation: i64,
 
-    /// User name and client identifier with which the device connects.
+    /// User name and client identifier with which the device connects. Left out where the Gateway's broker is external.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,
 
-    /// The Secret that holds the device's password.
+    /// The Secret that holds the device's password. Left out where the Gateway's broker is external.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_secret: Option<CredentialsSecret>,
 
-    /// Whether the device is connected, from the broker's own record of connects and disconnects. Left out until it has
+    /// Whether the device is connected, from the broker's own record of connects and disconnects; where the Gateway's broker is
+    /// external, from what the device publishes (see the Gateway's `spec.external`). Left out until it has
     /// connected for the first time. A device that comes or goes shows at once. One that keeps coming and going shows once it
     /// has stayed as it is for a while (5 seconds at first, 10 minutes at most), and so does one that goes together with many,
     /// as when a broker restarts (30 seconds): an interruption that is over before does not show, and `since` stays. All
@@ -215,7 +216,8 @@ pub struct DeviceStatus {
     pub reported: Option<ReportedStatus>,
 
     /// `Accepted`: the spec can be carried out. `CredentialsLive`: the broker has proven that it holds the credential and
-    /// the ACL of this very spec. `Ready`: both; or, for a disabled device, the broker has proven that it refuses it
+    /// the ACL of this very spec; Unknown (`ManagedElsewhere`) where the Gateway's broker is external, for then they are left to
+    /// that broker, and `Ready` means that the operator has reached it. `Ready`: both; or, for a disabled device, the broker has proven that it refuses it
     /// (reason `Disabled`). `Reconciling` or `Stalled`: why it is not. `Synced`, where `spec.desired` is given: the device
     /// has reported the generation of the desired state or, without a generation, each of its members. `Ready` does not
     /// depend on it: a device that is switched off for a month must not hold up a rollout.
@@ -243,7 +245,7 @@ impl Default for DeviceStatus {
 #[serde(rename_all = "camelCase")]
 pub struct DeviceConnection {
     /// `Online`: connected. `Offline`: not connected; also while its broker is down. `Unknown`: the operator has not reached the
-    /// Gateway's agent for five minutes, or the Gateway is gone.
+    /// Gateway's agent (or the external broker) for five minutes, the Gateway is gone, or an external broker keeps nothing of it.
     pub state: ConnectionState,
 
     /// Since when.

@@ -5,11 +5,13 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::external::ExternalBroker;
 use super::resources::{ComputeResources, ResourceQuantity};
 use super::{name, unobserved};
 
 /// A Gateway is one MQTT broker for a site or a region: the operator runs a Mosquitto for it, with its storage,
-/// Services, credentials and limits. Devices name the Gateway they connect to; Pipelines select the Gateways they read.
+/// Services, credentials and limits; or `external` names one that runs elsewhere. Devices name the Gateway they connect to;
+/// Pipelines select the Gateways they read.
 #[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[kube(
     group = "fleetwright.io",
@@ -22,6 +24,7 @@ use super::{name, unobserved};
     status = "GatewayStatus",
     derive = "PartialEq",
     validation = ("size(self.metadata.name) <= 40", "a Gateway's name has at most 40 characters, since the names of its pods and Services derive from it"),
+    validation = ("has(self.spec.external) == has(oldSelf.spec.external)", "a Gateway is either a broker that the operator runs or an external one, for good: create another Gateway"),
     validation = ("!self.metadata.name.contains('.')", "a Gateway's name has no dots, since its Service carries the same name"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.address"),
@@ -31,10 +34,31 @@ use super::{name, unobserved};
     printcolumn(name = "Certificate", type_ = "string", json_path = ".status.certificate.notAfter", priority = 1),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    doc = "A Gateway is one MQTT broker for a site or a region: the operator runs a Mosquitto for it, with its storage, Services, credentials and limits. Devices name the Gateway they connect to; Pipelines select the Gateways they read."
+    doc = "A Gateway is one MQTT broker for a site or a region: the operator runs a Mosquitto for it, with its storage, Services, credentials and limits; or `external` names one that runs elsewhere. Devices name the Gateway they connect to; Pipelines select the Gateways they read."
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!has(self.external) || (self.listeners.size() == 1 && self.listeners.all(l, l.name == 'mqtt' && l.port == 1883 && !has(l.tls)))", "an external broker has its own listeners: leave out listeners"))]
+#[x_kube(validation = ("!has(self.external) || (self.storage.size == '1Gi' && !has(self.storage.storageClassName))", "an external broker has its own storage: leave out storage"))]
+#[x_kube(validation = ("!has(self.external) || self.durability == 'Process'", "an external broker has its own durability: leave out durability"))]
+#[x_kube(validation = ("!has(self.external) || (self.limits.maxConnections == 20000 && self.limits.queuedBytesPerClient == '256Mi' && self.limits.maxMessageBytes == 1048576)", "an external broker has its own limits: leave out limits"))]
+#[x_kube(validation = ("!has(self.external) || (self.resources.limits.size() == 1 && self.resources.requests.size() == 2 && self.resources.limits['memory'] == '512Mi' && self.resources.requests['memory'] == '64Mi' && self.resources.requests['cpu'] == '50m')", "an external broker has its own resources: leave out resources"))]
+#[x_kube(validation = ("!has(self.external) || (self.service.type == 'ClusterIP' && !has(self.service.annotations) && !has(self.service.hostNames))", "an external broker has no Service: leave out service"))]
 pub struct GatewaySpec {
+    /// A broker that runs elsewhere, instead of one that the operator runs; then leave out `listeners`, `storage`, `durability`,
+    /// `limits`, `resources` and `service`, whose defaults mean nothing. A Gateway cannot turn from one into the other.
+    ///
+    /// Desired and reported state and Pipelines work as with any Gateway. Credentials and access rights of devices are left to
+    /// that broker: no Secret is made for them, and their condition `CredentialsLive` is Unknown with the reason `ManagedElsewhere`.
+    /// Devices say themselves whether they are connected: each publishes the retained message `online` at
+    /// `devices/<name>/connection` once it has connected, and leaves there, as its last will (retained), `offline`. Of one that
+    /// does not, nobody knows.
+    ///
+    /// Operator and workers log in with client identifiers of their own, `fwo` and `fwi` with 16 hexadecimal digits; the broker
+    /// has to let them differ from the user name. Their sessions outlive a connection: the operator's for ten minutes, a
+    /// worker's for seven days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalBroker>,
+
     /// Where the broker listens for devices. At least one; each name and each port once.
     #[serde(default = "default_listeners")]
     #[schemars(length(min = 1, max = 8))]
@@ -256,7 +280,8 @@ pub struct GatewayStatus {
     #[serde(default = "unobserved")]
     pub observed_generation: i64,
 
-    /// Host name under which clients inside the cluster reach the broker; the ports are those of the listeners.
+    /// Host name under which clients inside the cluster reach the broker; the ports are those of the listeners. Of an external
+    /// broker: its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
 
@@ -273,7 +298,9 @@ pub struct GatewayStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<GatewayCertificate>,
 
-    /// `Accepted`: the spec can be carried out. `BrokerAvailable`: the broker runs, and has accepted a login.
+    /// `Accepted`: the spec can be carried out. `BrokerAvailable`: the broker runs, and has accepted a login; of an external one, the
+    /// operator's with the credentials of the Secret. It holds until an attempt fails, and then tells why
+    /// (`BrokerUnreachable`, `TlsFailed`, `LoginRefused`, `SubscriptionRefused`).
     /// `CertificateValid` (where a listener has TLS): each Secret holds a certificate that clients can accept, and the broker
     /// has proven in a handshake that it presents it; its reason is `CertificateExpiresSoon` from seven days before it expires on,
     /// and its message tells the last day. `Ready`: all of these. `Reconciling` or `Stalled`: why it is not.
@@ -310,7 +337,7 @@ pub struct GatewayDevices {
     #[serde(default)]
     pub declared: i64,
 
-    /// Devices whose credential the broker has proven to accept.
+    /// Devices whose credential the broker has proven to accept; 0 where the broker is external, for then nobody proves any.
     #[serde(default)]
     pub live: i64,
 

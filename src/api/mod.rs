@@ -6,6 +6,7 @@ pub mod condition;
 pub mod crd;
 pub mod decode;
 pub mod device;
+pub mod external;
 pub mod gateway;
 pub mod manual;
 pub mod name;

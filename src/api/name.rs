@@ -132,6 +132,26 @@ pub fn reported_topic(device: &str) -> String {
     format!("devices/{device}/reported")
 }
 
+/// Topic at which a device of an external broker says whether it is connected.
+#[must_use]
+pub fn connection_topic(device: &str) -> String {
+    format!("devices/{device}/connection")
+}
+
+/// MQTT client identifier of the operator at an external broker. From the Gateway's uid, so that two clusters that use the same
+/// broker do not end one another's connections; of digits and letters and at most 23 bytes, as every broker has to accept
+/// (MQTT 5.0, section 3.1.3.1).
+#[must_use]
+pub fn external_link_client(gateway_uid: &str) -> String {
+    format!("fwo{}", revision([gateway_uid.as_bytes()]))
+}
+
+/// MQTT client identifier of a Pipeline's workers at an external broker; see [`external_link_client`].
+#[must_use]
+pub fn external_ingest_client(pipeline_uid: &str, gateway: &str) -> String {
+    format!("fwi{}", revision([pipeline_uid.as_bytes(), gateway.as_bytes()]))
+}
+
 /// Host name of a Service inside the cluster. Without the cluster's domain, which is not known here; a pod's resolver adds it.
 #[must_use]
 pub fn service_host(service: &str, namespace: &str) -> String {

@@ -7,6 +7,15 @@ use crate::api::pipeline::Decode;
 /// Key of the workers' ConfigMap, and file name under which it is mounted.
 pub const FILE: &str = "ingest.json";
 
+/// File with the user name at an external broker, in the folder of that Gateway.
+pub const USERNAME_FILE: &str = "username";
+
+/// File with its password.
+pub const PASSWORD_FILE: &str = "password";
+
+/// File with the certificates (PEM) of the authorities to trust there.
+pub const AUTHORITIES_FILE: &str = "ca.crt";
+
 /// What a worker does. Secrets are not in it: they are files of their own.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -41,9 +50,27 @@ pub struct IngestGateway {
     /// Name of the Gateway.
     pub name: String,
 
-    /// Host name of the broker's internal listener.
+    /// Host name of the broker's internal listener, or of an external broker.
     pub host: String,
 
-    /// Port of the broker's internal listener.
+    /// Its port.
     pub port: u16,
+
+    /// How to log in, where the broker runs elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalAccess>,
+}
+
+/// How to log in at a broker that runs elsewhere. User name and password are files, see [`USERNAME_FILE`].
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExternalAccess {
+    /// Client identifier.
+    pub client_id: String,
+
+    /// Whether the connection is encrypted.
+    pub tls: bool,
+
+    /// Whether the authorities to trust are a file; else the public ones are trusted.
+    pub authorities: bool,
 }

@@ -22,7 +22,7 @@ use super::decode::Decoder;
 use super::decode::stream::Stream;
 use super::intake::Intake;
 use super::metrics::Metrics;
-use super::mqtt::connection::Login;
+use super::mqtt::login::{Access, Login};
 use super::session::{End, Session, check};
 use super::sink::health::Health;
 use super::sink::statements::Statements;
@@ -69,6 +69,10 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     password_file: PathBuf,
 
+    /// Folder with a folder for each external broker, by the name of its Gateway: the files username, password and perhaps ca.crt
+    #[arg(long, default_value = "gateways", value_name = "FOLDER")]
+    gateways_folder: PathBuf,
+
     /// Number of this worker; left out: the one that the pod's name ends with
     #[arg(long, value_name = "N")]
     ordinal: Option<i32>,
@@ -114,12 +118,13 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
     // One line, as an editor may have left it; a password holds no control characters.
     let password = Bytes::from(read(&arguments.password_file)?.trim_end_matches(['\r', '\n']).to_owned());
     let ordinal = arguments.ordinal()?;
-    let login = Login { username: ingest_username(&configuration.pipeline), password };
+    let login = Login::own(ingest_username(&configuration.pipeline), password);
 
     let metrics = prometheus::Registry::new();
     let readiness = Readiness::awaiting([REGISTRY, ASSIGNMENT]);
     let registry = Arc::new(Registry::new(Duration::from_secs(arguments.device_grace_seconds)));
-    let worker = Worker::new(configuration, uri, ordinal, login, registry, Metrics::register(&metrics)?, readiness.clone())?;
+    let logins = Logins { own: login, folder: arguments.gateways_folder };
+    let worker = Worker::new(configuration, uri, ordinal, logins, registry, Metrics::register(&metrics)?, readiness.clone())?;
 
     let endpoint = tokio::spawn(http::serve(arguments.http, readiness, metrics, CancellationToken::new()));
     tokio::select! {
@@ -133,12 +138,27 @@ fn read(file: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(file).with_context(|| format!("failed to read {}", file.display()))
 }
 
+/// Whom to log in as.
+struct Logins {
+    own: Login,
+    folder: PathBuf,
+}
+
+impl Logins {
+    fn of(&self, gateway: &IngestGateway) -> Access {
+        match &gateway.external {
+            Some(external) => Access::Files { folder: self.folder.join(&gateway.name), external: external.clone() },
+            None => Access::Own(self.own.clone()),
+        }
+    }
+}
+
 /// The parts, before they start.
 struct Worker {
     configuration: IngestConfiguration,
     uri: ConnectionUri,
     ordinal: i32,
-    login: Login,
+    logins: Logins,
     registry: Arc<Registry>,
     metrics: Metrics,
     readiness: Readiness,
@@ -151,7 +171,7 @@ impl Worker {
         configuration: IngestConfiguration,
         uri: ConnectionUri,
         ordinal: i32,
-        login: Login,
+        logins: Logins,
         registry: Arc<Registry>,
         metrics: Metrics,
         readiness: Readiness,
@@ -159,7 +179,7 @@ impl Worker {
         let topic = Arc::new(TopicPattern::compile(&configuration.topic, configuration.decode.format)?);
         let descriptor = configuration.descriptor.as_deref().map(|text| BASE64_STANDARD.decode(text)).transpose()?;
         let decoder = Arc::new(Decoder::compile(&configuration.decode, descriptor.as_deref())?);
-        Ok(Self { configuration, uri, ordinal, login, registry, metrics, readiness, topic, decoder })
+        Ok(Self { configuration, uri, ordinal, logins, registry, metrics, readiness, topic, decoder })
     }
 
     async fn run(self, shutdown: CancellationToken) {
@@ -235,7 +255,7 @@ impl Worker {
     fn session(&self, gateway: IngestGateway, of: usize, sink: Sink, shutdown: CancellationToken) -> Session {
         let configuration = &self.configuration;
         Session {
-            login: self.login.clone(),
+            access: self.logins.of(&gateway),
             name: format!("{}/{}/{}", configuration.namespace, configuration.pipeline, gateway.name),
             intake: Intake { gateway: gateway.name.clone(), stream: Stream::new(self.topic.clone(), self.decoder.clone()) },
             registry: self.registry.clone(),

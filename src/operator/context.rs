@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::apply::{WriteError, WriteMetrics, Writer, is_namespace_terminating};
 use super::device::fleet::SharedFleet;
+use super::link::external::SharedExternals;
 use super::presence::totals::SharedTotals;
 use crate::api::condition::{CERTIFICATE_EXPIRES_SOON, READY};
 use crate::runtime::error::chain;
@@ -45,6 +46,9 @@ pub struct Context {
     /// What is known of the clients of all Gateways.
     pub presence: SharedTotals,
 
+    /// The brokers that run elsewhere.
+    pub externals: SharedExternals,
+
     /// Where metrics are registered.
     pub metrics: Registry,
 
@@ -63,8 +67,8 @@ impl Context {
         metrics.register(Box::new(observer.clone()))?;
         let writes = WriteMetrics::register(&metrics)?;
         let fleet = SharedFleet::default();
-        let presence = SharedTotals::default();
-        Ok(Self { client, images, fleet, presence, metrics, writes, observer: Arc::new(observer), instance })
+        let (presence, externals) = (SharedTotals::default(), SharedExternals::default());
+        Ok(Self { client, images, fleet, presence, externals, metrics, writes, observer: Arc::new(observer), instance })
     }
 
     /// The writer of one reconciler, with a field manager such as `fleetwright/gateway`.

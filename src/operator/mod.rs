@@ -159,7 +159,7 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     let listed = CancellationToken::new();
     let devices = Devices { fleet: context.fleet.clone(), changes: registry.clone(), listed: listed.clone() };
     let presence = Presence::new(context.clone(), arguments.presence_writes_per_second, totals.clone())?;
-    let links = Links::new(context.clone(), desired_changes)?;
+    let links = Links::new(context.clone(), desired_changes, presence.news(), totals.clone())?;
     let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry, desired })?;
     let all_listed = || {
         readiness.holds(DEVICES_CHECK);

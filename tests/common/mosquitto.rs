@@ -84,6 +84,13 @@ impl Mosquitto {
         self.client("mosquitto_pub", login, arguments).output().unwrap()
     }
 
+    /// `mosquitto_pub` as this user: a message for each line, until the broker has acknowledged them all.
+    pub fn publish_lines(&self, login: (&str, &str), arguments: &[&str], lines: &str) {
+        let mut process = self.client("mosquitto_pub", login, arguments).arg("-l").stdin(Stdio::piped()).spawn().unwrap();
+        process.stdin.take().unwrap().write_all(format!("{lines}\n").as_bytes()).unwrap();
+        assert!(process.wait().unwrap().success());
+    }
+
     /// `mosquitto_sub` as this user, in the background.
     pub fn subscribe(&self, login: (&str, &str), arguments: &[&str]) -> Subscriber {
         let output = tempfile::NamedTempFile::new().unwrap();

@@ -42,6 +42,35 @@ impl Chain {
 
     /// The same, with more arguments for the worker.
     pub async fn start_with(arguments: &'static [&'static str], topic: &str, decode: &Value, postgres: Arc<Postgres>) -> Self {
+        let broker = broker();
+        let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": broker.port});
+        let chain = Self::make(broker, gateway, &[], arguments, topic, decode, postgres).await;
+        chain.worker.wait_ready();
+        chain
+    }
+
+    /// A chain that reads a broker of somebody else, which is the Gateway plant-1; with these files for the worker, which need not be
+    /// ready.
+    pub async fn start_reading(
+        broker: Mosquitto,
+        gateway: Value,
+        files: &[(&str, &str)],
+        topic: &str,
+        decode: &Value,
+        postgres: Arc<Postgres>,
+    ) -> Self {
+        Self::make(broker, gateway, files, &[], topic, decode, postgres).await
+    }
+
+    async fn make(
+        broker: Mosquitto,
+        gateway: Value,
+        files: &[(&str, &str)],
+        arguments: &'static [&'static str],
+        topic: &str,
+        decode: &Value,
+        postgres: Arc<Postgres>,
+    ) -> Self {
         let database = postgres.create_database().await;
         let mut client = postgres.client(&database).await;
         let spec: PipelineSpec = serde_json::from_value(json!({
@@ -59,13 +88,11 @@ impl Chain {
             ))
             .await
             .unwrap();
-        let broker = broker();
         let configuration = json!({
             "namespace": "plant", "pipeline": "vibration", "topic": topic, "decode": decode, "table": "vibration",
-            "gateways": [{"name": "plant-1", "host": "127.0.0.1", "port": broker.port}],
+            "gateways": [gateway],
         });
-        let worker = Worker::start(&configuration, &postgres.uri_text(&database), 0, arguments);
-        worker.wait_ready();
+        let worker = Worker::start(&configuration, &postgres.uri_text(&database), 0, arguments, files);
         Self { broker, postgres, database, client, desired, worker, configuration, arguments }
     }
 
@@ -74,12 +101,13 @@ impl Chain {
         if let Some(topic) = topic {
             self.configuration["topic"] = topic.into();
         }
-        self.worker = Worker::start(&self.configuration, &self.postgres.uri_text(&self.database), 0, self.arguments);
+        let folder = std::mem::replace(&mut self.worker.folder, tempfile::tempdir().unwrap());
+        self.worker = Worker::start_in(folder, &self.configuration, &self.postgres.uri_text(&self.database), 0, self.arguments);
     }
 
     /// One more worker, of this ordinal, which reads nothing until the gateway is assigned to it.
     pub fn one_more_worker(&self, ordinal: i32) -> Worker {
-        Worker::start(&self.configuration, &self.postgres.uri_text(&self.database), ordinal, self.arguments)
+        Worker::start(&self.configuration, &self.postgres.uri_text(&self.database), ordinal, self.arguments, &[])
     }
 
     /// Says which worker reads the gateway.
@@ -179,8 +207,15 @@ pub struct Worker {
 }
 
 impl Worker {
-    fn start(configuration: &Value, uri: &str, ordinal: i32, arguments: &[&str]) -> Self {
+    fn start(configuration: &Value, uri: &str, ordinal: i32, arguments: &[&str], files: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            write(folder.path(), name, content);
+        }
+        Self::start_in(folder, configuration, uri, ordinal, arguments)
+    }
+
+    fn start_in(folder: TempDir, configuration: &Value, uri: &str, ordinal: i32, arguments: &[&str]) -> Self {
         let http = free_port();
         for (name, content) in [("ingest.json", configuration.to_string()), ("uri", uri.to_owned()), ("password", "password\n".to_owned())]
         {
@@ -188,6 +223,11 @@ impl Worker {
         }
         let process = spawn(folder.path(), http, ordinal, arguments);
         Self { process, folder, http }
+    }
+
+    /// Writes one of its files.
+    pub fn write(&self, name: &str, content: &str) {
+        write(self.folder.path(), name, content);
     }
 
     /// Kills it as a crash would (SIGKILL).
@@ -246,6 +286,12 @@ impl Drop for Worker {
             self.kill();
         }
     }
+}
+
+fn write(folder: &Path, name: &str, content: &str) {
+    let path = folder.join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, content).unwrap();
 }
 
 fn spawn(folder: &Path, http: u16, ordinal: i32, arguments: &[&str]) -> Child {

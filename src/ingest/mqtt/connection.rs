@@ -1,7 +1,7 @@
 //! One connection to a broker, with a persistent session: bytes in large reads, answers gathered into one write.
 
-use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -10,11 +10,12 @@ use rumqttc::mqttbytes::v5::{
     Connect, ConnectAuth, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet, RetainForwardRule, Subscribe,
     SubscribeFilter, Unsubscribe,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::frame::{Frame, FrameError, frames, take_whole};
+use super::login::Login;
+use super::stream::Stream;
+use crate::runtime::tls::TlsError;
 
 /// How long connecting may take, login included. A broker that reads thousands of credentials again answers nobody for up to
 /// a second.
@@ -32,10 +33,6 @@ pub const KEEP_ALIVE_SECONDS: u16 = 20;
 /// takes 65,535 for no maximum (<https://github.com/eclipse-mosquitto/mosquitto/issues/3579>).
 const RECEIVE_MAXIMUM: u16 = 65_534;
 
-/// How long a broker keeps the session of a worker that is away: thirty days, a month of a paused Pipeline. The Gateway's
-/// limits bound the queue meanwhile.
-const SESSION_EXPIRY_SECONDS: u32 = 30 * 86_400;
-
 /// How much is read at once.
 const READ_SIZE: usize = 64 * 1024;
 
@@ -43,21 +40,6 @@ const READ_SIZE: usize = 64 * 1024;
 /// messages (MQTT 5.0, 2.2.1).
 const SUBSCRIBE_ID: u16 = 1;
 const UNSUBSCRIBE_ID: u16 = 2;
-
-/// Whom to log in as.
-#[derive(Clone)]
-pub struct Login {
-    /// User name and client identifier.
-    pub username: String,
-    /// Password.
-    pub password: Bytes,
-}
-
-impl fmt::Debug for Login {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Login").field("username", &self.username).finish_non_exhaustive()
-    }
-}
 
 /// Why a connection is not, or no longer, there.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +61,27 @@ pub enum ConnectionError {
         /// The broker's answer.
         code: ConnectReturnCode,
     },
+
+    /// A file of the login could not be read.
+    #[error("failed to read {}: expected the login at the external broker, from the Secret that its Gateway names", .file.display())]
+    ReadLogin {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+
+    /// The user name is no text.
+    #[error("failed to read {}: expected a user name in UTF-8", .file.display())]
+    ReadUsername {
+        /// Which file.
+        file: PathBuf,
+    },
+
+    /// The authorities are no certificates.
+    #[error("failed to set up TLS for the external broker")]
+    Encrypt(#[from] TlsError),
 
     /// The broker refused the subscription.
     #[error("failed to subscribe to {filter}: the broker answered {reasons}")]
@@ -128,7 +131,7 @@ pub enum ConnectionError {
 /// A connection, logged in.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     input: BytesMut,
     output: BytesMut,
 }
@@ -144,20 +147,21 @@ impl Connection {
     }
 
     async fn log_in(address: &str, host: &str, port: u16, login: &Login) -> Result<(Self, bool), ConnectionError> {
-        let stream = TcpStream::connect((host, port)).await?;
-        stream.set_nodelay(true)?;
+        let stream = Stream::open(host, port, login.tls.as_ref()).await?;
         let mut connection = Self { stream, input: BytesMut::with_capacity(READ_SIZE), output: BytesMut::new() };
         let properties = ConnectProperties {
-            session_expiry_interval: Some(SESSION_EXPIRY_SECONDS),
+            session_expiry_interval: Some(login.session_expiry_seconds),
             receive_maximum: Some(RECEIVE_MAXIMUM),
             ..ConnectProperties::new()
         };
-        let connect =
-            Connect { keep_alive: KEEP_ALIVE_SECONDS, client_id: login.username.clone(), clean_start: false, properties: Some(properties) };
+        let connect = Connect {
+            keep_alive: KEEP_ALIVE_SECONDS,
+            client_id: login.client_id.clone(),
+            clean_start: false,
+            properties: Some(properties),
+        };
         let auth = ConnectAuth::UsernamePassword { username: login.username.clone(), password: login.password.clone() };
         connection.put(&Packet::Connect(connect, None, auth))?;
-        connection.stream.write_all(&connection.output).await?;
-        connection.output.clear();
         // The broker may send messages right behind its answer: they stay in the input.
         let answer = loop {
             if let Some(answer) = Packet::read(&mut connection.input, None).map(Some).or_else(|error| match error {
@@ -166,8 +170,14 @@ impl Connection {
             })? {
                 break answer;
             }
-            if connection.stream.read_buf(&mut connection.input).await? == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            connection.flush()?;
+            if connection.ready(true).await? {
+                match connection.stream.try_read(&mut connection.input) {
+                    Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
         };
         match answer {
@@ -181,13 +191,7 @@ impl Connection {
 
     /// Waits until there is something to read, if `read`, or until what is to be written can be. With neither, for ever.
     pub async fn ready(&self, read: bool) -> io::Result<bool> {
-        let interest = match (read, self.output.is_empty()) {
-            (true, true) => Interest::READABLE,
-            (true, false) => Interest::READABLE | Interest::WRITABLE,
-            (false, false) => Interest::WRITABLE,
-            (false, true) => return std::future::pending().await,
-        };
-        Ok(self.stream.ready(interest).await?.is_readable() && read)
+        self.stream.ready(read, !self.output.is_empty()).await
     }
 
     /// Packets that were read together with the answer to the login, or left over.
@@ -200,7 +204,7 @@ impl Connection {
         if self.input.capacity() - self.input.len() < READ_SIZE / 4 {
             self.input.reserve(READ_SIZE);
         }
-        match self.stream.try_read_buf(&mut self.input) {
+        match self.stream.try_read(&mut self.input) {
             Ok(0) => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             Ok(_) => self.take_whole(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -216,7 +220,7 @@ impl Connection {
     pub async fn read_rest(&mut self) -> Vec<Bytes> {
         let mut blocks = Vec::new();
         let rest = async {
-            while self.stream.readable().await.is_ok() {
+            while self.stream.ready(true, false).await.is_ok() {
                 match self.read() {
                     Ok(block) => blocks.extend(block),
                     // The end.
@@ -231,6 +235,7 @@ impl Connection {
 
     /// Writes what can be written. Never waits.
     pub fn flush(&mut self) -> Result<(), ConnectionError> {
+        self.stream.push()?;
         while !self.output.is_empty() {
             match self.stream.try_write(&self.output) {
                 Ok(written) => drop(self.output.split_to(written)),
@@ -272,9 +277,18 @@ impl Connection {
         let goodbye = Packet::Disconnect(Disconnect::new(DisconnectReasonCode::NormalDisconnection));
         if self.put(&goodbye).is_ok() {
             // A broker that does not read keeps the session all the same.
-            let _ = timeout(CONNECT_TIMEOUT, self.stream.write_all(&self.output)).await;
+            let _ = timeout(CONNECT_TIMEOUT, self.flush_all()).await;
             let _ = timeout(CONNECT_TIMEOUT, self.stream.shutdown()).await;
         }
+    }
+
+    async fn flush_all(&mut self) -> Result<(), ConnectionError> {
+        self.flush()?;
+        while !self.output.is_empty() || self.stream.has_unsent() {
+            self.ready(false).await?;
+            self.flush()?;
+        }
+        Ok(())
     }
 
     fn put(&mut self, packet: &Packet) -> Result<(), ConnectionError> {

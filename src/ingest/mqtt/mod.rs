@@ -5,4 +5,6 @@
 
 pub mod connection;
 pub mod frame;
+pub mod login;
+pub mod stream;
 pub mod window;

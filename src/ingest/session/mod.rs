@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::RngExt;
+use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{Packet, SubscribeReasonCode};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, sleep_until, timeout};
@@ -23,8 +24,9 @@ use self::pulse::Pulse;
 use self::store::Store;
 use super::intake::Intake;
 use super::metrics::SessionMetrics;
-use super::mqtt::connection::{Connection, ConnectionError, Login, packets};
+use super::mqtt::connection::{Connection, ConnectionError, packets};
 use super::mqtt::frame::Frame;
+use super::mqtt::login::Access;
 use super::sink::{Done, Sink, session_store};
 use crate::configuration::ingest::IngestGateway;
 use crate::registry::follow::Registry;
@@ -44,7 +46,7 @@ pub struct Session {
     /// The broker.
     pub gateway: IngestGateway,
     /// Whom to log in as.
-    pub login: Login,
+    pub access: Access,
     /// `<namespace>/<pipeline>/<gateway>`.
     pub name: String,
     /// What takes messages apart.
@@ -88,7 +90,7 @@ impl Session {
             committed,
             lost: CancellationToken::new(),
             gateway: self.gateway,
-            login: self.login,
+            access: self.access,
             registry: self.registry,
             sink: self.sink,
             uri: self.uri,
@@ -136,7 +138,7 @@ struct Running {
     /// Cancelled once another worker has taken the session over.
     lost: CancellationToken,
     gateway: IngestGateway,
-    login: Login,
+    access: Access,
     registry: Arc<Registry>,
     sink: Sink,
     uri: ConnectionUri,
@@ -161,7 +163,7 @@ impl Running {
         while !self.shutdown.is_cancelled() {
             let opened = tokio::select! {
                 () = self.shutdown.cancelled() => break,
-                opened = Connection::open(&self.gateway.host, self.gateway.port, &self.login) => opened,
+                opened = self.connect() => opened,
             };
             let ended = match opened {
                 Ok((mut connection, present)) => {
@@ -186,6 +188,10 @@ impl Running {
             self.store.disconnected();
             self.look_for_another().await;
         }
+    }
+
+    async fn connect(&self) -> Result<(Connection, bool), ConnectionError> {
+        Connection::open(&self.gateway.host, self.gateway.port, &self.access.login()?).await
     }
 
     /// Works a connection until it fails; `Ok` when the worker is to stop.
@@ -260,7 +266,10 @@ impl Running {
     fn answer(&mut self, packet: Packet, backoff: &mut Backoff) -> Result<(), ConnectionError> {
         match packet {
             Packet::PingResp => self.store.fence_answered(),
-            Packet::SubAck(answer) if answer.return_codes.iter().all(|code| matches!(code, SubscribeReasonCode::Success(_))) => {
+            // What comes at most once may be lost on its way.
+            Packet::SubAck(answer)
+                if answer.return_codes.iter().all(|code| matches!(code, SubscribeReasonCode::Success(QoS::AtLeastOnce))) =>
+            {
                 *backoff = Backoff::default();
                 self.readiness.holds(&self.check);
             }

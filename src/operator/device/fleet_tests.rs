@@ -357,3 +357,33 @@ fn a_rotation_is_proven_twice_with_both_passwords_and_with_the_new_one_alone() {
     fleet.generated_observed(&key("d"), "uid-d", hashed("d", "second"), lifetime(Some("now"), Some(("first", 500))), 501);
     assert!(fleet.plan(&gateway()).is_none());
 }
+
+#[test]
+fn devices_of_an_external_broker_have_no_credentials_of_ours_and_are_ready_once_it_is_reached() {
+    let mut fleet = Fleet::default();
+    fleet.kind_observed(&gateway(), true);
+    fleet.gateway_observed(&gateway(), Some(owner("uid-g")));
+    let given = json!({"authentication": {"password": {"secretRef": {"name": "mine"}}}});
+    for (name, spec) in [("d", json!({})), ("given", given), ("off", json!({"enabled": false}))] {
+        fleet.device_applied(&device(name, &spec));
+        assert!(matches!(fleet.step(&key(name), false), Step::AwaitBroker), "{name}");
+        let Step::WriteStatus(status) = fleet.step(&key(name), true) else { panic!("{name}") };
+        assert_eq!(condition(&status, "Ready"), ("False".to_owned(), "AwaitingBroker".to_owned()));
+    }
+    assert!(fleet.plan(&gateway()).is_none(), "no shards");
+    fleet.take_changes();
+    fleet.link_observed(&gateway(), true);
+    assert_eq!(fleet.take_changes().devices.len(), 3);
+    for (name, ready) in [("d", "BrokerReached"), ("given", "BrokerReached"), ("off", "Disabled")] {
+        let status = ready_status(&fleet, name);
+        assert_eq!(condition(&status, "CredentialsLive"), ("Unknown".to_owned(), "ManagedElsewhere".to_owned()));
+        assert_eq!(condition(&status, "Ready"), ("True".to_owned(), ready.to_owned()));
+        assert!(status.credentials_secret.is_none() && status.username.is_none());
+    }
+    let status = ready_status(&fleet, "d");
+    write(&mut fleet, "d", status);
+    assert!(matches!(fleet.step(&key("d"), false), Step::Rest));
+    fleet.link_observed(&gateway(), false);
+    assert!(matches!(fleet.step(&key("d"), true), Step::Rest), "a broker that is away costs no write");
+    assert_eq!(fleet.totals(&gateway()), (3, 0), "nobody has proven a credential");
+}

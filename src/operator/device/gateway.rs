@@ -22,6 +22,9 @@ pub struct GatewayState {
     /// The Gateway as owner of its shards, or `None` where there is no such Gateway (any longer).
     pub owner: Option<OwnerReference>,
 
+    /// Whether its broker runs elsewhere: nothing of its devices is written for it, then, and nothing is proven.
+    pub external: bool,
+
     /// Where its devices connect to, and the uid of the Gateway that says so.
     pub endpoint: Option<(Box<str>, Arc<Endpoint>)>,
 
@@ -130,13 +133,14 @@ impl GatewayState {
     /// How many devices are declared, and how many the broker has proven to accept.
     #[must_use]
     pub fn totals(&self) -> (usize, usize) {
-        (self.devices.len(), self.devices.values().filter(|record| record.enabled && record.written.ready).count())
+        let proven = |record: &&Record| !self.external && record.enabled && record.written.ready;
+        (self.devices.len(), self.devices.values().filter(proven).count())
     }
 
     /// The shards as they should be, where they are not so; `None` where nothing is to be written, or where it is too
     /// early to tell. Each device that the plan holds remembers its number.
     pub fn plan(&mut self, namespace: &str, gateway: &str) -> Option<ShardPlan> {
-        let owner = self.owner.clone()?;
+        let owner = self.owner.clone().filter(|_| !self.external)?;
         // A user's password that nobody has read yet would be missing from the plan, and its device be thrown out.
         let unread =
             |record: &Record| record.enabled && *record.password() == PasswordState::Unknown && record.source != PasswordSource::Generated;

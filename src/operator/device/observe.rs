@@ -1,8 +1,10 @@
 //! From observations of the cluster to the fleet.
 
 use std::collections::{BTreeMap, HashSet};
+use std::marker::PhantomData;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
@@ -13,7 +15,7 @@ use super::fleet::Fleet;
 use super::key::{DeviceKey, GatewayKey, key_of};
 use super::rotation::Lifetime;
 use super::secret::{self, Role};
-use super::watch::Observation;
+use super::watch::{GatewayKind, Observation};
 use crate::api::Gateway;
 use crate::api::name::GATEWAY_LABEL;
 use crate::configuration::agent::{AgentReport, REPORT_KEY};
@@ -84,10 +86,11 @@ impl Observer {
         }
     }
 
-    fn gateway(&mut self, fleet: &mut Fleet, event: Event<PartialObjectMeta<Gateway>>) {
-        let key = |gateway: &PartialObjectMeta<Gateway>| GatewayKey::new(&gateway.namespace().unwrap_or_default(), &gateway.name_any());
-        let apply = |fleet: &mut Fleet, gateway: &PartialObjectMeta<Gateway>| {
-            let owner = gateway.metadata.deletion_timestamp.is_none().then(|| owner_reference(gateway));
+    fn gateway(&mut self, fleet: &mut Fleet, event: Event<GatewayKind>) {
+        let key = |gateway: &GatewayKind| GatewayKey::new(&gateway.namespace().unwrap_or_default(), &gateway.name_any());
+        let apply = |fleet: &mut Fleet, gateway: &GatewayKind| {
+            fleet.kind_observed(&key(gateway), gateway.spec.external.is_some());
+            let owner = gateway.metadata.deletion_timestamp.is_none().then(|| owner(gateway));
             fleet.gateway_observed(&key(gateway), owner);
         };
         match event {
@@ -142,6 +145,10 @@ impl Observer {
             Event::Delete(report) => observe_report(fleet, &report, BTreeMap::new()),
         }
     }
+}
+
+fn owner(gateway: &GatewayKind) -> OwnerReference {
+    owner_reference(&PartialObjectMeta::<Gateway> { types: None, metadata: gateway.metadata.clone(), _phantom: PhantomData })
 }
 
 fn apply_secret(fleet: &mut Fleet, secret: &Secret) {

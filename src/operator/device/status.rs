@@ -17,6 +17,9 @@ pub struct Surroundings<'a> {
     /// Whether that Gateway is there.
     pub gateway_exists: bool,
 
+    /// Whether the broker of that Gateway runs elsewhere.
+    pub external: bool,
+
     /// Whether the broker has proven to hold the Device as it is now.
     pub proven: bool,
 
@@ -32,8 +35,14 @@ pub struct Surroundings<'a> {
 #[must_use]
 pub fn status(device: &str, record: &Record, around: Surroundings<'_>) -> Option<DeviceStatus> {
     let revision = record.revision();
-    let live = revision.is_some() && (around.proven || record.written.revision.as_deref() == revision);
-    let (mut findings, readiness) = verdict(device, record, around, live)?;
+    // Who was reached once stays so while the broker is away, as a credential stays proven.
+    let live = if around.external {
+        around.linked || record.written.ready
+    } else {
+        revision.is_some() && (around.proven || record.written.revision.as_deref() == revision)
+    };
+    let (mut findings, readiness) =
+        if around.external && around.gateway_exists { external(record, around, live)? } else { verdict(device, record, around, live)? };
     // In a moment the broker will have confirmed the desired state: one status then, and not two.
     if live && around.linked && !around.waited && record.twin().is_some_and(Twin::awaits_broker) {
         return None;
@@ -42,11 +51,9 @@ pub fn status(device: &str, record: &Record, around: Surroundings<'_>) -> Option
     let (desired, reported) = record.twin().map(Twin::status).unwrap_or_default();
     Some(DeviceStatus {
         observed_generation: record.generation,
-        username: Some(device.to_owned()),
-        credentials_secret: Some(CredentialsSecret {
-            name: record.secret_name(device),
-            revision: revision.filter(|_| live).map(str::to_owned),
-        }),
+        username: (!around.external).then(|| device.to_owned()),
+        credentials_secret: (!around.external)
+            .then(|| CredentialsSecret { name: record.secret_name(device), revision: revision.filter(|_| live).map(str::to_owned) }),
         // Another writer's: what is written here leaves it alone.
         connection: None,
         desired,
@@ -93,6 +100,36 @@ fn verdict(device: &str, record: &Record, around: Surroundings<'_>, live: bool) 
     let message = format!("the broker of Gateway {gateway} has not proven yet that it holds this credential: see the Gateway's conditions");
     let cause = Cause::new("AwaitingBroker", message);
     around.waited.then(|| (vec![accepted, Finding::fails(CREDENTIALS_LIVE, cause.clone())], Readiness::Reconciling(cause)))
+}
+
+/// Of a device whose broker runs elsewhere, with credentials that are no concern of ours.
+fn external(record: &Record, around: Surroundings<'_>, reached: bool) -> Option<(Vec<Finding>, Readiness)> {
+    let gateway = around.gateway;
+    if let Some(cause) = record.twin().and_then(Twin::refusal) {
+        return Some((vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause)));
+    }
+    let elsewhere = format!(
+        "the broker of Gateway {gateway} runs elsewhere: with what this device logs in there, and what it may do, is left to that broker"
+    );
+    let findings = vec![
+        Finding::holds(ACCEPTED, "Accepted", "the spec can be carried out"),
+        Finding::unknown(CREDENTIALS_LIVE, Cause::new("ManagedElsewhere", elsewhere)),
+    ];
+    let readiness = match (reached, record.enabled) {
+        (true, true) => Readiness::Ready(Cause::new("BrokerReached", format!("the operator has reached the broker of Gateway {gateway}"))),
+        (true, false) => {
+            let message = format!(
+                "the device is disabled: Pipelines refuse what it sends; the broker of Gateway {gateway} runs elsewhere, and has to be told there"
+            );
+            Readiness::Ready(Cause::new("Disabled", message))
+        }
+        (false, _) if around.waited => {
+            let message = format!("the operator has not reached the broker of Gateway {gateway} yet: see the Gateway's conditions");
+            Readiness::Reconciling(Cause::new("AwaitingBroker", message))
+        }
+        (false, _) => return None,
+    };
+    Some((findings, readiness))
 }
 
 fn refused(cause: Cause) -> (Vec<Finding>, Readiness) {

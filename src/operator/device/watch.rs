@@ -3,10 +3,12 @@
 use futures::stream::{BoxStream, SelectAll, select_all};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::core::{ApiResource, DeserializeGuard, NotUsed, Object};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::{Api, Client};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tracing::warn;
 
 use crate::api::name::{ROLE_AGENT_REPORT, ROLE_LABEL};
@@ -20,13 +22,24 @@ const PAGE_SIZE: u32 = 500;
 const OTHER_SECRETS: &str = "type!=kubernetes.io/service-account-token,type!=helm.sh/release.v1,\
                              type!=kubernetes.io/dockerconfigjson,type!=kubernetes.io/tls,type!=bootstrap.kubernetes.io/token";
 
+/// A Gateway, as far as it matters here: that it is there, and whose broker it is.
+pub type GatewayKind = Object<BrokerKind, NotUsed>;
+
+/// The spec of a Gateway, as far as it matters here.
+#[derive(Clone, Debug, Deserialize)]
+pub struct BrokerKind {
+    /// There where the broker runs elsewhere, whatever it says.
+    #[serde(default)]
+    pub external: Option<IgnoredAny>,
+}
+
 /// Something seen of the cluster.
 #[derive(Debug)]
 pub enum Observation {
     /// Of a Device.
     Device(Box<Event<Device>>),
     /// Of a Gateway.
-    Gateway(Event<PartialObjectMeta<Gateway>>),
+    Gateway(Event<GatewayKind>),
     /// Of a Secret.
     Secret(Event<Secret>),
     /// Of an agent's report.
@@ -37,7 +50,7 @@ pub enum Observation {
 pub fn observations(client: &Client) -> SelectAll<BoxStream<'static, Observation>> {
     let config = || Config::default().page_size(PAGE_SIZE);
     let devices = readable(watcher(Api::<DeserializeGuard<Device>>::all(client.clone()), config()));
-    let gateways = watcher(Api::<PartialObjectMeta<Gateway>>::all(client.clone()), config());
+    let gateways = watcher(Api::<GatewayKind>::all_with(client.clone(), &ApiResource::erase::<Gateway>(&())), config());
     let secrets = watcher(Api::<Secret>::all(client.clone()), config().fields(OTHER_SECRETS));
     let reports = watcher(Api::<ConfigMap>::all(client.clone()), config().labels(&format!("{ROLE_LABEL}={ROLE_AGENT_REPORT}")));
     select_all([

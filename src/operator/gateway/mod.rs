@@ -1,6 +1,7 @@
 //! The reconciler of Gateways: observe -> validate -> build -> apply -> status.
 
 pub mod build;
+pub mod external;
 pub mod observe;
 pub mod status;
 pub mod tls;
@@ -29,7 +30,8 @@ use super::context::{Context, publish_change, publish_change_of, unless_terminat
 use super::device::endpoint::Endpoint;
 use super::device::key::GatewayKey;
 use crate::api::condition::{CERTIFICATE_VALID, READY};
-use crate::api::gateway::Gateway;
+use crate::api::external::ExternalBroker;
+use crate::api::gateway::{Gateway, GatewayStatus};
 use crate::api::is_reconciliation_paused;
 use crate::configuration::agent::TLS_AUTHORITIES;
 use crate::credential::Password;
@@ -84,6 +86,9 @@ impl k8s_controller::Context for Reconciler {
         if gateway.metadata.deletion_timestamp.is_some() {
             return Ok(Some(Action::await_change()));
         }
+        if let Some(broker) = &gateway.spec.external {
+            return unless_terminating(self.reconcile_external(gateway, broker).await);
+        }
         if is_reconciliation_paused(gateway) {
             let observed = observe(&self.context, gateway).await?;
             self.tell_devices(gateway, endpoint(&observed, None));
@@ -113,6 +118,16 @@ impl Reconciler {
             }
         }
         Ok(Some(Action::requeue(next_look(&valid, now))))
+    }
+
+    /// Nothing is built; the link logs in, and has this called again when that comes to something else.
+    async fn reconcile_external(&self, gateway: &Gateway, broker: &ExternalBroker) -> Result<Option<Action>, WriteError> {
+        let observed = external::observe(&self.context, gateway, broker).await?;
+        if is_reconciliation_paused(gateway) {
+            return Ok(Some(Action::await_change()));
+        }
+        self.keep_status(gateway, &external::status(&observed)).await?;
+        Ok(Some(Action::requeue(if observed.login.is_ok() { LONGEST_WAIT } else { LOOK_AGAIN })))
     }
 
     /// What a pod needs comes before the pod. Returns the live StatefulSet.
@@ -149,13 +164,13 @@ impl Reconciler {
     }
 
     async fn write_status(&self, observed: &Observed, outcome: &Outcome<'_>) -> Result<(), WriteError> {
-        let gateway = &observed.gateway;
-        let wanted = status(observed, outcome);
+        self.keep_status(&observed.gateway, &status(observed, outcome)).await
+    }
+
+    async fn keep_status(&self, gateway: &Gateway, wanted: &GatewayStatus) -> Result<(), WriteError> {
         let previous = gateway.status.as_ref();
-        let written = self
-            .writer
-            .write_status::<Gateway, _>(&gateway.namespace().unwrap_or_default(), &gateway.name_any(), previous, &wanted)
-            .await?;
+        let written =
+            self.writer.write_status::<Gateway, _>(&gateway.namespace().unwrap_or_default(), &gateway.name_any(), previous, wanted).await?;
         if written {
             let before = previous.map_or(&[][..], |status| status.conditions.as_slice());
             publish_change(&self.recorder, gateway, before, &wanted.conditions).await;

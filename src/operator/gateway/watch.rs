@@ -30,9 +30,11 @@ fn ours() -> Config {
 
 /// Adds all watches.
 pub fn subscribe(controller: Controller<Gateway>, client: &Client, totals: UnboundedReceiver<GatewayKey>) -> Controller<Gateway> {
-    let gateways = controller.store();
+    let (gateways, externals) = (controller.store(), controller.store());
     let configurations = notable(watcher::watcher(Api::<ConfigMap>::all(client.clone()), ours()));
     let tls = Config::default().fields("type=kubernetes.io/tls");
+    // The operator's own Secrets are many, and nobody names them.
+    let others = Config::default().labels(&format!("!{ROLE_LABEL}"));
     let totals = futures::stream::unfold(totals, |mut totals| async { totals.recv().await.map(|key| (key, totals)) })
         .map(|key| ObjectRef::new(&key.name).within(&key.namespace));
     controller
@@ -49,6 +51,7 @@ pub fn subscribe(controller: Controller<Gateway>, client: &Client, totals: Unbou
         )
         .owns_stream(configurations)
         .watches(Api::<PartialObjectMeta<Secret>>::all(client.clone()), tls, move |secret| naming(&gateways, &secret))
+        .watches(Api::<PartialObjectMeta<Secret>>::all(client.clone()), others, move |secret| logging_in_with(&externals, &secret))
         .reconcile_on(totals)
 }
 
@@ -60,6 +63,16 @@ fn naming(gateways: &Store<Gateway>, secret: &PartialObjectMeta<Secret>) -> Vec<
             && gateway.spec.listeners.iter().filter_map(|listener| listener.tls_secret(&gateway.name_any())).any(|secret| {
                 secret == name || (secret == server_certificate(&gateway.name_any()) && name == server_authority(&gateway.name_any()))
             })
+    };
+    gateways.state().iter().filter(|gateway| names(gateway)).map(|gateway| ObjectRef::from_obj(gateway.as_ref())).collect()
+}
+
+/// Gateways whose external broker this Secret is for.
+fn logging_in_with(gateways: &Store<Gateway>, secret: &PartialObjectMeta<Secret>) -> Vec<ObjectRef<Gateway>> {
+    let name = secret.name_any();
+    let names = |gateway: &Gateway| {
+        let external = gateway.spec.external.as_ref();
+        gateway.namespace() == secret.namespace() && external.is_some_and(|external| external.secrets().any(|secret| secret == name))
     };
     gateways.state().iter().filter(|gateway| names(gateway)).map(|gateway| ObjectRef::from_obj(gateway.as_ref())).collect()
 }

@@ -6,12 +6,14 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use jiff::Timestamp;
 use rumqttc::{ClientError, Publish, PublishNoticeError, PublishOptions};
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
+use super::connections::Connections;
 use super::metrics::Metrics;
 use super::reports::Report;
 use super::retained::{Action, Retained, device_and_leaf};
@@ -21,6 +23,7 @@ use crate::operator::device::fleet::SharedFleet;
 use crate::operator::device::key::{DeviceKey, GatewayKey};
 use crate::operator::device::queue::Queue;
 use crate::operator::device::twin::MAX_REPORT_BYTES;
+use crate::operator::presence::follow::News;
 use crate::runtime::error::chain;
 
 /// Publishes under way at once: enough that the way to the broker and back does not count.
@@ -77,6 +80,18 @@ pub struct Link {
     changes: mpsc::UnboundedReceiver<Arc<str>>,
     reports: mpsc::Sender<Report>,
     metrics: Metrics,
+    ears: Option<Ears>,
+}
+
+/// What hears who is connected, where the devices say that themselves.
+#[derive(Debug)]
+pub struct Ears {
+    /// What they said.
+    pub connections: Connections,
+    /// Where it goes.
+    pub news: mpsc::Sender<News>,
+    /// Notified when all of it is to be told anew.
+    pub anew: Arc<Notify>,
 }
 
 /// What holds for one session.
@@ -97,20 +112,38 @@ impl Link {
         metrics: Metrics,
     ) -> Self {
         metrics.connected(&gateway, false);
-        Self { gateway, fleet, changes, reports, metrics }
+        Self { gateway, fleet, changes, reports, metrics, ears: None }
     }
 
-    /// Logs in, and keeps at the broker what is desired until the connection ends.
-    pub async fn run(&mut self, login: &Login) -> LinkError {
-        let mut session = match Session::begin(login, CAPACITY).await {
-            Ok(session) => session,
-            Err(error) => return error.into(),
-        };
+    /// Hears who is connected, too.
+    #[must_use]
+    pub fn with_ears(self, ears: Ears) -> Self {
+        Self { ears: Some(ears), ..self }
+    }
+
+    /// Logs in.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached, or refuses.
+    pub async fn begin(login: &Login) -> Result<Session, LinkError> {
+        Ok(Session::begin(login, CAPACITY).await?)
+    }
+
+    /// Keeps at the broker what is desired until the connection ends.
+    pub async fn run(&mut self, mut session: Session) -> LinkError {
         info!(gateway = %self.gateway.name, namespace = %self.gateway.namespace, "linked to the broker");
         self.tell(true);
         let Err(error) = self.serve(&mut session).await;
         self.tell(false);
         error
+    }
+
+    /// There is no login, still or since now.
+    pub async fn away(&mut self) {
+        let Some(ears) = &mut self.ears else { return };
+        if let Some(news) = ears.connections.away(Instant::now(), Timestamp::now().as_second()) {
+            ears.tell(news).await;
+        }
     }
 
     fn tell(&self, linked: bool) {
@@ -122,6 +155,7 @@ impl Link {
     async fn serve(&mut self, session: &mut Session) -> Result<std::convert::Infallible, LinkError> {
         let mut state = State { retained: Retained::default(), queue: Queue::default(), under_way: FuturesUnordered::new() };
         self.gather(session, &mut state).await?;
+        let anew = self.ears.as_ref().map(|ears| Arc::clone(&ears.anew));
         loop {
             let now = Instant::now();
             state.queue.advance(now);
@@ -135,16 +169,28 @@ impl Link {
                 message = session.message() => self.observe(session, &mut state, &message?, false).await?,
                 Some(device) = self.changes.recv() => state.queue.push(device),
                 Some(published) = state.under_way.next() => self.finish(&mut state, published),
+                () = notified(anew.as_deref()), if anew.is_some() => self.tell_all().await,
                 () = sleep_until(due.unwrap_or(now)), if due.is_some() => {}
             }
         }
     }
 
+    async fn tell_all(&mut self) {
+        if let Some(ears) = &mut self.ears {
+            let news = ears.connections.all();
+            ears.tell(news).await;
+        }
+    }
+
     /// Takes what the broker retains, and then lines up all that may differ.
     async fn gather(&mut self, session: &mut Session, state: &mut State) -> Result<(), LinkError> {
+        if let Some(ears) = &mut self.ears {
+            ears.connections.begin();
+        }
         while let Ok(message) = timeout(QUIET, session.message()).await {
             self.observe(session, state, &message?, true).await?;
         }
+        self.tell_all().await;
         for device in self.fleet.lock().with_desired(&self.gateway) {
             state.queue.push(device.name);
         }
@@ -172,6 +218,14 @@ impl Link {
                 let payload = &message.payload[..message.payload.len().min(MAX_REPORT_BYTES + 1)];
                 let report = Report { device, payload: payload.into() };
                 self.reports.send(report).await.map_err(|_| LinkError::Abandoned)?;
+            }
+            "connection" => {
+                let Some(ears) = &mut self.ears else { return Ok(()) };
+                if let Some(news) = ears.connections.observe(name, &message.payload, Timestamp::now().as_second())
+                    && !gathering
+                {
+                    ears.tell(news).await;
+                }
             }
             _ => {}
         }
@@ -247,5 +301,19 @@ impl Link {
 
     fn key(&self, name: Arc<str>) -> DeviceKey {
         DeviceKey { gateway: self.gateway.clone(), name }
+    }
+}
+
+impl Ears {
+    async fn tell(&self, news: News) {
+        // Who takes it lives as long as this: both end with the lease.
+        let _ = self.news.send(news).await;
+    }
+}
+
+async fn notified(notify: Option<&Notify>) {
+    match notify {
+        Some(notify) => notify.notified().await,
+        None => std::future::pending().await,
     }
 }

@@ -1,6 +1,9 @@
 //! The operator's links to the brokers: one login a Gateway ([`session`], [`keep`]) keeps at the broker what is desired of
-//! its devices ([`retained`] says what differs), and hears what they report ([`reports`], as often as [`pace`] allows).
+//! its devices ([`retained`] says what differs), and hears what they report ([`reports`], as often as [`pace`] allows). A broker
+//! that runs elsewhere ([`external`]) is proven by it, and there it also hears who is connected ([`connections`]).
 
+pub mod connections;
+pub mod external;
 pub mod keep;
 pub mod metrics;
 pub mod pace;
@@ -12,6 +15,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
 use thiserror::Error;
@@ -21,7 +25,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use self::keep::{Link, LinkError};
+use self::connections::Connections;
+use self::external::{External, cause};
+use self::keep::{Ears, Link, LinkError};
 use self::metrics::Metrics;
 use self::reports::{Report, Reports};
 use self::session::Login;
@@ -29,6 +35,7 @@ use super::apply::{WriteError, read};
 use super::context::Context;
 use super::device::key::{DeviceKey, GatewayKey};
 use super::gateway::observe::link_password;
+use super::presence::follow::News;
 use crate::api::name::{self, INTERNAL_MQTT_PORT};
 use crate::runtime::error::chain;
 
@@ -80,10 +87,14 @@ pub struct Links {
     sender: mpsc::Sender<Report>,
     incoming: mpsc::Receiver<Report>,
     metrics: Metrics,
+    connections: mpsc::Sender<News>,
+    totals: mpsc::UnboundedSender<GatewayKey>,
 }
 
 struct Running {
     changed: mpsc::UnboundedSender<Arc<str>>,
+    /// With what it logs in at a broker that runs elsewhere.
+    login: Option<Arc<Login>>,
     task: AbortHandle,
 }
 
@@ -94,15 +105,21 @@ impl Drop for Running {
 }
 
 impl Links {
-    /// Devices whose desired state may have changed come from `desired`.
+    /// Devices whose desired state may have changed come from `desired`. What devices of external brokers say of their
+    /// connections goes to `connections`, and a Gateway whose broker answers a login otherwise than before to `totals`.
     ///
     /// # Errors
     /// When the registry refuses a metric.
-    pub fn new(context: Context, desired: mpsc::UnboundedReceiver<DeviceKey>) -> Result<Self, prometheus::Error> {
+    pub fn new(
+        context: Context,
+        desired: mpsc::UnboundedReceiver<DeviceKey>,
+        connections: mpsc::Sender<News>,
+        totals: mpsc::UnboundedSender<GatewayKey>,
+    ) -> Result<Self, prometheus::Error> {
         let metrics = Metrics::register(&context.metrics)?;
         let (sender, incoming) = mpsc::channel(BACKLOG);
         let reports = Reports::new(context.fleet.clone(), metrics.clone(), Instant::now());
-        Ok(Self { context, desired, running: HashMap::new(), reports, sender, incoming, metrics })
+        Ok(Self { context, desired, running: HashMap::new(), reports, sender, incoming, metrics, connections, totals })
     }
 
     /// Runs until dropped, from the moment on that all Devices are `listed`: before, every device would look like one that is gone.
@@ -132,37 +149,95 @@ impl Links {
         let existing = self.context.fleet.lock().existing_gateways();
         let gone: Vec<GatewayKey> = self.running.keys().filter(|key| !existing.contains(key)).cloned().collect();
         for key in gone {
-            self.running.remove(&key);
-            self.context.fleet.lock().link_observed(&key, false);
-            self.context.fleet.wake();
+            self.stop(&key);
+            self.context.externals.remove(&key);
             self.metrics.remove(&key);
         }
         for key in existing {
-            if !self.running.contains_key(&key) {
-                let (changed, devices) = mpsc::unbounded_channel();
-                let link = Link::new(key.clone(), self.context.fleet.clone(), devices, self.sender.clone(), self.metrics.clone());
-                let task = tokio::spawn(keep(self.context.client.clone(), key.clone(), link)).abort_handle();
-                self.running.insert(key, Running { changed, task });
+            if !self.context.fleet.lock().is_external(&key) {
+                if !self.running.contains_key(&key) {
+                    self.start(key, None);
+                }
+            } else if let Some(external) = self.context.externals.of(&key) {
+                let known = self.running.get(&key).map(|running| running.login.as_ref());
+                if known.is_some_and(|known| known.map(Arc::as_ptr) != external.login.as_ref().map(Arc::as_ptr)) {
+                    self.stop(&key);
+                }
+                if external.login.is_some() && !self.running.contains_key(&key) {
+                    self.start(key, Some(external));
+                }
             }
+        }
+    }
+
+    fn start(&mut self, key: GatewayKey, external: Option<External>) {
+        let (changed, devices) = mpsc::unbounded_channel();
+        let mut link = Link::new(key.clone(), self.context.fleet.clone(), devices, self.sender.clone(), self.metrics.clone());
+        if let Some(external) = &external {
+            let connections = Connections::new(key.clone(), Instant::now(), Timestamp::now().as_second());
+            link = link.with_ears(Ears { connections, news: self.connections.clone(), anew: Arc::clone(&external.anew) });
+        }
+        let login = external.and_then(|external| external.login);
+        let keeper = Keeper { context: self.context.clone(), gateway: key.clone(), totals: self.totals.clone(), login: login.clone() };
+        let task = tokio::spawn(keeper.keep(link)).abort_handle();
+        self.running.insert(key, Running { changed, login, task });
+    }
+
+    fn stop(&mut self, key: &GatewayKey) {
+        if self.running.remove(key).is_some() {
+            self.context.fleet.lock().link_observed(key, false);
+            self.context.fleet.wake();
         }
     }
 }
 
-/// Links to a broker again and again, until dropped.
-async fn keep(client: Client, gateway: GatewayKey, mut link: Link) {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let started = Instant::now();
-        let error = match log_in(&client, &gateway).await {
-            Ok(login) => NoLink::Link(link.run(&login).await),
-            Err(error) => error,
-        };
-        if started.elapsed() >= GOOD {
-            pause = FIRST_PAUSE;
+/// What keeps the link to one broker.
+struct Keeper {
+    context: Context,
+    gateway: GatewayKey,
+    totals: mpsc::UnboundedSender<GatewayKey>,
+    /// With what to log in at a broker that runs elsewhere.
+    login: Option<Arc<Login>>,
+}
+
+impl Keeper {
+    /// Links to a broker again and again, until dropped.
+    async fn keep(self, mut link: Link) {
+        let (gateway, namespace) = (&self.gateway.name, &self.gateway.namespace);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let started = Instant::now();
+            let error = self.link(&mut link).await;
+            if started.elapsed() >= GOOD {
+                pause = FIRST_PAUSE;
+            }
+            link.away().await;
+            info!(%gateway, %namespace, error = chain(&error), "not linked to the broker: trying again");
+            sleep(pause / 2 + (pause / 2).mul_f64(rand::random())).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        info!(gateway = %gateway.name, namespace = %gateway.namespace, error = chain(&error), "not linked to the broker: trying again");
-        sleep(pause / 2 + (pause / 2).mul_f64(rand::random())).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+
+    async fn link(&self, link: &mut Link) -> NoLink {
+        let login = match &self.login {
+            Some(login) => Ok(Arc::clone(login)),
+            None => log_in(&self.context.client, &self.gateway).await.map(Arc::new),
+        };
+        let login = match login {
+            Ok(login) => login,
+            Err(error) => return error,
+        };
+        let begun = Link::begin(&login).await;
+        // That a connection has ended says nothing yet; that there is no other does.
+        let outcome = begun.as_ref().map(drop).map_err(|error| cause(&login, error));
+        if self.context.externals.tried(&self.gateway, &login, outcome) {
+            // The receiver lives as long as this: both end with the lease.
+            let _ = self.totals.send(self.gateway.clone());
+        }
+        match begun {
+            Ok(session) => link.run(session).await.into(),
+            Err(error) => error.into(),
+        }
     }
 }
 
@@ -173,5 +248,5 @@ async fn log_in(client: &Client, gateway: &GatewayKey) -> Result<Login, NoLink> 
     let password = found.as_ref().and_then(link_password).ok_or(NoLink::Missing { secret })?;
     let host = name::service_host(&name::internal_service(&gateway.name), &gateway.namespace);
     // A constant of 1884.
-    Ok(Login { host, port: u16::try_from(INTERNAL_MQTT_PORT).unwrap_or_default(), password })
+    Ok(Login::internal(host, u16::try_from(INTERNAL_MQTT_PORT).unwrap_or_default(), &password))
 }

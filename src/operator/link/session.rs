@@ -5,13 +5,17 @@
 //! broker retains.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rumqttc::{
     AsyncClient, ConnectionError, Event, EventLoop, Incoming, MqttOptions, PersistedAckMode, PersistedSession, Publish, QoS, SessionMode,
-    SessionStore, SessionStoreError, SessionStoreKey, SubscribeNoticeError,
+    SessionStore, SessionStoreError, SessionStoreKey, SubscribeNoticeError, TlsConfiguration, Transport,
 };
+use rustls::ClientConfig;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -38,15 +42,65 @@ const MAX_PACKET_BYTES: u32 = 1 << 20;
 const BACKLOG: usize = 64;
 
 /// Where a broker is, and with what to log in there.
-#[derive(Debug)]
+#[derive(Clone)]
 pub struct Login {
     /// Host name or address.
     pub host: String,
     /// Port.
     pub port: u16,
-    /// Password of the user [`LINK_USERNAME`].
-    pub password: Password,
+    /// Client identifier.
+    pub client_id: String,
+    /// User name.
+    pub username: String,
+    /// Password of that user.
+    pub password: Bytes,
+    /// Encryption, and what it was made of; none for a plain listener.
+    pub tls: Option<Tls>,
+    /// Whether devices say there themselves whether they are connected.
+    pub hears_connections: bool,
 }
+
+/// Encryption.
+#[derive(Clone)]
+pub struct Tls {
+    /// The authorities to trust (PEM); none for the public ones.
+    pub authorities: Option<Vec<u8>>,
+    /// The configuration that follows.
+    pub configuration: Arc<ClientConfig>,
+}
+
+impl Login {
+    /// At a broker of ours, by its internal listener.
+    #[must_use]
+    pub fn internal(host: String, port: u16, password: &Password) -> Self {
+        let [client_id, username] = [LINK_USERNAME; 2].map(str::to_owned);
+        Self { host, port, client_id, username, password: password.expose().to_owned().into(), tls: None, hears_connections: false }
+    }
+
+    /// Host and port, for people.
+    #[must_use]
+    pub fn address(&self) -> String {
+        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+    }
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Login").field("address", &self.address()).field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Login {
+    fn eq(&self, other: &Self) -> bool {
+        let all = |login: &Self| {
+            let authorities = login.tls.as_ref().map(|tls| tls.authorities.clone());
+            (login.host.clone(), login.port, login.client_id.clone(), login.username.clone(), login.password.clone(), authorities)
+        };
+        all(self) == all(other) && self.hears_connections == other.hears_connections
+    }
+}
+
+impl Eq for Login {}
 
 /// Why a session did not begin, or ended.
 #[derive(Debug, Error)]
@@ -111,7 +165,7 @@ impl Session {
     /// # Errors
     /// When the broker cannot be reached, or refuses.
     pub async fn begin(login: &Login, capacity: usize) -> Result<Self, SessionError> {
-        let address = format!("{}:{}", login.host, login.port);
+        let address = login.address();
         let (client, mut events) = AsyncClient::builder(options(login)).capacity(capacity).build();
         let accepted = async {
             loop {
@@ -133,6 +187,10 @@ impl Session {
         // At most once: what is desired is looked at again with each connection, and is not to be queued meanwhile.
         session.subscribe(name::desired_topic("+"), QoS::AtMostOnce).await?;
         session.subscribe(name::reported_topic("+"), QoS::AtLeastOnce).await?;
+        if login.hears_connections {
+            // At most once, too: the broker retains the last word of each.
+            session.subscribe(name::connection_topic("+"), QoS::AtMostOnce).await?;
+        }
         Ok(session)
     }
 
@@ -175,8 +233,11 @@ impl Session {
 }
 
 fn options(login: &Login) -> MqttOptions {
-    let mut options = MqttOptions::new(LINK_USERNAME, (login.host.as_str(), login.port));
-    options.set_credentials(LINK_USERNAME, login.password.expose().to_owned());
+    let mut options = MqttOptions::new(login.client_id.as_str(), (login.host.as_str(), login.port));
+    options.set_credentials(login.username.as_str(), login.password.clone());
+    if let Some(tls) = &login.tls {
+        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&tls.configuration))));
+    }
     options.set_keep_alive(KEEP_ALIVE_SECONDS);
     options.set_session_mode(SessionMode::Persistent);
     options.set_session_expiry_interval(Some(SESSION_EXPIRY_SECONDS));

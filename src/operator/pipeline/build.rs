@@ -20,6 +20,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use serde_json::json;
 
+use super::external;
 use super::validate::Valid;
 use crate::api::Pipeline;
 use crate::api::name::{
@@ -96,10 +97,12 @@ pub fn labels(pipeline: &Pipeline) -> BTreeMap<String, String> {
 /// keeps a session, with all that it queues, as long as there is its user.
 #[must_use]
 pub fn credentials(pipeline: &Pipeline, valid: &Valid, password: &Password) -> Secret {
+    // An external broker knows nothing of it.
+    let own: Vec<&str> = valid.gateways.iter().filter(|name| !valid.externals.contains_key(*name)).map(String::as_str).collect();
     let mut metadata = metadata(pipeline);
     metadata.labels.get_or_insert_default().insert(ROLE_LABEL.to_owned(), ROLE_INGEST_CREDENTIALS.to_owned());
     metadata.annotations = Some(
-        [(INGEST_GATEWAYS_ANNOTATION, valid.gateways.join(",")), (INGEST_FILTER_ANNOTATION, valid.filter.clone())]
+        [(INGEST_GATEWAYS_ANNOTATION, own.join(",")), (INGEST_FILTER_ANNOTATION, valid.filter.clone())]
             .map(|(key, value)| (key.to_owned(), value))
             .into(),
     );
@@ -121,16 +124,20 @@ pub fn workers(pipeline: &Pipeline, valid: &Valid, password: &Password, uri: &st
         },
         service: service(pipeline),
         network_policy: network_policy(pipeline),
-        workers: stateful_set(pipeline, replicas(pipeline, valid), &revision, images),
+        workers: stateful_set(pipeline, valid, &revision, images),
     }
 }
 
 fn configuration(pipeline: &Pipeline, valid: &Valid) -> String {
     let namespace = pipeline.namespace().unwrap_or_default();
-    let gateway = |gateway: &String| IngestGateway {
-        name: gateway.clone(),
-        host: name::service_host(&name::internal_service(gateway), &namespace),
-        port: INTERNAL_MQTT_PORT.unsigned_abs().try_into().unwrap_or(u16::MAX),
+    let gateway = |gateway: &String| match valid.externals.get(gateway) {
+        Some(broker) => external::gateway(pipeline, gateway, broker),
+        None => IngestGateway {
+            name: gateway.clone(),
+            host: name::service_host(&name::internal_service(gateway), &namespace),
+            port: INTERNAL_MQTT_PORT.unsigned_abs().try_into().unwrap_or(u16::MAX),
+            external: None,
+        },
     };
     let configuration = IngestConfiguration {
         pipeline: pipeline.name_any(),
@@ -200,25 +207,26 @@ fn selector(pipeline: &Pipeline) -> LabelSelector {
     LabelSelector { match_labels: Some(labels(pipeline)), ..LabelSelector::default() }
 }
 
-fn stateful_set(pipeline: &Pipeline, replicas: i32, revision: &str, images: &Images) -> StatefulSet {
+fn stateful_set(pipeline: &Pipeline, valid: &Valid, revision: &str, images: &Images) -> StatefulSet {
     let template = ObjectMeta {
         labels: Some(labels(pipeline)),
         annotations: Some([(REVISION_ANNOTATION.to_owned(), revision.to_owned())].into()),
         ..ObjectMeta::default()
     };
     let spec = StatefulSetSpec {
-        replicas: Some(replicas),
+        replicas: Some(replicas(pipeline, valid)),
         service_name: Some(name::ingest(&pipeline.name_any())),
         pod_management_policy: Some("Parallel".to_owned()),
         selector: selector(pipeline),
-        template: PodTemplateSpec { metadata: Some(template), spec: Some(pod(pipeline, images)) },
+        template: PodTemplateSpec { metadata: Some(template), spec: Some(pod(pipeline, valid, images)) },
         ..StatefulSetSpec::default()
     };
     StatefulSet { metadata: metadata(pipeline), spec, ..StatefulSet::default() }
 }
 
-fn pod(pipeline: &Pipeline, images: &Images) -> PodSpec {
+fn pod(pipeline: &Pipeline, valid: &Valid, images: &Images) -> PodSpec {
     let own = name::ingest(&pipeline.name_any());
+    let (logins, place) = external::volume(valid).unzip();
     let connection = &pipeline.spec.sink.timescale.connection_secret;
     let configuration = ConfigMapVolumeSource { name: own.clone(), ..ConfigMapVolumeSource::default() };
     PodSpec {
@@ -233,12 +241,17 @@ fn pod(pipeline: &Pipeline, images: &Images) -> PodSpec {
             seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
             ..PodSecurityContext::default()
         }),
-        containers: vec![container(pipeline, images)],
-        volumes: Some(vec![
-            Volume { name: CONFIGURATION_VOLUME.to_owned(), config_map: Some(configuration), ..Volume::default() },
-            secret_file(CREDENTIALS_VOLUME, &own, PASSWORD_KEY, PASSWORD_KEY),
-            secret_file(DATABASE_VOLUME, &connection.name, &connection.key, URI_FILE),
-        ]),
+        containers: vec![container(pipeline, place, images)],
+        volumes: Some(
+            [
+                Volume { name: CONFIGURATION_VOLUME.to_owned(), config_map: Some(configuration), ..Volume::default() },
+                secret_file(CREDENTIALS_VOLUME, &own, PASSWORD_KEY, PASSWORD_KEY),
+                secret_file(DATABASE_VOLUME, &connection.name, &connection.key, URI_FILE),
+            ]
+            .into_iter()
+            .chain(logins)
+            .collect(),
+        ),
         ..PodSpec::default()
     }
 }
@@ -255,7 +268,8 @@ fn secret_file(volume: &str, secret: &str, key: &str, file: &str) -> Volume {
     Volume { name: volume.to_owned(), secret: Some(source), ..Volume::default() }
 }
 
-fn container(pipeline: &Pipeline, images: &Images) -> Container {
+fn container(pipeline: &Pipeline, logins: Option<VolumeMount>, images: &Images) -> Container {
+    let logins_folder = logins.is_some().then_some(["--gateways-folder", external::FOLDER]);
     let arguments = [
         "ingest",
         "--config",
@@ -278,7 +292,7 @@ fn container(pipeline: &Pipeline, images: &Images) -> Container {
         name: "ingest".to_owned(),
         image: Some(images.fleetwright.clone()),
         image_pull_policy: images.pull_policy.clone(),
-        args: Some(arguments.map(str::to_owned).to_vec()),
+        args: Some(arguments.into_iter().chain(logins_folder.into_iter().flatten()).map(str::to_owned).collect()),
         env: Some(vec![EnvVar {
             name: "POD_NAME".to_owned(),
             value_from: Some(EnvVarSource { field_ref: Some(pod_name), ..EnvVarSource::default() }),
@@ -301,7 +315,7 @@ fn container(pipeline: &Pipeline, images: &Images) -> Container {
         startup_probe: Some(probe("/livez", 1, 60)),
         liveness_probe: Some(probe("/livez", 10, 3)),
         readiness_probe: Some(probe("/readyz", 2, 2)),
-        volume_mounts: Some(mounts.map(mount).to_vec()),
+        volume_mounts: Some(mounts.map(mount).into_iter().chain(logins).collect()),
         ..Container::default()
     }
 }

@@ -80,3 +80,33 @@ fn secrets_are_in_no_object_but_their_own() {
     let text = json!([built.workers, built.configuration, built.network_policy, built.service]).to_string();
     assert!(!text.contains("database-password") && !text.contains("secret-of-the-workers"));
 }
+
+#[test]
+fn an_external_broker_is_read_with_the_login_of_its_secret() {
+    let pipeline = pipeline(json!({}));
+    let broker = json!({
+        "address": "[2001:db8::1]:8883", "tls": {"caSecretName": "ca"},
+        "credentialsSecret": {"name": "login", "usernameKey": "user", "passwordKey": "token"},
+    });
+    let externals = [("plant-2".to_owned(), serde_json::from_value(broker).unwrap())].into();
+    let observed = Observed { externals, ..observed() };
+    let valid = validate(&pipeline, &observed).unwrap();
+    let built = workers(&pipeline, &valid, &password(), URI, &images());
+    let configuration: IngestConfiguration = serde_json::from_str(&built.configuration.data.unwrap()[FILE]).unwrap();
+    let expected = json!({
+        "name": "plant-2", "host": "2001:db8::1", "port": 8883,
+        "external": {"clientId": "fwi64c133a8ba4b907d", "tls": true, "authorities": true},
+    });
+    assert_eq!(json!(configuration.gateways[1]), expected);
+    let pod = built.workers.spec.template.spec.unwrap();
+    let file =
+        |secret: &str, key: &str, path: &str| json!({"secret": {"name": secret, "optional": true, "items": [{"key": key, "path": path}]}});
+    let sources = json!([
+        file("login", "user", "plant-2/username"),
+        file("login", "token", "plant-2/password"),
+        file("ca", "ca.crt", "plant-2/ca.crt"),
+    ]);
+    assert_eq!(json!(pod.volumes.unwrap()[3]), json!({"name": "gateways", "projected": {"defaultMode": 0o440, "sources": sources}}));
+    assert!(pod.containers[0].args.as_ref().unwrap().ends_with(&["--gateways-folder".to_owned(), external::FOLDER.to_owned()]));
+    assert_eq!(credentials(&pipeline, &valid, &password()).annotations()[INGEST_GATEWAYS_ANNOTATION], "plant-1");
+}

@@ -4,6 +4,7 @@ pub mod build;
 pub mod cleanup;
 pub mod database;
 pub mod drift;
+pub mod external;
 pub mod observe;
 pub mod registry;
 pub mod status;

@@ -7,6 +7,7 @@ use kube::{Client, ResourceExt};
 
 use super::database::Databases;
 use crate::api::condition::Cause;
+use crate::api::external::ExternalBroker;
 use crate::api::{Gateway, Pipeline, name};
 use crate::credential::password::Password;
 use crate::decode::descriptor;
@@ -23,6 +24,8 @@ use crate::timescale::uri::ConnectionUri;
 pub struct Observed {
     /// Gateways of the namespace, those that are being deleted aside, with their labels.
     pub gateways: BTreeMap<String, BTreeMap<String, String>>,
+    /// Those of them whose broker runs elsewhere.
+    pub externals: BTreeMap<String, ExternalBroker>,
     /// The connection URI, or why there is none.
     pub uri: Result<ConnectionUri, Cause>,
     /// The database.
@@ -57,7 +60,8 @@ pub fn owner(pipeline: &Pipeline) -> Owner {
 pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline) -> Result<Observed, WriteError> {
     let namespace = pipeline.namespace().unwrap_or_default();
     let gateways = read_all::<Gateway>(client, &namespace, "").await?;
-    let gateways = gateways.into_iter().filter(|gateway| gateway.metadata.deletion_timestamp.is_none());
+    let gateways: Vec<Gateway> = gateways.into_iter().filter(|gateway| gateway.metadata.deletion_timestamp.is_none()).collect();
+    let external = |gateway: &Gateway| Some((gateway.name_any(), gateway.spec.external.clone()?));
     let credentials = read::<Secret>(client, &namespace, &name::ingest(&pipeline.name_any())).await?;
     let uri = read_uri(client, pipeline).await?;
     let descriptor = read_descriptor(client, pipeline).await?;
@@ -66,7 +70,8 @@ pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline
         Err(cause) => DatabaseView::Unseen(cause.clone()),
     };
     Ok(Observed {
-        gateways: gateways.map(|gateway| (gateway.name_any(), gateway.labels().clone())).collect(),
+        gateways: gateways.iter().map(|gateway| (gateway.name_any(), gateway.labels().clone())).collect(),
+        externals: gateways.iter().filter_map(external).collect(),
         uri,
         descriptor,
         database,

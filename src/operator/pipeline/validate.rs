@@ -1,10 +1,13 @@
 //! From what was found to what can be done: pure.
 
+use std::collections::BTreeMap;
+
 use kube::core::{Selector, SelectorExt};
 
 use super::observe::{DatabaseView, Observed, owner};
 use crate::api::Pipeline;
 use crate::api::condition::Cause;
+use crate::api::external::ExternalBroker;
 use crate::api::topic::TopicPattern;
 use crate::decode::{CompileError, Decoder};
 use crate::timescale::plan::{Plan, plan};
@@ -19,6 +22,8 @@ pub struct Valid {
     pub filter: String,
     /// Gateways that are selected, by name, in order.
     pub gateways: Vec<String>,
+    /// Those of them whose broker runs elsewhere.
+    pub externals: BTreeMap<String, ExternalBroker>,
     /// The way to the table.
     pub table: TableView,
     /// The FileDescriptorSet for the workers, where they need one; or what they wait for.
@@ -54,6 +59,9 @@ pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause
     let selector = pipeline.spec.source.gateway_selector.clone();
     let selector = Selector::try_from(selector).map_err(|error| invalid(format!("failed to read gatewaySelector: {error}")))?;
     let gateways = observed.gateways.iter().filter(|(_, labels)| selector.matches(labels)).map(|(name, _)| name.clone());
+    let gateways: Vec<String> = gateways.collect();
+    let externals = observed.externals.iter().filter(|(name, _)| gateways.contains(name));
+    let externals = externals.map(|(name, broker)| (name.clone(), broker.clone())).collect();
     let table = match &observed.database {
         DatabaseView::Unseen(cause) => TableView::Unknown(cause.clone()),
         DatabaseView::Refused(cause) => TableView::Refused { cause: cause.clone(), stalled: false },
@@ -65,7 +73,7 @@ pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause
             }
         },
     };
-    Ok(Valid { descriptor, desired, filter: topic.filter().to_owned(), gateways: gateways.collect(), table })
+    Ok(Valid { descriptor, desired, filter: topic.filter().to_owned(), gateways, externals, table })
 }
 
 /// Whether the workers could decode by this spec, and with which FileDescriptorSet. What is wrong with that is for its
@@ -84,8 +92,6 @@ fn check_decoder(pipeline: &Pipeline, observed: &Observed) -> Result<Result<Opti
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::collections::BTreeMap;
-
     use serde_json::{Value, json};
 
     use super::*;
@@ -124,6 +130,7 @@ pub(super) mod tests {
         let labels = |site: &str| BTreeMap::from([("site".to_owned(), site.to_owned())]);
         Observed {
             gateways: [("plant-1".to_owned(), labels("north")), ("plant-2".to_owned(), labels("south"))].into(),
+            externals: BTreeMap::new(),
             uri: Ok("postgresql://u:p@db:5433/fleet".parse().unwrap()),
             database: DatabaseView::Seen(timescale::observe::Observed::default()),
             descriptor: Ok(None),

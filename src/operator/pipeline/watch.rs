@@ -58,7 +58,7 @@ fn of_namespace(pipelines: &Store<Pipeline>, namespace: Option<&str>, applies: i
 
 type Metadata = PartialObjectMeta<Gateway>;
 
-/// Gateways that came, went, or got other labels; not those whose status changed, as it does with every Device.
+/// Gateways that came, went, or got other labels or another spec; not those whose status changed, as it does with every Device.
 fn relabelled(
     events: impl Stream<Item = watcher::Result<Event<Metadata>>> + Send + 'static,
 ) -> impl Stream<Item = watcher::Result<Metadata>> + Send + 'static {
@@ -105,7 +105,10 @@ impl Known {
     }
 
     fn applied(&mut self, key: (String, String), gateway: Metadata) -> Vec<Metadata> {
-        let looks = |gateway: &Metadata| (gateway.labels().clone(), gateway.metadata.deletion_timestamp.is_some());
+        let looks = |gateway: &Metadata| {
+            let metadata = &gateway.metadata;
+            (gateway.labels().clone(), metadata.generation, metadata.deletion_timestamp.is_some())
+        };
         let before = self.gateways.insert(key, gateway.clone());
         if before.is_some_and(|before| looks(&before) == looks(&gateway)) { Vec::new() } else { vec![gateway] }
     }
@@ -132,12 +135,15 @@ mod tests {
     }
 
     #[test]
-    fn only_changes_that_a_selector_could_see_are_told() {
+    fn only_changes_that_matter_to_a_pipeline_are_told() {
         let mut known = Known::default();
         assert_eq!(names(&mut known, Event::Apply(gateway("a", "north"))), ["a"]);
         assert!(names(&mut known, Event::Apply(gateway("a", "north"))).is_empty(), "only its status changed");
         assert_eq!(names(&mut known, Event::Apply(gateway("a", "south"))), ["a"]);
-        let mut leaving = gateway("a", "south");
+        let mut moved = gateway("a", "south");
+        moved.metadata.generation = Some(2);
+        assert_eq!(names(&mut known, Event::Apply(moved.clone())), ["a"], "an external broker may have another address");
+        let mut leaving = moved;
         leaving.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
         assert_eq!(names(&mut known, Event::Apply(leaving.clone())), ["a"]);
         assert_eq!(names(&mut known, Event::Delete(leaving)), ["a"]);

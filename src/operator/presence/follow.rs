@@ -10,6 +10,7 @@ use tracing::{debug, info};
 
 use super::agent::Agents;
 use crate::api::name::{self, HTTP_PORT};
+use crate::operator::device::connection::Connection;
 use crate::operator::device::key::GatewayKey;
 use crate::presence::wire::{Page, Query};
 use crate::runtime::error::chain;
@@ -32,8 +33,18 @@ const UNKNOWN: Duration = Duration::from_mins(5);
 /// What is told of a Gateway's clients.
 #[derive(Debug)]
 pub enum News {
-    /// What its agent, or whoever knows the clients of an external broker, says.
+    /// What its agent says.
     Page(GatewayKey, Box<Page>),
+
+    /// What the devices of an external broker say of themselves.
+    Heard {
+        /// The Gateway.
+        gateway: GatewayKey,
+        /// Whether that is all there is: of the others nothing is known.
+        all: bool,
+        /// The devices.
+        devices: Vec<(Arc<str>, Connection)>,
+    },
 
     /// Nothing has been heard for a while.
     Silent(GatewayKey),

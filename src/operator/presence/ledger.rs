@@ -1,6 +1,7 @@
 //! From what agents say to what is written: which device, when. Pure, but for the fleet that it shares.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -79,6 +80,28 @@ impl Ledger {
         }
     }
 
+    /// What devices of an external broker say of themselves; `all`: of the others nothing is known.
+    pub fn heard(&mut self, key: &GatewayKey, all: bool, devices: Vec<(Arc<str>, Connection)>, now: Instant, time: i64) {
+        let fleet = self.fleet.clone();
+        let mut fleet = fleet.lock();
+        let gateway = self.gateways.entry(key.clone()).or_default();
+        (gateway.heard, gateway.news) = (Some(true), true);
+        if all {
+            gateway.listed = Some(now);
+            fleet.forget_connections(key);
+        }
+        let mut ready = self.waiting.counts(now).0;
+        for (name, connection) in devices {
+            ready += usize::from(self.take(&mut fleet, DeviceKey { gateway: key.clone(), name }, connection, false, (now, time), ready));
+        }
+        if all {
+            for device in fleet.unmentioned(key) {
+                // A broker that lost what it kept, and whose devices are on their way back, is no reason for two writes each.
+                self.take(&mut fleet, device, Connection::new(ConnectionState::Unknown, time), true, (now, time), ready);
+            }
+        }
+    }
+
     /// Takes over where a device stands; `ready` others wait for their turn already. Returns whether it does now too.
     fn observe(
         &mut self,
@@ -93,15 +116,28 @@ impl Ledger {
             State::Online => Connection::new(ConnectionState::Online, since),
             State::Offline | State::BrokerDown => Connection::new(ConnectionState::Offline, since),
         };
+        self.take(fleet, device, connection, state == State::BrokerDown, (now, time), ready)
+    }
+
+    /// The same; `broker_down`: for its broker is.
+    fn take(
+        &mut self,
+        fleet: &mut Fleet,
+        device: DeviceKey,
+        connection: Connection,
+        broker_down: bool,
+        (now, time): (Instant, i64),
+        ready: usize,
+    ) -> bool {
         let Some(change) = fleet.connection_observed(&device, connection) else { return false };
         let mut hold = Duration::ZERO;
         if change.moved {
             let penalty = self.penalties.entry(device.clone()).or_default();
             hold = Duration::from_secs_f64(penalty.change(now.duration_since(self.start).as_secs_f64()));
         }
-        let storm = state == State::Offline && change.moved && ready >= self.waiting.burst();
-        if state == State::BrokerDown || storm {
-            let passed = Duration::from_secs(u64::try_from(time - since).unwrap_or_default());
+        let storm = connection.state == ConnectionState::Offline && change.moved && ready >= self.waiting.burst();
+        if broker_down || storm {
+            let passed = Duration::from_secs(u64::try_from(time - connection.since()).unwrap_or_default());
             hold = hold.max(Duration::from_secs(STORM_HOLD_SECONDS).saturating_sub(passed));
         }
         if change.differs {
@@ -136,6 +172,11 @@ impl Ledger {
     pub fn gone(&mut self, key: &GatewayKey, since: i64, now: Instant) {
         self.unknown(key, since, now);
         self.gateways.remove(key);
+    }
+
+    /// The Gateways of which something is known.
+    pub fn gateways(&self) -> impl Iterator<Item = &GatewayKey> {
+        self.gateways.keys()
     }
 
     /// The next device to write, and what; uses up a turn.

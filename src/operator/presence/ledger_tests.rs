@@ -275,3 +275,24 @@ fn a_paused_device_keeps_what_it_has_until_it_is_not_and_a_new_one_is_asked_for(
     story.pass(60);
     assert!(story.ledger.to_list_again(story.now(), after).is_empty(), "it has been asked for");
 }
+
+#[test]
+fn of_an_external_broker_nobody_knows_what_it_does_not_keep() {
+    let mut story = Story::new(&names(3), Some(ConnectionState::Online));
+    let heard = |story: &mut Story, all: bool, devices: &[(&str, ConnectionState)]| {
+        let time = story.time();
+        let devices = devices.iter().map(|(name, state)| (Arc::from(*name), Connection::new(*state, time))).collect();
+        story.ledger.heard(&gateway(), all, devices, story.now(), time);
+    };
+    heard(&mut story, true, &[("press-1", ConnectionState::Online), ("stranger", ConnectionState::Online)]);
+    heard(&mut story, false, &[("press-2", ConnectionState::Offline)]);
+    story.pass(1);
+    assert_eq!(story.writes, [(1, "press-2".to_owned(), ConnectionState::Offline)]);
+    story.pass(STORM_HOLD_SECONDS + 1);
+    let told = (story.writes[1].1.as_str(), story.writes[1].2, story.writes.len());
+    assert_eq!(told, ("press-0", ConnectionState::Unknown, 2), "once it had time to come back");
+    assert_eq!(story.ledger.totals(story.now())[0].1.connected, Some(1));
+    heard(&mut story, true, &[("press-1", ConnectionState::Online), ("press-0", ConnectionState::Online)]);
+    story.pass(1);
+    assert_eq!(story.writes[2].1, "press-0");
+}

@@ -1,6 +1,8 @@
 //! Presence: what brokers say of their clients ([`follow`], asking [`agent`]s) becomes `status.connection` of Devices and the
 //! totals of Gateways ([`totals`]), when that is worth a write and the budget allows it ([`ledger`], [`waiting`]).
 //!
+//! The devices of an external broker say themselves whether they are connected ([`super::link::connections`]).
+//!
 //! Nothing of it goes through the reconcilers: a Device that comes or goes is one merge patch of `status.connection`.
 
 pub mod agent;
@@ -10,7 +12,7 @@ pub mod metrics;
 pub mod totals;
 pub mod waiting;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -144,6 +146,7 @@ impl Presence {
                 self.metrics.pages.inc();
                 self.ledger.page(&gateway, &page, now, time);
             }
+            News::Heard { gateway, all, devices } => self.ledger.heard(&gateway, all, devices, now, time),
             News::Silent(gateway) => self.ledger.silent(&gateway),
             News::Unknown(gateway, since) => self.ledger.unknown(&gateway, since, now),
         }
@@ -188,7 +191,8 @@ impl Presence {
     fn look(&mut self) {
         let now = Instant::now();
         let existing = self.context.fleet.lock().existing_gateways();
-        let gone: Vec<GatewayKey> = self.followers.keys().filter(|key| !existing.contains(key)).cloned().collect();
+        let known: HashSet<GatewayKey> = self.followers.keys().chain(self.ledger.gateways()).cloned().collect();
+        let gone: Vec<GatewayKey> = known.into_iter().filter(|key| !existing.contains(key)).collect();
         for key in gone {
             self.followers.remove(&key);
             self.ledger.gone(&key, Timestamp::now().as_second(), now);
@@ -196,7 +200,10 @@ impl Presence {
             self.metrics.remove(&key);
         }
         for key in &existing {
-            if !self.followers.contains_key(key) {
+            // Such a broker has no agent.
+            if self.context.fleet.lock().is_external(key) {
+                self.followers.remove(key);
+            } else if !self.followers.contains_key(key) {
                 let anew = Arc::new(Notify::new());
                 let task = tokio::spawn(follow(self.agents.clone(), key.clone(), Arc::clone(&anew), self.news.clone())).abort_handle();
                 self.followers.insert(key.clone(), Follower { anew, task });
@@ -205,6 +212,8 @@ impl Presence {
         for key in self.ledger.to_list_again(now, LIST_AGAIN) {
             if let Some(follower) = self.followers.get(&key) {
                 follower.anew.notify_one();
+            } else if let Some(external) = self.context.externals.of(&key) {
+                external.anew.notify_one();
             }
         }
         for (key, totals) in self.ledger.totals(now) {

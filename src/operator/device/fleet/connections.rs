@@ -93,6 +93,12 @@ impl Fleet {
         self.gateways.get(gateway).is_some_and(|state| state.appeared)
     }
 
+    /// Whether the broker of a Gateway runs elsewhere.
+    #[must_use]
+    pub fn is_external(&self, gateway: &GatewayKey) -> bool {
+        self.gateways.get(gateway).is_some_and(|state| state.external)
+    }
+
     /// The Gateways that there are.
     #[must_use]
     pub fn existing_gateways(&self) -> Vec<GatewayKey> {

@@ -29,6 +29,13 @@ impl Fleet {
         self.forget_if_empty(key);
     }
 
+    /// Whether the broker of a Gateway runs elsewhere. Known before the Gateway itself is, and for good.
+    pub fn kind_observed(&mut self, key: &GatewayKey, external: bool) {
+        if self.gateways.get(key).is_some_and(|state| state.external) != external {
+            self.gateways.entry(key.clone()).or_default().external = external;
+        }
+    }
+
     /// Where the devices of a Gateway (of this uid) connect to. Those whose Secrets say otherwise get that written.
     pub fn endpoint_observed(&mut self, key: &GatewayKey, uid: &str, endpoint: Endpoint) {
         let state = self.gateways.entry(key.clone()).or_default();

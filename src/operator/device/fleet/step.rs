@@ -67,6 +67,8 @@ impl Fleet {
             return Step::Rest;
         }
         match (&record.source, record.password()) {
+            // Its credentials are no concern of ours.
+            _ if state.external && state.owner.is_some() => {}
             (PasswordSource::Generated, PasswordState::Unknown | PasswordState::Stale(_)) => {
                 // Without a Gateway that is what the status says; and one that is fresh says in a moment where it is.
                 if let Some(endpoint) = state.endpoint() {
@@ -89,8 +91,8 @@ impl Fleet {
             (_, PasswordState::Hashed(_) | PasswordState::Missing(..) | PasswordState::Failing(_)) => {}
         }
         let proven = state.has_proven(&key.name, record);
-        let around =
-            Surroundings { gateway: &key.gateway.name, gateway_exists: state.owner.is_some(), proven, linked: state.linked, waited };
+        let (gateway_exists, external) = (state.owner.is_some(), state.external);
+        let around = Surroundings { gateway: &key.gateway.name, gateway_exists, external, proven, linked: state.linked, waited };
         match status(&key.name, record, around) {
             Some(status) if record.written.equals(&status) => match (record.password(), state.endpoint()) {
                 (PasswordState::Failing(_), Some(endpoint)) => {

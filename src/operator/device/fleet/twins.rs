@@ -39,7 +39,12 @@ impl Fleet {
     pub fn link_observed(&mut self, gateway: &GatewayKey, linked: bool) {
         let Some(state) = self.gateways.get_mut(gateway) else { return };
         state.linked = linked;
-        if !linked {
+        if linked && state.external {
+            // That is all that they waited for.
+            let waiting = state.devices.iter().filter(|(_, record)| !record.written.ready);
+            let waiting = waiting.map(|(name, _)| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() });
+            self.changes.devices.extend(waiting.collect::<Vec<_>>());
+        } else if !linked {
             let waiting = state.devices.iter().filter(|(_, record)| record.twin().is_some_and(Twin::awaits_broker));
             let waiting = waiting.map(|(name, _)| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() });
             self.changes.devices.extend(waiting.collect::<Vec<_>>());

@@ -1,0 +1,140 @@
+//! A broker that is not ours, a plain Mosquitto with its own passwords: what a fleet has of it, and what is said when its login fails.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fleetwright_e2e::client::{Listener, Session, mosquitto_pub};
+use fleetwright_e2e::cluster::SYSTEM_NAMESPACE;
+use fleetwright_e2e::manifest::{device, gateway, pipeline, secret, with};
+use fleetwright_e2e::wait::{seconds, until};
+use fleetwright_e2e::{Fleet, run};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use kube::Api;
+use kube::api::ListParams;
+use serde_json::{Value, json};
+
+/// How long a message may take to a device, or a device that comes or goes to show.
+const SHOWS_WITHIN: Duration = seconds(30);
+
+/// The passwords of the foreign broker, as `mosquitto_passwd` wrote them: of `fleet` "open sesame", of `press-1` "of the press".
+const PASSWORDS: &str = include_str!("external.passwords");
+
+const CONFIGURATION: &str =
+    "listener 1883\nallow_anonymous false\npassword_file /etc/foreign/passwords\npersistence false\nmax_queued_messages 0\n";
+
+const PRESS: (&str, &str) = ("press-1", "of the press");
+
+const CONNECTION: &str = "devices/press-1/connection";
+
+#[test]
+fn a_broker_that_runs_elsewhere_is_part_of_the_fleet() {
+    run("external", async |fleet| {
+        let database = fleet.database().await?;
+        let address = foreign(&fleet).await?;
+        let press = with(device("press-1", "far"), "/spec/desired", json!({"samplingSeconds": 5}));
+        fleet.apply_all([external(&address), press]).await?;
+        fleet.condition("Gateway", "far", "Accepted", "False", "SecretNotFound").await?;
+        fleet.apply(secret("login", &json!({"username": "fleet", "password": "wrong"}))).await?;
+        let refused = fleet.condition("Gateway", "far", "BrokerAvailable", "False", "LoginRefused").await?;
+        ensure!(!refused.message.contains("wrong"), "{}", refused.message);
+        fleet.condition("Device", "press-1", "Ready", "False", "AwaitingBroker").await?;
+        fleet.apply(secret("login", &json!({"username": "fleet", "password": "open sesame"}))).await?;
+        fleet.all_ready(&["Gateway/far", "Device/press-1"]).await?;
+        fleet.condition("Device", "press-1", "CredentialsLive", "Unknown", "ManagedElsewhere").await?;
+        made_nothing(&fleet).await?;
+
+        // What is desired arrives, and what the device says of itself shows.
+        let listener = Listener::plain(address.trim_end_matches(":1883"));
+        let mut session = Session::connect(&listener, PRESS.0, PRESS.1).await?;
+        session.subscribe("devices/press-1/desired").await?;
+        let message = session.message(SHOWS_WITHIN).await?;
+        ensure!(message.contains(r#""samplingSeconds":5"#), "received {message}");
+        session.publish("devices/press-1/reported", r#"{"samplingSeconds":5}"#).await?;
+        fleet.condition("Device", "press-1", "Synced", "True", "Synced").await?;
+        for (said, shown) in [("online", "Online"), ("offline", "Offline")] {
+            session.publish(CONNECTION, said).await?;
+            connected(&fleet, shown).await?;
+        }
+
+        // What it publishes becomes rows.
+        fleet.apply(pipeline("readings")).await?;
+        fleet.ready("Pipeline", "readings").await?;
+        let payload = json!({"ts": 1_777_863_721_500_u64, "value": 7}).to_string();
+        mosquitto_pub(&listener, PRESS.0, PRESS.1, "devices/press-1/telemetry", &payload).await?;
+        until(SHOWS_WITHIN, "the reading is in the table", async || {
+            let rows = database.number("SELECT count(*) FROM reading WHERE value = 7").await?;
+            ensure!(rows == 1, "there are {rows}");
+            Ok(())
+        })
+        .await?;
+
+        // A Gateway stays what it is.
+        let error = fleet.apply(gateway("far")).await.err().context("an external Gateway became one of ours")?;
+        ensure!(format!("{error:#}").contains("for good"), "{error:#}");
+        Ok(())
+    });
+}
+
+fn external(address: &str) -> Value {
+    with(gateway("far"), "/spec/external", json!({"address": address, "credentialsSecret": {"name": "login"}}))
+}
+
+/// Nothing of ours runs for it, and no credentials are made for its devices.
+async fn made_nothing(fleet: &Fleet) -> Result<()> {
+    let workloads = Api::<StatefulSet>::namespaced(fleet.client.clone(), &fleet.namespace).list(&ListParams::default()).await?;
+    let brokers: Vec<_> = workloads.items.into_iter().filter_map(|set| set.metadata.name).filter(|name| name.contains("broker")).collect();
+    ensure!(brokers.is_empty(), "{brokers:?}");
+    for name in ["press-1-credentials", "far-auth-0", "far-link"] {
+        ensure!(fleet.api("Secret").get_opt(name).await?.is_none(), "there is a Secret {name}");
+    }
+    Ok(())
+}
+
+async fn connected(fleet: &Fleet, state: &str) -> Result<()> {
+    until(SHOWS_WITHIN, format!("press-1 is {state}"), async || {
+        let device = fleet.api("Device").get("press-1").await?;
+        let found = device.data.pointer("/status/connection/state").and_then(Value::as_str);
+        ensure!(found == Some(state), "it is {found:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// Starts a broker of somebody else; gives its address.
+async fn foreign(fleet: &Fleet) -> Result<String> {
+    let labels = json!({"app": "foreign"});
+    let configuration = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "foreign"},
+        "data": {"mosquitto.conf": CONFIGURATION, "passwords": PASSWORDS},
+    });
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "foreign"},
+        "spec": {"selector": labels, "ports": [{"port": 1883}]},
+    });
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "foreign", "labels": labels},
+        "spec": {
+            "terminationGracePeriodSeconds": 1,
+            "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{
+                "name": "mosquitto", "image": image(fleet).await?,
+                "command": ["/usr/sbin/mosquitto", "-c", "/etc/foreign/mosquitto.conf"],
+                "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+                "readinessProbe": {"tcpSocket": {"port": 1883}, "periodSeconds": 1},
+                "volumeMounts": [{"name": "configuration", "mountPath": "/etc/foreign"}],
+            }],
+            "volumes": [{"name": "configuration", "configMap": {"name": "foreign"}}],
+        },
+    });
+    fleet.apply_all([configuration, service, pod]).await?;
+    Ok(format!("foreign.{}.svc:1883", fleet.namespace))
+}
+
+/// The broker's image, as the operator has been told.
+async fn image(fleet: &Fleet) -> Result<String> {
+    let deployments = Api::<Deployment>::namespaced(fleet.client.clone(), SYSTEM_NAMESPACE).list(&ListParams::default()).await?;
+    let containers = deployments.items.into_iter().filter_map(|deployment| deployment.spec.template.spec).flat_map(|pod| pod.containers);
+    let variables = containers.flat_map(|container| container.env.into_iter().flatten().map(|variable| (variable.name, variable.value)));
+    let found = variables.filter(|(name, _)| name == "FLEETWRIGHT_MOSQUITTO_IMAGE").find_map(|(_, value)| value);
+    found.context("the operator does not say which image its brokers have")
+}

@@ -1,0 +1,151 @@
+//! A Gateway whose broker runs elsewhere: there is nothing to build, only a login to be proven.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
+
+use crate::api::condition::{self, ACCEPTED, BROKER_AVAILABLE, Cause, Finding, Readiness};
+use crate::api::external::ExternalBroker;
+use crate::api::gateway::{Gateway, GatewayDevices, GatewayStatus};
+use crate::api::name;
+use crate::configuration::agent::TLS_AUTHORITIES;
+use crate::operator::apply::{WriteError, read};
+use crate::operator::context::Context;
+use crate::operator::device::key::GatewayKey;
+use crate::operator::link::session::{Login, Tls};
+use crate::runtime::error::chain;
+use crate::runtime::tls::{Verification, client_configuration};
+
+/// The largest user name or password (MQTT 5.0, section 1.5.4).
+const MAX_BYTES: usize = 65_535;
+
+/// What there is of a Gateway whose broker runs elsewhere. Without `Debug`, which would print a password.
+pub struct Observed<'a> {
+    /// The Gateway.
+    pub gateway: &'a Gateway,
+
+    /// Its devices.
+    pub devices: GatewayDevices,
+
+    /// The login, or why there is none.
+    pub login: Result<Login, Cause>,
+
+    /// What came of it; `None` before the first answer.
+    pub outcome: Option<Result<(), Cause>>,
+}
+
+/// Reads what the login needs, hands it to the link, and tells what came of it.
+///
+/// # Errors
+/// When the API server refuses or is away.
+pub async fn observe<'a>(context: &Context, gateway: &'a Gateway, external: &ExternalBroker) -> Result<Observed<'a>, WriteError> {
+    let (namespace, name) = (gateway.namespace().unwrap_or_default(), gateway.name_any());
+    let key = GatewayKey::new(&namespace, &name);
+    let credentials = read::<Secret>(&context.client, &namespace, &external.credentials_secret.name).await?;
+    let authorities = match external.tls.as_ref().and_then(|tls| tls.ca_secret_name.as_deref()) {
+        Some(secret) => read::<Secret>(&context.client, &namespace, secret).await?,
+        None => None,
+    };
+    let client_id = name::external_link_client(&gateway.uid().unwrap_or_default());
+    let login = login(external, client_id, credentials.as_ref(), authorities.as_ref());
+    context.externals.set(&key, login.as_ref().ok().cloned());
+    let (declared, live) = context.fleet.lock().totals(&key);
+    // What has not been heard since the operator started stays as it was said.
+    let previous = gateway.status.as_ref();
+    let connected =
+        context.presence.of(&key).map_or_else(|| previous.and_then(|status| status.devices?.connected), |totals| totals.connected);
+    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    Ok(Observed {
+        gateway,
+        devices: GatewayDevices { declared: count(declared), live: count(live), connected },
+        login,
+        outcome: context.externals.of(&key).and_then(|external| external.outcome),
+    })
+}
+
+/// The login that spec and Secrets say, or what is missing.
+fn login(external: &ExternalBroker, client_id: String, credentials: Option<&Secret>, authorities: Option<&Secret>) -> Result<Login, Cause> {
+    let (host, port) = external.host_and_port().ok_or_else(|| {
+        Cause::new("InvalidAddress", format!("external.address is {:?}: expected host:port, with a port from 1 to 65535", external.address))
+    })?;
+    let reference = &external.credentials_secret;
+    let username = value(credentials, &reference.name, &reference.username_key, "the user name")?;
+    let username = String::from_utf8(username.to_vec()).map_err(|_| {
+        let message = format!("Secret {}, key {}: the user name is not UTF-8", reference.name, reference.username_key);
+        Cause::new("InvalidSecret", message)
+    })?;
+    let password = value(credentials, &reference.name, &reference.password_key, "the password")?;
+    let tls = external.tls.as_ref().map(|tls| encryption(tls.ca_secret_name.as_deref(), authorities)).transpose()?;
+    Ok(Login { host: host.to_owned(), port, client_id, username, password, tls, hears_connections: true })
+}
+
+fn encryption(secret_name: Option<&str>, secret: Option<&Secret>) -> Result<Tls, Cause> {
+    let authorities = secret_name.map(|name| value(secret, name, TLS_AUTHORITIES, "the certificates of the authorities")).transpose()?;
+    let verification = authorities.as_deref().map_or(Verification::Public, Verification::Authorities);
+    let configuration = client_configuration(verification).map_err(|error| {
+        let secret = secret_name.unwrap_or_default();
+        Cause::new("InvalidSecret", format!("Secret {secret}, key {TLS_AUTHORITIES}: {}", chain(&error)))
+    })?;
+    Ok(Tls { authorities: authorities.map(|pem| pem.to_vec()), configuration: Arc::new(configuration) })
+}
+
+/// The value of a key, without the line break that an editor may have left at its end.
+fn value(secret: Option<&Secret>, name: &str, key: &str, what: &str) -> Result<Bytes, Cause> {
+    let Some(secret) = secret else {
+        let message = format!("there is no Secret {name} in this namespace: create it with {what} under the key {key}");
+        return Err(Cause::new("SecretNotFound", message));
+    };
+    let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else {
+        return Err(Cause::new("SecretKeyMissing", format!("Secret {name} has no key {key}: add it, with {what} as its value")));
+    };
+    let end = value.0.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')).map_or(0, |last| last + 1);
+    if end == 0 {
+        return Err(Cause::new("InvalidSecret", format!("Secret {name}, key {key}: {what} is empty")));
+    }
+    if end > MAX_BYTES && key != TLS_AUTHORITIES {
+        return Err(Cause::new("InvalidSecret", format!("Secret {name}, key {key}: {what} has more than {MAX_BYTES} bytes")));
+    }
+    Ok(Bytes::copy_from_slice(&value.0[..end]))
+}
+
+/// The status that follows: pure.
+#[must_use]
+pub fn status(observed: &Observed<'_>) -> GatewayStatus {
+    let gateway = observed.gateway;
+    let generation = gateway.metadata.generation.unwrap_or_default();
+    let previous = gateway.status.as_ref().map_or(&[][..], |status| status.conditions.as_slice());
+    let accepted = Finding::holds(ACCEPTED, "Accepted", "the spec can be carried out");
+    let (findings, readiness) = match (&observed.login, &observed.outcome) {
+        (Err(cause), _) => {
+            let findings = vec![Finding::fails(ACCEPTED, cause.clone()), Finding::unknown(BROKER_AVAILABLE, cause.clone())];
+            (findings, Readiness::Reconciling(cause.clone()))
+        }
+        (Ok(_), Some(Err(cause))) => {
+            (vec![accepted, Finding::fails(BROKER_AVAILABLE, cause.clone())], Readiness::Reconciling(cause.clone()))
+        }
+        (Ok(login), None) if !condition::is_true(previous, BROKER_AVAILABLE, generation) => {
+            let cause = Cause::new("AwaitingBroker", format!("the operator logs in at the broker at {}", login.address()));
+            (vec![accepted, Finding::unknown(BROKER_AVAILABLE, cause.clone())], Readiness::Reconciling(cause))
+        }
+        // Before the first answer to an operator that has just started, what the one before it has proven holds.
+        (Ok(login), Some(Ok(())) | None) => {
+            let message = format!("the broker at {} has accepted the operator's login as {}", login.address(), login.username);
+            let ready = Cause::new("Ready", "the broker is reached");
+            (vec![accepted, Finding::holds(BROKER_AVAILABLE, "BrokerAvailable", message)], Readiness::Ready(ready))
+        }
+    };
+    GatewayStatus {
+        observed_generation: generation,
+        address: gateway.spec.external.as_ref().map(|external| external.address.clone()),
+        devices: Some(observed.devices),
+        clients: None,
+        certificate: None,
+        conditions: condition::conditions(previous, generation, &findings, &readiness),
+    }
+}
+
+#[cfg(test)]
+#[path = "external_tests.rs"]
+mod tests;

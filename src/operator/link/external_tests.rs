@@ -1,0 +1,50 @@
+use super::*;
+
+fn login(password: &'static str) -> Login {
+    Login {
+        host: "mqtt.example.org".to_owned(),
+        port: 8883,
+        client_id: "fwo0".to_owned(),
+        username: "fleet".to_owned(),
+        password: password.into(),
+        tls: None,
+        hears_connections: true,
+    }
+}
+
+#[test]
+fn each_failure_has_its_reason_and_says_nothing_of_the_password() {
+    let connection = |source| LinkError::Session(SessionError::Connection { address: String::new(), source: Box::new(source) });
+    let io = |kind: std::io::ErrorKind| std::io::Error::from(kind);
+    let refused = ConnectionError::ConnectionRefused;
+    for (error, reason) in [
+        (connection(refused(ConnectReturnCode::NotAuthorized)), "LoginRefused"),
+        (connection(refused(ConnectReturnCode::ClientIdentifierNotValid)), "LoginRefused"),
+        (connection(ConnectionError::Io(io(std::io::ErrorKind::ConnectionRefused))), "BrokerUnreachable"),
+        (connection(ConnectionError::Tls(TlsError::Io(io(std::io::ErrorKind::ConnectionRefused)))), "BrokerUnreachable"),
+        (connection(ConnectionError::Tls(TlsError::Io(std::io::Error::other("certificate has expired")))), "TlsFailed"),
+        (LinkError::Session(SessionError::Timeout { address: String::new() }), "BrokerUnreachable"),
+    ] {
+        let cause = cause(&login("sesame"), &error);
+        assert_eq!(cause.reason, reason, "{}", cause.message);
+        assert!(cause.message.contains("mqtt.example.org:8883") && !cause.message.contains("sesame"), "{}", cause.message);
+    }
+}
+
+#[test]
+fn an_outcome_is_that_of_the_login_that_holds() {
+    let (externals, gateway) = (SharedExternals::default(), GatewayKey::new("n", "g"));
+    externals.set(&gateway, Some(login("first")));
+    let first = externals.of(&gateway).unwrap().login.unwrap();
+    assert!(externals.tried(&gateway, &first, Ok(())) && !externals.tried(&gateway, &first, Ok(())), "the second time it is no news");
+    externals.set(&gateway, Some(login("first")));
+    assert_eq!(externals.of(&gateway).unwrap().outcome, Some(Ok(())), "the same login is as proven as before");
+
+    externals.set(&gateway, Some(login("second")));
+    assert_eq!(externals.of(&gateway).unwrap().outcome, None);
+    assert!(!externals.tried(&gateway, &first, Ok(())), "too late");
+    let second = externals.of(&gateway).unwrap().login.unwrap();
+    let refused = Cause::new("LoginRefused", "");
+    assert!(externals.tried(&gateway, &second, Err(refused.clone())));
+    assert_eq!(externals.of(&gateway).unwrap().outcome, Some(Err(refused)));
+}

@@ -1,0 +1,66 @@
+//! What the workers are given to read Gateways whose brokers run elsewhere: pure.
+//!
+//! The logins are files, each Gateway's in a folder of its own, so that a changed Secret reaches a running worker: it reads them at
+//! each connection. All are optional to the pod, for a Secret that is missing must not keep the workers from the other Gateways.
+
+use k8s_openapi::api::core::v1::{KeyToPath, ProjectedVolumeSource, SecretProjection, Volume, VolumeMount, VolumeProjection};
+use kube::ResourceExt;
+
+use super::validate::Valid;
+use crate::api::external::ExternalBroker;
+use crate::api::{Pipeline, name};
+use crate::configuration::agent::TLS_AUTHORITIES;
+use crate::configuration::ingest::{AUTHORITIES_FILE, ExternalAccess, IngestGateway, PASSWORD_FILE, USERNAME_FILE};
+
+/// Where the worker finds the logins.
+pub const FOLDER: &str = "/etc/fleetwright/gateways";
+
+const VOLUME: &str = "gateways";
+
+/// A Gateway whose broker runs elsewhere, as a worker knows it.
+#[must_use]
+pub fn gateway(pipeline: &Pipeline, name: &str, broker: &ExternalBroker) -> IngestGateway {
+    // An address that is none is one that nobody reaches; the Gateway's condition says so.
+    let (host, port) = broker.host_and_port().unwrap_or_default();
+    IngestGateway {
+        name: name.to_owned(),
+        host: host.to_owned(),
+        port,
+        external: Some(ExternalAccess {
+            client_id: name::external_ingest_client(&pipeline.uid().unwrap_or_default(), name),
+            tls: broker.tls.is_some(),
+            authorities: broker.tls.as_ref().is_some_and(|tls| tls.ca_secret_name.is_some()),
+        }),
+    }
+}
+
+/// The volume with the logins, and its place; `None` where none are needed.
+#[must_use]
+pub fn volume(valid: &Valid) -> Option<(Volume, VolumeMount)> {
+    let sources: Vec<VolumeProjection> = valid.externals.iter().flat_map(|(name, broker)| files(name, broker)).collect();
+    if sources.is_empty() {
+        return None;
+    }
+    let projected = ProjectedVolumeSource { default_mode: Some(0o440), sources: Some(sources), ..ProjectedVolumeSource::default() };
+    let volume = Volume { name: VOLUME.to_owned(), projected: Some(projected), ..Volume::default() };
+    let mount = VolumeMount { name: VOLUME.to_owned(), mount_path: FOLDER.to_owned(), read_only: Some(true), ..VolumeMount::default() };
+    Some((volume, mount))
+}
+
+fn files(gateway: &str, broker: &ExternalBroker) -> Vec<VolumeProjection> {
+    let file = |secret: &str, key: &str, file: &str| {
+        let item = KeyToPath { key: key.to_owned(), path: format!("{gateway}/{file}"), ..KeyToPath::default() };
+        let secret = SecretProjection { name: secret.to_owned(), items: Some(vec![item]), optional: Some(true) };
+        VolumeProjection { secret: Some(secret), ..VolumeProjection::default() }
+    };
+    let credentials = &broker.credentials_secret;
+    let authorities = broker.tls.as_ref().and_then(|tls| tls.ca_secret_name.as_deref());
+    [
+        Some(file(&credentials.name, &credentials.username_key, USERNAME_FILE)),
+        Some(file(&credentials.name, &credentials.password_key, PASSWORD_FILE)),
+        authorities.map(|secret| file(secret, TLS_AUTHORITIES, AUTHORITIES_FILE)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

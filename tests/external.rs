@@ -1,0 +1,233 @@
+//! A real Mosquitto that is not ours: its own passwords, its own certificate, client identifiers that are no user names.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper of a test fails by panicking")]
+
+mod common;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use common::free_port;
+use common::mosquitto::{Mosquitto, PATIENCE};
+use common::postgres::Postgres;
+use common::worker::Chain;
+use fleetwright::api::Device;
+use fleetwright::api::device::ConnectionState;
+use fleetwright::credential::{Password, hash};
+use fleetwright::operator::device::fleet::SharedFleet;
+use fleetwright::operator::device::key::GatewayKey;
+use fleetwright::operator::link::connections::Connections;
+use fleetwright::operator::link::external::cause;
+use fleetwright::operator::link::keep::{Ears, Link};
+use fleetwright::operator::link::metrics::Metrics;
+use fleetwright::operator::link::session::{Login, Tls};
+use fleetwright::operator::presence::follow::News;
+use fleetwright::runtime::tls::{Verification, client_configuration};
+use rcgen::{CertificateParams, KeyPair};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, timeout};
+
+const FLEET: (&str, &str) = ("fleet", "open sesame");
+const PRESS: (&str, &str) = ("press-1", "of the press");
+
+/// A broker of somebody else, with a plain listener and one with TLS.
+struct Foreign {
+    broker: Mosquitto,
+    tls_port: u16,
+    authority: String,
+}
+
+fn foreign() -> Foreign {
+    let folder = tempfile::tempdir().unwrap();
+    let key = KeyPair::generate().unwrap();
+    let authority = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
+    let entry = |(name, password): (&str, &str)| {
+        format!("{name}:{}\n", hash::hash("uid", name, &Password::given(password.as_bytes()).unwrap(), 101))
+    };
+    write(&folder, "passwords", &[entry(FLEET), entry(PRESS)].concat());
+    write(&folder, "broker.crt", &authority);
+    write(&folder, "broker.key", &key.serialize_pem());
+    let (port, tls_port) = (free_port(), free_port());
+    let path = folder.path().display();
+    let configuration = format!(
+        "log_dest stderr\nallow_anonymous false\npassword_file {path}/passwords\npersistence true\npersistence_location {path}/\n\
+         max_queued_messages 0\nmax_inflight_messages 2000\nlistener {port} 127.0.0.1\nlistener {tls_port} 127.0.0.1\ncertfile {path}/broker.crt\n\
+         keyfile {path}/broker.key\n"
+    );
+    Foreign { broker: Mosquitto::start(folder, &configuration, port), tls_port, authority }
+}
+
+fn write(folder: &TempDir, name: &str, content: &str) {
+    std::fs::write(folder.path().join(name), content).unwrap();
+}
+
+impl Foreign {
+    fn login(&self) -> Login {
+        let authorities = self.authority.clone().into_bytes();
+        let configuration = Arc::new(client_configuration(Verification::Authorities(&authorities)).unwrap());
+        Login {
+            host: "localhost".to_owned(),
+            port: self.tls_port,
+            client_id: "fwo0123456789abcdef".to_owned(),
+            username: FLEET.0.to_owned(),
+            password: Bytes::from_static(FLEET.1.as_bytes()),
+            tls: Some(Tls { authorities: Some(authorities), configuration }),
+            hears_connections: true,
+        }
+    }
+
+    fn say(&self, topic: &str, message: &str) {
+        let output = self.broker.publish(PRESS, &["-r", "-t", topic, "-m", message]);
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    /// Waits until it retains this for the device.
+    fn retains(&self, text: &str) {
+        let subscriber = self.broker.subscribe(PRESS, &["-i", PRESS.0, "-t", "devices/press-1/desired"]);
+        subscriber.wait_for(text);
+    }
+}
+
+/// A link as the operator keeps it.
+struct Operator {
+    news: mpsc::Receiver<News>,
+    anew: Arc<Notify>,
+    changes: mpsc::UnboundedSender<Arc<str>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Operator {
+    async fn start(foreign: &Foreign, fleet: SharedFleet) -> Self {
+        let (changes, devices) = mpsc::unbounded_channel();
+        let (reports, taken) = mpsc::channel(16);
+        let (sender, news) = mpsc::channel(16);
+        let gateway = GatewayKey::new("fleet", "plant-1");
+        let anew = Arc::new(Notify::new());
+        let connections = Connections::new(gateway.clone(), Instant::now(), 0);
+        let ears = Ears { connections, news: sender, anew: Arc::clone(&anew) };
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let mut link = Link::new(gateway, fleet, devices, reports, metrics).with_ears(ears);
+        let session = Link::begin(&foreign.login()).await.unwrap();
+        let task = tokio::spawn(async move {
+            link.run(session).await;
+            drop(taken);
+        });
+        Self { news, anew, changes, task }
+    }
+
+    /// What is told next: whether it is everything, and where which devices stand.
+    async fn told(&mut self) -> (bool, Vec<(String, ConnectionState)>) {
+        match timeout(PATIENCE, self.news.recv()).await.expect("news in time").unwrap() {
+            News::Heard { all, devices, .. } => {
+                (all, devices.iter().map(|(device, connection)| (device.to_string(), connection.state)).collect())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn desired_states_get_there_over_tls_and_devices_say_whether_they_are_connected() {
+    let foreign = foreign();
+    let fleet = SharedFleet::default();
+    foreign.say("devices/press-1/connection", "online");
+    let mut operator = Operator::start(&foreign, fleet.clone()).await;
+    let online = || vec![("press-1".to_owned(), ConnectionState::Online)];
+    assert_eq!(operator.told().await, (true, online()), "what it retains");
+
+    foreign.say("devices/press-1/connection", "offline");
+    assert_eq!(operator.told().await, (false, vec![("press-1".to_owned(), ConnectionState::Offline)]));
+    foreign.say("devices/press-1/connection", "no idea");
+    foreign.say("devices/press-1/connection", "online");
+    assert_eq!(operator.told().await, (false, online()), "what it cannot understand is nothing");
+    operator.anew.notify_one();
+    assert_eq!(operator.told().await, (true, online()), "all of it, when that is asked for");
+
+    let device = json!({
+        "apiVersion": "fleetwright.io/v1alpha1", "kind": "Device",
+        "metadata": {"name": "press-1", "namespace": "fleet", "uid": "1", "generation": 1},
+        "spec": {"gatewayRef": {"name": "plant-1"}, "desired": {"samplingSeconds": 5}},
+    });
+    fleet.lock().device_applied(&serde_json::from_value::<Device>(device).unwrap());
+    operator.changes.send("press-1".into()).unwrap();
+    foreign.retains(r#"{"generation":1,"desired":{"samplingSeconds":5}}"#);
+    assert!(foreign.broker.log().contains("as fwo0123456789abcdef"), "{}", foreign.broker.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_fails_says_why() {
+    let foreign = foreign();
+    let stranger = KeyPair::generate().unwrap();
+    let stranger = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&stranger).unwrap().pem();
+    let trusting_stranger = Arc::new(client_configuration(Verification::Authorities(stranger.as_bytes())).unwrap());
+    let plain = || Login { tls: None, ..foreign.login() };
+    for (name, login, reason) in [
+        ("another password", Login { password: Bytes::from_static(b"sesame"), ..foreign.login() }, "LoginRefused"),
+        (
+            "another authority",
+            Login { tls: Some(Tls { authorities: None, configuration: trusting_stranger }), ..foreign.login() },
+            "TlsFailed",
+        ),
+        ("another name", Login { host: "127.0.0.1".to_owned(), ..foreign.login() }, "TlsFailed"),
+        ("TLS where there is none", Login { port: foreign.broker.port, ..foreign.login() }, "TlsFailed"),
+        ("no TLS where there is", plain(), "BrokerUnreachable"),
+        ("nobody there", Login { port: free_port(), ..plain() }, "BrokerUnreachable"),
+        ("nobody there with TLS", Login { port: free_port(), ..foreign.login() }, "BrokerUnreachable"),
+        ("no such host", Login { host: "nowhere.invalid".to_owned(), ..plain() }, "BrokerUnreachable"),
+    ] {
+        let error = Link::begin(&login).await.expect_err(name);
+        let cause = cause(&login, &error);
+        assert_eq!(cause.reason, reason, "{name}: {}", cause.message);
+        assert!(!cause.message.contains("sesame"), "{}", cause.message);
+    }
+}
+
+#[tokio::test]
+async fn a_worker_reads_it_with_the_login_of_the_files_and_loses_nothing() {
+    let foreign = foreign();
+    let gateway = json!({
+        "name": "plant-1", "host": "localhost", "port": foreign.tls_port,
+        "external": {"clientId": "fwi0123456789abcdef", "tls": true, "authorities": true},
+    });
+    let files =
+        [("gateways/plant-1/username", FLEET.0), ("gateways/plant-1/password", "wrong"), ("gateways/plant-1/ca.crt", &foreign.authority)];
+    let decode = json!({"time": {"pointer": "/ts", "unit": "Milliseconds"}, "fields": [{"name": "rms", "type": "Float64"}]});
+    let Foreign { broker, .. } = foreign;
+    let mut chain = Chain::start_reading(broker, gateway, &files, "devices/{device}/telemetry", &decode, Postgres::shared().await).await;
+    chain.worker.wait_not_ready("NotAuthorized");
+    // The Secret is put right, and the file follows.
+    chain.worker.write("gateways/plant-1/password", &format!("{}\n", FLEET.1));
+    chain.worker.wait_ready();
+    let start = 1_777_863_721_500_u64;
+    let publish = |chain: &Chain, range: std::ops::Range<u64>| {
+        let padding = "x".repeat(2_000);
+        let lines: Vec<String> = range.map(|n| format!(r#"{{"ts":{},"rms":{n},"padding":"{padding}"}}"#, start + n)).collect();
+        chain.broker.publish_lines(PRESS, &["-t", "devices/press-1/telemetry"], &lines.join("\n"));
+    };
+    publish(&chain, 0..100);
+    chain.wait_for("SELECT count(*) FROM vibration", 100).await;
+
+    // While it is away the broker queues: more than fits into one record, or into one read.
+    assert!(chain.worker.stop());
+    publish(&chain, 100..2_100);
+    chain.start_worker(None);
+    chain.wait_for("SELECT count(*) FROM vibration", 2_100).await;
+    assert_eq!(chain.count("SELECT count(*) FROM fleetwright.dead_letter").await, 0);
+
+    // And so it does when the broker itself is interrupted.
+    chain.broker.stop();
+    chain.worker.wait_not_ready("gateway plant-1");
+    chain.broker.start_again();
+    chain.worker.wait_ready();
+    publish(&chain, 2_100..2_200);
+    chain.wait_for("SELECT count(*) FROM vibration", 2_200).await;
+    assert!(chain.broker.log().contains("as fwi0123456789abcdef (p5, c0, k20, u'fleet')"), "{}", chain.broker.log());
+}
