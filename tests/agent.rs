@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test fails by panicking")]
 
+#[path = "agent/certificate.rs"]
+mod certificate;
 mod common;
 #[path = "agent/renewal.rs"]
 mod renewal;
@@ -15,16 +17,21 @@ use common::free_port;
 use common::mosquitto::{Mosquitto, PATIENCE, wait_until};
 use fleetwright::agent::driver::{BROKER_CHECK, Driver, Places};
 use fleetwright::agent::metrics::Metrics;
+use fleetwright::agent::presence::follow::Follower;
+use fleetwright::agent::presence::{self, Presence};
 use fleetwright::agent::presentation::Presented;
 use fleetwright::agent::session::Address;
 use fleetwright::agent::state::{Change, Origin, Subject};
 use fleetwright::api::Gateway;
 use fleetwright::api::device::{Access, Acl};
 use fleetwright::certificate::fingerprint;
-use fleetwright::configuration::agent::{AgentConfiguration, DATA_FOLDER, LOG_FOLDER, RUNTIME_FOLDER, TlsListener};
+use fleetwright::configuration::agent::{
+    AgentConfiguration, CLIENT_AUTHORITIES_FILE, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FOLDER, RUNTIME_FOLDER, TlsListener,
+};
 use fleetwright::credential::shard::{Data, Shard, revision};
 use fleetwright::credential::{Entry, Password, hash};
 use fleetwright::operator::gateway::build::mosquitto_configuration;
+use fleetwright::operator::gateway::client_authority::ClientTrust;
 use fleetwright::operator::gateway::tls::Certificates;
 use fleetwright::operator::gateway::validate::Valid;
 use fleetwright::runtime::readiness::Readiness;
@@ -41,6 +48,7 @@ const TLS_SECRET: &str = "plant-1-tls";
 
 /// An agent that runs, and what a test sees of it.
 struct Agent {
+    registry: prometheus::Registry,
     changes: mpsc::Sender<Change>,
     proven: watch::Receiver<Option<BTreeMap<usize, String>>>,
     presented: watch::Receiver<Option<Presented>>,
@@ -52,7 +60,8 @@ struct Agent {
 
 impl Agent {
     fn start(folder: &Path, internal_port: u16, tls_listeners: &[TlsListener]) -> Self {
-        let metrics = Arc::new(Metrics::register(&prometheus::Registry::new()).unwrap());
+        let registry = prometheus::Registry::new();
+        let metrics = Arc::new(Metrics::register(&registry).unwrap());
         let readiness = Readiness::awaiting([BROKER_CHECK]);
         let (changes, incoming) = mpsc::channel(16);
         let (proofs, proven) = watch::channel(None);
@@ -69,11 +78,23 @@ impl Agent {
             tls_listeners: tls_listeners.to_vec(),
             host_names: vec!["127.0.0.1".to_owned()],
         };
-        let driver = Driver::new(places, &configuration, incoming, proofs, presentations, readiness.clone(), Arc::clone(&metrics));
+        let presence = Presence::new();
+        let driver = Driver::new(places, &configuration, incoming, proofs, presentations, readiness.clone(), Arc::clone(&metrics))
+            .with_presence(presence.clone());
         let first_written = driver.first_written();
         let shutdown = CancellationToken::new();
+        let presence_metrics = presence::metrics::Metrics::register(&registry).unwrap();
+        let follower = Follower::new(&folder.join("log"), &folder.join("mosquitto.conf"), presence, presence_metrics);
+        tokio::spawn(follower.run(shutdown.clone()));
         tokio::spawn(driver.run(shutdown.clone()));
-        Self { changes, proven, presented, readiness, metrics, first_written, _stop: shutdown.drop_guard() }
+        Self { registry, changes, proven, presented, readiness, metrics, first_written, _stop: shutdown.drop_guard() }
+    }
+
+    /// How many clients it counts as refused.
+    fn refused(&self) -> f64 {
+        let families = self.registry.gather();
+        let refused = families.iter().filter(|family| family.name() == "fleetwright_broker_refused_total");
+        refused.flat_map(prometheus::proto::MetricFamily::get_metric).map(|metric| metric.get_counter().get_value()).sum()
     }
 
     async fn shard(&self, users: &[Entry]) -> String {
@@ -103,21 +124,33 @@ struct Site {
     folder: TempDir,
     internal_port: u16,
     port: u16,
+    /// Of all listeners that are declared.
+    ports: Vec<u16>,
     tls_listeners: Vec<TlsListener>,
 }
 
 impl Site {
     fn new(spec: &Value) -> Self {
+        Self::trusting(spec, None)
+    }
+
+    /// A Gateway whose devices' certificates are signed by `trusted` (PEM).
+    fn trusting(spec: &Value, trusted: Option<&str>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("data")).unwrap();
         std::fs::create_dir(folder.path().join("log")).unwrap();
-        let (internal_port, port) = (free_port(), free_port());
+        let internal_port = free_port();
         let object = json!({
             "apiVersion": "fleetwright.io/v1alpha1", "kind": "Gateway", "metadata": {"name": "plant-1", "namespace": "fleet"}, "spec": spec
         });
         let mut gateway: Gateway = serde_json::from_value(object).unwrap();
-        gateway.spec.listeners[0].port = i32::from(port);
-        let tls_secrets: Vec<String> = gateway.spec.listeners[0].tls_secret("plant-1").into_iter().collect();
+        let ports: Vec<u16> = gateway.spec.listeners.iter().map(|_| free_port()).collect();
+        let mut tls_listeners = Vec::new();
+        for (listener, port) in gateway.spec.listeners.iter_mut().zip(&ports) {
+            listener.port = i32::from(*port);
+            tls_listeners.extend(listener.tls_secret("plant-1").map(|secret| TlsListener { port: *port, secret }));
+        }
+        let tls_secrets: Vec<String> = tls_listeners.first().map(|listener| listener.secret.clone()).into_iter().collect();
         let queued_bytes = gateway.spec.limits.queued_bytes_per_client.to_units().unwrap();
         let valid = Valid {
             namespace: "fleet".to_owned(),
@@ -125,19 +158,25 @@ impl Site {
             spec: gateway.spec,
             memory_limit: Some(256 << 20),
             queued_bytes,
-            tls_secrets: tls_secrets.clone(),
+            tls_secrets,
             tls: Certificates::default(),
+            clients: ClientTrust { trusted: trusted.map(str::to_owned), ..ClientTrust::default() },
             awaiting: None,
         };
         let place = |name: &str| folder.path().join(name).display().to_string();
-        let configuration = mosquitto_configuration(&valid)
+        if let Some(trusted) = trusted {
+            std::fs::write(folder.path().join(CLIENT_AUTHORITIES_FILE), trusted).unwrap();
+        }
+        let mut configuration = mosquitto_configuration(&valid)
+            .replace(CONFIGURATION_FOLDER, &folder.path().display().to_string())
             .replace(RUNTIME_FOLDER, &place("run"))
             .replace(DATA_FOLDER, &place("data"))
             .replace(LOG_FOLDER, &place("log"))
-            .replace("listener 1884\n", &format!("listener {internal_port} 127.0.0.1\n"))
-            .replace(&format!("listener {port}\n"), &format!("listener {port} 127.0.0.1\n"));
-        let tls_listeners = tls_secrets.into_iter().map(|secret| TlsListener { port, secret }).collect();
-        Self { configuration, folder, internal_port, port, tls_listeners }
+            .replace("listener 1884\n", &format!("listener {internal_port} 127.0.0.1\n"));
+        for port in &ports {
+            configuration = configuration.replace(&format!("listener {port}\n"), &format!("listener {port} 127.0.0.1\n"));
+        }
+        Self { configuration, folder, internal_port, port: ports[0], ports, tls_listeners }
     }
 
     /// The broker with its agent, which has proven these users.

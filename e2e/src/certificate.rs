@@ -35,6 +35,15 @@ impl Authority {
         self.folder.path().join("ca.crt")
     }
 
+    /// A Secret of type `kubernetes.io/tls` with the authority itself, and its key.
+    #[must_use]
+    pub fn own_secret(&self, name: &str) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": {"name": name},
+            "stringData": {"tls.crt": self.issuer.pem(), "tls.key": self.issuer.key().serialize_pem()},
+        })
+    }
+
     /// A Secret of type `kubernetes.io/tls` with a fresh certificate for a host name.
     pub fn secret(&self, name: &str, host: &str) -> Result<Value> {
         self.secret_until(name, host, 2040)

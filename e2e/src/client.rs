@@ -29,19 +29,22 @@ pub struct Listener {
 
     /// File with the certificate of the authority that signed the broker's; without it, the listener is plain.
     pub authority: Option<std::path::PathBuf>,
+
+    /// Files with the certificate and the key of a client that has such.
+    pub identity: Option<(std::path::PathBuf, std::path::PathBuf)>,
 }
 
 impl Listener {
     /// A plain listener on 1883.
     #[must_use]
     pub fn plain(host: impl Display) -> Self {
-        Self { host: host.to_string(), port: 1883, authority: None }
+        Self { host: host.to_string(), port: 1883, authority: None, identity: None }
     }
 
     /// A listener with TLS on 8883.
     #[must_use]
     pub fn tls(host: impl Display, authority: &Path) -> Self {
-        Self { host: host.to_string(), port: 8883, authority: Some(authority.to_owned()) }
+        Self { host: host.to_string(), port: 8883, authority: Some(authority.to_owned()), identity: None }
     }
 
     /// Waits until it can be reached: the Service of a pod that has just become ready may refuse connections, or swallow them, for
@@ -53,16 +56,23 @@ impl Listener {
     }
 
     pub(crate) fn settings(&self) -> Value {
-        json!({"host": self.host, "port": self.port, "ca": self.authority})
+        json!({"host": self.host, "port": self.port, "ca": self.authority, "identity": self.identity})
     }
 }
 
-/// Publishes one message at QoS 1 with `mosquitto_pub`, which succeeds once the broker has acknowledged it.
+/// Publishes one message at QoS 1 with `mosquitto_pub`, which succeeds once the broker has acknowledged it. An empty user name is not
+/// sent.
 pub async fn mosquitto_pub(listener: &Listener, username: &str, password: &str, topic: &str, payload: &str) -> Result<()> {
     listener.reach().await?;
     let mut command = Command::new("mosquitto_pub");
     command.args(["-V", "mqttv5", "-q", "1", "-h", &listener.host, "-p", &listener.port.to_string()]);
-    command.args(["-u", username, "-P", password, "-t", topic, "-m", payload]);
+    command.args(["-t", topic, "-m", payload]);
+    if !username.is_empty() {
+        command.args(["-u", username, "-P", password]);
+    }
+    if let Some((certificate, key)) = &listener.identity {
+        command.arg("--cert").arg(certificate).arg("--key").arg(key);
+    }
     if let Some(authority) = &listener.authority {
         command.arg("--cafile").arg(authority);
     }

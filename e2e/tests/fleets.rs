@@ -136,7 +136,8 @@ async fn provisioned(fleet: &Fleet, port: u16) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let authority = folder.path().join("ca.crt");
     std::fs::write(&authority, said("ca.crt").await?)?;
-    let listener = Listener { host: said("gateway").await?, port: said("port").await?.parse()?, authority: Some(authority) };
+    let listener =
+        Listener { host: said("gateway").await?, port: said("port").await?.parse()?, authority: Some(authority), identity: None };
     ensure!(listener.port == port, "the port is {}", listener.port);
     let uri = said("uri").await?;
     ensure!(uri == format!("mqtts://{}:{port}", listener.host), "the URI is {uri}");

@@ -62,6 +62,11 @@ fn gateways() -> Vec<Case> {
         (changed("/spec/storage", json!({"size": "1 GB"})), "spec.storage.size"),
         (changed("/spec/resources", json!({"limits": {"memory": "-1"}})), "spec.resources.limits.memory"),
         (changed("/spec/unknown", json!(1)), "unknown"),
+        (
+            changed("/spec/listeners", json!([{"name": "a", "port": 8884, "tls": {"authentication": "Certificate"}}])),
+            "needs spec.clientAuthority",
+        ),
+        (changed("/spec/clientAuthority", json!({"secretName": "ca", "validity": "always"})), "spec.clientAuthority.validity"),
     ]
 }
 
@@ -113,9 +118,13 @@ fn devices() -> Vec<Case> {
         with(device("press-1", "plant-1"), "/spec/authorization", json!({"acls": [{"topic": topic, "access": access}]}))
     };
     let password = |password: Value| with(device("press-1", "plant-1"), "/spec/authentication", json!({"password": password}));
+    let x509 = |name: &str, x509: Value| with(device(name, "plant-1"), "/spec/authentication", json!({"x509": x509}));
     vec![
         (device(&"d".repeat(201), "plant-1"), "at most 200 characters"),
         (device("press-1", ""), "spec.gatewayRef.name"),
+        (x509(&"d".repeat(65), json!({"certificateSigningRequest": "x"})), "at most 64 characters"),
+        (x509("press-1", json!({})), "certificateSigningRequest"),
+        (x509("press-1", json!({"certificateSigningRequest": "x".repeat(16385)})), "certificateSigningRequest"),
         (device("press-1", &"g".repeat(41)), "spec.gatewayRef.name"),
         (with(device("press-1", "plant-1"), "/spec", json!({})), "gatewayRef"),
         (acl("$SYS/#", "Read"), "topics that start with $ belong to the broker"),

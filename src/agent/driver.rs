@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::files::{self, WriteFile};
 use super::metrics::Metrics;
+use super::presence::Presence;
 use super::presentation::{Presentation, Presented};
 use super::process;
 use super::session::{Address, LoginError, Session, end_session};
@@ -148,6 +149,13 @@ impl Driver {
             readiness,
             metrics,
         }
+    }
+
+    /// The same, which says beforehand which refused clients are its own.
+    #[must_use]
+    pub fn with_presence(mut self, presence: Presence) -> Self {
+        self.presentation = self.presentation.with_presence(presence);
+        self
     }
 
     /// Cancelled once the files are there for the first time: from then on Mosquitto can start.

@@ -11,7 +11,9 @@ use thiserror::Error;
 use tracing::warn;
 
 use super::state::{Change, Content, Origin, Subject};
-use crate::configuration::agent::{ACL_FILE, PASSWORD_FILE, PREVIOUS_PASSWORD_FILE, TLS_CERTIFICATE, TLS_KEY, tls_folder};
+use crate::configuration::agent::{
+    ACL_FILE, CERTIFICATE_KEYS_FILE, PASSWORD_FILE, PREVIOUS_PASSWORD_FILE, TLS_CERTIFICATE, TLS_KEY, tls_folder,
+};
 use crate::credential::file::BrokerFiles;
 
 /// For the owner alone, who Mosquitto is too.
@@ -43,6 +45,7 @@ pub fn write_all(folder: &Path, content: &Content, files: &BrokerFiles) -> Resul
         write(&folder.join(TLS_KEY), &certificate.key)?;
     }
     write(&folder.join(ACL_FILE), files.acls.as_bytes())?;
+    write(&folder.join(CERTIFICATE_KEYS_FILE), files.certificate_keys.as_bytes())?;
     write(&folder.join(PREVIOUS_PASSWORD_FILE), files.previous_passwords.as_bytes())?;
     write(&folder.join(PASSWORD_FILE), files.passwords.as_bytes())
 }

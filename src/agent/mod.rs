@@ -102,7 +102,8 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
         data: arguments.data,
         broker: Address { host: arguments.broker_host, port: arguments.broker_port },
     };
-    let driver = Driver::new(places, &configuration, incoming, proven, presented, readiness.clone(), Arc::clone(&metrics));
+    let driver = Driver::new(places, &configuration, incoming, proven, presented, readiness.clone(), Arc::clone(&metrics))
+        .with_presence(presence.clone());
     let first_written = driver.first_written();
     let client = client().await;
     if let Some(client) = client.clone() {

@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tracing::{debug, info, warn};
 
+use super::presence::Presence;
 use crate::certificate::fingerprint;
 use crate::certificate::server::{CertificateError, ServerCertificate, validity};
 use crate::configuration::agent::{PresentedCertificate, TlsListener};
@@ -88,6 +89,8 @@ pub struct Presentation {
     host: String,
     listeners: Vec<TlsListener>,
     presented: watch::Sender<Option<Presented>>,
+    /// Where refusals are counted, those of these handshakes apart.
+    presence: Presence,
     /// Fingerprints by Secret, once every listener has shown these and no others.
     settled: Option<BTreeMap<String, String>>,
     next: Option<Instant>,
@@ -99,7 +102,15 @@ impl Presentation {
     /// Of these listeners on `host`, an IP address. Tells in `presented` what was seen; `None` before the first look.
     #[must_use]
     pub fn new(host: &str, listeners: &[TlsListener], presented: watch::Sender<Option<Presented>>) -> Self {
-        Self { host: host.to_owned(), listeners: listeners.to_vec(), presented, settled: None, next: None, pause: FIRST_PAUSE, since: None }
+        let (host, listeners, presence) = (host.to_owned(), listeners.to_vec(), Presence::new());
+        Self { host, listeners, presented, presence, settled: None, next: None, pause: FIRST_PAUSE, since: None }
+    }
+
+    /// The same, which says there which refused clients are its own.
+    #[must_use]
+    pub fn with_presence(mut self, presence: Presence) -> Self {
+        self.presence = presence;
+        self
     }
 
     /// The broker has ended, and another may present something else.
@@ -126,7 +137,7 @@ impl Presentation {
 
     /// Looks at all listeners, and again later where one does not present its certificate of these.
     pub async fn look(&mut self, certificates: &BTreeMap<String, ServerCertificate>) {
-        let seen = join_all(self.listeners.iter().map(|listener| shown(&self.host, listener.port))).await;
+        let seen = join_all(self.listeners.iter().map(|listener| shown(&self.host, listener.port, &self.presence))).await;
         let mut presented = self.presented.borrow().clone().unwrap_or_default();
         presented.retain(|secret, _| certificates.contains_key(secret));
         let mut outstanding = Vec::new();
@@ -198,12 +209,12 @@ fn judge(mut seen: Vec<PresentedCertificate>, wanted: Option<&str>) -> Option<(P
 }
 
 /// The certificates that a listener presents, and has the keys of: at least one.
-async fn shown(host: &str, port: u16) -> Result<Vec<PresentedCertificate>, HandshakeError> {
+async fn shown(host: &str, port: u16, presence: &Presence) -> Result<Vec<PresentedCertificate>, HandshakeError> {
     let mut shown = Vec::new();
     let mut refusal = None;
     // One after the other: each takes one of the listener's connections.
     for kind in KeyKind::ALL {
-        match handshake(host, port, kind).await {
+        match handshake(host, port, kind, presence).await {
             Ok(certificate) => shown.push(certificate),
             Err(error) if error.is_refusal() => refusal = Some(error),
             Err(error) => return Err(error),
@@ -216,12 +227,14 @@ async fn shown(host: &str, port: u16) -> Result<Vec<PresentedCertificate>, Hands
 }
 
 /// What a listener presents to a client that asks for this kind of key.
-async fn handshake(host: &str, port: u16, kind: KeyKind) -> Result<PresentedCertificate, HandshakeError> {
+async fn handshake(host: &str, port: u16, kind: KeyKind, presence: &Presence) -> Result<PresentedCertificate, HandshakeError> {
     let configuration = client_configuration(Verification::UnverifiedOf(kind))?;
     let failed = |source| HandshakeError::Connect { port, source };
     let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(std::io::Error::other(error)))?;
     let shake = async {
         let stream = TcpStream::connect((host, port)).await?;
+        // A kind of key that the listener does not have, or a certificate that it asks for and is not given: it refuses.
+        presence.expect_own(stream.local_addr()?);
         TlsConnector::from(Arc::new(configuration)).connect(name, stream).await
     };
     let stream = timeout(TIMEOUT, shake).await.map_err(|_| HandshakeError::Timeout { port })?.map_err(failed)?;

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::state::{Change, Origin, Subject};
 use crate::api::name::{MAX_SHARDS, auth_shard};
 use crate::configuration::agent::{AgentConfiguration, TLS_CERTIFICATE, TLS_KEY, shard_folder, tls_folder};
-use crate::credential::shard::{self, ACLS_KEY, COUNT_KEY, Data, PASSWORDS_KEY};
+use crate::credential::shard::{self, ACLS_KEY, CERTIFICATE_KEYS_KEY, COUNT_KEY, Data, PASSWORDS_KEY};
 use crate::runtime::error::chain;
 
 /// How long the API server has for its first answers before the volume stands in. The volume is a minute behind.
@@ -59,14 +59,16 @@ async fn fall_back(
 /// What the volume holds.
 #[must_use]
 pub fn mounted(folder: &Path, tls_secrets: &[String]) -> Vec<Change> {
-    let read = |subject: Subject, part: &str, keys: &[&str]| {
+    let read = |subject: Subject, part: &str, keys: &[&str], optional: &[&str]| {
         let value = |key: &&str| Some(((*key).to_owned(), ByteString(std::fs::read(folder.join(part).join(key)).ok()?)));
         // All keys or none: the kubelet swaps the folder as a whole.
         let data: Option<Data> = keys.iter().map(value).collect();
-        Some(Change { subject, data: Some(data?), origin: Origin::Volume })
+        let data = data?.into_iter().chain(optional.iter().filter_map(value)).collect();
+        Some(Change { subject, data: Some(data), origin: Origin::Volume })
     };
-    let shard = |number| read(Subject::Shard(number), &shard_folder(number), &[PASSWORDS_KEY, ACLS_KEY, COUNT_KEY]);
-    let tls = |secret: &String| read(Subject::Tls(secret.clone()), &tls_folder(secret), &[TLS_CERTIFICATE, TLS_KEY]);
+    let shard =
+        |number| read(Subject::Shard(number), &shard_folder(number), &[PASSWORDS_KEY, ACLS_KEY, COUNT_KEY], &[CERTIFICATE_KEYS_KEY]);
+    let tls = |secret: &String| read(Subject::Tls(secret.clone()), &tls_folder(secret), &[TLS_CERTIFICATE, TLS_KEY], &[]);
     (0..MAX_SHARDS).filter_map(shard).chain(tls_secrets.iter().filter_map(tls)).collect()
 }
 
@@ -151,12 +153,14 @@ mod tests {
         for key in [PASSWORDS_KEY, ACLS_KEY, COUNT_KEY] {
             write("shards/3", key);
         }
+        write("shards/3", CERTIFICATE_KEYS_KEY);
         write("shards/4", PASSWORDS_KEY);
         write("tls/a.b", TLS_CERTIFICATE);
         write("tls/a.b", TLS_KEY);
         write("tls/other", TLS_CERTIFICATE);
-        let subjects: Vec<Subject> =
-            mounted(folder.path(), &["a.b".to_owned(), "other".to_owned()]).into_iter().map(|change| change.subject).collect();
+        let mounted = mounted(folder.path(), &["a.b".to_owned(), "other".to_owned()]);
+        assert!(mounted[0].data.as_ref().unwrap().contains_key(CERTIFICATE_KEYS_KEY));
+        let subjects: Vec<Subject> = mounted.into_iter().map(|change| change.subject).collect();
         assert_eq!(subjects, [Subject::Shard(3), Subject::Tls("a.b".to_owned())]);
     }
 }

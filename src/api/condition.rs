@@ -24,7 +24,10 @@ pub const BROKER_AVAILABLE: &str = "BrokerAvailable";
 /// The broker presents certificates that clients can accept. There only where a listener has TLS.
 pub const CERTIFICATE_VALID: &str = "CertificateValid";
 
-/// Reason of [`CERTIFICATE_VALID`] that is True, and calls for action all the same.
+/// The Secret of a Gateway's client authority holds one that can sign. There only where the Gateway names one.
+pub const CLIENT_AUTHORITY_VALID: &str = "ClientAuthorityValid";
+
+/// Reason of [`CERTIFICATE_VALID`] and of [`CLIENT_AUTHORITY_VALID`] that is True, and calls for action all the same.
 pub const CERTIFICATE_EXPIRES_SOON: &str = "CertificateExpiresSoon";
 
 /// The broker dropped messages because a limit of the Gateway was reached. There only once it happened.

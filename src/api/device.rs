@@ -25,12 +25,14 @@ use super::unobserved;
     derive = "PartialEq",
     selectable = ".spec.gatewayRef.name",
     validation = ("size(self.metadata.name) <= 200", "a Device's name has at most 200 characters, since the name of its Secret derives from it"),
+    validation = ("!has(self.spec.authentication) || !has(self.spec.authentication.x509) || size(self.metadata.name) <= 64", "the name of a Device with authentication.x509 has at most 64 characters, since it becomes the common name of a certificate (RFC 5280)"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Gateway", type_ = "string", json_path = ".spec.gatewayRef.name"),
     printcolumn(name = "Connection", type_ = "string", json_path = ".status.connection.state"),
     printcolumn(name = "Enabled", type_ = "boolean", json_path = ".spec.enabled"),
     printcolumn(name = "Synced", type_ = "string", json_path = ".status.conditions[?(@.type==\"Synced\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Certificate", type_ = "string", json_path = ".status.certificate.notAfter", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     doc = "A Device is one thing that may connect to a Gateway. Its name is its MQTT user name and client identifier. It publishes under devices/<name>/ and nobody else's, and the broker accepts its credential within seconds of this object."
 )]
@@ -44,7 +46,8 @@ pub struct DeviceSpec {
     #[serde(default = "enabled")]
     pub enabled: bool,
 
-    /// How the device proves who it is. Left out: a generated password.
+    /// How the device proves who it is: by password, by certificate, or by either or both, as the Gateway's listeners ask. Left
+    /// out: a generated password.
     #[serde(default)]
     pub authentication: Authentication,
 
@@ -82,9 +85,28 @@ const fn enabled() -> bool {
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Authentication {
-    /// User name (the Device's name) and password.
+    /// User name (the Device's name) and password. With `x509` and without this, the device has no password; declare both
+    /// (`password: {}`) where it needs both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<PasswordAuthentication>,
+
+    /// A certificate, signed by the authority that the Gateway names (`spec.clientAuthority`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub x509: Option<CertificateAuthentication>,
+}
+
+/// Authentication by certificate.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateAuthentication {
+    /// A certificate signing request (PKCS #10, PEM), for instance from `openssl req -new -newkey ec -pkeyopt
+    /// ec_paramgen_curve:P-256 -nodes -keyout device.key -subj /CN=device`: made on the device, whose private key never leaves
+    /// it. Of the request only the public key counts (ECDSA P-256 or P-384, Ed25519, or RSA of 2048 to 8192 bits), and that its
+    /// signature is by that key; the subject is always the Device's name. The certificate comes back in `status.certificate`, and
+    /// is renewed there in time for the same key. With a request for another key, all certificates of the former key are refused,
+    /// and their sessions end.
+    #[schemars(length(min = 1, max = 16384))]
+    pub certificate_signing_request: String,
 }
 
 /// Authentication by password.
@@ -193,9 +215,13 @@ pub struct DeviceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,
 
-    /// The Secret that holds the device's password. Left out where the Gateway's broker is external.
+    /// The Secret that holds the device's password, where it has one. Left out where the Gateway's broker is external.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_secret: Option<CredentialsSecret>,
+
+    /// The certificate that was issued to the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<DeviceCertificate>,
 
     /// Whether the device is connected, from the broker's own record of connects and disconnects; where the Gateway's broker is
     /// external, from what the device publishes (see the Gateway's `spec.external`). Left out until it has
@@ -232,6 +258,7 @@ impl Default for DeviceStatus {
             observed_generation: unobserved(),
             username: None,
             credentials_secret: None,
+            certificate: None,
             connection: None,
             desired: None,
             reported: None,
@@ -272,6 +299,35 @@ pub struct CredentialsSecret {
 
     /// Digest of what the broker last proved to hold for this device: its salted password hash and its ACL. Tells
     /// whether a later change has reached the broker; says nothing of the password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+}
+
+/// A certificate that was issued to a device. Nothing in it is secret.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceCertificate {
+    /// The certificate (PEM), which the device presents with the private key that it holds.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub pem: String,
+
+    /// Its serial number, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub serial_number: String,
+
+    /// It expires at this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<Time>,
+
+    /// From this time on there is a new one here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal_time: Option<Time>,
+
+    /// Digest of the request and the authority that it was issued for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub issued_for: String,
+
+    /// Digest of what the broker last proved to hold for this device, as in `credentialsSecret.revision`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
 }

@@ -5,9 +5,11 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::client_authority::ClientAuthority;
 use super::external::ExternalBroker;
+pub use super::listener::{Listener, ListenerAuthentication, ListenerTls, Protocol};
 use super::resources::{ComputeResources, ResourceQuantity};
-use super::{name, unobserved};
+use super::unobserved;
 
 /// A Gateway is one MQTT broker for a site or a region: the operator runs a Mosquitto for it, with its storage,
 /// Services, credentials and limits; or `external` names one that runs elsewhere. Devices name the Gateway they connect to;
@@ -25,6 +27,7 @@ use super::{name, unobserved};
     derive = "PartialEq",
     validation = ("size(self.metadata.name) <= 40", "a Gateway's name has at most 40 characters, since the names of its pods and Services derive from it"),
     validation = ("has(self.spec.external) == has(oldSelf.spec.external)", "a Gateway is either a broker that the operator runs or an external one, for good: create another Gateway"),
+    validation = ("has(self.spec.clientAuthority) || !self.spec.listeners.exists(l, has(l.tls) && l.tls.authentication != 'Password')", "a listener whose tls.authentication asks for certificates needs spec.clientAuthority, which says who signs them"),
     validation = ("!self.metadata.name.contains('.')", "a Gateway's name has no dots, since its Service carries the same name"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.address"),
@@ -39,6 +42,7 @@ use super::{name, unobserved};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("!has(self.external) || (self.listeners.size() == 1 && self.listeners.all(l, l.name == 'mqtt' && l.port == 1883 && !has(l.tls)))", "an external broker has its own listeners: leave out listeners"))]
 #[x_kube(validation = ("!has(self.external) || (self.storage.size == '1Gi' && !has(self.storage.storageClassName))", "an external broker has its own storage: leave out storage"))]
+#[x_kube(validation = ("!has(self.external) || !has(self.clientAuthority)", "an external broker has its own authority of clients: leave out clientAuthority"))]
 #[x_kube(validation = ("!has(self.external) || self.durability == 'Process'", "an external broker has its own durability: leave out durability"))]
 #[x_kube(validation = ("!has(self.external) || (self.limits.maxConnections == 20000 && self.limits.queuedBytesPerClient == '256Mi' && self.limits.maxMessageBytes == 1048576)", "an external broker has its own limits: leave out limits"))]
 #[x_kube(validation = ("!has(self.external) || (self.resources.limits.size() == 1 && self.resources.requests.size() == 2 && self.resources.limits['memory'] == '512Mi' && self.resources.requests['memory'] == '64Mi' && self.resources.requests['cpu'] == '50m')", "an external broker has its own resources: leave out resources"))]
@@ -65,6 +69,11 @@ pub struct GatewaySpec {
     #[x_kube(validation = ("self.all(a, self.exists_one(b, a.port == b.port))", "each port may be used by one listener only"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub listeners: Vec<Listener>,
+
+    /// Who signs the certificates by which devices prove who they are: those Devices that give a certificate signing request
+    /// (`authentication.x509`), on those listeners whose `tls.authentication` asks for certificates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_authority: Option<ClientAuthority>,
 
     /// The volume on which the broker keeps retained messages and the queues of sessions that are away.
     /// Cannot be changed later: a volume claim of a StatefulSet is immutable in Kubernetes.
@@ -104,62 +113,6 @@ fn default_resources() -> ComputeResources {
         limits: [("memory".to_owned(), "512Mi".into())].into(),
         requests: [("cpu".to_owned(), "50m".into()), ("memory".to_owned(), "64Mi".into())].into(),
     }
-}
-
-/// One port of the broker.
-#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Listener {
-    /// Name of the listener, and of the port in the Service: lower case letters, digits and dashes, at most 15 characters.
-    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
-    pub name: String,
-
-    /// TCP port, 1024 to 65535 (the broker runs without privileges; a Service can map a lower one). 1884 and 9090 are
-    /// taken by the operator's own listener and the agent's probes.
-    #[schemars(range(min = 1024, max = 65535))]
-    #[x_kube(validation = ("self != 1884 && self != 9090", "ports 1884 and 9090 are used by Fleetwright itself: choose another port"))]
-    pub port: i32,
-
-    /// Protocol spoken: `Mqtt` is MQTT 3.1.1 and 5.0 over TCP.
-    #[serde(default)]
-    pub protocol: Protocol,
-
-    /// Encrypts the listener with TLS 1.2 or 1.3; `tls: {}` is enough for that. Left out: plain TCP.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls: Option<ListenerTls>,
-}
-
-/// TLS of a listener.
-#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ListenerTls {
-    /// Secret of type `kubernetes.io/tls` in this namespace, with the keys `tls.crt` (the chain, leaf first) and
-    /// `tls.key`, and for clients `ca.crt`; as cert-manager writes it, or `kubectl create secret tls`. The certificate has to be
-    /// for each of `service.hostNames`; without those, for `<gateway>.<namespace>.svc`. A renewed Secret is checked and then
-    /// reaches the running broker, and no client is disconnected; of a bad one the condition `CertificateValid` tells, and the
-    /// broker keeps the certificate that it has. Where the new key is of another kind (RSA, ECDSA), the broker presents the former
-    /// certificate beside the new one until its pod is deleted, and `CertificateValid` says so. Left out: the operator issues a certificate from an authority of this Gateway's
-    /// own, writes it to the Secret `<gateway>-tls` and renews it; clients trust that Secret's `ca.crt`. Should that Secret be
-    /// deleted, it is issued again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub secret_name: Option<String>,
-}
-
-impl Listener {
-    /// Secret with the listener's certificate, where it has TLS.
-    #[must_use]
-    pub fn tls_secret(&self, gateway: &str) -> Option<String> {
-        self.tls.as_ref().map(|tls| tls.secret_name.clone().unwrap_or_else(|| name::server_certificate(gateway)))
-    }
-}
-
-/// Protocol of a listener.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-pub enum Protocol {
-    /// MQTT 3.1.1 and 5.0 over TCP.
-    #[default]
-    Mqtt,
 }
 
 /// The broker's volume.
@@ -301,6 +254,7 @@ pub struct GatewayStatus {
     /// `Accepted`: the spec can be carried out. `BrokerAvailable`: the broker runs, and has accepted a login; of an external one, the
     /// operator's with the credentials of the Secret. It holds until an attempt fails, and then tells why
     /// (`BrokerUnreachable`, `TlsFailed`, `LoginRefused`, `SubscriptionRefused`).
+    /// `ClientAuthorityValid` (where `spec.clientAuthority` is given): the Secret holds an authority that can sign.
     /// `CertificateValid` (where a listener has TLS): each Secret holds a certificate that clients can accept, and the broker
     /// has proven in a handshake that it presents it; its reason is `CertificateExpiresSoon` from seven days before it expires on,
     /// and its message tells the last day. `Ready`: all of these. `Reconciling` or `Stalled`: why it is not.

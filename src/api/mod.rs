@@ -2,12 +2,14 @@
 //!
 //! Nothing here talks to anything. Doc comments on fields are the user's manual: `kubectl explain` prints them.
 
+pub mod client_authority;
 pub mod condition;
 pub mod crd;
 pub mod decode;
 pub mod device;
 pub mod external;
 pub mod gateway;
+pub mod listener;
 pub mod manual;
 pub mod name;
 pub mod pipeline;

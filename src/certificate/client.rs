@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, PublicKeyData, SerialNumber,
-    SignatureAlgorithm,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    SerialNumber, SignatureAlgorithm,
 };
 use rustls::SignatureScheme;
 use rustls_pki_types::pem::PemObject;
@@ -18,18 +18,19 @@ use x509_cert::der::{Decode, Encode};
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, KeyUsages};
 
 use super::request::SigningRequest;
-use super::server::{CertificateError, ServerCertificate};
-use super::{set_validity, timestamp};
+use super::server::{CertificateError, ServerCertificate, issued_by};
+use super::set_validity;
 
 /// A certificate is valid from this long before it was issued: a device's clock may be behind.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
 
-/// Signs the certificates of devices, and the list of those that are revoked.
+/// Signs the certificates of devices.
 pub struct ClientAuthority {
-    pub(super) issuer: Issuer<'static, AuthorityKey>,
+    issuer: Issuer<'static, AuthorityKey>,
     /// As PEM: the certificate that signs, then what else the Secret holds.
-    chain: String,
+    trusted: String,
     fingerprint: u64,
+    not_before: Timestamp,
     not_after: Timestamp,
 }
 
@@ -46,16 +47,22 @@ pub enum AuthorityError {
     )]
     NotAnAuthority,
 
-    /// One that may not sign what is needed.
+    /// One that may not sign certificates.
     #[error(
-        "the first certificate of tls.crt may not sign {what} (its keyUsage lacks {usage}): issue the client CA again with keyUsage keyCertSign and cRLSign"
+        "the first certificate of tls.crt may not sign certificates (its keyUsage lacks keyCertSign): issue the client CA again with it"
     )]
-    KeyUsage {
-        /// Certificates, or revocation lists.
-        what: &'static str,
-        /// As RFC 5280 section 4.2.1.3 calls it.
-        usage: &'static str,
-    },
+    KeyUsage,
+
+    /// Brokers trust roots alone.
+    #[error(
+        "neither tls.crt nor ca.crt holds the root of the client CA (a certificate signed by itself), and brokers accept no chain that \
+         ends before: put it into ca.crt"
+    )]
+    NoRoot,
+
+    /// What is to be trusted besides.
+    #[error("ca.crt cannot be read: expected PEM blocks `CERTIFICATE`")]
+    ParseTrusted,
 
     /// A key that signs in no way that is known here.
     #[error("the key of the client CA is of a kind that is not accepted: expected ECDSA P-256 or P-384, Ed25519, or RSA")]
@@ -92,7 +99,7 @@ impl Serial {
         Self((rand::random::<u64>() >> 1).max(1))
     }
 
-    pub(super) fn number(self) -> SerialNumber {
+    fn number(self) -> SerialNumber {
         SerialNumber::from(self.0)
     }
 }
@@ -103,20 +110,13 @@ impl fmt::Display for Serial {
     }
 }
 
-impl std::str::FromStr for Serial {
-    type Err = std::num::ParseIntError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        u64::from_str_radix(text, 16).map(Self)
-    }
-}
-
 impl ClientAuthority {
-    /// The authority of a Secret: `certificates` of `tls.crt`, the one that signs first, and `key` of `tls.key`.
+    /// The authority of a Secret: `certificates` of `tls.crt`, the one that signs first, `key` of `tls.key`, and what is trusted besides,
+    /// of `ca.crt`.
     ///
     /// # Errors
     /// When it cannot sign, now or ever.
-    pub fn parse(certificates: &[u8], key: &[u8], now: Timestamp) -> Result<Self, AuthorityError> {
+    pub fn parse(certificates: &[u8], key: &[u8], trusted: Option<&[u8]>, now: Timestamp) -> Result<Self, AuthorityError> {
         let pair = ServerCertificate::parse(certificates, key)?;
         pair.check_time(now)?;
         let first = CertificateDer::from_pem_slice(certificates).map_err(|_| CertificateError::NoCertificate)?;
@@ -128,9 +128,10 @@ impl ClientAuthority {
         let issuer = Issuer::from_ca_cert_der(&first, key).map_err(|_| AuthorityError::UnsupportedSubject)?;
         let authority = Self {
             issuer,
-            chain: String::from_utf8_lossy(certificates).trim().to_owned() + "\n",
-            fingerprint: fingerprint(&first),
-            not_after: timestamp(parsed.tbs_certificate.validity.not_after),
+            trusted: trusted_certificates(certificates, trusted.unwrap_or_default())?,
+            fingerprint: fingerprint(&parsed),
+            not_before: pair.not_before,
+            not_after: pair.not_after,
         };
         authority.repeats_subject(&parsed)?;
         Ok(authority)
@@ -139,12 +140,11 @@ impl ClientAuthority {
     /// What a client must see as issuer is what the authority calls itself, to the byte.
     fn repeats_subject(&self, own: &Certificate) -> Result<(), AuthorityError> {
         let unsupported = |_| AuthorityError::UnsupportedSubject;
-        let list = self.revocation_list(1, &[], Timestamp::UNIX_EPOCH).map_err(unsupported)?;
-        let list = rustls_pki_types::CertificateRevocationListDer::from_pem_slice(list.as_bytes())
-            .map_err(|_| AuthorityError::UnsupportedSubject)?;
-        let list = x509_cert::crl::CertificateList::from_der(&list).map_err(|_| AuthorityError::UnsupportedSubject)?;
+        let key = KeyPair::generate().map_err(unsupported)?;
+        let issued = CertificateParams::default().signed_by(&key, &self.issuer).map_err(unsupported)?;
+        let issued = Certificate::from_der(issued.der()).map_err(|_| AuthorityError::UnsupportedSubject)?;
         let bytes = |name: &x509_cert::name::Name| name.to_der().ok();
-        if bytes(&list.tbs_cert_list.issuer) == bytes(&own.tbs_certificate.subject) {
+        if bytes(&issued.tbs_certificate.issuer) == bytes(&own.tbs_certificate.subject) {
             Ok(())
         } else {
             Err(AuthorityError::UnsupportedSubject)
@@ -185,14 +185,21 @@ impl ClientAuthority {
 
     /// The certificates with which a broker checks those that were issued, as PEM.
     #[must_use]
-    pub fn chain(&self) -> &str {
-        &self.chain
+    pub fn trusted(&self) -> &str {
+        &self.trusted
     }
 
-    /// Tells one authority from another: the first 64 bits of the SHA-256 of its certificate.
+    /// Tells one authority from another: the first 64 bits of the SHA-256 of its name and its key. With a renewed certificate it is
+    /// the same one, and what it issued goes on being accepted.
     #[must_use]
     pub const fn fingerprint(&self) -> u64 {
         self.fingerprint
+    }
+
+    /// Valid from here on.
+    #[must_use]
+    pub const fn not_before(&self) -> Timestamp {
+        self.not_before
     }
 
     /// Valid up to here.
@@ -212,9 +219,33 @@ fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-fn fingerprint(certificate: &CertificateDer<'_>) -> u64 {
-    let digest: [u8; 32] = Sha256::digest(certificate).into();
+/// What cannot be encoded was not parsed.
+fn fingerprint(certificate: &Certificate) -> u64 {
+    let certificate = &certificate.tbs_certificate;
+    let mut hasher = Sha256::new();
+    hasher.update(certificate.subject.to_der().unwrap_or_default());
+    hasher.update(certificate.subject_public_key_info.to_der().unwrap_or_default());
+    let digest: [u8; 32] = hasher.finalize().into();
     u64::from_be_bytes(std::array::from_fn(|index| digest[index]))
+}
+
+/// The certificates of both, each once, as PEM; among them a root.
+fn trusted_certificates(certificates: &[u8], more: &[u8]) -> Result<String, AuthorityError> {
+    let mut trusted: Vec<CertificateDer<'_>> = Vec::new();
+    let mut rooted = false;
+    for der in CertificateDer::pem_slice_iter(certificates).chain(CertificateDer::pem_slice_iter(more)) {
+        let der = der.map_err(|_| AuthorityError::ParseTrusted)?;
+        let certificate = Certificate::from_der(&der).map_err(|_| AuthorityError::ParseTrusted)?;
+        rooted |= issued_by(&certificate, &certificate);
+        if !trusted.contains(&der) {
+            trusted.push(der);
+        }
+    }
+    if !rooted {
+        return Err(AuthorityError::NoRoot);
+    }
+    let format = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    Ok(trusted.iter().map(|der| pem::encode_config(&pem::Pem::new("CERTIFICATE", der.as_ref()), format)).collect())
 }
 
 fn check_usage(certificate: &Certificate) -> Result<(), AuthorityError> {
@@ -223,16 +254,15 @@ fn check_usage(certificate: &Certificate) -> Result<(), AuthorityError> {
         return Err(AuthorityError::NotAnAuthority);
     }
     // RFC 5280: where the extension is missing, everything is allowed.
-    let Ok(Some((_, usage))) = certificate.tbs_certificate.get::<KeyUsage>() else { return Ok(()) };
-    let needed = [(KeyUsages::KeyCertSign, "certificates", "keyCertSign"), (KeyUsages::CRLSign, "revocation lists", "cRLSign")];
-    match needed.into_iter().find(|(flag, ..)| !usage.0.contains(*flag)) {
-        Some((_, what, usage)) => Err(AuthorityError::KeyUsage { what, usage }),
-        None => Ok(()),
+    let usage = certificate.tbs_certificate.get::<KeyUsage>().ok().flatten();
+    if usage.is_some_and(|(_, usage)| !usage.0.contains(KeyUsages::KeyCertSign)) {
+        return Err(AuthorityError::KeyUsage);
     }
+    Ok(())
 }
 
 /// The authority's private key. Any encoding that a TLS Secret may have: what `openssl` and cert-manager write.
-pub(super) struct AuthorityKey {
+struct AuthorityKey {
     key: Arc<dyn rustls::sign::SigningKey>,
     algorithm: &'static SignatureAlgorithm,
     scheme: SignatureScheme,

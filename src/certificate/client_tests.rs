@@ -25,7 +25,7 @@ fn parameters() -> CertificateParams {
 
 fn parse(parameters: &CertificateParams, key: &KeyPair) -> Result<ClientAuthority, AuthorityError> {
     let certificate = parameters.self_signed(key).unwrap().pem();
-    ClientAuthority::parse(certificate.as_bytes(), key.serialize_pem().as_bytes(), now())
+    ClientAuthority::parse(certificate.as_bytes(), key.serialize_pem().as_bytes(), None, now())
 }
 
 fn authority() -> ClientAuthority {
@@ -48,7 +48,7 @@ fn issues_under_the_name_that_is_given() {
         let issued = authority.issue("press-0001", &request, days(90), now()).unwrap();
         let der = CertificateDer::from_pem_slice(issued.pem.as_bytes()).unwrap();
         let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(&der).unwrap();
-        let own = CertificateDer::from_pem_slice(authority.chain().as_bytes()).unwrap();
+        let own = CertificateDer::from_pem_slice(authority.trusted().as_bytes()).unwrap();
         let (_, own) = x509_parser::certificate::X509Certificate::from_der(&own).unwrap();
         certificate.verify_signature(Some(own.public_key())).unwrap();
         assert_eq!(certificate.issuer().as_raw(), own.subject().as_raw());
@@ -71,21 +71,6 @@ fn nothing_outlives_the_authority() {
 }
 
 #[test]
-fn revokes_until_its_own_end() {
-    let authority = authority();
-    let issued = authority.issue("press-1", &request(), days(1), now()).unwrap();
-    for revoked in [vec![], vec![(issued.serial, now())]] {
-        let pem = authority.revocation_list(7, &revoked, now()).unwrap();
-        let der = rustls_pki_types::CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).unwrap();
-        let (_, list) = x509_parser::revocation_list::CertificateRevocationList::from_der(&der).unwrap();
-        let serials: Vec<String> = list.iter_revoked_certificates().map(|revoked| format!("{:016x}", revoked.serial())).collect();
-        assert_eq!(serials, revoked.iter().map(|(serial, _)| serial.to_string()).collect::<Vec<_>>());
-        assert_eq!(list.next_update().unwrap().timestamp(), authority.not_after().as_second());
-        assert_eq!(list.crl_number().unwrap(), &7_u8.into());
-    }
-}
-
-#[test]
 fn what_is_no_authority() {
     let key = KeyPair::generate().unwrap();
     let with = |change: fn(&mut CertificateParams)| {
@@ -95,18 +80,54 @@ fn what_is_no_authority() {
     };
     assert!(matches!(with(|p| p.is_ca = IsCa::NoCa), AuthorityError::NotAnAuthority));
     assert!(matches!(with(|p| p.is_ca = IsCa::ExplicitNoCa), AuthorityError::NotAnAuthority));
-    assert!(matches!(with(|p| p.key_usages = vec![KeyUsagePurpose::KeyCertSign]), AuthorityError::KeyUsage { usage: "cRLSign", .. }));
-    assert!(matches!(with(|p| p.key_usages = vec![KeyUsagePurpose::CrlSign]), AuthorityError::KeyUsage { usage: "keyCertSign", .. }));
+    assert!(matches!(with(|p| p.key_usages = vec![KeyUsagePurpose::CrlSign]), AuthorityError::KeyUsage));
     assert!(matches!(
         with(|p| p.not_after = rcgen::date_time_ymd(2025, 1, 1)),
         AuthorityError::Certificate(CertificateError::Expired { .. })
     ));
     let certificate = parameters().self_signed(&key).unwrap().pem();
-    let parse = |certificate: &str, key: &str| ClientAuthority::parse(certificate.as_bytes(), key.as_bytes(), now()).unwrap_err();
+    let parse = |certificate: &str, key: &str| ClientAuthority::parse(certificate.as_bytes(), key.as_bytes(), None, now()).unwrap_err();
     let other = KeyPair::generate().unwrap().serialize_pem();
     assert!(matches!(parse(&certificate, &other), AuthorityError::Certificate(CertificateError::MatchKey(_))));
     assert!(matches!(parse(&certificate, ""), AuthorityError::Certificate(CertificateError::NoKey)));
     assert!(matches!(parse("", &other), AuthorityError::Certificate(CertificateError::NoCertificate)));
+}
+
+#[test]
+fn a_renewed_authority_is_the_same_and_one_with_another_key_is_another() {
+    let key = KeyPair::generate().unwrap();
+    let mut renewed = parameters();
+    renewed.not_after = rcgen::date_time_ymd(2030, 1, 1);
+    let fingerprint = |parameters: &CertificateParams, key: &KeyPair| parse(parameters, key).unwrap().fingerprint();
+    assert_eq!(fingerprint(&parameters(), &key), fingerprint(&renewed, &key));
+    assert_ne!(fingerprint(&parameters(), &key), fingerprint(&parameters(), &KeyPair::generate().unwrap()));
+}
+
+#[test]
+fn what_is_trusted_leads_to_a_root() {
+    let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let root = parameters().self_signed(&root_key).unwrap().pem();
+    let mut below = parameters();
+    below.distinguished_name = DistinguishedName::new();
+    below.distinguished_name.push(DnType::CommonName, "below");
+    let issuer = below.signed_by(&key, &Issuer::new(parameters(), &root_key)).unwrap().pem();
+    for (chain, more, found) in [
+        (issuer.clone(), None, None),
+        (issuer.clone(), Some(root.clone()), Some(2)),
+        (format!("{issuer}{root}"), None, Some(2)),
+        (format!("{issuer}{root}"), Some(root.clone()), Some(2)),
+        (format!("{issuer}{root}"), Some(format!("{root}{}", parameters().self_signed(&key).unwrap().pem())), Some(3)),
+    ] {
+        let parsed = ClientAuthority::parse(chain.as_bytes(), key.serialize_pem().as_bytes(), more.as_deref().map(str::as_bytes), now());
+        match found {
+            Some(count) => assert_eq!(parsed.unwrap().trusted().matches("BEGIN CERTIFICATE").count(), count),
+            None => assert!(matches!(parsed, Err(AuthorityError::NoRoot))),
+        }
+    }
+    let own = parameters().self_signed(&key).unwrap().pem();
+    let broken = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let parsed = ClientAuthority::parse(own.as_bytes(), key.serialize_pem().as_bytes(), Some(broken), now());
+    assert!(matches!(parsed, Err(AuthorityError::ParseTrusted)));
 }
 
 #[test]

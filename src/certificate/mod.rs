@@ -1,12 +1,11 @@
 //! X.509: what brokers show to clients, and who signs it. Reading and issuing, all pure but for the randomness of keys.
 //!
 //! [`server`]: a listener's certificate, checked before a broker is given it; [`authority`]: who issues it where the user names
-//! none. [`request`]: what a device sends; [`client`]: who signs it; [`revocation`]: what no longer counts.
+//! none. [`request`]: what a device sends; [`client`]: who signs it.
 
 pub mod authority;
 pub mod client;
 pub mod request;
-pub mod revocation;
 pub mod server;
 
 use std::fmt::Write;

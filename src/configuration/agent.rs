@@ -39,6 +39,12 @@ pub const PASSWORD_FILE: &str = "passwords";
 /// those of [`PASSWORD_FILE`].
 pub const PREVIOUS_PASSWORD_FILE: &str = "previous-passwords";
 
+/// File of the plugin `certificate.so` of the broker's image, in [`RUNTIME_FOLDER`]: whose certificates count.
+pub const CERTIFICATE_KEYS_FILE: &str = "certificate-keys";
+
+/// Certificates of the authorities that sign the certificates of devices, in [`CONFIGURATION_FOLDER`].
+pub const CLIENT_AUTHORITIES_FILE: &str = "client-ca.crt";
+
 /// Mosquitto's `acl_file`, in [`RUNTIME_FOLDER`].
 pub const ACL_FILE: &str = "acls";
 

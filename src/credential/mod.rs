@@ -1,4 +1,4 @@
-//! Passwords, their hashes, the shards that carry them to a broker, and the broker's files made of those: all pure.
+//! Passwords, their hashes, keys of certificates, the shards that carry them to a broker, and the broker's files: all pure.
 //!
 //! The way of a credential: [`password`] (in the device's own Secret) -> [`hash`] -> [`entry`] (with its [`acl`]) ->
 //! [`shard`] (a Secret with many entries, written by the operator) -> [`file`] (what the agent gives to the broker).
@@ -10,6 +10,6 @@ pub mod hash;
 pub mod password;
 pub mod shard;
 
-pub use entry::Entry;
+pub use entry::{Entry, KeyDigest};
 pub use password::Password;
 pub use shard::Shard;

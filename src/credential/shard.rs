@@ -6,7 +6,7 @@
 //! moment, in whatever order it hears of the writes.
 
 use std::borrow::Borrow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use k8s_openapi::ByteString;
@@ -23,6 +23,10 @@ pub const PASSWORDS_KEY: &str = "passwords";
 /// Key of a shard's Secret: as [`PASSWORDS_KEY`], the passwords of some of its users that are accepted besides those; not there
 /// where there are none.
 pub const PREVIOUS_PASSWORDS_KEY: &str = "previous-passwords";
+
+/// Key of a shard's Secret: lines `user:digest` of the public keys of those of its users that may connect by certificate; not there
+/// where there are none.
+pub const CERTIFICATE_KEYS_KEY: &str = "certificate-keys";
 
 /// Key of a shard's Secret: blocks of Mosquitto's `acl_file`, sorted by user.
 pub const ACLS_KEY: &str = "acls";
@@ -160,11 +164,11 @@ impl Shard {
     pub fn render(&self) -> Data {
         let mut rendered = Rendered::default();
         self.entries.values().for_each(|entry| rendered.push(entry));
-        let Rendered { passwords, previous_passwords, acls } = rendered;
-        let previous = (!previous_passwords.is_empty()).then_some((PREVIOUS_PASSWORDS_KEY, previous_passwords));
+        let Rendered { passwords, previous_passwords, certificate_keys, acls } = rendered;
+        let some = [(PREVIOUS_PASSWORDS_KEY, previous_passwords), (CERTIFICATE_KEYS_KEY, certificate_keys)];
         [(PASSWORDS_KEY, passwords), (ACLS_KEY, acls), (COUNT_KEY, self.count.to_string())]
             .into_iter()
-            .chain(previous)
+            .chain(some.into_iter().filter(|(_, text)| !text.is_empty()))
             .map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes())))
             .collect()
     }
@@ -176,19 +180,24 @@ impl Shard {
     pub fn parse(data: &Data) -> Result<Self, ShardError> {
         let count = parse_count(text(data, COUNT_KEY)?)?;
         let mut acls = parse_acls(text(data, ACLS_KEY)?)?;
-        let mut previous = match data.get(PREVIOUS_PASSWORDS_KEY) {
-            Some(_) => parse_passwords(data, PREVIOUS_PASSWORDS_KEY)?,
-            None => BTreeMap::new(),
-        };
+        let optional = |key| if data.contains_key(key) { parse_lines(data, key) } else { Ok(BTreeMap::new()) };
+        let mut previous = optional(PREVIOUS_PASSWORDS_KEY)?;
+        let mut certificate_keys = optional(CERTIFICATE_KEYS_KEY)?;
+        let mut passwords = parse_lines(data, PASSWORDS_KEY)?;
+        let users: BTreeSet<&str> = passwords.keys().chain(certificate_keys.keys()).copied().collect();
         let mut entries = BTreeMap::new();
-        for (username, hash) in parse_passwords(data, PASSWORDS_KEY)? {
-            let mut entry = Entry::from_lines(username, hash, acls.remove(username).unwrap_or_default())?;
+        for username in users {
+            let mut entry = Entry::from_lines(username, passwords.remove(username), acls.remove(username).unwrap_or_default())?;
+            if let Some(key) = certificate_keys.remove(username) {
+                let key = key.parse().map_err(|()| EntryError::InvalidKey { username: username.to_owned() })?;
+                entry = entry.with_certificate_key(key);
+            }
             if let Some(previous) = previous.remove(username) {
                 entry = entry.with_previous(previous)?;
             }
             entries.insert(username.to_owned(), entry);
         }
-        // Rules, or previous passwords, of a user that has no password.
+        // Rules, or previous passwords, of a user that has no other way in.
         for (key, left_over) in [(ACLS_KEY, !acls.is_empty()), (PREVIOUS_PASSWORDS_KEY, !previous.is_empty())] {
             if left_over {
                 return Err(ShardError::UnknownLine { key, line: 1 });
@@ -198,18 +207,24 @@ impl Shard {
     }
 }
 
-/// Lines of password files and blocks of an access control file.
+/// Lines of password files and of a file of keys, and blocks of an access control file.
 #[derive(Debug, Default)]
 pub(super) struct Rendered {
     pub passwords: String,
     pub previous_passwords: String,
+    pub certificate_keys: String,
     pub acls: String,
 }
 
 impl Rendered {
     pub fn push(&mut self, entry: &Entry) {
         // Writing to a String cannot fail.
-        let _ = writeln!(self.passwords, "{}:{}", entry.username(), entry.password_hash());
+        if let Some(hash) = entry.password_hash() {
+            let _ = writeln!(self.passwords, "{}:{hash}", entry.username());
+        }
+        if let Some(key) = entry.certificate_key() {
+            let _ = writeln!(self.certificate_keys, "{}:{key}", entry.username());
+        }
         if let Some(previous) = entry.previous_hash() {
             let _ = writeln!(self.previous_passwords, "{}:{previous}", entry.username());
         }
@@ -223,7 +238,8 @@ impl Rendered {
 #[must_use]
 pub fn revision(data: &Data) -> String {
     const NOTHING: &ByteString = &ByteString(Vec::new());
-    name::revision([PASSWORDS_KEY, PREVIOUS_PASSWORDS_KEY, ACLS_KEY, COUNT_KEY].map(|key| data.get(key).unwrap_or(NOTHING).0.as_slice()))
+    let keys = [PASSWORDS_KEY, PREVIOUS_PASSWORDS_KEY, CERTIFICATE_KEYS_KEY, ACLS_KEY, COUNT_KEY];
+    name::revision(keys.map(|key| data.get(key).unwrap_or(NOTHING).0.as_slice()))
 }
 
 /// The number of shards that shard 0 declares, where its data says one.
@@ -264,14 +280,14 @@ fn parse_count(text: &str) -> Result<usize, ShardError> {
     count.ok_or_else(|| ShardError::InvalidCount { found: text.chars().take(16).collect() })
 }
 
-/// Hashes by user, each user once.
-fn parse_passwords<'a>(data: &'a Data, key: &'static str) -> Result<BTreeMap<&'a str, &'a str>, ShardError> {
-    let mut hashes = BTreeMap::new();
+/// What stands behind each user's name, each user once.
+fn parse_lines<'a>(data: &'a Data, key: &'static str) -> Result<BTreeMap<&'a str, &'a str>, ShardError> {
+    let mut values = BTreeMap::new();
     for (index, line) in text(data, key)?.lines().enumerate() {
-        let known = line.split_once(':').filter(|(username, hash)| hashes.insert(*username, *hash).is_none());
+        let known = line.split_once(':').filter(|(username, value)| values.insert(*username, *value).is_none());
         known.ok_or(ShardError::UnknownLine { key, line: index + 1 })?;
     }
-    Ok(hashes)
+    Ok(values)
 }
 
 fn parse_acls(text: &str) -> Result<BTreeMap<&str, Vec<String>>, ShardError> {

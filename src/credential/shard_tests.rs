@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::device::{Access, Acl};
-use crate::credential::{Password, hash};
+use crate::credential::{KeyDigest, Password, hash};
 
 fn entry(username: &str, topics: &[&str]) -> Entry {
     let password = Password::given(username.as_bytes()).unwrap();
@@ -73,6 +73,24 @@ fn order_of_writes() {
 }
 
 #[test]
+fn users_with_a_password_a_certificate_or_both() {
+    let key = KeyDigest::of(b"key");
+    let acl = Acl { topic: "plant/#".to_owned(), access: Access::Read };
+    let shard = Shard::new(
+        1,
+        [
+            entry("press-1", &[]),
+            entry("press-2", &["plant/#"]).with_certificate_key(key),
+            Entry::by_certificate("press-3", key, &[acl]).unwrap(),
+        ],
+    );
+    assert_eq!(Shard::parse(&shard.render()).unwrap(), shard);
+    let without = Shard::new(1, [entry("press-1", &[])]);
+    assert!(!without.render().contains_key(CERTIFICATE_KEYS_KEY));
+    assert_ne!(revision(&shard.render()), revision(&without.render()));
+}
+
+#[test]
 fn what_nobody_rendered_is_refused() {
     let good = Shard::new(2, [entry("press-1", &["plant/#"])]).render();
     assert!(Shard::parse(&good).is_ok());
@@ -89,6 +107,8 @@ fn what_nobody_rendered_is_refused() {
         with(COUNT_KEY, "128"),
         with(PASSWORDS_KEY, "press-1"),
         with(PASSWORDS_KEY, "press-1:plain"),
+        with(CERTIFICATE_KEYS_KEY, "press-1:plain"),
+        with(CERTIFICATE_KEYS_KEY, "press 2:\n"),
         with(PASSWORDS_KEY, &format!("{passwords}{passwords}")),
         with(ACLS_KEY, "topic read #\n"),
         with(ACLS_KEY, "user press-1\ntopic read $SYS/#\n"),

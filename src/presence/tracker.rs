@@ -3,7 +3,7 @@
 //! A connection is known by its address and port. So a client that is refused, whatever name it claims, changes nothing for
 //! the device of that name; and the end of an old connection nothing for the new one that has taken its session over.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,9 @@ use crate::api::name::CANARY_USERNAME;
 /// Clients that are not connected any more and still remembered. Beyond that the memory starts anew: an agent's limit is
 /// 256 MiB, and these are some 20.
 const REMEMBERED_OFFLINE: usize = 150_000;
+
+/// Connections of the agent's own that are remembered: it has a handful at a time, and each is in the log in a moment.
+const REMEMBERED_OWN: usize = 64;
 
 /// What a line meant, for those who count.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -60,6 +63,8 @@ pub struct Tracker {
     others: HashSet<Box<str>>,
     connected: usize,
     refused: Refused,
+    /// Addresses of the agent's own connections that try out what is refused.
+    own: VecDeque<Box<str>>,
 }
 
 /// All that a tracker knows, to be kept in a file.
@@ -84,6 +89,7 @@ impl Tracker {
             others: HashSet::new(),
             connected: 0,
             refused: Refused::default(),
+            own: VecDeque::new(),
         }
     }
 
@@ -122,6 +128,14 @@ impl Tracker {
     #[must_use]
     pub fn connected(&self) -> usize {
         self.connected
+    }
+
+    /// The agent itself connects from this address and port, to see what the broker presents: that this is refused is no news.
+    pub fn expect_own(&mut self, address: &str) {
+        if self.own.len() >= REMEMBERED_OWN {
+            self.own.pop_front();
+        }
+        self.own.push_back(address.into());
     }
 
     /// Takes over a line. `now` (seconds since 1970) stands for a time that it does not tell.
@@ -177,6 +191,10 @@ impl Tracker {
     fn refused(&mut self, client: &str, address: &str, reason: Reason, time: i64) -> Meaning {
         // The agent asks with a password that the broker does not know yet, until it does.
         if client == CANARY_USERNAME && (address.starts_with("127.0.0.1:") || address.starts_with("::1:")) {
+            return Meaning::Nothing;
+        }
+        if let Some(own) = self.own.iter().position(|own| **own == *address) {
+            self.own.remove(own);
             return Meaning::Nothing;
         }
         self.refused.observe(client, address, reason, time);

@@ -196,3 +196,15 @@ fn memory_survives_a_file() {
     assert_eq!(meanings, [Meaning::Disconnected(Reason::KeepAliveTimeout), Meaning::Disconnected(Reason::ProtocolError)]);
     assert_eq!(resumed.connected(), 0);
 }
+
+#[test]
+fn what_the_agent_tries_out_is_not_counted() {
+    let mut tracker = tracker(&[]);
+    tracker.expect_own("127.0.0.1:1");
+    let refused = |address| disconnect("127.0.0.1", address, "Protocol error", 10);
+    let meanings = feed(&mut tracker, &[&refused("127.0.0.1:1"), &refused("127.0.0.1:2"), &refused("127.0.0.1:1")]);
+    let counted = Meaning::Refused(Reason::TlsHandshakeFailed);
+    assert_eq!(meanings, [Meaning::Nothing, counted, counted], "an address is another's once it has been seen");
+    (0..1000).for_each(|port| tracker.expect_own(&format!("127.0.0.1:{port}")));
+    assert!(tracker.own.len() <= REMEMBERED_OWN, "those that were not refused are forgotten");
+}

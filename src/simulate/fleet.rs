@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::connection::Endpoint;
 use super::device::{Device, Plan};
 use super::report::Tally;
-use crate::api::gateway::Listener;
+use crate::api::gateway::{Listener, ListenerAuthentication};
 use crate::api::name::{device_credentials, service_host};
 use crate::api::{self, Gateway};
 use crate::runtime::error::chain;
@@ -165,11 +165,15 @@ impl Access {
     }
 }
 
-/// The listener with this port, or the first plain one, or the first.
+/// The listener with this port; or of those that ask for a password alone the first plain one, or the first.
 fn choose(listeners: &[Listener], port: Option<u16>) -> Option<&Listener> {
     match port {
         Some(port) => listeners.iter().find(|listener| listener.port == i32::from(port)),
-        None => listeners.iter().find(|listener| listener.tls.is_none()).or(listeners.first()),
+        None => {
+            let mut open = listeners.iter().filter(|listener| listener.authentication() == ListenerAuthentication::Password);
+            let first = open.clone().next();
+            open.find(|listener| listener.tls.is_none()).or(first)
+        }
     }
 }
 
@@ -296,7 +300,8 @@ mod tests {
     use crate::api::gateway::{ListenerTls, Protocol};
 
     fn listener(port: i32, secret: Option<&str>) -> Listener {
-        let tls = secret.map(|secret| ListenerTls { secret_name: Some(secret.to_owned()) });
+        let tls =
+            secret.map(|secret| ListenerTls { secret_name: Some(secret.to_owned()), authentication: ListenerAuthentication::Password });
         Listener { name: format!("l{port}"), port, protocol: Protocol::Mqtt, tls }
     }
 

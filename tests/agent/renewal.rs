@@ -19,7 +19,7 @@ fn secret(chain: String, key: String) -> Data {
 }
 
 /// A self-signed certificate for 127.0.0.1, as the data of a Secret.
-fn certificate() -> Data {
+pub(super) fn certificate() -> Data {
     let key = KeyPair::generate().unwrap();
     let chain = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
     secret(chain, key.serialize_pem())
@@ -71,7 +71,7 @@ fn tls_site() -> Site {
     Site::new(&json!({"listeners": [{"name": "mqtts", "port": 8883, "tls": {"secretName": TLS_SECRET}}]}))
 }
 
-fn trust(certificate: &Data) -> tempfile::NamedTempFile {
+pub(super) fn trust(certificate: &Data) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &certificate["tls.crt"].0).unwrap();
     file

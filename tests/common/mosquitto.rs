@@ -91,14 +91,23 @@ impl Mosquitto {
         assert!(process.wait().unwrap().success());
     }
 
+    /// `mosquitto_sub` with these arguments alone, which becomes this client, in the background.
+    pub fn subscribe_bare(&self, client: &str, arguments: &[&str]) -> Subscriber {
+        self.start_subscriber(client, bare("mosquitto_sub", arguments))
+    }
+
     /// `mosquitto_sub` as this user, in the background.
     pub fn subscribe(&self, login: (&str, &str), arguments: &[&str]) -> Subscriber {
+        self.start_subscriber(login.0, self.client("mosquitto_sub", login, arguments))
+    }
+
+    fn start_subscriber(&self, client: &str, mut command: Command) -> Subscriber {
         let output = tempfile::NamedTempFile::new().unwrap();
         let stream = output.reopen().unwrap();
         // The client does not say in time that it is subscribed; the broker does.
-        let subscribed = format!("Sending SUBACK to {}", login.0);
+        let subscribed = format!("Sending SUBACK to {client}");
         let before = self.log().matches(&subscribed).count();
-        let process = self.client("mosquitto_sub", login, arguments).stdout(stream.try_clone().unwrap()).stderr(stream).spawn().unwrap();
+        let process = command.stdout(stream.try_clone().unwrap()).stderr(stream).spawn().unwrap();
         wait_until("a subscription", || self.log().matches(&subscribed).count() > before);
         Subscriber { process, output }
     }
@@ -127,6 +136,17 @@ impl Mosquitto {
         command.args(arguments).stdin(Stdio::null());
         command
     }
+}
+
+/// `mosquitto_pub` with these arguments alone, to its end: what says who it is, and where the broker is, has to be among them.
+pub fn publish_bare(arguments: &[&str]) -> Output {
+    bare("mosquitto_pub", arguments).output().unwrap()
+}
+
+fn bare(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(parts());
+    command.arg(program).args(["-h", "127.0.0.1", "-V", "5", "-q", "1"]).args(arguments).stdin(Stdio::null());
+    command
 }
 
 impl Drop for Mosquitto {

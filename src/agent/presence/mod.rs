@@ -4,6 +4,7 @@ pub mod endpoint;
 pub mod follow;
 pub mod metrics;
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
@@ -24,6 +25,12 @@ impl Presence {
     #[must_use]
     pub fn new() -> Self {
         Self { tracker: Arc::new(Mutex::new(Tracker::new(epoch()))), number: watch::Sender::new(None) }
+    }
+
+    /// The agent itself is about to try out at the broker, from this address, what may be refused.
+    pub fn expect_own(&self, address: SocketAddr) {
+        // As Mosquitto writes it, without brackets.
+        self.lock().expect_own(&format!("{}:{}", address.ip(), address.port()));
     }
 
     fn lock(&self) -> MutexGuard<'_, Tracker> {

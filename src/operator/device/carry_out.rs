@@ -5,7 +5,9 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::{Value, json};
+use tracing::warn;
 
+use super::certificate::Signer;
 use super::endpoint::Endpoint;
 use super::fleet::{SharedFleet, Step};
 use super::gateway::ShardPlan;
@@ -14,12 +16,14 @@ use super::record::PasswordState;
 use super::rotation::Lifetime;
 use super::secret::{self, Role};
 use crate::api::condition::{Cause, READY};
-use crate::api::device::ReportedStatus;
+use crate::api::device::{DeviceCertificate, ReportedStatus};
 use crate::api::{Device, DeviceStatus, name};
+use crate::certificate::request::{self, SigningRequest};
 use crate::credential::password::Password;
 use crate::operator::apply::{WriteError, Writer, read};
 use crate::operator::context::publish_change;
 use crate::operator::difference::merge_patch;
+use crate::runtime::error::chain;
 
 /// What a step came to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -53,6 +57,7 @@ pub async fn step(writer: &Writer, recorder: &EventRecorder, fleet: &SharedFleet
             rotate(writer, fleet, key, &uid, token.as_deref(), overlap).await?;
             Ok(Done::Done)
         }
+        Step::IssueCertificate { uid, signer, spread } => issue(writer, fleet, key, &uid, &signer, spread).await,
         Step::ReadSecret { secret, key: data_key } => {
             let found = read::<Secret>(writer.client(), &key.gateway.namespace, &secret).await?;
             let mut fleet = fleet.lock();
@@ -94,6 +99,36 @@ async fn create_secret(
         }
         Err(error) => Err(error),
     }
+}
+
+/// Issues a certificate for what the Device asks for by now. It is written with the next status; should that not come to be, another is
+/// issued, and nothing is lost with this one: what counts at the broker is the key.
+async fn issue(writer: &Writer, fleet: &SharedFleet, key: &DeviceKey, uid: &str, signer: &Signer, spread: u64) -> Result<Done, WriteError> {
+    let device = read::<Device>(writer.client(), &key.gateway.namespace, &key.name).await?;
+    let device = device.filter(|device| device.metadata.uid.as_deref() == Some(uid));
+    let Some(x509) = device.and_then(|device| device.spec.authentication.x509) else { return Ok(Done::Done) };
+    let text = x509.certificate_signing_request;
+    // Of another request the watch tells in a moment.
+    let Ok(request) = SigningRequest::parse(&text) else { return Ok(Done::Done) };
+    match signer.issue(&key.name, &text, &request, spread, Timestamp::now()) {
+        Ok(issued) => {
+            fleet.lock().certificate_issued(key, uid, request::digest(&text), issued);
+            Ok(Done::Done)
+        }
+        Err(error) => {
+            warn!(device = %key.name, error = chain(&error), "failed to sign a certificate: trying again");
+            Ok(Done::Waiting)
+        }
+    }
+}
+
+/// The certificate as it is to be merged into the status.
+fn certificate_patch(certificate: Option<&DeviceCertificate>) -> Value {
+    let Some(certificate) = certificate else { return Value::Null };
+    let mut patch = json!(certificate);
+    // A revision that no longer holds must not stay.
+    patch["revision"] = json!(certificate.revision);
+    patch
 }
 
 /// Replaces the generated password, unless the Secret says that this was done already.
@@ -145,6 +180,7 @@ async fn write_status(
         "username": status.username,
         // Merged as a whole: a revision that no longer holds must not stay.
         "credentialsSecret": status.credentials_secret.as_ref().map(|secret| json!({"name": secret.name, "revision": secret.revision})),
+        "certificate": certificate_patch(status.certificate.as_ref()),
         "desired": status.desired,
         "reported": report_patch(before.as_ref(), status.reported.as_ref()),
         "conditions": status.conditions,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
+use super::certificate::Authority;
 use super::endpoint::Endpoint;
 use super::record::{PasswordSource, PasswordState, Record};
 use crate::api::name::{self, GATEWAY_LABEL, ROLE_AUTH_SHARD, ROLE_LABEL};
@@ -27,6 +28,9 @@ pub struct GatewayState {
 
     /// Where its devices connect to, and the uid of the Gateway that says so.
     pub endpoint: Option<(Box<str>, Arc<Endpoint>)>,
+
+    /// Who signs their certificates, and the uid of the Gateway that says so.
+    pub authority: Option<(Box<str>, Authority)>,
 
     /// Its devices by name.
     pub devices: HashMap<Box<str>, Record>,
@@ -78,6 +82,7 @@ impl GatewayState {
     pub fn is_empty(&self) -> bool {
         self.owner.is_none()
             && self.endpoint.is_none()
+            && self.authority.is_none()
             && self.devices.is_empty()
             && self.workers.is_empty()
             && self.live.is_empty()
@@ -89,6 +94,14 @@ impl GatewayState {
     pub fn endpoint(&self) -> Option<&Arc<Endpoint>> {
         let owner = self.owner.as_ref()?;
         self.endpoint.as_ref().filter(|(uid, _)| **uid == *owner.uid).map(|(_, endpoint)| endpoint)
+    }
+
+    /// Who signs the certificates of its devices, as far as the Gateway that is there has said so.
+    #[must_use]
+    pub fn authority(&self) -> &Authority {
+        const UNKNOWN: &Authority = &Authority::Unknown;
+        let owner = self.owner.as_ref().map(|owner| owner.uid.as_str());
+        self.authority.as_ref().filter(|(uid, _)| Some(&**uid) == owner).map_or(UNKNOWN, |(_, authority)| authority)
     }
 
     /// Takes over a shard as it stands at the API server, or its absence.
@@ -142,8 +155,9 @@ impl GatewayState {
     pub fn plan(&mut self, namespace: &str, gateway: &str) -> Option<ShardPlan> {
         let owner = self.owner.clone().filter(|_| !self.external)?;
         // A user's password that nobody has read yet would be missing from the plan, and its device be thrown out.
-        let unread =
-            |record: &Record| record.enabled && *record.password() == PasswordState::Unknown && record.source != PasswordSource::Generated;
+        let unread = |record: &Record| {
+            record.enabled && *record.password() == PasswordState::Unknown && matches!(record.source, PasswordSource::Given { .. })
+        };
         if self.devices.values().any(unread) {
             return None;
         }

@@ -2,6 +2,7 @@
 //! [`fleet`] keeps what matters of each in a few hundred bytes, decides, and [`driver`] carries out.
 
 pub mod carry_out;
+pub mod certificate;
 pub mod connection;
 pub mod driver;
 pub mod endpoint;

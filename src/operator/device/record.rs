@@ -1,16 +1,19 @@
 //! What the operator keeps of one Device: a few hundred bytes, for there are many.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use kube::ResourceExt;
 
+use super::certificate::Certificate;
 use super::connection::Connection;
 use super::rotation::{Lifetime, Rotation};
 use super::twin::Twin;
 use super::written::WrittenStatus;
 use crate::api::condition::Cause;
-use crate::api::device::Acl;
+use crate::api::device::{Acl, Authentication};
 use crate::api::{Device, is_reconciliation_paused, name};
+use crate::credential::KeyDigest;
 use crate::credential::entry::{Entry, EntryError};
 use crate::credential::hash::{GENERATED_ITERATIONS, GIVEN_ITERATIONS};
 
@@ -30,6 +33,20 @@ pub enum PasswordSource {
         /// Key of the Secret.
         key: Box<str>,
     },
+
+    /// It has none: certificates alone say who it is.
+    Absent,
+}
+
+impl PasswordSource {
+    fn of(authentication: &Authentication) -> Self {
+        let secret = authentication.password.as_ref().and_then(|password| password.secret_ref.as_ref());
+        match secret {
+            Some(reference) => Self::Given { secret: reference.name.as_str().into(), key: reference.key.as_str().into() },
+            None if authentication.password.is_none() && authentication.x509.is_some() => Self::Absent,
+            None => Self::Generated,
+        }
+    }
 }
 
 /// What is known of the password of a Device.
@@ -79,6 +96,8 @@ pub struct Record {
     pub rotation: Rotation,
     /// What is known of the password. Changes by [`Record::set_password`].
     password: PasswordState,
+    /// Its certificate, where it asks for one.
+    certificate: Option<Box<Certificate>>,
     /// Revision of what the broker is to hold, or `None` where that is not known yet. Kept, for it is compared for all
     /// devices of a Gateway at each proof.
     revision: Option<Box<str>>,
@@ -108,6 +127,7 @@ impl Record {
             source: PasswordSource::Generated,
             rotation: Rotation::default(),
             password: PasswordState::Unknown,
+            certificate: None,
             revision: None,
             acls: Box::default(),
             attributes: BTreeMap::new(),
@@ -123,17 +143,20 @@ impl Record {
     /// Takes over a later state of the same Device. Returns whether what the broker holds must change.
     pub fn update(&mut self, device: &Device) -> bool {
         let spec = &device.spec;
-        let source = match spec.authentication.password.as_ref().and_then(|password| password.secret_ref.as_ref()) {
-            None => PasswordSource::Generated,
-            Some(reference) => PasswordSource::Given { secret: reference.name.as_str().into(), key: reference.key.as_str().into() },
-        };
+        let source = PasswordSource::of(&spec.authentication);
         let other_source = source != self.source;
         if other_source {
             self.password = PasswordState::Unknown;
             self.rotation = Rotation::default();
         }
+        let key = self.certificate_key();
+        self.certificate = Certificate::ask(self.certificate.take(), device);
         let first = self.generation == 0;
-        let changed = first || other_source || self.enabled != spec.enabled || *self.acls != *spec.authorization.acls;
+        let changed = first
+            || other_source
+            || key != self.certificate_key()
+            || self.enabled != spec.enabled
+            || *self.acls != *spec.authorization.acls;
         if changed {
             self.planned = None;
         }
@@ -154,6 +177,9 @@ impl Record {
     /// Takes over the status of the Device, unless it is older than what is known.
     pub fn observe_status(&mut self, device: &Device) {
         let Some(status) = self.written.observe(device) else { return };
+        if let Some(certificate) = &mut self.certificate {
+            certificate.observe(status.certificate.as_ref());
+        }
         if self.twin.is_some() || status.desired.is_some() || status.reported.is_some() {
             self.change_twin(|twin| twin.observe(&status));
         }
@@ -171,6 +197,36 @@ impl Record {
         let result = change(&mut twin);
         self.twin = (!twin.is_empty()).then_some(twin);
         result
+    }
+
+    /// Its certificate, where it asks for one.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Certificate> {
+        self.certificate.as_deref()
+    }
+
+    /// Its certificate, to be changed.
+    pub fn certificate_mut(&mut self) -> Option<&mut Certificate> {
+        self.certificate.as_deref_mut()
+    }
+
+    fn certificate_key(&self) -> Option<KeyDigest> {
+        self.certificate.as_ref().and_then(|certificate| certificate.key().ok())
+    }
+
+    /// From the uid, so that what many Devices do at one age comes one by one.
+    #[must_use]
+    pub fn spread(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.uid.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// When something follows from the time alone, in seconds since 1970.
+    #[must_use]
+    pub fn deadline(&self) -> Option<i64> {
+        let certificate = self.certificate.as_ref().and_then(|certificate| certificate.deadline());
+        [self.rotation.deadline(self.spread()), certificate].into_iter().flatten().min()
     }
 
     /// What is known of the password.
@@ -204,8 +260,8 @@ impl Record {
     }
 
     /// Lets time pass. Returns whether what the broker holds must change.
-    pub fn advance(&mut self, username: &str, now: i64, spread: u64) -> bool {
-        let changed = self.rotation.advance(now, spread);
+    pub fn advance(&mut self, username: &str, now: i64) -> bool {
+        let changed = self.rotation.advance(now, self.spread());
         if changed {
             self.planned = None;
             self.revise(username);
@@ -225,7 +281,7 @@ impl Record {
     #[must_use]
     pub fn iterations(&self) -> u32 {
         match self.source {
-            PasswordSource::Generated => GENERATED_ITERATIONS,
+            PasswordSource::Generated | PasswordSource::Absent => GENERATED_ITERATIONS,
             PasswordSource::Given { .. } => GIVEN_ITERATIONS,
         }
     }
@@ -235,11 +291,21 @@ impl Record {
     /// # Errors
     /// When the spec asks for what cannot stand in the broker's files.
     pub fn entry(&self, username: &str) -> Result<Option<Entry>, EntryError> {
-        let hash = self.password.hash().filter(|_| self.enabled);
-        let entry = hash.map(|hash| Entry::new(username, hash, &self.acls)).transpose()?;
-        match (entry, self.rotation.previous()) {
-            (Some(entry), Some(previous)) => entry.with_previous(previous).map(Some),
-            (entry, _) => Ok(entry),
+        if !self.enabled {
+            return Ok(None);
+        }
+        let key = self.certificate_key();
+        if self.source == PasswordSource::Absent {
+            return key.map(|key| Entry::by_certificate(username, key, &self.acls)).transpose();
+        }
+        let Some(hash) = self.password.hash() else { return Ok(None) };
+        let mut entry = Entry::new(username, hash, &self.acls)?;
+        if let Some(key) = key {
+            entry = entry.with_certificate_key(key);
+        }
+        match self.rotation.previous() {
+            Some(previous) => entry.with_previous(previous).map(Some),
+            None => Ok(Some(entry)),
         }
     }
 
@@ -249,12 +315,13 @@ impl Record {
         self.revision.as_deref()
     }
 
-    /// Name of the Secret with the password.
+    /// Name of the Secret with the password, where there is one.
     #[must_use]
-    pub fn secret_name(&self, device: &str) -> String {
+    pub fn secret_name(&self, device: &str) -> Option<String> {
         match &self.source {
-            PasswordSource::Generated => name::device_credentials(device),
-            PasswordSource::Given { secret, .. } => secret.to_string(),
+            PasswordSource::Generated => Some(name::device_credentials(device)),
+            PasswordSource::Given { secret, .. } => Some(secret.to_string()),
+            PasswordSource::Absent => None,
         }
     }
 }

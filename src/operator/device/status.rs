@@ -1,6 +1,7 @@
 //! The status of a Device: pure.
 
-use super::record::{PasswordState, Record};
+use super::certificate::{Authority, Certificate};
+use super::record::{PasswordSource, PasswordState, Record};
 use super::twin::Twin;
 use crate::api::DeviceStatus;
 use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, Cause, Finding, Readiness, conditions};
@@ -19,6 +20,9 @@ pub struct Surroundings<'a> {
 
     /// Whether the broker of that Gateway runs elsewhere.
     pub external: bool,
+
+    /// Who signs the certificates of its devices.
+    pub authority: &'a Authority,
 
     /// Whether the broker has proven to hold the Device as it is now.
     pub proven: bool,
@@ -52,8 +56,11 @@ pub fn status(device: &str, record: &Record, around: Surroundings<'_>) -> Option
     Some(DeviceStatus {
         observed_generation: record.generation,
         username: (!around.external).then(|| device.to_owned()),
-        credentials_secret: (!around.external)
-            .then(|| CredentialsSecret { name: record.secret_name(device), revision: revision.filter(|_| live).map(str::to_owned) }),
+        credentials_secret: record
+            .secret_name(device)
+            .filter(|_| !around.external)
+            .map(|name| CredentialsSecret { name, revision: revision.filter(|_| live).map(str::to_owned) }),
+        certificate: record.certificate().and_then(|certificate| certificate.status(revision.filter(|_| live))),
         // Another writer's: what is written here leaves it alone.
         connection: None,
         desired,
@@ -69,7 +76,13 @@ fn verdict(device: &str, record: &Record, around: Surroundings<'_>, live: bool) 
             format!("there is no Gateway {gateway} in this namespace: create it, or create this Device again with another gatewayRef");
         return Some(refused(Cause::new("GatewayNotFound", message)));
     }
+    if let Some(certificate) = record.certificate()
+        && let Some(verdict) = without_certificate(record, certificate, around)
+    {
+        return verdict;
+    }
     if record.enabled
+        && record.source != PasswordSource::Absent
         && let PasswordState::Missing(cause, _) = record.password()
     {
         return Some(refused(cause.as_ref().clone()));
@@ -130,6 +143,50 @@ fn external(record: &Record, around: Surroundings<'_>, reached: bool) -> Option<
         (false, _) => return None,
     };
     Some((findings, readiness))
+}
+
+/// What there is to say of a Device that has not got the certificate that it asks for; `Some(None)` is: nothing yet.
+#[allow(clippy::option_option, reason = "whether there is a verdict, and the verdict, which may be to wait")]
+fn without_certificate(record: &Record, certificate: &Certificate, around: Surroundings<'_>) -> Option<Option<(Vec<Finding>, Readiness)>> {
+    let gateway = around.gateway;
+    if let Err(error) = certificate.key() {
+        let cause = Cause::new(error.reason(), error.to_string());
+        return Some(Some((vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause))));
+    }
+    if !record.enabled {
+        return None;
+    }
+    let failing = |reason, message| {
+        let cause = Cause::new(reason, message);
+        let accepted = Finding::holds(ACCEPTED, "Accepted", "the spec can be carried out");
+        (vec![accepted, Finding::fails(CREDENTIALS_LIVE, cause.clone())], Readiness::Reconciling(cause))
+    };
+    match around.authority {
+        Authority::Undeclared => {
+            let message = format!(
+                "Gateway {gateway} names no authority that signs certificates: set its spec.clientAuthority, or leave authentication.x509 out"
+            );
+            Some(Some(refused(Cause::new("NoClientAuthority", message))))
+        }
+        Authority::Unusable if certificate.is_expired() || !certificate.is_issued() => {
+            let message = format!(
+                "the authority of Gateway {gateway} cannot sign, and the device has no valid certificate: see the condition \
+                 ClientAuthorityValid there"
+            );
+            Some(Some(failing("ClientAuthorityUnusable", message)))
+        }
+        _ if certificate.is_expired() => {
+            let message = format!(
+                "the certificate has expired, and the authority of Gateway {gateway} gives none that lasts longer: renew that authority"
+            );
+            Some(Some(failing("CertificateExpired", message)))
+        }
+        _ if !certificate.is_issued() => {
+            let message = format!("the authority of Gateway {gateway} has not issued the certificate yet: see the Gateway's conditions");
+            Some(around.waited.then(|| failing("AwaitingCertificate", message)))
+        }
+        _ => None,
+    }
 }
 
 fn refused(cause: Cause) -> (Vec<Finding>, Readiness) {

@@ -37,7 +37,9 @@ impl WrittenStatus {
         self.resource_version = version;
         self.connection = status.connection.as_ref().map(Connection::of);
         self.digest = digest(&status);
-        self.revision = status.credentials_secret.as_ref().and_then(|secret| secret.revision.as_deref()).map(Into::into);
+        let secret = status.credentials_secret.as_ref().and_then(|secret| secret.revision.as_deref());
+        let certificate = || status.certificate.as_ref().and_then(|certificate| certificate.revision.as_deref());
+        self.revision = secret.or_else(certificate).map(Into::into);
         self.ready = status.conditions.iter().any(|condition| condition.type_ == READY && condition.status == "True");
         self.conditions = status
             .conditions
@@ -81,6 +83,12 @@ fn digest(status: &DeviceStatus) -> u64 {
     if let Some(secret) = &status.credentials_secret {
         (&secret.name, &secret.revision).hash(&mut hasher);
     }
+    // The certificate itself follows from its serial number.
+    let second = |time: &Option<Time>| time.as_ref().map(|time| time.0.as_second());
+    let certificate = status.certificate.as_ref();
+    certificate
+        .map(|one| (&one.serial_number, second(&one.not_after), second(&one.renewal_time), &one.issued_for, &one.revision))
+        .hash(&mut hasher);
     status.desired.as_ref().map(|desired| (desired.generation, &desired.revision)).hash(&mut hasher);
     // A map that came from JSON can always be written.
     let reported = status.reported.as_ref();

@@ -22,6 +22,7 @@ fn valid(spec: &serde_json::Value) -> Valid {
         memory_limit: Some(384 << 20),
         queued_bytes: 256 << 20,
         tls: crate::operator::gateway::tls::Certificates { host_names: vec!["mqtt.example.org".to_owned()], ..Default::default() },
+        clients: crate::operator::gateway::client_authority::ClientTrust::default(),
         awaiting: None,
     }
 }
@@ -113,4 +114,40 @@ fn names_fit_for_the_longest_gateway() {
     let desired = build(&longest, &images());
     assert!(desired.stateful_set.metadata.name.unwrap().len() + 11 <= 63);
     assert!(desired.internal_service.metadata.name.unwrap().len() <= 63);
+}
+
+#[test]
+fn listeners_for_certificates() {
+    let spec = json!({
+        "listeners": [
+            {"name": "passwords", "port": 8883, "tls": {}},
+            {"name": "certificates", "port": 8884, "tls": {"authentication": "Certificate"}},
+            {"name": "both", "port": 8885, "tls": {"authentication": "CertificateAndPassword"}},
+        ],
+        "clientAuthority": {"secretName": "devices-ca"}
+    });
+    let mut gateway = valid(&spec);
+    let without = mosquitto_configuration(&gateway);
+    assert!(without.contains("listener 8883\n") && !without.contains("listener 8884\n") && !without.contains("listener 8885\n"));
+    assert!(!without.contains("certificate.so"), "nobody is trusted yet, and the other listeners are served");
+    gateway.clients.trusted = Some("PEM".to_owned());
+    let text = mosquitto_configuration(&gateway);
+    let plugins = [
+        "certificate.so",
+        "plugin_opt_certificate_ports 8884\n",
+        "plugin_opt_certificate_and_password_ports 8885\n",
+        "previous_password.so",
+    ];
+    let places: Vec<usize> = plugins.iter().map(|part| text.find(part).expect(part)).collect();
+    assert!(places.is_sorted(), "who lets in on every listener is asked last: {text}");
+    let of = |port: &str| text.split("\n\n").find(|block| block.starts_with(&format!("listener {port}\n"))).unwrap().to_owned();
+    assert!(!of("8883").contains("require_certificate"));
+    for (port, named) in [("8884", false), ("8885", true)] {
+        assert!(of(port).contains("require_certificate true\ncafile /etc/fleetwright/client-ca.crt"));
+        assert_eq!(of(port).contains("use_username_as_clientid true"), named, "by certificate the plugin names the client");
+    }
+    let annotations = |gateway: &Valid| build(gateway, &images()).stateful_set.spec.template.metadata.unwrap().annotations;
+    let before = annotations(&gateway);
+    gateway.clients.trusted = Some("another".to_owned());
+    assert_ne!(annotations(&gateway), before, "Mosquitto reads whom to trust only at its start");
 }

@@ -1,6 +1,7 @@
 //! The reconciler of Gateways: observe -> validate -> build -> apply -> status.
 
 pub mod build;
+pub mod client_authority;
 pub mod external;
 pub mod observe;
 pub mod status;
@@ -21,17 +22,19 @@ use kube::{Client, ResourceExt};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use self::build::{build, link_credentials};
+use self::client_authority::client_trust;
 use self::observe::{Observed, observe};
 use self::status::{Outcome, status};
 use self::tls::Issued;
 use self::validate::{Valid, validate};
 use super::apply::{WriteError, Writer, owner_reference};
 use super::context::{Context, publish_change, publish_change_of, unless_terminating};
+use super::device::certificate::Authority;
 use super::device::endpoint::Endpoint;
 use super::device::key::GatewayKey;
-use crate::api::condition::{CERTIFICATE_VALID, READY};
+use crate::api::condition::{CERTIFICATE_VALID, CLIENT_AUTHORITY_VALID, READY};
 use crate::api::external::ExternalBroker;
-use crate::api::gateway::{Gateway, GatewayStatus};
+use crate::api::gateway::{Gateway, GatewayStatus, Listener, ListenerAuthentication};
 use crate::api::is_reconciliation_paused;
 use crate::configuration::agent::TLS_AUTHORITIES;
 use crate::credential::Password;
@@ -91,7 +94,7 @@ impl k8s_controller::Context for Reconciler {
         }
         if is_reconciliation_paused(gateway) {
             let observed = observe(&self.context, gateway).await?;
-            self.tell_devices(gateway, endpoint(&observed, None));
+            self.tell_devices(gateway, endpoint(&observed, None), client_trust(&observed, Timestamp::now()).authority);
             return Ok(Some(Action::await_change()));
         }
         unless_terminating(self.reconcile(gateway).await)
@@ -139,7 +142,7 @@ impl Reconciler {
             self.writer.apply(&owner, authority).await?;
             self.writer.apply(&owner, certificate).await?;
         }
-        self.tell_devices(&observed.gateway, endpoint(observed, valid.tls.issued.as_ref()));
+        self.tell_devices(&observed.gateway, endpoint(observed, valid.tls.issued.as_ref()), valid.clients.authority.clone());
         let password = observed.link_password.clone().unwrap_or_else(Password::generate);
         self.writer.apply(&owner, &link_credentials(valid, &password)).await?;
         self.writer.apply(&owner, &desired.configuration).await?;
@@ -155,12 +158,17 @@ impl Reconciler {
         Ok(self.writer.apply(&owner, &desired.stateful_set).await?.into_inner())
     }
 
-    fn tell_devices(&self, gateway: &Gateway, endpoint: Option<Endpoint>) {
+    fn tell_devices(&self, gateway: &Gateway, endpoint: Option<Endpoint>, authority: Authority) {
         let key = GatewayKey::new(&gateway.namespace().unwrap_or_default(), &gateway.name_any());
-        if let Some(endpoint) = endpoint {
-            self.context.fleet.lock().endpoint_observed(&key, &gateway.uid().unwrap_or_default(), endpoint);
-            self.context.fleet.wake();
+        let uid = gateway.uid().unwrap_or_default();
+        {
+            let mut fleet = self.context.fleet.lock();
+            if let Some(endpoint) = endpoint {
+                fleet.endpoint_observed(&key, &uid, endpoint);
+            }
+            fleet.authority_observed(&key, &uid, authority);
         }
+        self.context.fleet.wake();
     }
 
     async fn write_status(&self, observed: &Observed, outcome: &Outcome<'_>) -> Result<(), WriteError> {
@@ -174,20 +182,28 @@ impl Reconciler {
         if written {
             let before = previous.map_or(&[][..], |status| status.conditions.as_slice());
             publish_change(&self.recorder, gateway, before, &wanted.conditions).await;
-            if !says_the_same(&wanted.conditions) {
-                publish_change_of(CERTIFICATE_VALID, &self.recorder, gateway, before, &wanted.conditions).await;
+            for type_ in [CERTIFICATE_VALID, CLIENT_AUTHORITY_VALID] {
+                if !says_the_same(&wanted.conditions, type_) {
+                    publish_change_of(type_, &self.recorder, gateway, before, &wanted.conditions).await;
+                }
             }
         }
         Ok(())
     }
 }
 
-/// Where the devices connect to: the first listener with TLS, else the first; by the first of the declared host names, else by
-/// the name of the Service in the cluster. `issued` is what the operator issues for the listener, if it does.
+/// Where devices with a password connect to: the first listener with TLS, else the first, of those that ask for a password alone
+/// where there are such; by the first of the declared host names, else by the name of the Service in the cluster. `issued` is
+/// what the operator issues for the listener, if it does.
 fn endpoint(observed: &Observed, issued: Option<&Issued>) -> Option<Endpoint> {
     let gateway = &observed.gateway;
-    let listeners = &gateway.spec.listeners;
-    let listener = listeners.iter().find(|listener| listener.tls.is_some()).or(listeners.first())?;
+    let rank = |listener: &&Listener| match (listener.authentication(), listener.tls.is_some()) {
+        (ListenerAuthentication::Password, true) => 0,
+        (ListenerAuthentication::Password, false) => 1,
+        (ListenerAuthentication::CertificateAndPassword, _) => 2,
+        (ListenerAuthentication::Certificate, _) => 3,
+    };
+    let listener = gateway.spec.listeners.iter().min_by_key(rank)?;
     let named = listener.tls_secret(&gateway.name_any()).and_then(|secret| observed.tls.get(&secret)).and_then(Option::as_ref);
     let issued = issued.filter(|_| listener.tls.as_ref().is_some_and(|tls| tls.secret_name.is_none())).map(|issued| &issued.certificate);
     let data = issued.or_else(|| named.and_then(|secret| secret.data.as_ref()));
@@ -196,16 +212,16 @@ fn endpoint(observed: &Observed, issued: Option<&Issued>) -> Option<Endpoint> {
     Some(Endpoint::new(&host, listener.port, listener.tls.is_some(), authorities))
 }
 
-/// Whether the event of `Ready` tells what that of `CertificateValid` would.
-fn says_the_same(conditions: &[Condition]) -> bool {
+/// Whether the event of `Ready` tells what that of this condition would.
+fn says_the_same(conditions: &[Condition], type_: &str) -> bool {
     let said = |type_: &str| conditions.iter().find(|c| c.type_ == type_).map(|c| (c.reason.as_str(), c.message.as_str()));
-    said(READY) == said(CERTIFICATE_VALID)
+    said(READY) == said(type_)
 }
 
 /// When to look again without being told: soon while something is awaited, and when a certificate nears its end.
 fn next_look(valid: &Valid, now: Timestamp) -> Duration {
     let until = |time: Timestamp| Duration::try_from(time.duration_since(now)).ok();
-    let turns = valid.tls.usable.values().flat_map(tls::turns).filter_map(until);
+    let turns = valid.tls.usable.values().flat_map(tls::turns).chain(valid.clients.turns.iter().copied()).filter_map(until);
     let awaiting = valid.awaiting.is_some().then_some(LOOK_AGAIN);
     turns.chain(awaiting).map(|wait| wait.max(Duration::from_secs(1))).min().unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT)
 }

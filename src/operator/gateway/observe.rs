@@ -9,7 +9,7 @@ use tracing::warn;
 use super::tls;
 use crate::api::gateway::{GatewayClients, GatewayDevices};
 use crate::api::{Gateway, name};
-use crate::configuration::agent::{AgentReport, REPORT_KEY};
+use crate::configuration::agent::{AgentReport, CLIENT_AUTHORITIES_FILE, REPORT_KEY};
 use crate::credential::Password;
 use crate::operator::apply::{WriteError, read};
 use crate::operator::context::Context;
@@ -26,6 +26,12 @@ pub struct Observed {
 
     /// The Secret of the authority that issues its certificates, where a listener names none.
     pub authority: Option<Secret>,
+
+    /// The Secret of the authority that signs the certificates of its devices, where it names one.
+    pub client_authority: Option<Secret>,
+
+    /// What the broker trusts so far of such authorities, as PEM.
+    pub trusted_before: Option<String>,
 
     /// The operator's password at its broker; `None` before it is generated.
     pub link_password: Option<Password>,
@@ -53,6 +59,14 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
     }
     let authority =
         if tls::issues(gateway) { read::<Secret>(&context.client, &namespace, &name::server_authority(&name)).await? } else { None };
+    let (client_authority, trusted_before) = match &gateway.spec.client_authority {
+        Some(declared) => {
+            let configuration = read::<ConfigMap>(&context.client, &namespace, &name::broker(&name)).await?;
+            let trusted = configuration.and_then(|object| object.data?.remove(CLIENT_AUTHORITIES_FILE));
+            (read::<Secret>(&context.client, &namespace, &declared.secret_name).await?, trusted)
+        }
+        None => (None, None),
+    };
     let link = read::<Secret>(&context.client, &namespace, &name::link_credentials(&name)).await?;
     let report = read::<ConfigMap>(&context.client, &namespace, &name::agent_report(&name)).await?;
     let key = GatewayKey::new(&namespace, &name);
@@ -69,6 +83,8 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
         gateway: gateway.clone(),
         tls: secrets,
         authority,
+        client_authority,
+        trusted_before,
         link_password: link.as_ref().and_then(link_password),
         report: report.as_ref().and_then(parse_report),
         devices: GatewayDevices { declared: count(declared), live: count(live), connected },

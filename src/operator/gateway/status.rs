@@ -5,7 +5,9 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use super::observe::Observed;
 use super::tls;
 use super::validate::Valid;
-use crate::api::condition::{self, ACCEPTED, BROKER_AVAILABLE, CERTIFICATE_VALID, Cause, Finding, MESSAGES_DROPPED, Readiness};
+use crate::api::condition::{
+    self, ACCEPTED, BROKER_AVAILABLE, CERTIFICATE_VALID, CLIENT_AUTHORITY_VALID, Cause, Finding, MESSAGES_DROPPED, Readiness,
+};
 use crate::api::gateway::{Gateway, GatewayCertificate, GatewayStatus};
 use crate::api::name;
 use crate::operator::apply::WriteError;
@@ -64,7 +66,12 @@ fn not_applied(observed: &Observed, valid: &Valid, error: &WriteError) -> (Vec<F
     // What the API server finds invalid stays so until the spec changes.
     let invalid = error.status().is_some_and(|status| status.code == 422);
     let readiness = if invalid { Readiness::Stalled(cause.clone()) } else { Readiness::Reconciling(cause.clone()) };
-    let findings = [Some(accepted(valid)), Some(Finding::fails(BROKER_AVAILABLE, cause)), certificate(observed, valid)];
+    let findings = [
+        Some(accepted(valid)),
+        Some(Finding::fails(BROKER_AVAILABLE, cause)),
+        certificate(observed, valid),
+        client_authority(observed, valid),
+    ];
     (findings.into_iter().flatten().collect(), readiness)
 }
 
@@ -77,7 +84,20 @@ fn applied(observed: &Observed, valid: &Valid, stateful_set: &StatefulSet) -> (V
         (None, Some(failing)) => Readiness::Reconciling(failing.cause.clone()),
         (None, None) => Readiness::Ready(Cause::new("Ready", "the broker runs and accepts its devices")),
     };
-    ([Some(accepted(valid)), Some(broker), certificate].into_iter().flatten().collect(), readiness)
+    ([Some(accepted(valid)), Some(broker), certificate, client_authority(observed, valid)].into_iter().flatten().collect(), readiness)
+}
+
+/// Whether the authority of devices can sign.
+fn client_authority(observed: &Observed, valid: &Valid) -> Option<Finding> {
+    let declared = observed.gateway.spec.client_authority.as_ref()?;
+    Some(match (&valid.clients.awaiting, &valid.clients.expiring) {
+        (Some(cause), _) => Finding::fails(CLIENT_AUTHORITY_VALID, cause.clone()),
+        (None, Some(Cause { reason, message })) => Finding::holds(CLIENT_AUTHORITY_VALID, reason, message),
+        (None, None) => {
+            let message = format!("the authority in Secret {} can sign the certificates of devices", declared.secret_name);
+            Finding::holds(CLIENT_AUTHORITY_VALID, "ClientAuthorityUsable", message)
+        }
+    })
 }
 
 /// What the Secrets hold, and whether the broker presents it.

@@ -6,6 +6,7 @@ use super::*;
 use crate::api::condition::{READY, RECONCILING, STALLED};
 use crate::api::gateway::GatewayDevices;
 use crate::configuration::agent::AgentReport;
+use crate::operator::gateway::client_authority::ClientTrust;
 use crate::operator::gateway::tls::Certificates;
 
 fn gateway(status: Option<&GatewayStatus>) -> Gateway {
@@ -24,6 +25,8 @@ fn observed(report: Option<bool>) -> Observed {
         gateway: gateway(None),
         tls: BTreeMap::new(),
         authority: None,
+        client_authority: None,
+        trusted_before: None,
         link_password: None,
         report: report.map(|messages_dropped| AgentReport { messages_dropped, ..AgentReport::default() }),
         devices: GatewayDevices { declared: 3, live: 2, connected: Some(1) },
@@ -40,6 +43,7 @@ fn valid(awaiting: Option<Cause>) -> Valid {
         queued_bytes: 1,
         tls_secrets: Vec::new(),
         tls: Certificates { awaiting: awaiting.clone(), ..Certificates::default() },
+        clients: ClientTrust::default(),
         awaiting,
     }
 }
@@ -169,4 +173,25 @@ fn what_the_broker_presents_beside_or_instead_of_the_certificate_in_the_secret()
         assert_eq!((summary(&status)[CERTIFICATE_VALID], summary(&status)[READY].0), (expected, expected.0));
         assert_eq!(status.certificate.map(|certificate| certificate.sha256).as_ref(), shown);
     }
+}
+
+#[test]
+fn the_authority_of_devices_has_a_condition_of_its_own() {
+    let mut observed = observed(Some(false));
+    let spec = json!({"secretName": "devices-ca"});
+    observed.gateway.spec.client_authority = Some(serde_json::from_value(spec).unwrap());
+    let of = |awaiting: Option<Cause>, expiring: Option<Cause>| {
+        let mut valid = valid(None);
+        valid.awaiting.clone_from(&awaiting);
+        valid.clients = ClientTrust { awaiting, expiring, ..ClientTrust::default() };
+        status(&observed, &Outcome::Applied(&valid, &ready()))
+    };
+    let missing = of(Some(Cause::new("SecretNotFound", "x")), None);
+    assert_eq!(summary(&missing)[CLIENT_AUTHORITY_VALID], ("False", "SecretNotFound"));
+    assert_eq!(summary(&missing)[RECONCILING], ("True", "SecretNotFound"));
+    assert_eq!(summary(&missing)[BROKER_AVAILABLE].0, "True", "who has a certificate goes on");
+    let expiring = of(None, Some(Cause::new("CertificateExpiresSoon", "x")));
+    assert_eq!(summary(&expiring)[CLIENT_AUTHORITY_VALID], ("True", "CertificateExpiresSoon"));
+    assert_eq!(summary(&expiring)[READY].0, "True");
+    assert_eq!(summary(&of(None, None))[CLIENT_AUTHORITY_VALID], ("True", "ClientAuthorityUsable"));
 }

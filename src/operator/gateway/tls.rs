@@ -94,7 +94,7 @@ pub fn certificates(observed: &Observed, now: Timestamp) -> Certificates {
         let data = issued.or_else(|| object.as_ref().and_then(|object| object.data.as_ref()));
         match judge(secret, object.as_ref().map(|_| ()).or(issued.map(|_| ())), data, &found.host_names, now) {
             Ok(certificate) => {
-                found.expiring = found.expiring.or_else(|| expires_soon(secret, &certificate, now));
+                found.expiring = found.expiring.or_else(|| expires_soon("certificate", secret, validity(&certificate), now));
                 found.usable.insert(secret.clone(), certificate);
             }
             Err(cause) => found.awaiting = found.awaiting.or(Some(cause)),
@@ -155,30 +155,41 @@ fn judge(secret: &str, there: Option<()>, data: Option<&Data>, names: &[String],
     })
 }
 
-/// When warnings of a certificate's end are due, and how long before the end that is.
-fn warnings(certificate: &ServerCertificate) -> [(Timestamp, SignedDuration); 2] {
-    let life = certificate.not_after.duration_since(certificate.not_before);
+fn validity(certificate: &ServerCertificate) -> (Timestamp, Timestamp) {
+    (certificate.not_before, certificate.not_after)
+}
+
+/// When warnings of the end of this time are due, and how long before the end that is.
+fn warnings((from, to): (Timestamp, Timestamp)) -> [(Timestamp, SignedDuration); 2] {
+    let life = to.duration_since(from);
     std::array::from_fn(|index| {
         let left = SignedDuration::try_from(WARNINGS[index]).unwrap_or(SignedDuration::MAX).min(life / LARGEST_SHARES[index]);
-        (certificate.not_after - left, left)
+        (to - left, left)
     })
 }
 
-/// The same from one warning to the next, so that each becomes one event, and none a second one when the operator restarts.
-fn expires_soon(secret: &str, certificate: &ServerCertificate, now: Timestamp) -> Option<Cause> {
-    let (_, left) = warnings(certificate).into_iter().rev().find(|(due, _)| now >= *due)?;
+/// Of something (`what`) that is valid for this time. The same from one warning to the next, so that each becomes one event, and
+/// none a second one when the operator restarts.
+#[must_use]
+pub fn expires_soon(what: &str, secret: &str, validity: (Timestamp, Timestamp), now: Timestamp) -> Option<Cause> {
+    let (_, left) = warnings(validity).into_iter().rev().find(|(due, _)| now >= *due)?;
     let message = format!(
-        "the certificate in Secret {secret} expires at {}, which is less than {} hours ahead: renew it, or see why what should renew it \
+        "the {what} in Secret {secret} expires at {}, which is less than {} hours ahead: renew it, or see why what should renew it \
          does not",
-        certificate.not_after,
+        validity.1,
         left.as_hours().max(1)
     );
     Some(Cause::new(CERTIFICATE_EXPIRES_SOON, message))
 }
 
 /// The times at which a verdict changes without any object changing.
-pub fn turns(certificate: &ServerCertificate) -> impl Iterator<Item = Timestamp> {
-    [certificate.not_before, certificate.not_after].into_iter().chain(warnings(certificate).map(|(due, _)| due))
+pub fn turns(certificate: &ServerCertificate) -> impl Iterator<Item = Timestamp> + use<> {
+    turns_of(validity(certificate))
+}
+
+/// The same of anything that is valid for this time.
+pub fn turns_of(validity: (Timestamp, Timestamp)) -> impl Iterator<Item = Timestamp> {
+    [validity.0, validity.1].into_iter().chain(warnings(validity).map(|(due, _)| due))
 }
 
 /// Whether the broker has proven to present this certificate.

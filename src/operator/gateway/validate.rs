@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use super::client_authority::{ClientTrust, client_trust};
 use super::observe::Observed;
 use super::tls::{self, Certificates};
 use crate::api::condition::Cause;
@@ -16,7 +17,7 @@ const LEAST_MEMORY: i64 = 32 << 20;
 const BROKER_MEMORY_PERCENT: i64 = 75;
 
 /// A Gateway that can be built.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Valid {
     /// Namespace.
     pub namespace: String,
@@ -38,6 +39,9 @@ pub struct Valid {
 
     /// What the TLS listeners are to present.
     pub tls: Certificates,
+
+    /// Who signs the certificates of devices.
+    pub clients: ClientTrust,
 
     /// What the spec names and cannot be used yet. The broker is built nevertheless: it starts as soon as this is
     /// resolved, and one that runs goes on with the certificate it has.
@@ -63,6 +67,7 @@ pub fn validate(observed: &Observed, now: Timestamp) -> Result<Valid, Cause> {
         return Err(cause);
     }
     let tls = tls::certificates(observed, now);
+    let clients = client_trust(observed, now);
     Ok(Valid {
         namespace: observed.gateway.metadata.namespace.clone().unwrap_or_default(),
         name: observed.gateway.metadata.name.clone().unwrap_or_default(),
@@ -70,7 +75,8 @@ pub fn validate(observed: &Observed, now: Timestamp) -> Result<Valid, Cause> {
         memory_limit: memory.map(|bytes| bytes / 100 * BROKER_MEMORY_PERCENT),
         queued_bytes,
         tls_secrets: observed.tls.keys().cloned().collect(),
-        awaiting: tls.awaiting.clone(),
+        awaiting: tls.awaiting.clone().or_else(|| clients.awaiting.clone()),
+        clients,
         tls,
     })
 }

@@ -55,14 +55,17 @@ pub fn subscribe(controller: Controller<Gateway>, client: &Client, totals: Unbou
         .reconcile_on(totals)
 }
 
-/// Gateways whose listeners present what this Secret holds, or whose authority it is.
+/// Gateways whose listeners present what this Secret holds, or one of whose authorities it is.
 fn naming(gateways: &Store<Gateway>, secret: &PartialObjectMeta<Secret>) -> Vec<ObjectRef<Gateway>> {
     let name = secret.name_any();
+    let presents = |gateway: &Gateway| {
+        gateway.spec.listeners.iter().filter_map(|listener| listener.tls_secret(&gateway.name_any())).any(|secret| {
+            secret == name || (secret == server_certificate(&gateway.name_any()) && name == server_authority(&gateway.name_any()))
+        })
+    };
     let names = |gateway: &Gateway| {
-        gateway.namespace() == secret.namespace()
-            && gateway.spec.listeners.iter().filter_map(|listener| listener.tls_secret(&gateway.name_any())).any(|secret| {
-                secret == name || (secret == server_certificate(&gateway.name_any()) && name == server_authority(&gateway.name_any()))
-            })
+        let signs = gateway.spec.client_authority.as_ref().is_some_and(|authority| authority.secret_name == name);
+        gateway.namespace() == secret.namespace() && (signs || presents(gateway))
     };
     gateways.state().iter().filter(|gateway| names(gateway)).map(|gateway| ObjectRef::from_obj(gateway.as_ref())).collect()
 }

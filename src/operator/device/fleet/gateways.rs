@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use super::Fleet;
 use crate::credential::entry::Entry;
 use crate::credential::shard::Data;
+use crate::operator::device::certificate::Authority;
 use crate::operator::device::endpoint::Endpoint;
 use crate::operator::device::gateway::{GatewayState, ShardPlan};
 use crate::operator::device::key::{DeviceKey, GatewayKey};
@@ -19,7 +20,9 @@ impl Fleet {
         if state.owner != owner {
             let before = std::mem::replace(&mut state.owner, owner);
             // What the next Gateway of that name says may be here before it.
-            state.endpoint.take_if(|(uid, _)| before.is_some_and(|before| **uid == *before.uid));
+            let before = before.map(|before| before.uid);
+            state.endpoint.take_if(|(uid, _)| Some(&**uid) == before.as_deref());
+            state.authority.take_if(|(uid, _)| Some(&**uid) == before.as_deref());
             let keys: Vec<DeviceKey> =
                 state.devices.keys().map(|name| DeviceKey { gateway: key.clone(), name: name.as_ref().into() }).collect();
             self.changes.devices.extend(keys);
@@ -46,6 +49,19 @@ impl Fleet {
         state.endpoint = Some((uid.into(), Arc::new(endpoint)));
         let otherwise = state.devices.iter().filter(|(_, record)| record.rotation.endpoint() != Some(digest));
         let keys: Vec<DeviceKey> = otherwise.map(|(name, _)| DeviceKey { gateway: key.clone(), name: name.as_ref().into() }).collect();
+        self.changes.devices.extend(keys);
+    }
+
+    /// Who signs the certificates of the devices of a Gateway (of this uid). Those that ask for one get theirs.
+    pub fn authority_observed(&mut self, key: &GatewayKey, uid: &str, authority: Authority) {
+        let state = self.gateways.entry(key.clone()).or_default();
+        let same = state.authority.as_ref().is_some_and(|(known, before)| **known == *uid && !before.differs(&authority));
+        if same {
+            return;
+        }
+        state.authority = Some((uid.into(), authority));
+        let asking = state.devices.iter().filter(|(_, record)| record.certificate().is_some());
+        let keys: Vec<DeviceKey> = asking.map(|(name, _)| DeviceKey { gateway: key.clone(), name: name.as_ref().into() }).collect();
         self.changes.devices.extend(keys);
     }
 

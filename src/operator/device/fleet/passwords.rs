@@ -1,9 +1,10 @@
-//! What becomes known of the passwords of Devices.
+//! What becomes known of the passwords and certificates of Devices.
 
 use std::collections::HashSet;
 
 use super::Fleet;
 use crate::api::condition::Cause;
+use crate::api::device::DeviceCertificate;
 use crate::operator::apply::WriteError;
 use crate::operator::device::key::DeviceKey;
 use crate::operator::device::record::{PasswordSource, PasswordState};
@@ -19,6 +20,16 @@ impl Fleet {
         if record.set_password(&key.name, password) {
             self.changes.shards.insert(key.gateway.clone());
         }
+        self.changes.devices.insert(key.clone());
+    }
+
+    /// A certificate was issued to a Device (of this uid) for the request with this digest.
+    pub fn certificate_issued(&mut self, key: &DeviceKey, uid: &str, digest: u64, issued: DeviceCertificate) {
+        let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return };
+        if let Some(certificate) = record.certificate_mut() {
+            certificate.take(digest, issued);
+        }
+        self.schedule(key);
         self.changes.devices.insert(key.clone());
     }
 

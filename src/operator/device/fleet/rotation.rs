@@ -1,10 +1,8 @@
-//! Passwords age, and what was replaced ceases to be accepted.
-
-use std::hash::{DefaultHasher, Hash, Hasher};
+//! Passwords and certificates age, and what was replaced ceases to be accepted.
 
 use super::Fleet;
 use crate::operator::device::key::DeviceKey;
-use crate::operator::device::record::{PasswordSource, PasswordState, Record};
+use crate::operator::device::record::{PasswordSource, PasswordState};
 use crate::operator::device::rotation::Lifetime;
 
 impl Fleet {
@@ -24,7 +22,7 @@ impl Fleet {
 
     /// The time of a Device may have changed.
     pub(super) fn schedule(&mut self, key: &DeviceKey) {
-        let deadline = self.record_mut(key).and_then(|record| record.rotation.deadline(spread(record)));
+        let deadline = self.record_mut(key).and_then(|record| record.deadline());
         self.deadline = [self.deadline, deadline].into_iter().flatten().min();
     }
 
@@ -42,14 +40,14 @@ impl Fleet {
         self.deadline = None;
         for (gateway, state) in &mut self.gateways {
             for (name, record) in &mut state.devices {
-                let spread = spread(record);
-                if record.advance(name, now, spread) {
+                if record.advance(name, now) {
                     self.changes.shards.insert(gateway.clone());
                 }
-                if record.rotation.is_due() {
+                let certificate = record.certificate_mut().is_some_and(|certificate| certificate.advance(now));
+                if record.rotation.is_due() || certificate {
                     self.changes.devices.insert(DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() });
                 }
-                self.deadline = [self.deadline, record.rotation.deadline(spread)].into_iter().flatten().min();
+                self.deadline = [self.deadline, record.deadline()].into_iter().flatten().min();
             }
         }
     }
@@ -59,10 +57,4 @@ impl Fleet {
     pub fn requested_rotation(&self, key: &DeviceKey) -> Option<Box<str>> {
         self.gateways.get(&key.gateway)?.devices.get(&*key.name)?.rotation.requested().map(Into::into)
     }
-}
-
-fn spread(record: &Record) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    record.uid.hash(&mut hasher);
-    hasher.finish()
 }

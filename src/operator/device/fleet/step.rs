@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Fleet;
 use crate::api::DeviceStatus;
+use crate::operator::device::certificate::{Authority, Signer};
 use crate::operator::device::endpoint::Endpoint;
 use crate::operator::device::key::DeviceKey;
 use crate::operator::device::record::{PasswordSource, PasswordState};
@@ -46,6 +47,16 @@ pub enum Step {
         key: Box<str>,
     },
 
+    /// Issue a certificate. With the uid of the Device, and a number that spreads the renewals of many.
+    IssueCertificate {
+        /// `metadata.uid` of the Device.
+        uid: Box<str>,
+        /// Who signs.
+        signer: Arc<Signer>,
+        /// From the uid.
+        spread: u64,
+    },
+
     /// Write this status.
     WriteStatus(Box<DeviceStatus>),
 
@@ -65,6 +76,12 @@ impl Fleet {
         };
         if record.paused {
             return Step::Rest;
+        }
+        if let (Some(certificate), Authority::Usable(signer)) = (record.certificate(), state.authority())
+            && record.enabled
+            && certificate.wants(signer)
+        {
+            return Step::IssueCertificate { uid: record.uid.clone(), signer: Arc::clone(signer), spread: record.spread() };
         }
         match (&record.source, record.password()) {
             // Its credentials are no concern of ours.
@@ -88,11 +105,18 @@ impl Fleet {
                     return Step::WriteEndpoint { uid: record.uid.clone(), endpoint: Arc::clone(endpoint) };
                 }
             }
-            (_, PasswordState::Hashed(_) | PasswordState::Missing(..) | PasswordState::Failing(_)) => {}
+            (PasswordSource::Absent, _) | (_, PasswordState::Hashed(_) | PasswordState::Missing(..) | PasswordState::Failing(_)) => {}
         }
         let proven = state.has_proven(&key.name, record);
-        let (gateway_exists, external) = (state.owner.is_some(), state.external);
-        let around = Surroundings { gateway: &key.gateway.name, gateway_exists, external, proven, linked: state.linked, waited };
+        let around = Surroundings {
+            gateway: &key.gateway.name,
+            gateway_exists: state.owner.is_some(),
+            external: state.external,
+            authority: state.authority(),
+            proven,
+            linked: state.linked,
+            waited,
+        };
         match status(&key.name, record, around) {
             Some(status) if record.written.equals(&status) => match (record.password(), state.endpoint()) {
                 (PasswordState::Failing(_), Some(endpoint)) => {
@@ -109,3 +133,7 @@ impl Fleet {
 #[cfg(test)]
 #[path = "endpoint_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "certificate_tests.rs"]
+mod certificate_tests;

@@ -1,16 +1,15 @@
 //! The ConfigMaps: what Mosquitto and the agent read, and where the agent writes.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::{Valid, metadata};
-use crate::api::gateway::{Durability, Listener};
+use crate::api::gateway::{Durability, Listener, ListenerAuthentication};
 use crate::api::name;
 use crate::configuration::agent::{
-    self, ACL_FILE, AgentConfiguration, DATA_FOLDER, LOG_FILE, LOG_FOLDER, MOSQUITTO_FILE, PASSWORD_FILE, PREVIOUS_PASSWORD_FILE,
-    RUNTIME_FOLDER, TLS_CERTIFICATE, TLS_KEY, TlsListener,
+    self, ACL_FILE, AgentConfiguration, CERTIFICATE_KEYS_FILE, CLIENT_AUTHORITIES_FILE, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FILE,
+    LOG_FOLDER, MOSQUITTO_FILE, PASSWORD_FILE, PREVIOUS_PASSWORD_FILE, RUNTIME_FOLDER, TLS_CERTIFICATE, TLS_KEY, TlsListener,
 };
 
 /// The SQLite persistence plugin in the broker's image.
@@ -19,6 +18,9 @@ const PERSISTENCE_PLUGIN: &str = "/usr/lib/mosquitto/persist_sqlite.so";
 /// Our own plugin in the broker's image (`images/mosquitto-previous-password.c`): Mosquitto knows one password a user, and while
 /// one is rotated there are two.
 const PREVIOUS_PASSWORD_PLUGIN: &str = "/usr/lib/mosquitto/previous_password.so";
+
+/// Our own plugin in the broker's image (`images/mosquitto-certificate.c`): whose certificates count.
+const CERTIFICATE_PLUGIN: &str = "/usr/lib/mosquitto/certificate.so";
 
 /// Seconds between two snapshots of the classic persistence. Each writes everything again and holds the broker meanwhile.
 const SNAPSHOT_SECONDS: u32 = 60;
@@ -33,7 +35,7 @@ const MAX_INFLIGHT: u32 = 65_534;
 const FIXED_HEADER_BYTES: i32 = 5;
 
 pub(super) fn config_map(valid: &Valid) -> ConfigMap {
-    let tls_listeners = valid.spec.listeners.iter().filter_map(|listener| {
+    let tls_listeners = started(valid).filter_map(|listener| {
         // The schema allows no port that does not fit.
         Some(TlsListener { port: u16::try_from(listener.port).ok()?, secret: listener.tls_secret(&valid.name)? })
     });
@@ -43,12 +45,14 @@ pub(super) fn config_map(valid: &Valid) -> ConfigMap {
         tls_listeners: tls_listeners.collect(),
         host_names: valid.tls.host_names.clone(),
     };
+    let trusted = valid.clients.trusted.clone().map(|trusted| (CLIENT_AUTHORITIES_FILE.to_owned(), trusted));
     let data = [
         (MOSQUITTO_FILE.to_owned(), mosquitto_configuration(valid)),
         // A struct of strings always encodes; were it not so, the agent would say what it cannot read.
         (agent::FILE.to_owned(), serde_json::to_string_pretty(&agent).unwrap_or_default()),
     ];
-    ConfigMap { metadata: metadata(valid, name::broker(&valid.name)), data: Some(BTreeMap::from(data)), ..ConfigMap::default() }
+    let data = data.into_iter().chain(trusted).collect();
+    ConfigMap { metadata: metadata(valid, name::broker(&valid.name)), data: Some(data), ..ConfigMap::default() }
 }
 
 /// Without data: what the agent writes there is left alone.
@@ -67,7 +71,7 @@ pub fn mosquitto_configuration(valid: &Valid) -> String {
          allow_anonymous false\n\
          password_file {RUNTIME_FOLDER}/{PASSWORD_FILE}\n\
          acl_file {RUNTIME_FOLDER}/{ACL_FILE}\n\
-         global_plugin {PREVIOUS_PASSWORD_PLUGIN}\n\
+         {}global_plugin {PREVIOUS_PASSWORD_PLUGIN}\n\
          plugin_opt_file {RUNTIME_FOLDER}/{PREVIOUS_PASSWORD_FILE}\n\n\
          log_dest stderr\n\
          # For the agent, which follows it and keeps it short.\n\
@@ -85,6 +89,7 @@ pub fn mosquitto_configuration(valid: &Valid) -> String {
          max_packet_size {}\n",
         valid.namespace,
         valid.name,
+        certificate_plugin(valid),
         valid.queued_bytes,
         valid.spec.limits.max_message_bytes.saturating_add(FIXED_HEADER_BYTES),
     );
@@ -94,11 +99,39 @@ pub fn mosquitto_configuration(valid: &Valid) -> String {
     }
     let _ = write!(text, "\npersistence_location {DATA_FOLDER}/\n{}", persistence(valid.spec.durability));
     // For workers and the agent; a NetworkPolicy keeps everyone else out. Never full because devices are many.
-    let _ = write!(text, "\n{}", listener(name::INTERNAL_MQTT_PORT, -1));
-    for declared in &valid.spec.listeners {
-        let _ = write!(text, "\n{}{}", listener(declared.port, valid.spec.limits.max_connections), tls(valid, declared));
+    let _ = write!(text, "\n{}", listener(name::INTERNAL_MQTT_PORT, -1, true));
+    for declared in started(valid) {
+        // By certificate alone, the plugin names the client: what it calls itself is of no concern.
+        let named = declared.authentication() != ListenerAuthentication::Certificate;
+        let _ = write!(text, "\n{}{}", listener(declared.port, valid.spec.limits.max_connections, named), tls(valid, declared));
     }
     text
+}
+
+/// Without anybody to trust, a listener that asks for certificates would keep the broker from starting, and the other listeners too.
+fn started(valid: &Valid) -> impl Iterator<Item = &Listener> {
+    let trusting = valid.clients.trusted.is_some();
+    valid.spec.listeners.iter().filter(move |listener| trusting || listener.authentication() == ListenerAuthentication::Password)
+}
+
+/// Before the other plugin, which lets in whom it knows on every listener.
+fn certificate_plugin(valid: &Valid) -> String {
+    let ports = |authentication| {
+        let ports = started(valid).filter(|listener| listener.authentication() == authentication).map(|listener| listener.port.to_string());
+        ports.collect::<Vec<_>>().join(",")
+    };
+    let options = [
+        ("certificate_ports", ports(ListenerAuthentication::Certificate)),
+        ("certificate_and_password_ports", ports(ListenerAuthentication::CertificateAndPassword)),
+    ];
+    let mut text = String::new();
+    for (key, ports) in options.iter().filter(|(_, ports)| !ports.is_empty()) {
+        let _ = writeln!(text, "plugin_opt_{key} {ports}");
+    }
+    if text.is_empty() {
+        return text;
+    }
+    format!("global_plugin {CERTIFICATE_PLUGIN}\nplugin_opt_file {RUNTIME_FOLDER}/{CERTIFICATE_KEYS_FILE}\n{text}")
 }
 
 fn persistence(durability: Durability) -> String {
@@ -110,13 +143,18 @@ fn persistence(durability: Durability) -> String {
     }
 }
 
-fn listener(port: i32, max_connections: i32) -> String {
-    format!("listener {port}\nuse_username_as_clientid true\nmax_connections {max_connections}\n")
+fn listener(port: i32, max_connections: i32, named: bool) -> String {
+    let named = if named { "use_username_as_clientid true\n" } else { "" };
+    format!("listener {port}\n{named}max_connections {max_connections}\n")
 }
 
 fn tls(valid: &Valid, listener: &Listener) -> String {
     listener.tls_secret(&valid.name).map_or_else(String::new, |secret| {
         let folder = format!("{RUNTIME_FOLDER}/{}", agent::tls_folder(&secret));
-        format!("certfile {folder}/{TLS_CERTIFICATE}\nkeyfile {folder}/{TLS_KEY}\ntls_version tlsv1.2\n")
+        let mut text = format!("certfile {folder}/{TLS_CERTIFICATE}\nkeyfile {folder}/{TLS_KEY}\ntls_version tlsv1.2\n");
+        if listener.authentication() != ListenerAuthentication::Password {
+            let _ = write!(text, "require_certificate true\ncafile {CONFIGURATION_FOLDER}/{CLIENT_AUTHORITIES_FILE}\n");
+        }
+        text
     })
 }

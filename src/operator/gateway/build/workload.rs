@@ -160,7 +160,7 @@ fn volumes(valid: &Valid) -> Vec<Volume> {
 /// Each Secret in a folder of its own, and none of them needed for the pod to start.
 fn secrets(valid: &Valid) -> ProjectedVolumeSource {
     let shards = (0..MAX_SHARDS).map(|number| {
-        let keys = [shard::PASSWORDS_KEY, shard::ACLS_KEY, shard::COUNT_KEY];
+        let keys = [shard::PASSWORDS_KEY, shard::CERTIFICATE_KEYS_KEY, shard::ACLS_KEY, shard::COUNT_KEY];
         projection(name::auth_shard(&valid.name, number), &agent::shard_folder(number), &keys)
     });
     let tls = valid.tls_secrets.iter().map(|secret| projection(secret.clone(), &agent::tls_folder(secret), &[TLS_CERTIFICATE, TLS_KEY]));

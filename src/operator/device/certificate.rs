@@ -1,0 +1,250 @@
+//! A Device's certificate: what it asks for, what was issued to it, and when another is due. Pure.
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use rcgen::PublicKeyData;
+
+use crate::api::Device;
+use crate::api::device::DeviceCertificate;
+use crate::certificate::client::ClientAuthority;
+use crate::certificate::request::{self, RequestError, SigningRequest};
+use crate::credential::KeyDigest;
+
+/// Who signs the certificates of a Gateway's devices, as the reconciler of Gateways says it.
+#[derive(Clone, Debug, Default)]
+pub enum Authority {
+    /// It has not said anything yet.
+    #[default]
+    Unknown,
+    /// The Gateway names none.
+    Undeclared,
+    /// The one that it names cannot sign.
+    Unusable,
+    /// This one.
+    Usable(Arc<Signer>),
+}
+
+impl Authority {
+    /// Whether the two differ in anything that matters to a Device.
+    #[must_use]
+    pub fn differs(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Unknown, Self::Unknown) | (Self::Undeclared, Self::Undeclared) | (Self::Unusable, Self::Unusable) => false,
+            (Self::Usable(one), Self::Usable(other)) => one.identity() != other.identity(),
+            _ => true,
+        }
+    }
+}
+
+/// An authority that can sign, and for how long what it signs is valid.
+#[derive(Debug)]
+pub struct Signer {
+    authority: ClientAuthority,
+    validity: SignedDuration,
+}
+
+impl Signer {
+    /// From its parts.
+    #[must_use]
+    pub const fn new(authority: ClientAuthority, validity: SignedDuration) -> Self {
+        Self { authority, validity }
+    }
+
+    fn identity(&self) -> (u64, Timestamp, SignedDuration) {
+        (self.authority.fingerprint(), self.authority.not_after(), self.validity)
+    }
+
+    /// Issues a certificate to a device. It is renewed when two thirds of its life are over, or up to a tenth of it before that: `spread`
+    /// lets those that were issued together be renewed one by one.
+    ///
+    /// # Errors
+    /// When the key refuses to sign.
+    pub fn issue(
+        &self,
+        device: &str,
+        text: &str,
+        request: &SigningRequest,
+        spread: u64,
+        now: Timestamp,
+    ) -> Result<DeviceCertificate, rcgen::Error> {
+        let issued = self.authority.issue(device, request, self.validity, now)?;
+        let life = issued.not_after.duration_since(now);
+        let early = life / 10 / 1024 * i32::try_from(spread % 1024).unwrap_or_default();
+        let renewal = Timestamp::from_second((issued.not_after - life / 3 - early).as_second()).unwrap_or(issued.not_after);
+        Ok(DeviceCertificate {
+            pem: issued.pem,
+            serial_number: issued.serial.to_string(),
+            not_after: Some(Time(issued.not_after)),
+            renewal_time: Some(Time(renewal)),
+            issued_for: issued_for(request::digest(text), self.authority.fingerprint()),
+            revision: None,
+        })
+    }
+}
+
+/// What tells whether a certificate is still the wanted one.
+fn issued_for(request: u64, authority: u64) -> String {
+    format!("{request:016x}-{authority:016x}")
+}
+
+/// The two parts of that; of a text that somebody else wrote, none.
+fn parse_issued_for(text: &str) -> Option<(u64, u64)> {
+    let (request, authority) = text.split_once('-')?;
+    Some((u64::from_str_radix(request, 16).ok()?, u64::from_str_radix(authority, 16).ok()?))
+}
+
+/// A Device's certificate.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    /// Digest of the request, and the key in it.
+    digest: u64,
+    key: Result<KeyDigest, RequestError>,
+    issued: Option<Issued>,
+    /// What is issued and does not stand in the status yet.
+    pending: Option<Box<DeviceCertificate>>,
+    /// Old enough to be renewed.
+    due: bool,
+    /// Too old to be accepted.
+    expired: bool,
+}
+
+/// A certificate as the status tells of it. Times are seconds since 1970.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Issued {
+    serial: Box<str>,
+    not_after: i64,
+    renewal: i64,
+    request: u64,
+    authority: u64,
+}
+
+impl Issued {
+    /// What somebody made unreadable counts as not issued.
+    fn of(certificate: &DeviceCertificate) -> Option<Self> {
+        let (request, authority) = parse_issued_for(&certificate.issued_for)?;
+        Some(Self {
+            serial: certificate.serial_number.as_str().into(),
+            not_after: certificate.not_after.as_ref()?.0.as_second(),
+            renewal: certificate.renewal_time.as_ref()?.0.as_second(),
+            request,
+            authority,
+        })
+    }
+}
+
+impl Certificate {
+    /// What a Device asks for, if it does. `before` is what was known of it.
+    #[must_use]
+    pub fn ask(before: Option<Box<Self>>, device: &Device) -> Option<Box<Self>> {
+        let x509 = device.spec.authentication.x509.as_ref()?;
+        let text = x509.certificate_signing_request.as_str();
+        let digest = request::digest(text);
+        if let Some(known) = before.as_ref().filter(|known| known.digest == digest) {
+            return Some(Box::clone(known));
+        }
+        let written = device.status.as_ref().and_then(|status| status.certificate.as_ref()).and_then(Issued::of);
+        // Its signature was checked before something was issued for it: after a restart that saves seconds for a large fleet.
+        let known = written.as_ref().is_some_and(|issued| issued.request == digest);
+        let parsed = if known { SigningRequest::parse_known(text) } else { SigningRequest::parse(text) };
+        let key = parsed.map(|request| KeyDigest::of(&request.key().subject_public_key_info()));
+        let issued = before.and_then(|before| before.issued);
+        Some(Box::new(Self { digest, key, issued, pending: None, due: false, expired: false }))
+    }
+
+    /// Takes over what the status says.
+    pub fn observe(&mut self, certificate: Option<&DeviceCertificate>) {
+        let issued = certificate.and_then(Issued::of);
+        match &self.pending {
+            // It is on its way.
+            Some(pending) if issued.as_ref().is_none_or(|issued| *issued.serial != *pending.serial_number) => return,
+            Some(_) => self.pending = None,
+            None => {}
+        }
+        if self.issued != issued {
+            self.issued = issued;
+            (self.due, self.expired) = (false, false);
+        }
+    }
+
+    /// Takes over what was issued for a request with this digest, to be written.
+    pub fn take(&mut self, digest: u64, certificate: DeviceCertificate) {
+        if self.digest == digest {
+            self.issued = Issued::of(&certificate);
+            self.pending = Some(Box::new(certificate));
+            (self.due, self.expired) = (false, false);
+        }
+    }
+
+    /// The key whose certificates the broker is to accept, or what is wrong with the request.
+    ///
+    /// # Errors
+    /// When no certificate may be issued for the request.
+    pub fn key(&self) -> Result<KeyDigest, &RequestError> {
+        self.key.as_ref().copied()
+    }
+
+    /// Whether there is a certificate for this request.
+    #[must_use]
+    pub fn is_issued(&self) -> bool {
+        self.issued.as_ref().is_some_and(|issued| issued.request == self.digest)
+    }
+
+    /// Whether its time is over.
+    #[must_use]
+    pub fn is_expired(&self) -> bool {
+        self.expired
+    }
+
+    /// Whether this authority is to issue another. Near its own end it has none to give that would last longer.
+    #[must_use]
+    pub fn wants(&self, signer: &Signer) -> bool {
+        let authority = &signer.authority;
+        self.key.is_ok()
+            && self.issued.as_ref().is_none_or(|issued| {
+                issued.request != self.digest
+                    || issued.authority != authority.fingerprint()
+                    || (self.due && issued.not_after < authority.not_after().as_second())
+            })
+    }
+
+    /// When something follows from the time alone.
+    #[must_use]
+    pub fn deadline(&self) -> Option<i64> {
+        let issued = self.issued.as_ref()?;
+        if self.due { (!self.expired).then_some(issued.not_after) } else { Some(issued.renewal) }
+    }
+
+    /// Lets time pass. Returns whether something follows.
+    pub fn advance(&mut self, now: i64) -> bool {
+        let Some(issued) = &self.issued else { return false };
+        let before = (self.due, self.expired);
+        self.due |= issued.renewal <= now;
+        self.expired |= issued.not_after <= now;
+        (self.due, self.expired) != before
+    }
+
+    /// For the status; without the certificate itself where that stands there already. `revision` is what the broker has proven.
+    #[must_use]
+    pub fn status(&self, revision: Option<&str>) -> Option<DeviceCertificate> {
+        let revision = revision.map(str::to_owned);
+        if let Some(pending) = &self.pending {
+            return Some(DeviceCertificate { revision, ..DeviceCertificate::clone(pending) });
+        }
+        let issued = self.issued.as_ref()?;
+        let time = |second| Timestamp::from_second(second).ok().map(Time);
+        Some(DeviceCertificate {
+            pem: String::new(),
+            serial_number: issued.serial.to_string(),
+            not_after: time(issued.not_after),
+            renewal_time: time(issued.renewal),
+            issued_for: issued_for(issued.request, issued.authority),
+            revision,
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "certificate_tests.rs"]
+mod tests;

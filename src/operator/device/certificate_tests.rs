@@ -1,0 +1,142 @@
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::certificate::set_validity;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+/// An authority that is valid from 0 on.
+fn signer(key: &KeyPair, to: i64, validity: i64) -> Signer {
+    let mut parameters = CertificateParams::default();
+    parameters.distinguished_name.push(DnType::CommonName, "devices");
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    set_validity(&mut parameters, at(0), at(to));
+    let certificate = parameters.self_signed(key).unwrap().pem();
+    let authority = ClientAuthority::parse(certificate.as_bytes(), key.serialize_pem().as_bytes(), None, at(1)).unwrap();
+    Signer::new(authority, SignedDuration::from_secs(validity))
+}
+
+fn request(key: &KeyPair) -> String {
+    CertificateParams::default().serialize_request(key).unwrap().pem().unwrap()
+}
+
+fn device(request: &str, certificate: Option<&DeviceCertificate>) -> Device {
+    let status = certificate.map_or(Value::Null, |certificate| json!({"certificate": certificate}));
+    serde_json::from_value(json!({
+        "apiVersion": "fleetwright.io/v1alpha1", "kind": "Device", "metadata": {"name": "d"}, "status": status,
+        "spec": {"gatewayRef": {"name": "g"}, "authentication": {"x509": {"certificateSigningRequest": request}}}
+    }))
+    .unwrap()
+}
+
+fn ask(request: &str) -> Certificate {
+    *Certificate::ask(None, &device(request, None)).unwrap()
+}
+
+fn issue(signer: &Signer, request: &str, spread: u64, now: i64) -> DeviceCertificate {
+    signer.issue("d", request, &SigningRequest::parse(request).unwrap(), spread, at(now)).unwrap()
+}
+
+#[test]
+fn issued_once_for_each_request_and_authority() {
+    let (one, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let (first, second) = (request(&one), request(&other));
+    let authority = signer(&one, 1_000_000, 1000);
+    let mut certificate = ask(&first);
+    assert!(certificate.wants(&authority) && !certificate.is_issued());
+    certificate.take(request::digest(&second), issue(&authority, &second, 0, 0));
+    assert!(certificate.wants(&authority), "what was asked for meanwhile is another's");
+    let issued = issue(&authority, &first, 0, 0);
+    certificate.take(request::digest(&first), issued.clone());
+    assert!(!certificate.wants(&authority) && certificate.is_issued());
+    assert!(!certificate.wants(&signer(&one, 2_000_000, 1000)), "the same authority with a renewed certificate");
+    assert!(certificate.wants(&signer(&other, 1_000_000, 1000)), "another authority");
+    // After a restart the status says all of it.
+    let mut again = Certificate::ask(None, &device(&first, Some(&issued))).unwrap();
+    again.observe(Some(&issued));
+    assert!(!again.wants(&authority) && again.is_issued());
+    assert_eq!(again.key().unwrap(), certificate.key().unwrap());
+    let changed = Certificate::ask(Some(again), &device(&second, Some(&issued))).unwrap();
+    assert!(changed.wants(&authority) && !changed.is_issued());
+    assert_ne!(changed.key().unwrap(), certificate.key().unwrap());
+    assert!(
+        Certificate::ask(
+            Some(changed),
+            &serde_json::from_value(json!({
+                "apiVersion": "fleetwright.io/v1alpha1", "kind": "Device", "metadata": {"name": "d"}, "spec": {"gatewayRef": {"name": "g"}}
+            }))
+            .unwrap()
+        )
+        .is_none()
+    );
+}
+
+#[test]
+fn a_status_that_somebody_deleted_or_broke_is_issued_again() {
+    let key = KeyPair::generate().unwrap();
+    let (text, authority) = (request(&key), signer(&key, 1_000_000, 1000));
+    let issued = issue(&authority, &text, 0, 0);
+    let broken = DeviceCertificate { issued_for: "x".to_owned(), ..issued.clone() };
+    for status in [None, Some(&broken), Some(&DeviceCertificate::default())] {
+        let mut certificate = ask(&text);
+        certificate.observe(Some(&issued));
+        assert!(!certificate.wants(&authority));
+        certificate.observe(status);
+        assert!(certificate.wants(&authority));
+    }
+}
+
+#[test]
+fn what_is_issued_is_written_once() {
+    let key = KeyPair::generate().unwrap();
+    let (text, authority) = (request(&key), signer(&key, 1_000_000, 1000));
+    let issued = issue(&authority, &text, 0, 0);
+    let mut certificate = ask(&text);
+    certificate.take(request::digest(&text), issued.clone());
+    // An older status, as a watch brings it late.
+    certificate.observe(None);
+    let first = certificate.status(Some("r")).unwrap();
+    assert_eq!(first, DeviceCertificate { revision: Some("r".to_owned()), ..issued.clone() });
+    certificate.observe(Some(&first));
+    let later = certificate.status(Some("r")).unwrap();
+    assert_eq!(later, DeviceCertificate { pem: String::new(), ..first });
+}
+
+#[test]
+fn renewed_when_two_thirds_of_its_life_are_over_or_a_tenth_before() {
+    let key = KeyPair::generate().unwrap();
+    let (text, authority) = (request(&key), signer(&key, 1_000_000, 90_000));
+    for spread in [0, 511, 1023, u64::MAX] {
+        let mut certificate = ask(&text);
+        certificate.take(request::digest(&text), issue(&authority, &text, spread, 0));
+        let deadline = certificate.deadline().unwrap();
+        assert!((51_000..=60_000).contains(&deadline), "{deadline}");
+        assert!(!certificate.advance(deadline - 1) && !certificate.wants(&authority));
+        assert!(certificate.advance(deadline) && certificate.wants(&authority));
+        assert_eq!(certificate.deadline(), Some(90_000), "then comes its end");
+        assert!(certificate.advance(90_000) && certificate.is_expired() && certificate.deadline().is_none());
+        certificate.take(request::digest(&text), issue(&authority, &text, spread, 90_000));
+        assert!(!certificate.wants(&authority) && !certificate.is_expired());
+    }
+}
+
+#[test]
+fn an_authority_near_its_own_end_issues_nothing_that_lasts_no_longer() {
+    let key = KeyPair::generate().unwrap();
+    let text = request(&key);
+    let mut certificate = ask(&text);
+    certificate.take(request::digest(&text), issue(&signer(&key, 1000, 90_000), &text, 0, 0));
+    certificate.advance(999);
+    assert!(!certificate.wants(&signer(&key, 1000, 90_000)), "else ever shorter ones would follow one another");
+    assert!(certificate.wants(&signer(&key, 2000, 90_000)), "once the authority is renewed");
+}
+
+#[test]
+fn a_bad_request_has_no_key_and_wants_nothing() {
+    let certificate = ask("press-1");
+    assert_eq!(certificate.key().unwrap_err().reason(), "UnreadableSigningRequest");
+    assert!(!certificate.wants(&signer(&KeyPair::generate().unwrap(), 1000, 1000)));
+}

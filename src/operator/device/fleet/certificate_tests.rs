@@ -1,0 +1,195 @@
+//! Devices with certificates: what events lead to which step, and what the broker is given.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
+use serde_json::{Value, json};
+
+use super::Step;
+use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, READY, RECONCILING, STALLED};
+use crate::api::{Device, DeviceStatus};
+use crate::certificate::client::ClientAuthority;
+use crate::certificate::request::{self, SigningRequest};
+use crate::credential::shard::{self, Shard};
+use crate::operator::device::certificate::{Authority, Signer};
+use crate::operator::device::endpoint::Endpoint;
+use crate::operator::device::fleet::Fleet;
+use crate::operator::device::key::{DeviceKey, GatewayKey};
+
+fn gateway() -> GatewayKey {
+    GatewayKey::new("n", "g")
+}
+
+fn key() -> DeviceKey {
+    DeviceKey { gateway: gateway(), name: "d".into() }
+}
+
+fn signing_request() -> String {
+    CertificateParams::default().serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap()
+}
+
+fn authority(key: &KeyPair) -> Authority {
+    let mut parameters = CertificateParams::default();
+    parameters.distinguished_name.push(DnType::CommonName, "devices");
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let certificate = parameters.self_signed(key).unwrap().pem();
+    let authority = ClientAuthority::parse(certificate.as_bytes(), key.serialize_pem().as_bytes(), None, Timestamp::now()).unwrap();
+    Authority::Usable(Arc::new(Signer::new(authority, SignedDuration::from_hours(24))))
+}
+
+fn device(authentication: &Value, enabled: bool, version: u64, status: Option<&DeviceStatus>) -> Device {
+    serde_json::from_value(json!({
+        "apiVersion": "fleetwright.io/v1alpha1", "kind": "Device",
+        "metadata": {"name": "d", "namespace": "n", "uid": "uid-d", "generation": 1, "resourceVersion": version.to_string()},
+        "spec": {"gatewayRef": {"name": "g"}, "enabled": enabled, "authentication": authentication}, "status": status
+    }))
+    .unwrap()
+}
+
+fn x509(request: &str) -> Value {
+    json!({"x509": {"certificateSigningRequest": request}})
+}
+
+fn fleet(authentication: &Value) -> Fleet {
+    let mut fleet = Fleet::default();
+    fleet.gateway_observed(&gateway(), Some(OwnerReference { uid: "uid-g".to_owned(), ..OwnerReference::default() }));
+    fleet.endpoint_observed(&gateway(), "uid-g", Endpoint::new("g.n.svc", 8883, true, None));
+    fleet.device_applied(&device(authentication, true, 1, None));
+    fleet
+}
+
+/// As the driver carries it out.
+fn issue(fleet: &mut Fleet, request: &str) {
+    let Step::IssueCertificate { uid, signer, spread } = fleet.step(&key(), false) else { panic!("{:?}", fleet.step(&key(), false)) };
+    let issued = signer.issue("d", request, &SigningRequest::parse(request).unwrap(), spread, Timestamp::now()).unwrap();
+    fleet.certificate_issued(&key(), &uid, request::digest(request), issued);
+}
+
+/// Carries out the plan; the broker proves it. Returns what it holds.
+fn flush(fleet: &mut Fleet) -> Shard {
+    let (number, plan) = fleet.plan(&gateway()).expect("something to write");
+    let data = plan.writes[0].data.clone().unwrap();
+    fleet.plan_carried_out(&gateway(), number, plan);
+    fleet.proof_observed(&gateway(), BTreeMap::from([(0, shard::revision(&data))]));
+    Shard::parse(&data).unwrap()
+}
+
+fn status(fleet: &Fleet, waited: bool) -> DeviceStatus {
+    match fleet.step(&key(), waited) {
+        Step::WriteStatus(status) => *status,
+        other => panic!("expected a status, got {other:?}"),
+    }
+}
+
+fn condition(status: &DeviceStatus, type_: &str) -> (String, String) {
+    let condition = status.conditions.iter().find(|condition| condition.type_ == type_).expect(type_);
+    (condition.status.clone(), condition.reason.clone())
+}
+
+fn is(status: &str, reason: &str) -> (String, String) {
+    (status.to_owned(), reason.to_owned())
+}
+
+#[test]
+fn one_write_once_the_broker_has_proven_the_key_and_none_after_a_restart() {
+    let (request, ca) = (signing_request(), KeyPair::generate().unwrap());
+    let mut first = fleet(&x509(&request));
+    assert!(matches!(first.step(&key(), false), Step::AwaitBroker), "the Gateway has not said who signs");
+    first.authority_observed(&gateway(), "uid-g", authority(&ca));
+    assert!(first.take_changes().devices.contains(&key()));
+    issue(&mut first, &request);
+    assert!(matches!(first.step(&key(), false), Step::AwaitBroker), "one status, with all there is to say");
+    let shard = flush(&mut first);
+    let entry = &shard.entries()["d"];
+    assert!(entry.password_hash().is_none() && entry.certificate_key().is_some());
+    let ready = status(&first, false);
+    assert_eq!(condition(&ready, READY), is("True", "Proven"));
+    let certificate = ready.certificate.as_ref().unwrap();
+    assert!(certificate.pem.contains("BEGIN CERTIFICATE") && certificate.revision.is_some());
+    assert!(ready.credentials_secret.is_none(), "it has no password");
+    first.status_written(&key(), &device(&x509(&request), true, 2, Some(&ready)));
+    assert!(matches!(first.step(&key(), false), Step::Rest));
+
+    let mut again = Fleet::default();
+    again.gateway_observed(&gateway(), Some(OwnerReference { uid: "uid-g".to_owned(), ..OwnerReference::default() }));
+    again.device_applied(&device(&x509(&request), true, 2, Some(&ready)));
+    again.shard_observed(&gateway(), 0, Some(&shard.render()));
+    assert!(matches!(again.step(&key(), false), Step::Rest), "before the Gateway has been looked at");
+    again.authority_observed(&gateway(), "uid-g", authority(&ca));
+    assert!(again.plan(&gateway()).is_none() && matches!(again.step(&key(), false), Step::Rest));
+    again.authority_observed(&gateway(), "uid-g", Authority::Unusable);
+    assert!(matches!(again.step(&key(), false), Step::Rest), "who has a certificate goes on");
+    again.authority_observed(&gateway(), "uid-g", authority(&KeyPair::generate().unwrap()));
+    assert!(matches!(again.step(&key(), false), Step::IssueCertificate { .. }), "by another authority");
+}
+
+#[test]
+fn a_device_that_is_disabled_replaced_or_deleted_vanishes_from_what_the_broker_accepts() {
+    let (request, ca) = (signing_request(), KeyPair::generate().unwrap());
+    let mut fleet = fleet(&x509(&request));
+    fleet.authority_observed(&gateway(), "uid-g", authority(&ca));
+    issue(&mut fleet, &request);
+    let own = flush(&mut fleet).entries()["d"].certificate_key();
+    fleet.device_applied(&device(&x509(&request), false, 2, None));
+    assert!(flush(&mut fleet).entries().is_empty(), "disabled");
+    let disabled = status(&fleet, false);
+    assert_eq!(condition(&disabled, READY), is("True", "Disabled"));
+    fleet.status_written(&key(), &device(&x509(&request), false, 3, Some(&disabled)));
+    fleet.device_applied(&device(&x509(&request), true, 4, Some(&disabled)));
+    assert_eq!(flush(&mut fleet).entries()["d"].certificate_key(), own, "enabled again, its certificate counts again");
+    assert!(!matches!(fleet.step(&key(), false), Step::IssueCertificate { .. }));
+    let another = signing_request();
+    fleet.device_applied(&device(&x509(&another), true, 5, Some(&disabled)));
+    assert_ne!(flush(&mut fleet).entries()["d"].certificate_key(), own, "another key");
+    issue(&mut fleet, &another);
+    fleet.device_applied(&device(&x509("press-1"), true, 6, Some(&disabled)));
+    assert!(flush(&mut fleet).entries().is_empty(), "a request that cannot be read is no key");
+    fleet.device_applied(&device(&x509(&another), true, 7, Some(&disabled)));
+    assert_eq!(flush(&mut fleet).entries().len(), 1);
+    fleet.device_deleted(&device(&x509(&another), true, 8, None));
+    assert!(flush(&mut fleet).entries().is_empty(), "deleted");
+}
+
+#[test]
+fn what_is_missing_is_said_on_the_object_that_has_to_change() {
+    let ca = KeyPair::generate().unwrap();
+    let mut bad = fleet(&x509("press-1"));
+    bad.authority_observed(&gateway(), "uid-g", authority(&ca));
+    let stalled = status(&bad, false);
+    assert_eq!(condition(&stalled, ACCEPTED), is("False", "UnreadableSigningRequest"));
+    assert_eq!(condition(&stalled, STALLED), is("True", "UnreadableSigningRequest"));
+
+    let mut good = fleet(&x509(&signing_request()));
+    let waiting = status(&good, true);
+    assert_eq!(condition(&waiting, CREDENTIALS_LIVE), is("False", "AwaitingCertificate"));
+    for (authority, accepted, reason) in
+        [(Authority::Undeclared, "False", "NoClientAuthority"), (Authority::Unusable, "True", "ClientAuthorityUnusable")]
+    {
+        good.authority_observed(&gateway(), "uid-g", authority);
+        let status = status(&good, false);
+        assert_eq!(condition(&status, ACCEPTED).0, accepted);
+        assert_eq!(condition(&status, RECONCILING), is("True", reason), "the Gateway has to change");
+    }
+}
+
+#[test]
+fn a_device_with_both_has_both() {
+    let request = signing_request();
+    let mut both = x509(&request);
+    both["password"] = json!({});
+    let mut fleet = fleet(&both);
+    fleet.authority_observed(&gateway(), "uid-g", authority(&KeyPair::generate().unwrap()));
+    issue(&mut fleet, &request);
+    assert!(matches!(fleet.step(&key(), false), Step::CreateSecret { .. }));
+    let password = crate::credential::Password::given(b"secret").unwrap();
+    let hash = crate::credential::hash::hash("uid-d", "d", &password, 1);
+    fleet.password_observed(&key(), "uid-d", crate::operator::device::record::PasswordState::Hashed(hash.into()));
+    let shard = flush(&mut fleet);
+    let entry = &shard.entries()["d"];
+    assert!(entry.password_hash().is_some() && entry.certificate_key().is_some());
+    let ready = status(&fleet, false);
+    assert!(ready.credentials_secret.is_some() && ready.certificate.is_some());
+}

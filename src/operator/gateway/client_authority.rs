@@ -1,0 +1,98 @@
+//! The authority that signs the certificates of a Gateway's devices: what its Secret holds, and what the broker trusts. Pure.
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Secret;
+
+use super::observe::Observed;
+use super::tls;
+use crate::api::client_authority::{ClientAuthority as Declared, DEFAULT_VALIDITY_SECONDS};
+use crate::api::condition::Cause;
+use crate::api::device::duration_seconds;
+use crate::certificate::client::{AuthorityError, ClientAuthority};
+use crate::certificate::server::CertificateError;
+use crate::configuration::agent::{TLS_AUTHORITIES, TLS_CERTIFICATE, TLS_KEY};
+use crate::operator::device::certificate::{Authority, Signer};
+use crate::runtime::error::chain;
+
+/// What is known of a Gateway's client authority.
+#[derive(Clone, Debug, Default)]
+pub struct ClientTrust {
+    /// For the Devices.
+    pub authority: Authority,
+
+    /// Certificates with which the broker checks those of clients, as PEM: those of the authority or, where that is not usable,
+    /// those that it has.
+    pub trusted: Option<String>,
+
+    /// Why it is not usable.
+    pub awaiting: Option<Cause>,
+
+    /// Its own end is near.
+    pub expiring: Option<Cause>,
+
+    /// When one of these changes without any object changing.
+    pub turns: Vec<Timestamp>,
+}
+
+/// What is known of a Gateway's client authority.
+#[must_use]
+pub fn client_trust(observed: &Observed, now: Timestamp) -> ClientTrust {
+    let Some(declared) = &observed.gateway.spec.client_authority else {
+        return ClientTrust { authority: Authority::Undeclared, ..ClientTrust::default() };
+    };
+    match read(declared, observed.client_authority.as_ref(), now) {
+        Ok(authority) => {
+            let (from, to) = (authority.not_before(), authority.not_after());
+            let seconds = duration_seconds(&declared.validity).unwrap_or(DEFAULT_VALIDITY_SECONDS);
+            ClientTrust {
+                trusted: Some(authority.trusted().to_owned()),
+                awaiting: None,
+                expiring: tls::expires_soon("authority", &declared.secret_name, (from, to), now),
+                turns: tls::turns_of((from, to)).collect(),
+                authority: Authority::Usable(Arc::new(Signer::new(authority, SignedDuration::from_secs(seconds)))),
+            }
+        }
+        Err(cause) => ClientTrust {
+            authority: Authority::Unusable,
+            trusted: observed.trusted_before.clone(),
+            awaiting: Some(cause),
+            ..ClientTrust::default()
+        },
+    }
+}
+
+fn read(declared: &Declared, secret: Option<&Secret>, now: Timestamp) -> Result<ClientAuthority, Cause> {
+    let name = &declared.secret_name;
+    let Some(secret) = secret else {
+        let message = format!("Secret {name} is not there: create it (type kubernetes.io/tls) with the client CA's certificate and key");
+        return Err(Cause::new("SecretNotFound", message));
+    };
+    let value = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice());
+    let missing = |key: &str| {
+        Cause::new(
+            "SecretKeyNotFound",
+            format!("Secret {name} has no key {key}: expected {TLS_CERTIFICATE} and {TLS_KEY} of the client CA"),
+        )
+    };
+    let certificate = value(TLS_CERTIFICATE).ok_or_else(|| missing(TLS_CERTIFICATE))?;
+    let key = value(TLS_KEY).ok_or_else(|| missing(TLS_KEY))?;
+    ClientAuthority::parse(certificate, key, value(TLS_AUTHORITIES), now).map_err(|error| {
+        let reason = match &error {
+            AuthorityError::Certificate(CertificateError::Expired { .. }) => "CertificateExpired",
+            AuthorityError::Certificate(CertificateError::NotYetValid { .. }) => "CertificateNotYetValid",
+            AuthorityError::Certificate(_) => "InvalidCertificate",
+            _ => "InvalidClientAuthority",
+        };
+        let message = format!(
+            "Secret {name}: {}. Meanwhile no device gets a certificate, and those that have one go on connecting until it expires",
+            chain(&error)
+        );
+        Cause::new(reason, message)
+    })
+}
+
+#[cfg(test)]
+#[path = "client_authority_tests.rs"]
+mod tests;

@@ -1,0 +1,88 @@
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
+use serde_json::json;
+
+use super::*;
+use crate::api::gateway::GatewayDevices;
+use crate::certificate::set_validity;
+
+fn at(time: &str) -> Timestamp {
+    time.parse().unwrap()
+}
+
+fn now() -> Timestamp {
+    at("2026-01-01T00:00:00Z")
+}
+
+fn authority(is_ca: bool, to: &str) -> Vec<(&'static str, String)> {
+    let key = KeyPair::generate().unwrap();
+    let mut parameters = CertificateParams::default();
+    parameters.distinguished_name.push(DnType::CommonName, "devices");
+    parameters.is_ca = if is_ca { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
+    set_validity(&mut parameters, at("2025-01-01T00:00:00Z"), at(to));
+    vec![("tls.crt", parameters.self_signed(&key).unwrap().pem()), ("tls.key", key.serialize_pem())]
+}
+
+fn secret(data: Vec<(&'static str, String)>) -> Secret {
+    let data = data.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect();
+    Secret { data: Some(data), ..Secret::default() }
+}
+
+fn observed(spec: &serde_json::Value, secret: Option<Secret>) -> Observed {
+    let object = json!({
+        "apiVersion": "fleetwright.io/v1alpha1", "kind": "Gateway", "metadata": {"name": "plant-1", "namespace": "fleet"}, "spec": spec
+    });
+    Observed {
+        gateway: serde_json::from_value(object).unwrap(),
+        tls: BTreeMap::new(),
+        authority: None,
+        client_authority: secret,
+        trusted_before: Some("before".to_owned()),
+        link_password: None,
+        report: None,
+        devices: GatewayDevices::default(),
+        clients: None,
+    }
+}
+
+fn of(secret: Option<Secret>) -> ClientTrust {
+    client_trust(&observed(&json!({"clientAuthority": {"secretName": "devices-ca"}}), secret), now())
+}
+
+#[test]
+fn an_authority_that_can_sign_is_trusted() {
+    let data = authority(true, "2027-01-01T00:00:00Z");
+    let certificate = data[0].1.clone();
+    let trust = of(Some(secret(data)));
+    assert!(matches!(trust.authority, Authority::Usable(_)) && trust.awaiting.is_none() && trust.expiring.is_none());
+    assert_eq!(trust.trusted.unwrap().replace('\r', ""), certificate.replace('\r', ""));
+    assert!(trust.turns.contains(&at("2027-01-01T00:00:00Z")));
+    let trust = of(Some(secret(authority(true, "2026-01-03T00:00:00Z"))));
+    assert_eq!(trust.expiring.unwrap().reason, "CertificateExpiresSoon");
+    let undeclared = client_trust(&observed(&json!({}), None), now());
+    assert!(matches!(undeclared.authority, Authority::Undeclared) && undeclared.trusted.is_none() && undeclared.awaiting.is_none());
+}
+
+#[test]
+fn one_that_cannot_is_told_of_and_the_broker_keeps_what_it_has() {
+    let good = || authority(true, "2027-01-01T00:00:00Z");
+    let other_key = KeyPair::generate().unwrap().serialize_pem();
+    for (data, reason) in [
+        (None, "SecretNotFound"),
+        (Some(vec![]), "SecretKeyNotFound"),
+        (Some(good()[..1].to_vec()), "SecretKeyNotFound"),
+        (Some(vec![good()[0].clone(), ("tls.key", other_key)]), "InvalidCertificate"),
+        (Some(vec![("tls.crt", "x".to_owned()), good()[1].clone()]), "InvalidCertificate"),
+        (Some(authority(false, "2027-01-01T00:00:00Z")), "InvalidClientAuthority"),
+        (Some(authority(true, "2025-12-31T00:00:00Z")), "CertificateExpired"),
+    ] {
+        let trust = of(data.map(secret));
+        let cause = trust.awaiting.unwrap();
+        assert_eq!(cause.reason, reason);
+        assert!(cause.message.contains("Secret devices-ca") && !cause.message.contains("PRIVATE"));
+        assert!(matches!(trust.authority, Authority::Unusable));
+        assert_eq!(trust.trusted.as_deref(), Some("before"));
+    }
+}
