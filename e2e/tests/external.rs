@@ -20,7 +20,10 @@ const SHOWS_WITHIN: Duration = seconds(30);
 const PASSWORDS: &str = include_str!("external.passwords");
 
 const CONFIGURATION: &str =
-    "listener 1883\nallow_anonymous false\npassword_file /etc/foreign/passwords\npersistence false\nmax_queued_messages 0\n";
+    "listener 1883\nallow_anonymous false\npassword_file /run/foreign/passwords\npersistence false\nmax_queued_messages 0\n";
+
+/// Mosquitto takes no password file that is a symbolic link, as all files of a ConfigMap are.
+const START: &str = "umask 077 && cp /etc/foreign/passwords /run/foreign/ && exec /usr/sbin/mosquitto -c /etc/foreign/mosquitto.conf";
 
 const PRESS: (&str, &str) = ("press-1", "of the press");
 
@@ -118,12 +121,12 @@ async fn foreign(fleet: &Fleet) -> Result<String> {
             "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [{
                 "name": "mosquitto", "image": image(fleet).await?,
-                "command": ["/usr/sbin/mosquitto", "-c", "/etc/foreign/mosquitto.conf"],
+                "command": ["sh", "-c", START],
                 "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
                 "readinessProbe": {"tcpSocket": {"port": 1883}, "periodSeconds": 1},
-                "volumeMounts": [{"name": "configuration", "mountPath": "/etc/foreign"}],
+                "volumeMounts": [{"name": "configuration", "mountPath": "/etc/foreign"}, {"name": "own", "mountPath": "/run/foreign"}],
             }],
-            "volumes": [{"name": "configuration", "configMap": {"name": "foreign"}}],
+            "volumes": [{"name": "configuration", "configMap": {"name": "foreign"}}, {"name": "own", "emptyDir": {}}],
         },
     });
     fleet.apply_all([configuration, service, pod]).await?;
