@@ -2,6 +2,10 @@
 
 use super::CompileError;
 
+/// Up to this many keys are looked for one by one, which compares most of them by their length only; a binary search has to
+/// look into the texts at each step.
+const FEW: usize = 16;
+
 /// A place in the payload: the fields that take the value there, and the places below it that matter.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Node {
@@ -39,7 +43,10 @@ impl Node {
 
     /// The place below this one under a key, if any field points there or below.
     pub fn child(&self, key: &str) -> Option<&Self> {
-        self.position(key).ok().map(|position| &self.children[position].1)
+        if self.children.len() > FEW {
+            return self.position(key).ok().map(|position| &self.children[position].1);
+        }
+        self.children.iter().find(|(name, _)| **name == *key).map(|(_, child)| child)
     }
 
     /// Whether a field points below this place.

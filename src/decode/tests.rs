@@ -54,6 +54,23 @@ fn an_object_is_a_reading() {
 }
 
 #[test]
+fn what_is_not_utf8_does_not_matter_where_nobody_asks_for_it() {
+    let payload = b"{\"ts\":1777863721500,\"rms\":1,\"site\":\"M\xfcnchen\",\"state\":{\"name\":\"idle\"}}";
+    let (outcome, readings) = run(&vibration(), payload);
+    assert_eq!((outcome, readings[0].1.last()), (Outcome::Complete, Some(&Value::Text("idle".into()))));
+}
+
+#[test]
+fn a_field_is_found_among_few_and_among_many() {
+    for count in [1, 15, 16, 40] {
+        let fields: Vec<_> = (0..count).map(|number| json!({"name": format!("field{number}"), "type": "Int64"})).collect();
+        let payload: serde_json::Map<_, _> = (0..count).map(|number| (format!("field{number}"), json!(number))).collect();
+        let (_, readings) = run(&decoder(&json!({"fields": fields})), json!(payload).to_string().as_bytes());
+        assert_eq!(readings[0].1, (0..count).map(Value::Int64).collect::<Vec<_>>(), "{count} fields");
+    }
+}
+
+#[test]
 fn absent_and_null_are_null() {
     let (outcome, readings) = run(&vibration(), br#"{"ts":1777863721500.25,"rms":0.1,"count":null,"state":{}}"#);
     assert_eq!(outcome, Outcome::Complete);

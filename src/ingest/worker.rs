@@ -37,9 +37,9 @@ use crate::timescale::assignment::{Assignment, worker_of};
 use crate::timescale::schema::Owner;
 use crate::timescale::uri::ConnectionUri;
 
-/// The most memory that messages on their way may hold, in all sessions together, in bytes. Two batches being written and
-/// one being gathered need 6 MiB; the rest bridges the pauses of a database.
-const BUDGET: usize = 12 * 1024 * 1024;
+/// The most memory that messages on their way may hold, in all sessions together, in bytes: two batches being written and one
+/// being gathered. What comes meanwhile waits with the broker, which bounds it by the Gateway's own limits.
+const BUDGET: usize = 6 * 1024 * 1024;
 
 /// The least that one session is given of it.
 const LEAST_BUDGET: usize = 1024 * 1024;

@@ -50,6 +50,12 @@ pub struct MessageView<'a> {
 }
 
 impl Batch {
+    /// An empty batch that takes its memory from the rows of one that is written.
+    #[must_use]
+    pub fn reusing(written: Rows) -> Self {
+        Self { rows: written.emptied(), ..Self::default() }
+    }
+
     /// Adds the block that the messages to come stand in, and when it arrived.
     pub fn add_block(&mut self, block: Bytes, arrival: Time) {
         self.block_bytes += block.len();

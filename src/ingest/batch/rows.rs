@@ -113,6 +113,14 @@ impl Rows {
         self.bytes.extend_from_slice(text.as_bytes());
     }
 
+    /// No rows, and the memory of these for those to come.
+    #[must_use]
+    pub fn emptied(mut self) -> Self {
+        self.bytes.clear();
+        self.index.clear();
+        self
+    }
+
     /// Takes back the rows that were added since there were `length`.
     pub fn truncate(&mut self, length: usize) {
         self.index.truncate(length);
@@ -227,6 +235,16 @@ mod tests {
 
     fn data(rows: &Rows) -> Vec<u8> {
         rows.copy_data(0..rows.len()).flat_map(|piece| piece.to_vec()).collect()
+    }
+
+    #[test]
+    fn nothing_is_left_in_emptied_rows() {
+        let mut used = Rows::default();
+        used.push(0, key(1, 2), &[], &[Value::Int64(1)]);
+        let mut rows = used.emptied();
+        assert!(rows.is_empty());
+        rows.push(0, key(3, 4), &[], &[Value::Null]);
+        assert_eq!(parse(&data(&rows)), [(3, 4, b"\xff\xff\xff\xff".to_vec())]);
     }
 
     #[test]

@@ -11,14 +11,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::ingest::batch::Batch;
-use crate::ingest::batch::due::{Pace, is_full};
+use crate::ingest::batch::due::{MOST_BYTES, Pace, is_full};
+use crate::ingest::batch::rows::Rows;
 use crate::ingest::decode::time::Time;
 use crate::ingest::intake::{Arrived, Intake, Pending};
 use crate::ingest::ledger::{Acknowledged, Entry, Ledger};
 use crate::ingest::metrics::SessionMetrics;
 use crate::ingest::mqtt::frame::Publish;
 use crate::ingest::mqtt::window::Window;
-use crate::ingest::sink::{Done, Job, SessionKey};
+use crate::ingest::sink::{Done, Job, SessionKey, WRITERS};
 use crate::registry::follow::Registry;
 
 /// The most messages that wait for the registry to answer for their device. Reading stops beyond it, until it has answered.
@@ -34,6 +35,8 @@ pub struct Store {
     ledger: Ledger,
     open: Batch,
     sealed: VecDeque<Batch>,
+    /// Memory of written batches for the next ones.
+    spare: Vec<Rows>,
     parked: Vec<Arrived>,
     /// The batches that are being written: number, and arrival of the oldest message.
     in_flight: Vec<(i64, Option<Time>)>,
@@ -73,6 +76,7 @@ impl Store {
             ledger,
             open: Batch::default(),
             sealed: VecDeque::new(),
+            spare: Vec::new(),
             parked: Vec::new(),
             in_flight: Vec::new(),
             in_flight_bytes: 0,
@@ -183,7 +187,8 @@ impl Store {
 
     fn seal(&mut self) {
         if !self.open.is_empty() {
-            self.sealed.push_back(std::mem::take(&mut self.open));
+            let next = Batch::reusing(self.spare.pop().unwrap_or_default());
+            self.sealed.push_back(std::mem::replace(&mut self.open, next));
         }
     }
 
@@ -197,6 +202,11 @@ impl Store {
         }
         self.observe(&done);
         self.ledger.commit(done.number, done.written.entries);
+        // Buffers that grow to a megabyte again and again would leave holes of their size behind. One that large messages have
+        // blown up is let go.
+        if self.spare.len() < WRITERS && done.batch.rows.size() <= MOST_BYTES {
+            self.spare.push(done.batch.rows);
+        }
     }
 
     fn observe(&self, done: &Done) {

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use self::health::Health;
 use self::proof::{ProofError, prove};
 use self::statements::Statements;
-use self::transaction::{WriteError, Writer, Written};
+use self::transaction::{Turn, WriteError, Writer, Written};
 use super::batch::Batch;
 use super::ledger::Entry;
 use super::metrics::Metrics;
@@ -27,8 +27,8 @@ use crate::runtime::error::chain;
 use crate::timescale::connect::{ConnectError, connect};
 use crate::timescale::uri::ConnectionUri;
 
-/// How many batches are being written at once: while one waits for its commit, the next one's rows are on their way. More
-/// gain nothing (measured) and would only compete for the same pages of the index.
+/// How many batches are being written at once: while one waits for its commit, the next one's rows are inserted. More gain
+/// nothing (measured).
 pub const WRITERS: usize = 2;
 
 /// How long a batch may take. Longer than the server's own limit for a statement, so that its word comes first.
@@ -110,8 +110,10 @@ impl Sink {
     pub fn start(target: &Arc<Target>, uri: &ConnectionUri, health: &Arc<Health>, metrics: &Metrics) -> Self {
         let (jobs, queue) = mpsc::channel(WRITERS);
         let queue = Arc::new(Mutex::new(queue));
+        let turn = Arc::new(Turn::default());
         for index in 0..WRITERS {
-            let connector = Connector { index, target: target.clone(), uri: uri.clone(), health: health.clone(), metrics: metrics.clone() };
+            let (target, uri, health, metrics, turn) = (target.clone(), uri.clone(), health.clone(), metrics.clone(), turn.clone());
+            let connector = Connector { index, target, uri, health, metrics, turn };
             tokio::spawn(connector.run(queue.clone()));
         }
         Self { jobs, slots: Arc::new(Semaphore::new(WRITERS)) }
@@ -137,6 +139,7 @@ struct Connector {
     uri: ConnectionUri,
     health: Arc<Health>,
     metrics: Metrics,
+    turn: Arc<Turn>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -192,7 +195,7 @@ impl Connector {
             }
         });
         timeout(PROOF_TIMEOUT, prove(&mut client, &self.target)).await.map_err(|_| ConnectorError::AwaitProof)??;
-        let writer = Writer::prepare(client, &self.target.statements).await.map_err(ProofError::from)?;
+        let writer = Writer::prepare(client, &self.target.statements, self.turn.clone()).await.map_err(ProofError::from)?;
         Ok((writer, ended))
     }
 
