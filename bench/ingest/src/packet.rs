@@ -1,7 +1,9 @@
 //! MQTT 3.1.1 packets, as few as a load needs, and the load itself.
 
-use std::io::{Read, Write};
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -102,19 +104,27 @@ impl Client {
                 continue;
             }
             if acknowledged < sent {
-                self.fill()?;
-                let whole = self.unread.len() / 4;
-                acknowledged += whole as u64;
-                self.unread.start += whole * 4;
+                acknowledged += self.acknowledgements()? as u64;
             }
         }
         Ok(())
     }
 
-    /// Counts and acknowledges so many messages, those of one read in one write.
-    pub fn count(&mut self, messages: u64) -> anyhow::Result<()> {
+    /// Reads once: how many PUBACKs have come.
+    fn acknowledgements(&mut self) -> anyhow::Result<usize> {
+        self.fill()?;
+        let whole = self.unread.len() / 4;
+        self.unread.start += whole * 4;
+        Ok(whole)
+    }
+
+    /// Counts and acknowledges so many messages. Those of one read in one write; or, with a pause, those of that time, as a
+    /// consumer does that acknowledges what it has stored.
+    pub fn count(&mut self, messages: u64, pause: Option<Duration>) -> anyhow::Result<()> {
         let mut counted = 0;
         let mut output = Vec::new();
+        let mut written = Instant::now();
+        self.stream.set_read_timeout(pause)?;
         while counted < messages {
             while let Some((start, end)) = bounds(self.unread()) {
                 let packet = &self.unread()[..end];
@@ -125,13 +135,58 @@ impl Client {
                 }
                 self.unread.start += end;
             }
-            self.stream.write_all(&output)?;
-            output.clear();
+            if counted >= messages || pause.is_none_or(|pause| written.elapsed() >= pause) {
+                self.stream.write_all(&output)?;
+                output.clear();
+                written = Instant::now();
+            }
             if counted < messages {
-                self.fill()?;
+                match self.fill() {
+                    Err(error) if error.downcast_ref().is_some_and(|error: &std::io::Error| error.kind() == ErrorKind::WouldBlock) => {}
+                    read => read?,
+                }
             }
         }
         Ok(())
+    }
+}
+
+/// Publishes these packets as a device does that loses nothing: what is not acknowledged when the connection ends is sent again
+/// on the next. Tells how many are acknowledged; returns when all are.
+pub fn deliver(port: u16, mut packets: impl Iterator<Item = Vec<u8>>, acknowledged: &AtomicU64) {
+    let mut waiting = VecDeque::new();
+    loop {
+        let connected = Client::connect(port, "loader", true);
+        match connected.and_then(|mut client| deliver_by(&mut client, &mut packets, &mut waiting, acknowledged)) {
+            Ok(()) => return,
+            // The broker is away.
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+fn deliver_by(
+    client: &mut Client,
+    packets: &mut impl Iterator<Item = Vec<u8>>,
+    waiting: &mut VecDeque<Vec<u8>>,
+    acknowledged: &AtomicU64,
+) -> anyhow::Result<()> {
+    let mut output: Vec<u8> = waiting.iter().flatten().copied().collect();
+    loop {
+        while waiting.len() < usize::try_from(WINDOW)? {
+            let Some(packet) = packets.next() else { break };
+            output.extend_from_slice(&packet);
+            waiting.push_back(packet);
+        }
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        client.stream.write_all(&output)?;
+        output.clear();
+        // Mosquitto acknowledges in the order in which it is sent to.
+        let count = client.acknowledgements()?;
+        waiting.drain(..count.min(waiting.len()));
+        acknowledged.fetch_add(count as u64, Ordering::Relaxed);
     }
 }
 

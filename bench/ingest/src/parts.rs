@@ -1,17 +1,21 @@
 //! The processes of a run, and what each has used.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
-use serde_json::{Value, json};
+use anyhow::{Context, ensure};
+use clap::ValueEnum;
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
 /// How long a part may take to start.
-const START: Duration = Duration::from_mins(1);
+pub const START: Duration = Duration::from_mins(1);
+
+/// What consumers subscribe to.
+pub const TOPIC: &str = "devices/+/telemetry";
 
 /// A process that ends with its owner.
 pub struct Process {
@@ -29,23 +33,45 @@ pub struct Usage {
 }
 
 impl Process {
-    fn start(command: &mut Command) -> anyhow::Result<Self> {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("failed to start a part")?;
+    /// Starts it; what it says goes to a file.
+    pub fn start(command: &mut Command, log: &Path) -> anyhow::Result<Self> {
+        let log = File::options().create(true).append(true).open(log)?;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("failed to start a part")?;
         Ok(Self { child, interrupt: false })
     }
 
     /// What it has used so far.
     pub fn usage(&self) -> anyhow::Result<Usage> {
-        let folder = PathBuf::from(format!("/proc/{}", self.child.id()));
-        let stat = std::fs::read_to_string(folder.join("stat"))?;
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        // Fields 14 and 15 of proc_pid_stat(5), in hundredths of a second; the first two are cut off.
-        let ticks: f64 = fields.iter().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
-        let status = std::fs::read_to_string(folder.join("status"))?;
+        let id = self.child.id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");
         let kibibytes: f64 = peak.trim().trim_end_matches(" kB").parse()?;
-        Ok(Usage { processor: ticks / 100.0, memory: kibibytes / 1024.0 })
+        Ok(Usage { processor: ticks(id, 11..13).unwrap_or(0.0), memory: kibibytes / 1024.0 })
     }
+
+    /// Processor time of it and its children, in seconds.
+    pub fn processor_of_all(&self) -> f64 {
+        let id = self.child.id();
+        let numbers = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let processes = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let children = processes.filter(|process| ticks(*process, 1..2).is_some_and(|parent| (parent * 100.0 - f64::from(id)).abs() < 0.5));
+        // Of the process itself also what its children used that have ended.
+        ticks(id, 11..15).unwrap_or(0.0) + children.filter_map(|child| ticks(child, 11..13)).sum::<f64>()
+    }
+
+    /// Kills it, as a failing machine would.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+/// A sum of fields of `proc_pid_stat(5)`, which are hundredths of a second; counted from behind the name, so that field 14 is 11.
+fn ticks(process: u32, fields: std::ops::Range<usize>) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let values = stat.rsplit(')').next()?.split_whitespace().skip(fields.start).take(fields.len());
+    Some(values.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0)
 }
 
 impl Drop for Process {
@@ -63,11 +89,13 @@ fn script() -> PathBuf {
     std::env::var_os("FLEETWRIGHT_PARTS").map_or_else(|| PathBuf::from("e2e/parts.sh"), PathBuf::from)
 }
 
-fn free_port() -> anyhow::Result<u16> {
+/// A port of this machine that nobody uses.
+pub fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-fn await_port(port: u16) -> anyhow::Result<()> {
+/// Waits until somebody listens.
+pub fn await_port(port: u16) -> anyhow::Result<()> {
     let started = Instant::now();
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
         ensure!(started.elapsed() < START, "nothing answers on port {port}");
@@ -76,38 +104,78 @@ fn await_port(port: u16) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Mosquitto, with its queues in memory and without bounds.
+/// Where the broker keeps its queues.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Queues {
+    /// In memory
+    Memory,
+    /// On disk, so that a killed process loses nothing: `durability: Process` of a Gateway
+    Process,
+}
+
+/// Mosquitto, with queues without bounds.
 pub struct Broker {
     /// Port.
     pub port: u16,
-    _process: Process,
-    _folder: TempDir,
+    process: Process,
+    folder: TempDir,
 }
 
 impl Broker {
     /// Starts it.
-    pub fn start() -> anyhow::Result<Self> {
+    pub fn start(queues: Queues) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let port = free_port()?;
-        let file = folder.path().join("mosquitto.conf");
-        std::fs::write(
-            &file,
-            format!(
-                "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_inflight_messages 65534\n\
-                 max_queued_messages 0\nmax_queued_bytes 0\npersistence false\nlog_type error\n"
+        // As a Gateway of that durability renders it.
+        let persistence = match queues {
+            Queues::Memory => "persistence false\n".to_owned(),
+            Queues::Process => format!(
+                "persistence_location {}/\nplugin /usr/lib/mosquitto/persist_sqlite.so\nplugin_opt_sync normal\nplugin_opt_flush_period 0\n",
+                folder.path().display()
             ),
-        )?;
-        let process = Process::start(Command::new(script()).args(["mosquitto", "-c"]).arg(file))?;
+        };
+        let configuration = format!(
+            "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_inflight_messages 65534\n\
+             max_queued_messages 0\nmax_queued_bytes 0\nlog_dest stderr\nlog_type error\nlog_type subscribe\n{persistence}"
+        );
+        std::fs::write(folder.path().join("mosquitto.conf"), configuration)?;
+        let process = Self::run(folder.path())?;
         await_port(port)?;
-        Ok(Self { port, _process: process, _folder: folder })
+        Ok(Self { port, process, folder })
+    }
+
+    fn run(folder: &Path) -> anyhow::Result<Process> {
+        Process::start(Command::new(script()).args(["mosquitto", "-c"]).arg(folder.join("mosquitto.conf")), &folder.join("log"))
+    }
+
+    /// Waits until somebody has subscribed.
+    pub fn await_subscriber(&self) -> anyhow::Result<()> {
+        let started = Instant::now();
+        while !std::fs::read_to_string(self.folder.path().join("log"))?.contains(TOPIC) {
+            ensure!(started.elapsed() < START, "nobody subscribes");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Kills it and starts it again.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.process.kill()?;
+        self.process = Self::run(self.folder.path())?;
+        await_port(self.port)
+    }
+
+    /// Processor time in seconds.
+    pub fn processor(&self) -> f64 {
+        self.process.usage().map_or(0.0, |usage| usage.processor)
     }
 }
 
 /// PostgreSQL with TimescaleDB, synchronous to its disk.
 pub struct Database {
     port: u16,
-    _process: Process,
-    _folder: TempDir,
+    process: Process,
+    folder: TempDir,
 }
 
 impl Database {
@@ -115,23 +183,42 @@ impl Database {
     pub async fn start() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let port = free_port()?;
-        let mut process =
-            Process::start(Command::new(script()).arg("postgres").arg(folder.path().join("data")).arg(port.to_string()).args([
-                "-c",
-                "shared_buffers=1GB",
-                "-c",
-                "max_wal_size=16GB",
-                "-c",
-                "track_commit_timestamp=on",
-            ]))?;
-        process.interrupt = true;
-        let database = Self { port, _process: process, _folder: folder };
-        let started = Instant::now();
-        while database.client().await.is_err() {
-            ensure!(started.elapsed() < START, "PostgreSQL does not answer");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        let database = Self { port, process: Self::run(folder.path(), port)?, folder };
+        database.await_answer().await?;
         Ok(database)
+    }
+
+    fn run(folder: &Path, port: u16) -> anyhow::Result<Process> {
+        let mut command = Command::new(script());
+        command.arg("postgres").arg(folder.join("data")).arg(port.to_string());
+        command.args(["-c", "shared_buffers=1GB", "-c", "max_wal_size=16GB", "-c", "track_commit_timestamp=on"]);
+        let mut process = Process::start(&mut command, &folder.join("log"))?;
+        process.interrupt = true;
+        Ok(process)
+    }
+
+    async fn await_answer(&self) -> anyhow::Result<()> {
+        let started = Instant::now();
+        while self.client().await.is_err() {
+            ensure!(started.elapsed() < START, "PostgreSQL does not answer");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    /// Kills it and starts it again.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        self.process.kill()?;
+        let started = Instant::now();
+        loop {
+            // Refused while a process of the killed one still holds its shared memory.
+            self.process = Self::run(self.folder.path(), self.port)?;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            if self.process.child.try_wait()?.is_none() {
+                return self.await_answer().await;
+            }
+            ensure!(started.elapsed() < START, "PostgreSQL does not start again");
+        }
     }
 
     /// URI of its database.
@@ -145,59 +232,46 @@ impl Database {
         tokio::spawn(connection);
         Ok(client)
     }
-}
 
-/// The worker, as it is released.
-pub struct Worker {
-    /// Its process.
-    pub process: Process,
-    http: u16,
-    _folder: TempDir,
-}
-
-impl Worker {
-    /// Starts it between a broker and a database.
-    pub fn start(broker: &Broker, database: &Database, decode: &Value) -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let http = free_port()?;
-        let configuration = json!({
-            "namespace": "bench", "pipeline": "load", "topic": "devices/{device}/telemetry", "decode": decode, "table": "load",
-            "gateways": [{"name": "gateway", "host": "127.0.0.1", "port": broker.port}],
-        });
-        for (name, content) in [("ingest.json", configuration.to_string()), ("uri", database.uri()), ("password", "password".to_owned())] {
-            std::fs::write(folder.path().join(name), content)?;
-        }
-        let binary = std::env::current_exe()?.with_file_name("fleetwright");
-        let mut command = Command::new(binary);
-        command.args(["ingest", "--config", "ingest.json", "--database-uri-file", "uri", "--password-file", "password", "--ordinal", "0"]);
-        command.args(["--http", &format!("127.0.0.1:{http}")]).current_dir(folder.path());
-        Ok(Self { process: Process::start(&mut command)?, http, _folder: folder })
-    }
-
-    /// Waits until it is ready.
-    pub fn await_ready(&self) -> anyhow::Result<()> {
-        use std::io::{Read, Write};
-        await_port(self.http)?;
-        let started = Instant::now();
-        loop {
-            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.http))?;
-            stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            if answer.starts_with("HTTP/1.1 200") {
-                return Ok(());
-            }
-            if started.elapsed() > START {
-                bail!("the worker is not ready: {answer}");
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+    /// Processor time of all its processes, in seconds.
+    pub fn processor(&self) -> f64 {
+        self.process.processor_of_all()
     }
 }
 
 /// A subscriber that counts and acknowledges, as a process of its own.
-pub fn counter(broker: &Broker, messages: u64, clean: bool) -> anyhow::Result<Process> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["count", &broker.port.to_string(), &messages.to_string(), &clean.to_string()]);
-    Process::start(&mut command)
+pub struct Counter {
+    /// Its process, which stays until it is dropped.
+    pub process: Process,
+    folder: TempDir,
+}
+
+impl Counter {
+    /// Starts it. It makes a session of its own, or takes the one that is there; acknowledges what it reads, or what came within
+    /// each `pause`.
+    pub fn start(broker: &Broker, messages: u64, clean: bool, pause: Option<Duration>) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        let pause = pause.map_or(0, |pause| pause.as_millis());
+        command.args(["count", &broker.port.to_string(), &messages.to_string(), &clean.to_string(), &pause.to_string()]);
+        Ok(Self { process: Process::start(&mut command, &folder.path().join("log"))?, folder })
+    }
+
+    /// Waits for the last message, and says when it came, in seconds since 1970.
+    pub fn await_end(&self) -> anyhow::Result<f64> {
+        let started = Instant::now();
+        loop {
+            let said = std::fs::read_to_string(self.folder.path().join("log"))?;
+            if let Some(line) = said.strip_suffix('\n') {
+                return line.parse().with_context(|| format!("the counter says: {line}"));
+            }
+            ensure!(started.elapsed() < 5 * START, "the counter does not get all messages");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub fn now() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

@@ -1,0 +1,147 @@
+//! The readings that are published, and the same as the rows of a COPY.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde_json::{Value, json};
+
+use crate::packet::{DEVICES, publish};
+
+/// 2026-05-04T03:02:01.5Z in microseconds since 1970: the time of the first reading.
+const START: u64 = 1_777_863_721_500_000;
+
+/// Between two readings, in microseconds.
+const STEP: u64 = 50;
+
+/// How much too late a late reading is, in microseconds: forty days, long past the chunk that is being written.
+const LATE: u64 = 40 * 86_400_000_000;
+
+/// Seconds from 1970 to 2000, PostgreSQL's epoch.
+const EPOCH: u64 = 946_684_800;
+
+/// Rows of a transaction of L1.
+pub const COPY_ROWS: u64 = 10_000;
+
+/// What stands in the messages.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Content {
+    /// One reading, or as many as this says.
+    Readings(u64),
+    /// One reading, timed when it is sent.
+    Live,
+    /// One reading; of a hundred messages five are the one before again, one is malformed and one is late.
+    Mixed,
+}
+
+/// What a message of a mixed load is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Part {
+    Good,
+    Repeated,
+    Malformed,
+    Late,
+}
+
+impl Part {
+    fn of(message: u64) -> Self {
+        match message % 100 {
+            10 | 30 | 50 | 70 | 90 => Self::Repeated,
+            20 => Self::Malformed,
+            40 => Self::Late,
+            _ => Self::Good,
+        }
+    }
+}
+
+/// How many of the messages of a mixed load are malformed, and how many hold a reading that none before them does.
+pub fn mixture(messages: u64) -> (u64, u64) {
+    let count = |part| (0..messages).filter(|message| Part::of(*message) == part).count() as u64;
+    (count(Part::Malformed), count(Part::Good) + count(Part::Late))
+}
+
+/// The packets of a load: each message of the next device.
+pub fn load(messages: u64, content: Content) -> Box<dyn Iterator<Item = Vec<u8>> + Send> {
+    let packets = (0..messages).map(move |message| {
+        let (device, payload) = match content {
+            Content::Readings(1) => (message, reading(message, START + message * STEP)),
+            Content::Readings(readings) => {
+                let texts: Vec<String> =
+                    (message * readings..(message + 1) * readings).map(|number| reading(number, START + number * STEP)).collect();
+                (message, format!("[{}]", texts.join(",")))
+            }
+            Content::Live => (message, reading(message, now())),
+            Content::Mixed => mixed(message),
+        };
+        publish(message, &format!("devices/device-{}/telemetry", device % DEVICES), &payload)
+    });
+    if content == Content::Live {
+        return Box::new(packets);
+    }
+    // Encoded before, so that the loader takes little of the processors.
+    Box::new(packets.collect::<Vec<_>>().into_iter())
+}
+
+fn mixed(message: u64) -> (u64, String) {
+    let time = START + message * STEP;
+    match Part::of(message) {
+        Part::Good => (message, reading(message, time)),
+        Part::Repeated => (message - 1, reading(message - 1, time - STEP)),
+        Part::Late => (message, reading(message, time - LATE)),
+        // In turn: not whole, of a wrong type, without a time. Negative numbers, so that such rows can be told.
+        Part::Malformed => match message / 100 % 3 {
+            0 => (message, format!(r#"{{"ts":{time},"rms":1.5,"count":-{message}"#)),
+            1 => (message, format!(r#"{{"ts":{time},"rms":"broken","count":-{message}}}"#)),
+            _ => (message, format!(r#"{{"rms":1.5,"count":-{message}}}"#)),
+        },
+    }
+}
+
+fn now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(0)
+}
+
+/// How the worker decodes them.
+pub fn decode() -> Value {
+    json!({
+        "time": {"pointer": "/ts", "unit": "Microseconds"},
+        "fields": [
+            {"name": "rms", "type": "Float64", "min": 0, "max": 200, "required": true},
+            {"name": "temperature", "type": "Float64", "min": -60, "max": 300},
+            {"name": "state", "type": "Text"},
+            {"name": "count", "type": "Int64"},
+        ],
+    })
+}
+
+/// Values of a reading: rms, temperature.
+fn values(number: u64) -> (f64, f64) {
+    ((number % 1_999) as f64 / 100.0, 20.0 + (number % 777) as f64 / 10.0)
+}
+
+/// A reading, some 112 bytes long.
+fn reading(number: u64, time: u64) -> String {
+    let (rms, temperature) = values(number);
+    format!(r#"{{"ts":{time},"rms":{rms},"temperature":{temperature},"state":"running","count":{number},"firmware":"2.14.3","rssi":-61}}"#)
+}
+
+/// A transaction of rows as the data of a binary COPY: each message of so many readings is one device's.
+pub fn rows(first: u64, rows: u64, readings: u64) -> Bytes {
+    let mut data = BytesMut::from(&b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0"[..]);
+    for number in first..(first + COPY_ROWS).min(rows) {
+        let (rms, temperature) = values(number);
+        data.put_i16(6);
+        data.put_i32(8);
+        data.put_u64(START + number * STEP - EPOCH * 1_000_000);
+        data.put_i32(4);
+        data.put_u32(u32::try_from(number / readings % DEVICES).unwrap_or(0) + 1);
+        for value in [rms, temperature] {
+            data.put_i32(8);
+            data.put_f64(value);
+        }
+        data.put_i32(7);
+        data.put_slice(b"running");
+        data.put_i32(8);
+        data.put_u64(number);
+    }
+    data.put_i16(-1);
+    data.freeze()
+}

@@ -1,0 +1,165 @@
+//! Scenarios A to D, and their limits.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bytes::Bytes;
+use futures::SinkExt;
+use tokio_postgres::Client;
+
+use crate::consumer::Kind;
+use crate::load::{COPY_ROWS, Content, load, rows};
+use crate::measure::{Before, Measured};
+use crate::packet::Client as Mqtt;
+use crate::parts::{Broker, Counter, Database, Queues, TOPIC, now};
+
+/// How long nothing may be stored before the rest is taken for lost. Every consumer tries a database or a broker that was away
+/// again at least once in it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long nothing is stored before it is counted whether that is all.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// The window in which the second counting subscriber gathers its acknowledgements: the shortest time between two transactions
+/// of the worker.
+const GATHERING: Duration = Duration::from_millis(4);
+
+/// What measurements share.
+pub struct Bench {
+    pub database: Database,
+    pub queues: Queues,
+}
+
+/// What is stored.
+pub struct Stored {
+    pub rows: u64,
+    /// When the last row was committed, in seconds since 1970.
+    pub last: f64,
+}
+
+impl Bench {
+    /// L2: a load that is counted and acknowledged, at each read or gathered.
+    pub fn count(&self, messages: u64, gathered: bool) -> anyhow::Result<Measured> {
+        let broker = Broker::start(self.queues)?;
+        let packets = load(messages, Content::Readings(1));
+        let counter = Counter::start(&broker, messages, true, gathered.then_some(GATHERING))?;
+        broker.await_subscriber()?;
+        let begun = now();
+        Mqtt::connect(broker.port, "loader", true)?.publish(packets, None)?;
+        Self::counted(&counter, &broker, messages, begun, 0.0)
+    }
+
+    /// L2 of the drain: a queue that is counted and acknowledged.
+    pub fn count_queue(&self, messages: u64) -> anyhow::Result<Measured> {
+        let broker = Broker::start(self.queues)?;
+        // Makes the session.
+        Mqtt::connect(broker.port, "counter", false)?.subscribe(TOPIC)?;
+        Mqtt::connect(broker.port, "loader", true)?.publish(load(messages, Content::Readings(1)), None)?;
+        let (before, begun) = (broker.processor(), now());
+        let counter = Counter::start(&broker, messages, false, None)?;
+        Self::counted(&counter, &broker, messages, begun, before)
+    }
+
+    fn counted(counter: &Counter, broker: &Broker, messages: u64, begun: f64, before: f64) -> anyhow::Result<Measured> {
+        let took = counter.await_end()? - begun;
+        let usage = counter.process.usage()?;
+        Ok(Measured {
+            rate: messages as f64 / took,
+            consumer: usage.processor * 1e6 / messages as f64,
+            broker: (broker.processor() - before) * 1e6 / messages as f64,
+            memory: usage.memory,
+            ..Measured::default()
+        })
+    }
+
+    /// L1: the same rows by COPY.
+    pub async fn copy(&self, count: u64, readings: u64) -> anyhow::Result<Measured> {
+        let client = Kind::Worker.prepare(&self.database).await?;
+        let batches: Vec<Bytes> = (0..count.div_ceil(COPY_ROWS)).map(|batch| rows(batch * COPY_ROWS, count, readings)).collect();
+        let statement = client.prepare("COPY load (time, device_id, rms, temperature, state, count) FROM STDIN (FORMAT binary)").await?;
+        let (before, begun) = (self.database.processor(), Instant::now());
+        for batch in batches {
+            let mut sink = std::pin::pin!(client.copy_in::<_, Bytes>(&statement).await?);
+            sink.send(batch).await?;
+            sink.finish().await?;
+        }
+        let rate = count as f64 / begun.elapsed().as_secs_f64();
+        Ok(Measured { rate, database: (self.database.processor() - before) * 1e6 / count as f64, ..Measured::default() })
+    }
+
+    /// A, B and D: a consumer under load. Rows count.
+    pub async fn load(&self, kind: Kind, rows: u64, content: Content, pace: Option<f64>) -> anyhow::Result<Measured> {
+        let client = kind.prepare(&self.database).await?;
+        let broker = Broker::start(self.queues)?;
+        let readings = if let Content::Readings(readings) = content { readings } else { 1 };
+        let consumer = kind.start(&broker, &self.database, readings)?;
+        consumer.await_ready(&broker)?;
+        let (port, messages) = (broker.port, rows / readings);
+        let packets = load(messages, content);
+        let before = Before::now(Some(&consumer), &broker, &self.database)?;
+        let begun = now();
+        tokio::task::spawn_blocking(move || Mqtt::connect(port, "loader", true)?.publish(packets, pace)).await??;
+        let stored = self.settle(&client, rows).await?;
+        let rate = stored.rows as f64 / (stored.last - begun);
+        let measured = before.until(&consumer, &broker, &self.database, (messages, rows), rate)?;
+        let latency = if pace.is_some() { Some(latency(&client).await?) } else { None };
+        Ok(Measured { latency, lost: rows.saturating_sub(stored.rows), ..measured })
+    }
+
+    /// C: a consumer comes back to a full queue.
+    pub async fn drain(&self, kind: Kind, messages: u64) -> anyhow::Result<Measured> {
+        let client = kind.prepare(&self.database).await?;
+        let broker = Broker::start(self.queues)?;
+        let consumer = kind.start(&broker, &self.database, 1)?;
+        consumer.await_ready(&broker)?;
+        drop(consumer);
+        let packets = load(messages, Content::Readings(1));
+        let port = broker.port;
+        tokio::task::spawn_blocking(move || Mqtt::connect(port, "loader", true)?.publish(packets, None)).await??;
+        let before = Before::now(None, &broker, &self.database)?;
+        let begun = now();
+        let consumer = kind.start(&broker, &self.database, 1)?;
+        let stored = self.settle(&client, messages).await?;
+        let rate = stored.rows as f64 / (stored.last - begun);
+        let measured = before.until(&consumer, &broker, &self.database, (messages, messages), rate)?;
+        Ok(Measured { lost: messages.saturating_sub(stored.rows), ..measured })
+    }
+
+    /// Waits until so many rows are stored, or no more come. The size of the table is looked at meanwhile, not the rows, for that
+    /// would take the database's processor.
+    pub async fn settle(&self, client: &Client, rows: u64) -> anyhow::Result<Stored> {
+        let (mut size, mut since, mut counted) = (-1, Instant::now(), Instant::now());
+        loop {
+            let found: i64 = client
+                .query_one("SELECT COALESCE(sum(pg_relation_size(chunk)), 0)::int8 FROM show_chunks('load') chunk", &[])
+                .await?
+                .get(0);
+            if found != size {
+                (size, since) = (found, Instant::now());
+            }
+            let quiet = since.elapsed();
+            if quiet > QUIET && (counted.elapsed() > 2 * QUIET || quiet > PATIENCE) {
+                let count: i64 = client.query_one("SELECT count(*) FROM load", &[]).await?.get(0);
+                counted = Instant::now();
+                if u64::try_from(count)? >= rows || quiet > PATIENCE {
+                    let last = "SELECT COALESCE(max(extract(epoch FROM pg_xact_commit_timestamp(xmin))), 0)::float8 FROM load";
+                    return Ok(Stored { rows: u64::try_from(count)?, last: client.query_one(last, &[]).await?.get(0) });
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// From publish to commit, median and 99th percentile, in milliseconds.
+async fn latency(client: &Client) -> anyhow::Result<(f64, f64)> {
+    let row = client
+        .query_one(
+            "SELECT percentile_cont(ARRAY[0.5, 0.99]) WITHIN GROUP (ORDER BY extract(epoch FROM pg_xact_commit_timestamp(xmin) - time)::float8 * 1000)
+             FROM load",
+            &[],
+        )
+        .await?;
+    let found: Vec<f64> = row.get(0);
+    found.first().zip(found.get(1)).map(|(middle, late)| (*middle, *late)).context("no row")
+}
