@@ -80,6 +80,10 @@ pub struct Arguments {
     #[arg(long, env = "FLEETWRIGHT_PRESENCE_WRITES_PER_SECOND", default_value_t = presence::DEFAULT_WRITES_PER_SECOND, value_parser = positive)]
     presence_writes_per_second: f64,
 
+    /// Most writes a second of what devices report of their state, of all Devices together
+    #[arg(long, env = "FLEETWRIGHT_REPORT_WRITES_PER_SECOND", default_value_t = link::reports::DEFAULT_WRITES_PER_SECOND, value_parser = positive)]
+    report_writes_per_second: f64,
+
     /// Address of the endpoint for probes and metrics
     #[arg(long, env = "FLEETWRIGHT_HTTP", default_value = "0.0.0.0:9090")]
     http: SocketAddr,
@@ -159,7 +163,7 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     let listed = CancellationToken::new();
     let devices = Devices { fleet: context.fleet.clone(), changes: registry.clone(), listed: listed.clone() };
     let presence = Presence::new(context.clone(), arguments.presence_writes_per_second, totals.clone())?;
-    let links = Links::new(context.clone(), desired_changes, presence.news(), totals.clone())?;
+    let links = Links::new(context.clone(), desired_changes, arguments.report_writes_per_second, presence.news(), totals.clone())?;
     let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry, desired })?;
     let all_listed = || {
         readiness.holds(DEVICES_CHECK);

@@ -1,6 +1,6 @@
 //! What the operator counts of its links.
 
-use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{Gauge, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::operator::device::key::GatewayKey;
 
@@ -13,6 +13,8 @@ pub struct Metrics {
     pub reports: IntCounterVec,
     /// Reports that wait for their turn.
     pub waiting: IntGauge,
+    /// Reports a second that may be written.
+    pub budget: Gauge,
     connected: IntGaugeVec,
 }
 
@@ -29,11 +31,13 @@ impl Metrics {
             publishes: IntCounterVec::new(publishes, &["outcome"])?,
             reports: IntCounterVec::new(reports, &["outcome"])?,
             waiting: IntGauge::new("fleetwright_reports_waiting", "Reports of devices that wait for their turn to be written.")?,
+            budget: Gauge::new("fleetwright_reports_writes_per_second_limit", "Reports of devices a second that may be written.")?,
             connected: IntGaugeVec::new(connected, &["namespace", "gateway"])?,
         };
         registry.register(Box::new(metrics.publishes.clone()))?;
         registry.register(Box::new(metrics.reports.clone()))?;
         registry.register(Box::new(metrics.waiting.clone()))?;
+        registry.register(Box::new(metrics.budget.clone()))?;
         registry.register(Box::new(metrics.connected.clone()))?;
         Ok(metrics)
     }

@@ -106,19 +106,21 @@ impl Drop for Running {
 
 impl Links {
     /// Devices whose desired state may have changed come from `desired`. What devices of external brokers say of their
-    /// connections goes to `connections`, and a Gateway whose broker answers a login otherwise than before to `totals`.
+    /// connections goes to `connections`, and a Gateway whose broker answers a login otherwise than before to `totals`. At most
+    /// `reports_per_second` are written.
     ///
     /// # Errors
     /// When the registry refuses a metric.
     pub fn new(
         context: Context,
         desired: mpsc::UnboundedReceiver<DeviceKey>,
+        reports_per_second: f64,
         connections: mpsc::Sender<News>,
         totals: mpsc::UnboundedSender<GatewayKey>,
     ) -> Result<Self, prometheus::Error> {
         let metrics = Metrics::register(&context.metrics)?;
         let (sender, incoming) = mpsc::channel(BACKLOG);
-        let reports = Reports::new(context.fleet.clone(), metrics.clone(), Instant::now());
+        let reports = Reports::new(context.fleet.clone(), reports_per_second, metrics.clone(), Instant::now());
         Ok(Self { context, desired, running: HashMap::new(), reports, sender, incoming, metrics, connections, totals })
     }
 

@@ -27,15 +27,16 @@ pub struct Pace<K, V> {
 }
 
 impl<K: Clone + Eq + Hash, V> Pace<K, V> {
-    /// Each key at most once per `interval`, all together at most `rate` (at least one) times a second.
+    /// Each key at most once per `interval`, all together at most `rate` (above 0) times a second.
     #[must_use]
-    pub fn new(interval: Duration, rate: u32, now: Instant) -> Self {
-        let rate = f64::from(rate.max(1));
+    pub fn new(interval: Duration, rate: f64, now: Instant) -> Self {
+        // Of less than one turn nothing could come.
+        let burst = rate.max(1.0);
         Self {
             interval,
             rate,
-            burst: rate,
-            turns: rate,
+            burst,
+            turns: burst,
             counted: now,
             waiting: HashMap::new(),
             due: BTreeMap::new(),
@@ -121,7 +122,7 @@ mod tests {
     #[test]
     fn the_first_comes_at_once_and_the_latest_after_the_interval() {
         let start = Instant::now();
-        let mut pace = Pace::new(INTERVAL, 100, start);
+        let mut pace = Pace::new(INTERVAL, 100.0, start);
         pace.offer("a", 1, start);
         assert_eq!(drain(&mut pace, start), [("a", 1)]);
         for value in 2..10 {
@@ -137,7 +138,7 @@ mod tests {
     #[test]
     fn all_together_keep_to_the_budget_and_to_the_order_of_arrival() {
         let start = Instant::now();
-        let mut pace = Pace::new(INTERVAL, 2, start);
+        let mut pace = Pace::new(INTERVAL, 2.0, start);
         for (value, key) in ["a", "b", "c", "d", "e"].into_iter().enumerate() {
             pace.offer(key, u32::try_from(value).unwrap(), start);
         }
@@ -150,7 +151,7 @@ mod tests {
     #[test]
     fn what_was_not_used_costs_nothing() {
         let start = Instant::now();
-        let mut pace = Pace::new(INTERVAL, 1, start);
+        let mut pace = Pace::new(INTERVAL, 1.0, start);
         for key in ["a", "b"] {
             pace.offer(key, 0, start);
         }
@@ -163,7 +164,7 @@ mod tests {
     #[test]
     fn what_is_remembered_of_a_key_is_forgotten() {
         let start = Instant::now();
-        let mut pace = Pace::new(INTERVAL, 100, start);
+        let mut pace = Pace::new(INTERVAL, 100.0, start);
         pace.offer("a", 1, start);
         drain(&mut pace, start);
         drain(&mut pace, start + INTERVAL);

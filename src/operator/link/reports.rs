@@ -16,8 +16,8 @@ use crate::runtime::error::chain;
 /// A device's reports become at most one write of its status in this time; the latest one counts.
 pub const INTERVAL: Duration = Duration::from_secs(5);
 
-/// And those of all devices together so many a second, as many as connections may be written by default.
-pub const RATE: u32 = 50;
+/// And those of all devices together so many a second where nothing else is set, as many as connections may be written.
+pub const DEFAULT_WRITES_PER_SECOND: f64 = 50.0;
 
 /// What a device said, not yet looked at.
 #[derive(Clone, Debug)]
@@ -40,10 +40,11 @@ pub struct Reports {
 }
 
 impl Reports {
-    /// None yet.
+    /// None yet; at most `writes_per_second` of all devices together.
     #[must_use]
-    pub fn new(fleet: SharedFleet, metrics: Metrics, now: Instant) -> Self {
-        Self { fleet, pace: Pace::new(INTERVAL, RATE, now), metrics }
+    pub fn new(fleet: SharedFleet, writes_per_second: f64, metrics: Metrics, now: Instant) -> Self {
+        metrics.budget.set(writes_per_second);
+        Self { fleet, pace: Pace::new(INTERVAL, writes_per_second, now), metrics }
     }
 
     /// A device said something.
