@@ -51,7 +51,8 @@ start_apiserver() {
     --service-account-key-file="$p/sa.pub" --service-account-signing-key-file="$p/sa.key" \
     --service-account-issuer=https://kubernetes.default.svc --service-cluster-ip-range=$SERVICES \
     --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --profiling=false \
-    --audit-policy-file="$CLUSTER_DIR/audit-policy.yaml" --audit-log-path="$STATE/log/audit.json" --audit-log-maxsize=1000
+    --audit-policy-file="$CLUSTER_DIR/audit-policy.yaml" --audit-log-path="$STATE/log/audit.json" --audit-log-maxsize=1000 \
+    --delete-collection-workers=8
 }
 
 start_controller_manager() {

@@ -164,6 +164,8 @@ async fn log_in(login: &Login) -> anyhow::Result<TcpStream> {
     packet.extend_from_slice(&body);
     let mut stream = TcpStream::connect(&login.host).await.with_context(|| format!("failed to reach {}", login.host))?;
     stream.set_nodelay(true)?;
+    // Ended by a reset: so many connections that wait for stragglers would leave no port for the next ones.
+    stream.set_zero_linger()?;
     stream.write_all(&packet).await?;
     let mut answer = [0_u8; 4];
     stream.read_exact(&mut answer).await.with_context(|| format!("{} was not answered", login.name))?;

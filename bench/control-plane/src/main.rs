@@ -22,6 +22,9 @@ use self::fleet::Fleet;
 use self::operator::Operator;
 use self::report::{heading, row};
 
+/// Namespace of the fleet under Fleetwright.
+const FLEET: &str = "bench-fleet";
+
 /// Devices at fleet scale, beside the floor and a naive controller. Needs a cluster with Fleetwright installed, KUBECONFIG and
 /// AUDIT_LOG; run.sh sees to them.
 #[derive(Clone, Debug, Parser)]
@@ -53,9 +56,13 @@ struct Arguments {
     #[arg(long, default_value_t = 10)]
     churn_minutes: u64,
 
-    /// Leave the fleet for a look
+    /// Leave the fleet, for a look or for another run
     #[arg(long)]
     keep: bool,
+
+    /// Go on with the fleet that a run with --keep and as many Devices and Gateways left
+    #[arg(long)]
+    adopt: bool,
 }
 
 /// What this process is.
@@ -123,8 +130,13 @@ async fn of_fleetwright(
     floor_time: Option<Duration>,
 ) -> anyhow::Result<()> {
     let operator = Operator::new(cluster);
-    let fleet = Fleet::prepare(cluster, "bench-fleet", arguments.gateways).await?;
-    fleet.measure_declaration(&operator, arguments, floor_time).await?;
+    let fleet = if arguments.adopt {
+        Fleet { cluster, namespace: FLEET }
+    } else {
+        let fleet = Fleet::prepare(cluster, FLEET, arguments.gateways).await?;
+        fleet.measure_declaration(&operator, arguments, floor_time).await?;
+        fleet
+    };
     if scenarios.contains(&Scenario::Restart) {
         restart::measure(&operator, &fleet).await?;
     }
