@@ -1,5 +1,6 @@
 //! Carries out what the fleet decides: the calls of one Device's step, and of one Gateway's shards.
 
+use futures::{StreamExt, TryStreamExt, stream};
 use k8s_controller::events::EventRecorder;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
@@ -24,6 +25,9 @@ use crate::operator::apply::{WriteError, Writer, read};
 use crate::operator::context::publish_change;
 use crate::operator::difference::merge_patch;
 use crate::runtime::error::chain;
+
+/// Shards of a Gateway that are written at the same time: with 100,000 Devices there may be 32 of them, of 64 KiB each.
+const SHARDS_AT_ONCE: usize = 4;
 
 /// What a step came to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -209,11 +213,11 @@ fn report_patch(before: Option<&ReportedStatus>, wanted: Option<&ReportedStatus>
     }
 }
 
-/// Writes the shards of a Gateway, in the order of the plan.
+/// Writes the shards of a Gateway, in the order of the plan where that matters.
 pub async fn write_shards(writer: &Writer, gateway: &GatewayKey, plan: &ShardPlan) -> Result<(), WriteError> {
-    for secret in &plan.writes {
-        writer.apply(&plan.owner, secret).await?;
-    }
+    let at_once = if plan.unordered { SHARDS_AT_ONCE } else { 1 };
+    let writes: Vec<_> = plan.writes.iter().map(|secret| writer.apply(&plan.owner, secret)).collect();
+    stream::iter(writes).buffered(at_once).map_ok(drop).try_collect::<()>().await?;
     for name in &plan.deletes {
         writer.delete::<Secret>(&gateway.namespace, name).await?;
     }

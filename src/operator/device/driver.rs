@@ -18,7 +18,7 @@ use super::gateway::ShardPlan;
 use super::key::{DeviceKey, GatewayKey};
 use super::observe::Observer;
 use super::queue::Queue;
-use super::watch::observations;
+use super::watch::{observations, secrets};
 use crate::operator::apply::{WriteError, Writer};
 use crate::operator::context::Context;
 use crate::runtime::error::chain;
@@ -29,6 +29,17 @@ const QUIET: Duration = Duration::from_millis(50);
 /// … or the first of them is this old. Each write is a reload, which holds a broker of 15,000 clients for some 60 ms: under
 /// steady changes that is a quarter of its time. Longer, and the gathering alone takes most of the second that a revocation has.
 const LONGEST_GATHERING: Duration = Duration::from_millis(250);
+
+/// Devices that no broker has held yet take nobody's access away by waiting: while more of them are on their way, they are
+/// gathered for so long a shard …
+const ARRIVALS_A_SHARD: Duration = Duration::from_secs(1);
+
+/// … and at most for this long. Many at once are spread over all shards, and each write of a shard costs what some four Devices do:
+/// this keeps those writes below a tenth of the others.
+const LONGEST_ARRIVALS: Duration = Duration::from_secs(8);
+
+/// With more Devices than this in the queue or at work, others are likely to be on their way.
+const SEVERAL: usize = 4;
 
 /// After this long without the broker's proof a Device's status says what it waits for. A broker proves within a second;
 /// one that starts takes some ten, and a Device that becomes ready meanwhile needs one write less.
@@ -64,7 +75,7 @@ pub struct Driver {
     devices: Queue<DeviceKey>,
     shards: Queue<GatewayKey>,
     totals: Queue<GatewayKey>,
-    gathering_since: HashMap<GatewayKey, Instant>,
+    gathering_until: HashMap<GatewayKey, Instant>,
     waiting_since: HashMap<DeviceKey, Instant>,
     work: JoinSet<Finished>,
     metrics: Metrics,
@@ -103,7 +114,7 @@ impl Driver {
             devices: Queue::default(),
             shards: Queue::default(),
             totals: Queue::default(),
-            gathering_since: HashMap::new(),
+            gathering_until: HashMap::new(),
             waiting_since: HashMap::new(),
             work: JoinSet::new(),
             metrics,
@@ -114,6 +125,7 @@ impl Driver {
     pub async fn run(mut self, listed: impl FnOnce()) {
         let mut listed = Some(listed);
         let mut observations = observations(&self.context.client);
+        let mut to_follow = Some(secrets(&self.context.client));
         loop {
             let due = [self.devices.next_due(), self.shards.next_due(), self.totals.next_due(), self.next_deadline()];
             let due = due.into_iter().flatten().min();
@@ -121,6 +133,9 @@ impl Driver {
                 Some(observation) = observations.next() => {
                     let fleet = self.context.fleet.clone();
                     self.observer.observe(&mut fleet.lock(), observation);
+                    if self.observer.has_devices() {
+                        observations.extend(to_follow.take());
+                    }
                 }
                 Some(finished) = self.work.join_next() => match finished {
                     Ok(finished) => self.finish(finished),
@@ -134,8 +149,10 @@ impl Driver {
                 continue;
             }
             if let Some(listed) = listed.take() {
-                info!(devices = self.devices.len(), "all Devices, Gateways, Secrets and reports have been listed");
+                info!("all Devices, Gateways, Secrets and reports have been listed");
                 listed();
+                let unsettled = self.context.fleet.lock().unsettled();
+                unsettled.into_iter().for_each(|key| self.devices.push(key));
             }
             self.advance();
         }
@@ -152,17 +169,25 @@ impl Driver {
     /// Puts what changed into the queues.
     fn collect(&mut self) {
         let now = Instant::now();
-        let changes = {
+        let (changes, arrivals) = {
             let mut fleet = self.context.fleet.lock();
             fleet.advance(Timestamp::now().as_second());
-            fleet.take_changes()
+            let mut changes = fleet.take_changes();
+            let arrivals = std::mem::take(&mut changes.arrivals).into_iter();
+            let arrivals: Vec<(GatewayKey, usize)> = arrivals.map(|key| (key.clone(), fleet.shard_count(&key))).collect();
+            (changes, arrivals)
         };
-        for key in changes.devices {
+        // All of them are looked at once all has been seen; in a fleet that is settled there is no need to line them up.
+        for key in changes.devices.into_iter().filter(|_| self.observer.is_complete()) {
             self.devices.push(key);
         }
+        for (key, shards) in arrivals {
+            let more = self.devices.len() + self.devices.at_work() > SEVERAL;
+            let (quiet, longest) = gathering_of_arrivals(shards, more);
+            self.gather(&key, now, quiet, longest);
+        }
         for key in changes.shards {
-            let since = *self.gathering_since.entry(key.clone()).or_insert(now);
-            self.shards.postpone(&key, (now + QUIET).min(since + LONGEST_GATHERING));
+            self.gather(&key, now, QUIET, LONGEST_GATHERING);
         }
         for key in changes.totals {
             self.totals.push_at(key, now + TOTALS_INTERVAL);
@@ -175,6 +200,14 @@ impl Driver {
             // The receiver lives as long as this driver: both end with the lease.
             let _ = self.subscribers.desired.send(key);
         }
+    }
+
+    /// Has the shards of a Gateway written once nothing has come for `quiet`, or the first of what is gathered is as old as it may
+    /// become.
+    fn gather(&mut self, key: &GatewayKey, now: Instant, quiet: Duration, longest: Duration) {
+        let until = self.gathering_until.entry(key.clone()).or_insert(now + longest);
+        *until = (*until).min(now + longest);
+        self.shards.postpone(key, (now + quiet).min(*until));
     }
 
     /// Starts what is due.
@@ -200,7 +233,7 @@ impl Driver {
     }
 
     fn start_shards(&mut self, key: GatewayKey) {
-        self.gathering_since.remove(&key);
+        self.gathering_until.remove(&key);
         let Some((number, plan)) = self.context.fleet.lock().plan(&key) else {
             self.shards.done(&key);
             return;
@@ -268,5 +301,38 @@ impl Driver {
 
     fn count(&self, step: &str, outcome: &str) {
         self.metrics.steps.with_label_values(&[step, outcome]).inc();
+    }
+}
+
+/// How long Devices that no broker has held yet are gathered: until none has come for the first time, at most for the second.
+/// `more`: whether others are on their way.
+fn gathering_of_arrivals(shards: usize, more: bool) -> (Duration, Duration) {
+    if !more {
+        return (QUIET, LONGEST_GATHERING);
+    }
+    let shards = u32::try_from(shards.max(1)).unwrap_or(u32::MAX);
+    let longest = ARRIVALS_A_SHARD.saturating_mul(shards).min(LONGEST_ARRIVALS);
+    (longest, longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_device_is_let_in_at_once_and_many_together() {
+        let (at_once, seconds) = ((QUIET, LONGEST_GATHERING), |seconds| (Duration::from_secs(seconds), Duration::from_secs(seconds)));
+        // Shards, whether more Devices are on their way -> how long they are gathered.
+        for (shards, more, expected) in [
+            (0, false, at_once),
+            (32, false, at_once),
+            (0, true, seconds(1)),
+            (4, true, seconds(4)),
+            (32, true, (LONGEST_ARRIVALS, LONGEST_ARRIVALS)),
+        ] {
+            assert_eq!(gathering_of_arrivals(shards, more), expected, "{shards} {more}");
+        }
+        // Else each of them would get a status of its own that says what it waits for.
+        assert!(LONGEST_ARRIVALS < WORTH_A_STATUS);
     }
 }

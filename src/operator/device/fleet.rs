@@ -28,6 +28,8 @@ pub struct Changes {
     pub devices: BTreeSet<DeviceKey>,
     /// Gateways whose shards may need a write.
     pub shards: BTreeSet<GatewayKey>,
+    /// Gateways whose shards may need one because of Devices that no broker has held yet, which is less pressing.
+    pub arrivals: BTreeSet<GatewayKey>,
     /// Gateways whose totals may have changed.
     pub totals: BTreeSet<GatewayKey>,
     /// Devices whose row in the registry may have changed.
@@ -55,11 +57,17 @@ impl Fleet {
         std::mem::take(&mut self.changes)
     }
 
-    fn keys(&self) -> impl Iterator<Item = DeviceKey> {
-        let of = |(gateway, state): (&GatewayKey, &GatewayState)| -> Vec<DeviceKey> {
-            state.devices.keys().map(|name| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() }).collect()
-        };
-        self.gateways.iter().flat_map(of)
+    fn keys_of(&self, wanted: impl Fn(&Record) -> bool) -> Vec<DeviceKey> {
+        let mut keys = Vec::new();
+        for (gateway, state) in &self.gateways {
+            let found = state.devices.iter().filter(|(_, record)| wanted(record));
+            keys.extend(found.map(|(name, _)| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() }));
+        }
+        keys
+    }
+
+    fn records_mut(&mut self) -> impl Iterator<Item = &mut Record> {
+        self.gateways.values_mut().flat_map(|state| state.devices.values_mut()).map(Box::as_mut)
     }
 
     /// All Devices of a namespace, as a registry knows them.
@@ -77,7 +85,7 @@ impl Fleet {
     }
 
     fn record_mut(&mut self, key: &DeviceKey) -> Option<&mut Record> {
-        self.gateways.get_mut(&key.gateway)?.devices.get_mut(&*key.name)
+        self.gateways.get_mut(&key.gateway)?.devices.get_mut(&*key.name).map(Box::as_mut)
     }
 
     fn forget_if_empty(&mut self, key: &GatewayKey) {

@@ -32,8 +32,8 @@ pub struct GatewayState {
     /// Who signs their certificates, and the uid of the Gateway that says so.
     pub authority: Option<(Box<str>, Authority)>,
 
-    /// Its devices by name.
-    pub devices: HashMap<Box<str>, Record>,
+    /// Its devices by name. Boxed, for up to half of a map's places are empty.
+    pub devices: HashMap<Box<str>, Box<Record>>,
 
     /// Users of the workers that read it, by the Secret they come from.
     pub workers: BTreeMap<Box<str>, Vec<Entry>>,
@@ -72,6 +72,9 @@ pub struct ShardPlan {
     /// Names of Secrets to delete after that.
     pub deletes: Vec<String>,
 
+    /// Whether there are as many shards as before, so that the order of the writes says nothing.
+    pub unordered: bool,
+
     count: usize,
     revisions: BTreeMap<usize, String>,
 }
@@ -104,23 +107,21 @@ impl GatewayState {
         self.authority.as_ref().filter(|(uid, _)| Some(&**uid) == owner).map_or(UNKNOWN, |(_, authority)| authority)
     }
 
-    /// Takes over a shard as it stands at the API server, or its absence.
-    pub fn observe_shard(&mut self, number: usize, data: Option<&Data>) {
-        match data {
-            Some(data) => {
-                self.live.insert(number, shard::revision(data));
-                if number == 0 {
-                    // A shard that somebody broke counts as none, and is written again.
-                    self.count = Shard::parse(data).map_or(0, |shard| shard.count());
-                }
-            }
-            None => {
-                self.live.remove(&number);
-                if number == 0 {
-                    self.count = 0;
-                }
-            }
+    /// Takes over a shard as it stands at the API server, or its absence. Returns whether that is news.
+    pub fn observe_shard(&mut self, number: usize, data: Option<&Data>) -> bool {
+        let revision = data.map(shard::revision);
+        if self.live.get(&number) == revision.as_ref() {
+            return false;
         }
+        if number == 0 {
+            // A shard that somebody broke counts as none, and is written again.
+            self.count = data.and_then(|data| Shard::parse(data).ok()).map_or(0, |shard| shard.count());
+        }
+        match revision {
+            Some(revision) => self.live.insert(number, revision),
+            None => self.live.remove(&number),
+        };
+        true
     }
 
     /// Numbers of the shards at the API server.
@@ -147,7 +148,7 @@ impl GatewayState {
     #[must_use]
     pub fn totals(&self) -> (usize, usize) {
         let proven = |record: &&Record| !self.external && record.enabled && record.written.ready;
-        (self.devices.len(), self.devices.values().filter(proven).count())
+        (self.devices.len(), self.devices.values().map(Box::as_ref).filter(proven).count())
     }
 
     /// The shards as they should be, where they are not so; `None` where nothing is to be written, or where it is too
@@ -181,7 +182,8 @@ impl GatewayState {
             .collect();
         let deletes: Vec<String> =
             self.live.keys().filter(|shard| **shard >= count).map(|shard| name::auth_shard(gateway, *shard)).collect();
-        (!writes.is_empty() || !deletes.is_empty()).then_some(ShardPlan { owner, writes, deletes, count, revisions })
+        let unordered = count == self.count;
+        (!writes.is_empty() || !deletes.is_empty()).then_some(ShardPlan { owner, writes, deletes, unordered, count, revisions })
     }
 
     /// Takes over that a plan has been carried out.

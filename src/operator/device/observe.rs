@@ -12,7 +12,7 @@ use kube::runtime::watcher::Event;
 use tracing::warn;
 
 use super::fleet::Fleet;
-use super::key::{DeviceKey, GatewayKey, key_of};
+use super::key::GatewayKey;
 use super::rotation::Lifetime;
 use super::secret::{self, Role};
 use super::watch::{GatewayKind, Observation};
@@ -25,37 +25,28 @@ use crate::operator::apply::owner_reference;
 /// Secrets that are there, and throw devices out whose Secrets have not been read yet.
 #[derive(Debug, Default)]
 pub struct Observer {
-    devices: Listing<DeviceKey>,
-    gateways: Listing<GatewayKey>,
-    generated: HashSet<DeviceKey>,
+    devices_listed: bool,
+    gateways: HashSet<GatewayKey>,
+    gateways_listed: bool,
     shards: HashSet<(GatewayKey, usize)>,
     secrets_listed: bool,
     reports_listed: bool,
-    /// Secrets that came before their Devices.
-    early: Vec<Secret>,
-}
-
-/// What a list has brought so far.
-#[derive(Debug)]
-struct Listing<K> {
-    seen: HashSet<K>,
-    done: bool,
-}
-
-impl<K> Default for Listing<K> {
-    fn default() -> Self {
-        Self { seen: HashSet::new(), done: false }
-    }
 }
 
 impl Observer {
     /// Whether every kind has been listed once.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.devices.done && self.gateways.done && self.secrets_listed && self.reports_listed && self.early.is_empty()
+        self.devices_listed && self.gateways_listed && self.secrets_listed && self.reports_listed
     }
 
-    /// Takes an observation over into the fleet.
+    /// Whether all Devices have been listed, so that Secrets find theirs.
+    #[must_use]
+    pub fn has_devices(&self) -> bool {
+        self.devices_listed
+    }
+
+    /// Takes an observation over into the fleet. Those of Secrets are to come once [`Self::has_devices`] holds.
     pub fn observe(&mut self, fleet: &mut Fleet, observation: Observation) {
         match observation {
             Observation::Device(event) => self.device(fleet, *event),
@@ -63,25 +54,16 @@ impl Observer {
             Observation::Secret(event) => self.secret(fleet, event),
             Observation::Report(event) => self.report(fleet, event),
         }
-        if self.devices.done && !self.early.is_empty() {
-            for secret in std::mem::take(&mut self.early) {
-                apply_secret(fleet, &secret);
-            }
-        }
     }
 
     fn device(&mut self, fleet: &mut Fleet, event: Event<crate::api::Device>) {
         match event {
-            Event::Init => self.devices.seen.clear(),
-            Event::InitApply(device) => {
-                self.devices.seen.extend(key_of(&device));
-                fleet.device_applied(&device);
-            }
+            Event::Init => fleet.listing_devices(),
             Event::InitDone => {
-                fleet.devices_listed(&std::mem::take(&mut self.devices.seen));
-                self.devices.done = true;
+                fleet.devices_listed();
+                self.devices_listed = true;
             }
-            Event::Apply(device) => fleet.device_applied(&device),
+            Event::InitApply(device) | Event::Apply(device) => fleet.device_applied(&device),
             Event::Delete(device) => fleet.device_deleted(&device),
         }
     }
@@ -94,14 +76,14 @@ impl Observer {
             fleet.gateway_observed(&key(gateway), owner);
         };
         match event {
-            Event::Init => self.gateways.seen.clear(),
+            Event::Init => self.gateways.clear(),
             Event::InitApply(gateway) => {
-                self.gateways.seen.insert(key(&gateway));
+                self.gateways.insert(key(&gateway));
                 apply(fleet, &gateway);
             }
             Event::InitDone => {
-                fleet.gateways_listed(&std::mem::take(&mut self.gateways.seen));
-                self.gateways.done = true;
+                fleet.gateways_listed(&std::mem::take(&mut self.gateways));
+                self.gateways_listed = true;
             }
             Event::Apply(gateway) => apply(fleet, &gateway),
             Event::Delete(gateway) => fleet.gateway_observed(&key(&gateway), None),
@@ -111,28 +93,21 @@ impl Observer {
     fn secret(&mut self, fleet: &mut Fleet, event: Event<Secret>) {
         match event {
             Event::Init => {
-                self.generated.clear();
+                fleet.listing_secrets();
                 self.shards.clear();
             }
             Event::InitApply(secret) => {
-                match secret::role(&secret) {
-                    Role::Generated(key, _) => self.generated.insert(key),
-                    Role::Shard(key, number) => self.shards.insert((key, number)),
-                    Role::Workers | Role::Link(_) | Role::Other => false,
-                };
-                if self.devices.done {
-                    apply_secret(fleet, &secret);
-                } else {
-                    self.early.push(secret);
+                if let Role::Shard(key, number) = secret::role(&secret) {
+                    self.shards.insert((key, number));
                 }
+                apply_secret(fleet, &secret);
             }
             Event::InitDone => {
-                fleet.generated_secrets_listed(&std::mem::take(&mut self.generated));
+                fleet.generated_secrets_listed();
                 fleet.shards_listed(&std::mem::take(&mut self.shards));
                 self.secrets_listed = true;
             }
-            Event::Apply(secret) if self.devices.done => apply_secret(fleet, &secret),
-            Event::Apply(secret) => self.early.push(secret),
+            Event::Apply(secret) => apply_secret(fleet, &secret),
             Event::Delete(secret) => delete_secret(fleet, &secret),
         }
     }

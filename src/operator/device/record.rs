@@ -113,6 +113,11 @@ pub struct Record {
     twin: Option<Box<Twin>>,
     /// Number of the first plan of shards that holds the Device as it is now.
     pub planned: Option<u64>,
+    /// Whether the Device was seen since [`super::fleet::Fleet::listing_devices`]. A set of names would be some 25 MB for 100,000
+    /// Devices, if only for a moment.
+    pub listed: bool,
+    /// Whether the Secret with its generated password was seen since [`super::fleet::Fleet::listing_secrets`].
+    pub secret_listed: bool,
 }
 
 impl Record {
@@ -135,6 +140,8 @@ impl Record {
             seen: None,
             twin: None,
             planned: None,
+            listed: false,
+            secret_listed: false,
         };
         record.update(device);
         record
@@ -151,6 +158,7 @@ impl Record {
         }
         let key = self.certificate_key();
         self.certificate = Certificate::ask(self.certificate.take(), device);
+        self.listed = true;
         let first = self.generation == 0;
         let changed = first
             || other_source

@@ -46,19 +46,27 @@ pub enum Observation {
     Report(Event<ConfigMap>),
 }
 
-/// All observations, from the first lists on. Never ends; failed watches start again with a growing pause.
+/// All observations but those of Secrets, from the first lists on. Never ends; failed watches start again with a growing pause.
 pub fn observations(client: &Client) -> SelectAll<BoxStream<'static, Observation>> {
-    let config = || Config::default().page_size(PAGE_SIZE);
     let devices = readable(watcher(Api::<DeserializeGuard<Device>>::all(client.clone()), config()));
     let gateways = watcher(Api::<GatewayKind>::all_with(client.clone(), &ApiResource::erase::<Gateway>(&())), config());
-    let secrets = watcher(Api::<Secret>::all(client.clone()), config().fields(OTHER_SECRETS));
     let reports = watcher(Api::<ConfigMap>::all(client.clone()), config().labels(&format!("{ROLE_LABEL}={ROLE_AGENT_REPORT}")));
     select_all([
         steady("Device", devices).map(|event| Observation::Device(Box::new(event))).boxed(),
         steady("Gateway", gateways).map(Observation::Gateway).boxed(),
-        steady("Secret", secrets).map(Observation::Secret).boxed(),
         steady("ConfigMap", reports).map(Observation::Report).boxed(),
     ])
+}
+
+/// As [`observations`], those of Secrets. Of each only a hash is kept, with its Device: so there is no use for them before all
+/// Devices have been listed, and they would be held in memory until then.
+pub fn secrets(client: &Client) -> BoxStream<'static, Observation> {
+    let secrets = watcher(Api::<Secret>::all(client.clone()), config().fields(OTHER_SECRETS));
+    steady("Secret", secrets).map(Observation::Secret).boxed()
+}
+
+fn config() -> Config {
+    Config::default().page_size(PAGE_SIZE)
 }
 
 /// Without failures (which are logged), with a growing pause after each.

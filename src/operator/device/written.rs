@@ -10,12 +10,17 @@ use super::connection::Connection;
 use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, READY, RECONCILING, STALLED, SYNCED};
 use crate::api::{Device, DeviceStatus};
 
+/// Types of a Device's conditions.
+const TYPES: [&str; 6] = [ACCEPTED, CREDENTIALS_LIVE, SYNCED, READY, RECONCILING, STALLED];
+
 /// What matters of a status that was written: enough to tell whether another write is needed, and to keep the transition
 /// times.
 #[derive(Clone, Debug, Default)]
 pub struct WrittenStatus {
     digest: u64,
-    conditions: Box<[(&'static str, bool, Timestamp)]>,
+    /// By the place of the type in [`TYPES`], whether it holds, and since when, in seconds since 1970: the API server keeps no
+    /// more, and there is one for each condition of each Device.
+    conditions: Box<[(u8, bool, u32)]>,
     /// What the broker has proven, as the status says.
     pub revision: Option<Box<str>>,
     /// Whether the status says `Ready`.
@@ -44,7 +49,11 @@ impl WrittenStatus {
         self.conditions = status
             .conditions
             .iter()
-            .filter_map(|condition| Some((known_type(&condition.type_)?, condition.status == "True", condition.last_transition_time.0)))
+            .filter_map(|condition| {
+                let type_ = TYPES.iter().position(|known| *known == condition.type_)?;
+                let since = u32::try_from(condition.last_transition_time.0.as_second().max(0)).unwrap_or(u32::MAX);
+                Some((u8::try_from(type_).ok()?, condition.status == "True", since))
+            })
             .collect();
         Some(status)
     }
@@ -60,20 +69,17 @@ impl WrittenStatus {
     pub fn conditions(&self) -> Vec<Condition> {
         self.conditions
             .iter()
-            .map(|(type_, holds, time)| Condition {
-                type_: (*type_).to_owned(),
+            .map(|(type_, holds, since)| Condition {
+                type_: TYPES[usize::from(*type_)].to_owned(),
                 status: if *holds { "True" } else { "False" }.to_owned(),
-                last_transition_time: Time(*time),
+                // Every u32 is a time that there is.
+                last_transition_time: Time(Timestamp::from_second(i64::from(*since)).unwrap_or_default()),
                 message: String::new(),
                 observed_generation: None,
                 reason: String::new(),
             })
             .collect()
     }
-}
-
-fn known_type(type_: &str) -> Option<&'static str> {
-    [ACCEPTED, CREDENTIALS_LIVE, SYNCED, READY, RECONCILING, STALLED].into_iter().find(|known| *known == type_)
 }
 
 fn digest(status: &DeviceStatus) -> u64 {

@@ -1,7 +1,5 @@
 //! Devices come, change and go.
 
-use std::collections::HashSet;
-
 use super::Fleet;
 use crate::api::Device;
 use crate::operator::device::key::{DeviceKey, key_of};
@@ -16,15 +14,15 @@ impl Fleet {
         }
         let state = self.gateways.entry(key.gateway.clone()).or_default();
         let uid = device.metadata.uid.as_deref().unwrap_or_default();
-        let (shards, registry) = match state.devices.get_mut(&*key.name).filter(|record| *record.uid == *uid) {
+        let (shards, arrived, registry) = match state.devices.get_mut(&*key.name).filter(|record| *record.uid == *uid) {
             Some(record) => {
                 let registry = record.enabled != device.spec.enabled || record.attributes != device.spec.attributes;
-                (record.update(device), registry)
+                (record.update(device), false, registry)
             }
             None => {
-                state.devices.insert(key.name.as_ref().into(), Record::new(device));
+                state.devices.insert(key.name.as_ref().into(), Box::new(Record::new(device)));
                 state.appeared = true;
-                (true, true)
+                (false, true, true)
             }
         };
         if let Some(PasswordSource::Given { secret, .. }) = state.devices.get(&*key.name).map(|record| record.source.clone()) {
@@ -33,6 +31,11 @@ impl Fleet {
         self.desired_applied(&key, device);
         if shards {
             self.changes.shards.insert(key.gateway.clone());
+        }
+        if arrived {
+            self.changes.arrivals.insert(key.gateway.clone());
+        }
+        if shards || arrived {
             self.changes.totals.insert(key.gateway.clone());
         }
         if registry {
@@ -73,10 +76,14 @@ impl Fleet {
         self.forget_if_empty(&key.gateway);
     }
 
+    /// All Devices are about to be listed.
+    pub fn listing_devices(&mut self) {
+        self.records_mut().for_each(|record| record.listed = false);
+    }
+
     /// All Devices have been listed: those that were not among them are gone.
-    pub fn devices_listed(&mut self, seen: &HashSet<DeviceKey>) {
-        let gone: Vec<DeviceKey> = self.keys().filter(|key| !seen.contains(key)).collect();
-        for key in gone {
+    pub fn devices_listed(&mut self) {
+        for key in self.keys_of(|record| !record.listed) {
             self.device_gone(&key);
         }
     }

@@ -102,8 +102,10 @@ impl Fleet {
 
     /// A shard as it stands at the API server, or its absence.
     pub fn shard_observed(&mut self, key: &GatewayKey, number: usize, data: Option<&Data>) {
-        self.gateways.entry(key.clone()).or_default().observe_shard(number, data);
-        self.changes.shards.insert(key.clone());
+        // What was written comes back as news, which it is not.
+        if self.gateways.entry(key.clone()).or_default().observe_shard(number, data) {
+            self.changes.shards.insert(key.clone());
+        }
         self.forget_if_empty(key);
     }
 
@@ -122,6 +124,12 @@ impl Fleet {
         let Some(state) = self.gateways.get(key) else { return Vec::new() };
         let changed = state.devices.iter().filter(|(_, record)| record.written.revision.as_deref() != record.revision());
         changed.map(|(name, _)| DeviceKey { gateway: key.clone(), name: name.as_ref().into() }).collect()
+    }
+
+    /// How many shards a Gateway has.
+    #[must_use]
+    pub fn shard_count(&self, key: &GatewayKey) -> usize {
+        self.gateways.get(key).map_or(0, |state| state.shards().count())
     }
 
     /// The shards of a Gateway as they should be, where they are not; with the number of the plan.

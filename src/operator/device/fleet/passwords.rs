@@ -1,7 +1,5 @@
 //! What becomes known of the passwords and certificates of Devices.
 
-use std::collections::HashSet;
-
 use super::Fleet;
 use crate::api::condition::Cause;
 use crate::api::device::DeviceCertificate;
@@ -17,8 +15,10 @@ impl Fleet {
     /// The password of a Device has been read, or could not be.
     pub fn password_observed(&mut self, key: &DeviceKey, uid: &str, password: PasswordState) {
         let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return };
+        let arrives = record.password().hash().is_none();
         if record.set_password(&key.name, password) {
-            self.changes.shards.insert(key.gateway.clone());
+            let changes = if arrives { &mut self.changes.arrivals } else { &mut self.changes.shards };
+            changes.insert(key.gateway.clone());
         }
         self.changes.devices.insert(key.clone());
     }
@@ -41,12 +41,17 @@ impl Fleet {
         }
     }
 
+    /// All Secrets are about to be listed.
+    pub fn listing_secrets(&mut self) {
+        self.records_mut().for_each(|record| record.secret_listed = false);
+    }
+
     /// All Secrets with generated passwords have been listed: those that were not among them are gone.
-    pub fn generated_secrets_listed(&mut self, seen: &HashSet<DeviceKey>) {
-        let missing: Vec<(DeviceKey, Box<str>)> =
-            self.keys().filter(|key| !seen.contains(key)).filter_map(|key| self.uid(&key).map(|uid| (key, uid))).collect();
-        for (key, uid) in missing {
-            self.generated_secret_deleted(&key, &uid);
+    pub fn generated_secrets_listed(&mut self) {
+        for key in self.keys_of(|record| record.source == PasswordSource::Generated && !record.secret_listed) {
+            if let Some(uid) = self.uid(&key) {
+                self.generated_secret_deleted(&key, &uid);
+            }
         }
     }
 

@@ -12,6 +12,7 @@ impl Fleet {
         if record.source != PasswordSource::Generated {
             return;
         }
+        record.secret_listed = true;
         let changed = record.observe_lifetime(&key.name, lifetime, now);
         if changed {
             self.changes.shards.insert(key.gateway.clone());

@@ -130,6 +130,19 @@ impl Fleet {
     }
 }
 
+impl Fleet {
+    /// Devices for which something is to be done, or waited for.
+    #[must_use]
+    pub fn unsettled(&self) -> Vec<DeviceKey> {
+        let mut unsettled = Vec::new();
+        for (gateway, state) in &self.gateways {
+            let keys = state.devices.keys().map(|name| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() });
+            unsettled.extend(keys.filter(|key| !matches!(self.step(key, false), Step::Rest)));
+        }
+        unsettled
+    }
+}
+
 #[cfg(test)]
 #[path = "endpoint_tests.rs"]
 mod tests;

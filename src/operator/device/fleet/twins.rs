@@ -94,6 +94,6 @@ impl Fleet {
     }
 
     fn record(&self, key: &DeviceKey) -> Option<&Record> {
-        self.gateways.get(&key.gateway)?.devices.get(&*key.name)
+        self.gateways.get(&key.gateway)?.devices.get(&*key.name).map(Box::as_ref)
     }
 }
