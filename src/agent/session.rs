@@ -127,6 +127,8 @@ async fn connect(address: &Address, username: &str, password: &Password) -> Resu
     options.set_credentials(username, password.expose().to_owned());
     options.set_keep_alive(KEEP_ALIVE_SECONDS);
     options.set_session_mode(SessionMode::Clean);
+    // Nothing is published. Without a limit the client makes room for 65,535 messages at each login, which are 14 MB.
+    options.set_outgoing_inflight_upper_limit(1);
     let (client, mut events) = AsyncClient::builder(options).capacity(16).build();
     let accepted = async {
         loop {

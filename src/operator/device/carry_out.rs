@@ -216,8 +216,8 @@ fn report_patch(before: Option<&ReportedStatus>, wanted: Option<&ReportedStatus>
 /// Writes the shards of a Gateway, in the order of the plan where that matters.
 pub async fn write_shards(writer: &Writer, gateway: &GatewayKey, plan: &ShardPlan) -> Result<(), WriteError> {
     let at_once = if plan.unordered { SHARDS_AT_ONCE } else { 1 };
-    let writes: Vec<_> = plan.writes.iter().map(|secret| writer.apply(&plan.owner, secret)).collect();
-    stream::iter(writes).buffered(at_once).map_ok(drop).try_collect::<()>().await?;
+    let calls: Vec<_> = plan.writes.iter().map(|secret| writer.apply(&plan.owner, secret)).collect();
+    stream::iter(calls).buffered(at_once).map_ok(drop).try_collect::<()>().await?;
     for name in &plan.deletes {
         writer.delete::<Secret>(&gateway.namespace, name).await?;
     }

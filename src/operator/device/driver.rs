@@ -1,6 +1,6 @@
 //! Drives the Devices: observations in, decisions of the fleet, calls out, with bounded concurrency.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,23 +30,26 @@ const QUIET: Duration = Duration::from_millis(50);
 /// steady changes that is a quarter of its time. Longer, and the gathering alone takes most of the second that a revocation has.
 const LONGEST_GATHERING: Duration = Duration::from_millis(250);
 
-/// Devices that no broker has held yet take nobody's access away by waiting: while more of them are on their way, they are
-/// gathered for so long a shard …
-const ARRIVALS_A_SHARD: Duration = Duration::from_secs(1);
+/// Devices that no broker has held yet take nobody's access away by waiting: while there is other work to be done for Devices,
+/// they are gathered for so long a shard …
+const ARRIVALS_A_SHARD: Duration = Duration::from_millis(2500);
 
-/// … and at most for this long. Many at once are spread over all shards, and each write of a shard costs what some four Devices do:
-/// this keeps those writes below a tenth of the others.
-const LONGEST_ARRIVALS: Duration = Duration::from_secs(8);
+/// … and at most for this long. Many at once are spread over all shards, and each write of a shard, with the reload that follows,
+/// costs many times what one of a Device does.
+const LONGEST_ARRIVALS: Duration = Duration::from_secs(10);
 
-/// With more Devices than this in the queue or at work, others are likely to be on their way.
-const SEVERAL: usize = 4;
+/// With more Devices than this in the queue or at work, there is other work to be done.
+const SEVERAL: usize = 8;
 
 /// After this long without the broker's proof a Device's status says what it waits for. A broker proves within a second;
 /// one that starts takes some ten, and a Device that becomes ready meanwhile needs one write less.
-const WORTH_A_STATUS: Duration = Duration::from_secs(15);
+const WORTH_A_STATUS: Duration = Duration::from_secs(20);
 
-/// A Gateway's totals are written at most this often.
+/// A Gateway's totals are written at most this often …
 const TOTALS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// … and this, while there is other work to be done for Devices.
+const TOTALS_INTERVAL_AT_WORK: Duration = Duration::from_secs(10);
 
 /// What is at work.
 enum Finished {
@@ -76,6 +79,8 @@ pub struct Driver {
     shards: Queue<GatewayKey>,
     totals: Queue<GatewayKey>,
     gathering_until: HashMap<GatewayKey, Instant>,
+    /// Gateways whose shards wait until there is no other work.
+    unhurried: BTreeSet<GatewayKey>,
     waiting_since: HashMap<DeviceKey, Instant>,
     work: JoinSet<Finished>,
     metrics: Metrics,
@@ -115,6 +120,7 @@ impl Driver {
             shards: Queue::default(),
             totals: Queue::default(),
             gathering_until: HashMap::new(),
+            unhurried: BTreeSet::new(),
             waiting_since: HashMap::new(),
             work: JoinSet::new(),
             metrics,
@@ -152,7 +158,9 @@ impl Driver {
                 info!("all Devices, Gateways, Secrets and reports have been listed");
                 listed();
                 let unsettled = self.context.fleet.lock().unsettled();
-                unsettled.into_iter().for_each(|key| self.devices.push(key));
+                for key in unsettled {
+                    self.devices.push(key);
+                }
             }
             self.advance();
         }
@@ -181,16 +189,22 @@ impl Driver {
         for key in changes.devices.into_iter().filter(|_| self.observer.is_complete()) {
             self.devices.push(key);
         }
+        let at_work = self.devices.len() + self.devices.at_work() > SEVERAL;
         for (key, shards) in arrivals {
-            let more = self.devices.len() + self.devices.at_work() > SEVERAL;
-            let (quiet, longest) = gathering_of_arrivals(shards, more);
+            let (quiet, longest) = gathering_of_arrivals(shards, at_work);
             self.gather(&key, now, quiet, longest);
+            self.unhurried.insert(key);
+        }
+        if !at_work {
+            for key in std::mem::take(&mut self.unhurried) {
+                self.gather(&key, now, QUIET, LONGEST_GATHERING);
+            }
         }
         for key in changes.shards {
             self.gather(&key, now, QUIET, LONGEST_GATHERING);
         }
         for key in changes.totals {
-            self.totals.push_at(key, now + TOTALS_INTERVAL);
+            self.totals.push_at(key, now + if at_work { TOTALS_INTERVAL_AT_WORK } else { TOTALS_INTERVAL });
         }
         for key in changes.registry {
             // Nobody listens where there is no Pipeline.
@@ -234,6 +248,7 @@ impl Driver {
 
     fn start_shards(&mut self, key: GatewayKey) {
         self.gathering_until.remove(&key);
+        self.unhurried.remove(&key);
         let Some((number, plan)) = self.context.fleet.lock().plan(&key) else {
             self.shards.done(&key);
             return;
@@ -305,9 +320,9 @@ impl Driver {
 }
 
 /// How long Devices that no broker has held yet are gathered: until none has come for the first time, at most for the second.
-/// `more`: whether others are on their way.
-fn gathering_of_arrivals(shards: usize, more: bool) -> (Duration, Duration) {
-    if !more {
+/// `at_work`: whether there is other work to be done for Devices.
+fn gathering_of_arrivals(shards: usize, at_work: bool) -> (Duration, Duration) {
+    if !at_work {
         return (QUIET, LONGEST_GATHERING);
     }
     let shards = u32::try_from(shards.max(1)).unwrap_or(u32::MAX);
@@ -321,16 +336,17 @@ mod tests {
 
     #[test]
     fn one_device_is_let_in_at_once_and_many_together() {
-        let (at_once, seconds) = ((QUIET, LONGEST_GATHERING), |seconds| (Duration::from_secs(seconds), Duration::from_secs(seconds)));
-        // Shards, whether more Devices are on their way -> how long they are gathered.
-        for (shards, more, expected) in [
+        let at_once = (QUIET, LONGEST_GATHERING);
+        let seconds = |seconds| (Duration::from_secs_f64(seconds), Duration::from_secs_f64(seconds));
+        // Shards, whether there is other work -> how long arrivals are gathered.
+        for (shards, at_work, expected) in [
             (0, false, at_once),
             (32, false, at_once),
-            (0, true, seconds(1)),
-            (4, true, seconds(4)),
+            (0, true, seconds(2.5)),
+            (2, true, seconds(5.0)),
             (32, true, (LONGEST_ARRIVALS, LONGEST_ARRIVALS)),
         ] {
-            assert_eq!(gathering_of_arrivals(shards, more), expected, "{shards} {more}");
+            assert_eq!(gathering_of_arrivals(shards, at_work), expected, "{shards} {at_work}");
         }
         // Else each of them would get a status of its own that says what it waits for.
         assert!(LONGEST_ARRIVALS < WORTH_A_STATUS);

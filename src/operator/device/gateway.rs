@@ -159,7 +159,7 @@ impl GatewayState {
         let unread = |record: &Record| {
             record.enabled && *record.password() == PasswordState::Unknown && matches!(record.source, PasswordSource::Given { .. })
         };
-        if self.devices.values().any(unread) {
+        if self.devices.values().any(|record| unread(record)) {
             return None;
         }
         self.plan += 1;

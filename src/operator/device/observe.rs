@@ -23,6 +23,7 @@ use crate::operator::apply::owner_reference;
 
 /// Takes observations over into the fleet, and tells when enough has been seen to act: acting on half a view would create
 /// Secrets that are there, and throw devices out whose Secrets have not been read yet.
+#[allow(clippy::struct_excessive_bools, reason = "each says of one kind that it has been listed")]
 #[derive(Debug, Default)]
 pub struct Observer {
     devices_listed: bool,

@@ -80,6 +80,7 @@ impl PasswordState {
 }
 
 /// What the operator keeps of one Device.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own, and all combinations occur")]
 #[derive(Clone, Debug)]
 pub struct Record {
     /// `metadata.uid`.

@@ -232,6 +232,10 @@ impl Session {
     }
 }
 
+/// Publishes under way at the same time: those of [`super::keep`] twice over. The client makes room for as many, in 216 bytes
+/// each, and without a limit for 65,535: 14 MB a Gateway.
+const OUTGOING_IN_FLIGHT: u16 = 128;
+
 fn options(login: &Login) -> MqttOptions {
     let mut options = MqttOptions::new(login.client_id.as_str(), (login.host.as_str(), login.port));
     options.set_credentials(login.username.as_str(), login.password.clone());
@@ -243,6 +247,7 @@ fn options(login: &Login) -> MqttOptions {
     options.set_session_expiry_interval(Some(SESSION_EXPIRY_SECONDS));
     options.set_max_packet_size(Some(MAX_PACKET_BYTES));
     options.set_session_store(NothingUnderWay);
+    options.set_outgoing_inflight_upper_limit(OUTGOING_IN_FLIGHT);
     options
 }
 
@@ -275,7 +280,7 @@ impl SessionStore for NothingUnderWay {
             client_id: key.client_id().to_owned(),
             clean_start: false,
             session_expiry_interval: Some(SESSION_EXPIRY_SECONDS),
-            outgoing_inflight_upper_limit: None,
+            outgoing_inflight_upper_limit: Some(OUTGOING_IN_FLIGHT),
             ack_mode: PersistedAckMode::Automatic,
             last_pkid: 0,
             last_puback: 0,

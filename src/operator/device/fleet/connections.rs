@@ -83,8 +83,8 @@ impl Fleet {
     /// How many devices of a Gateway its broker says are connected.
     #[must_use]
     pub fn connected(&self, gateway: &GatewayKey) -> usize {
-        let online = |record: &&Box<super::Record>| record.seen.is_some_and(|seen| seen.state == ConnectionState::Online);
-        self.gateways.get(gateway).map_or(0, |state| state.devices.values().filter(online).count())
+        let online = |record: &&super::Record| record.seen.is_some_and(|seen| seen.state == ConnectionState::Online);
+        self.gateways.get(gateway).map_or(0, |state| state.devices.values().map(Box::as_ref).filter(online).count())
     }
 
     /// Whether a device was added since the broker's agent was last asked for all of its clients.
