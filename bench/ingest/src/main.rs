@@ -90,15 +90,15 @@ enum Scenario {
 enum Internal {
     /// Counts and acknowledges (the process of L2)
     #[command(hide = true)]
-    Count { port: u16, messages: u64, clean: String, pause_milliseconds: u64 },
+    Count { port: u16, messages: u64, subscribe: String, pause_milliseconds: u64 },
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    if let Some(Internal::Count { port, messages, clean, pause_milliseconds }) = arguments.command {
+    if let Some(Internal::Count { port, messages, subscribe, pause_milliseconds }) = arguments.command {
         let pause = Duration::from_millis(pause_milliseconds);
-        return count(port, messages, clean == "true", (!pause.is_zero()).then_some(pause));
+        return count(port, messages, subscribe == "true", (!pause.is_zero()).then_some(pause));
     }
     let database = Database::start().await?;
     let mut run = Run { bench: Bench { database, queues: Queues::Memory }, arguments };
@@ -112,9 +112,9 @@ async fn main() -> anyhow::Result<()> {
 }
 
 /// Counts, says when it was done, and waits for its usage to be read.
-fn count(port: u16, messages: u64, clean: bool, pause: Option<Duration>) -> anyhow::Result<()> {
-    let mut client = Mqtt::connect(port, "counter", clean)?;
-    if clean {
+fn count(port: u16, messages: u64, subscribe: bool, pause: Option<Duration>) -> anyhow::Result<()> {
+    let mut client = Mqtt::connect(port, "counter", false)?;
+    if subscribe {
         // Otherwise the session is there already, and messages come at once.
         client.subscribe(TOPIC)?;
     }

@@ -63,6 +63,8 @@ impl Process {
     pub fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
+        // It is gone, and its number may be another's.
+        self.interrupt = false;
         Ok(())
     }
 }
@@ -247,13 +249,13 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Starts it. It makes a session of its own, or takes the one that is there; acknowledges what it reads, or what came within
-    /// each `pause`.
-    pub fn start(broker: &Broker, messages: u64, clean: bool, pause: Option<Duration>) -> anyhow::Result<Self> {
+    /// Starts it. It subscribes, or takes the session that is there; its session is kept by the broker as a worker's is.
+    /// Acknowledges what it reads, or what came within each `pause`.
+    pub fn start(broker: &Broker, messages: u64, subscribe: bool, pause: Option<Duration>) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let mut command = Command::new(std::env::current_exe()?);
         let pause = pause.map_or(0, |pause| pause.as_millis());
-        command.args(["count", &broker.port.to_string(), &messages.to_string(), &clean.to_string(), &pause.to_string()]);
+        command.args(["count", &broker.port.to_string(), &messages.to_string(), &subscribe.to_string(), &pause.to_string()]);
         Ok(Self { process: Process::start(&mut command, &folder.path().join("log"))?, folder })
     }
 

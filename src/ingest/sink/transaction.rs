@@ -29,9 +29,9 @@ use crate::ingest::sink::dead_letters;
 const STAGED_AFTER_DUPLICATE: u32 = 16;
 
 /// From how many rows on the connections take turns to insert. Two COPYs at once into one table are slower than one after the
-/// other (measured: each row takes PostgreSQL twice as long), because rows come in the order of their times: the later batch
-/// has taken the end of the index already, where inserting is cheap and pages are filled, and the earlier one splits pages before
-/// it. So only the commits overlap. Fewer rows than these take less time than the statements that this needs.
+/// other (measured: each row takes PostgreSQL twice as long), presumably since rows come in the order of their times: the later
+/// batch has taken the end of the index already, where inserting is cheap and pages are filled, and the earlier one splits pages
+/// before it. So only the commits overlap. Fewer rows than these take less time than the statements that this needs.
 const ROWS_IN_TURN: usize = 2_000;
 
 /// Whoever holds it inserts. It is taken when a COPY has begun, so that nobody who holds it waits for a lock on the table.
