@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction, KeyToPath,
+    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, KeyToPath,
     PersistentVolumeClaim, PersistentVolumeClaimSpec, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource,
     ResourceRequirements, SeccompProfile, SecretProjection, SecurityContext, Volume, VolumeMount, VolumeProjection,
     VolumeResourceRequirements,
@@ -96,8 +96,6 @@ fn agent_container(images: &Images) -> Container {
         image: Some(images.fleetwright.clone()),
         image_pull_policy: images.pull_policy.clone(),
         args: Some(vec!["agent".to_owned()]),
-        // With huge pages the allocator of a process so small holds three times what it uses.
-        env: Some(vec![EnvVar { name: "MIMALLOC_ALLOW_THP".to_owned(), value: Some("0".to_owned()), value_from: None }]),
         restart_policy: Some("Always".to_owned()),
         ports: Some(vec![container_port(Some("http"), HTTP_PORT)]),
         startup_probe: Some(probe("/livez", 1, 300)),
