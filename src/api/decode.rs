@@ -156,7 +156,7 @@ pub struct Field {
     pub metric: Option<String>,
 
     /// Unit of the value, kept as the comment of the column, for instance `mm/s` (UCUM is a good choice). A SenML record that gives another unit
-    /// is refused, unless the field has a scale or an offset.
+    /// is refused, unless the field has a scale or an offset, or another field with the same `metric` has that unit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32))]
     pub unit: Option<String>,

@@ -28,7 +28,7 @@ fn senml(fields: &[(&str, &str)]) -> serde_json::Value {
     json!({"format": "SenMl", "time": {"maxAhead": "999999w"}, "fields": fields})
 }
 
-/// RFC 8428, 5.1.1 to 5.1.3.
+/// RFC 8428, 5.1.1 and 5.1.2.
 #[test]
 fn senml_resolves_records_as_in_its_examples() {
     let by_name = json!({"format": "SenMl", "fields": [{"name": "t", "type": "Float64", "metric": "urn:dev:ow:10e2073a01080063"}]});
@@ -52,7 +52,85 @@ fn senml_resolves_records_as_in_its_examples() {
     assert_eq!(readings[1].0, None);
 }
 
-/// RFC 8428, 6: the CBOR of the example of 5.1.3.
+/// RFC 8428, 5.1.3, and the same resolved, 5.1.4: one name, told apart by units.
+#[test]
+fn senml_tells_several_measurements_of_one_name_apart_by_their_units() {
+    let name = "urn:dev:ow:10e2073a01080063";
+    let field = |field: &str, unit: &str| json!({"name": field, "type": "Float64", "metric": name, "unit": unit});
+    let fields = [field("humidity", "%RH"), field("longitude", "lon"), field("latitude", "lat"), field("battery", "%EL")];
+    let decoder = decoder(&json!({"format": "SenMl", "fields": fields}));
+    let pack = br#"[{"bn":"urn:dev:ow:10e2073a01080063","bt":1.320067464e+09,"bu":"%RH","v":20},{"u":"lon","v":24.30621},
+        {"u":"lat","v":60.07965},{"t":60,"v":20.3},{"u":"lon","t":60,"v":24.30622},{"u":"lat","t":60,"v":60.07965},{"t":120,"v":20.7},
+        {"u":"lon","t":120,"v":24.30623},{"u":"lat","t":120,"v":60.07966},{"u":"%EL","t":150,"v":98},{"t":180,"v":21.2},
+        {"u":"lon","t":180,"v":24.30628},{"u":"lat","t":180,"v":60.07967}]"#;
+    let number = Value::Float64;
+    let expected = [
+        (time("2011-10-31T13:24:24Z"), vec![number(20.0), number(24.30621), number(60.07965), Value::Null]),
+        (time("2011-10-31T13:25:24Z"), vec![number(20.3), number(24.30622), number(60.07965), Value::Null]),
+        (time("2011-10-31T13:26:24Z"), vec![number(20.7), number(24.30623), number(60.07966), Value::Null]),
+        (time("2011-10-31T13:26:54Z"), vec![Value::Null, Value::Null, Value::Null, number(98.0)]),
+        (time("2011-10-31T13:27:24Z"), vec![number(21.2), number(24.30628), number(60.07967), Value::Null]),
+    ];
+    assert_eq!(run(&decoder, pack), (Outcome::Complete, expected.to_vec()));
+
+    let units = ["%RH", "lon", "lat", "%EL"];
+    let records = expected.iter().flat_map(|(at, values)| {
+        let seconds = at.unwrap().since_1970() / 1_000_000;
+        values.iter().zip(units).filter_map(move |(value, unit)| match value {
+            Value::Float64(number) => Some(json!({"n": name, "u": unit, "t": seconds, "v": number})),
+            _ => None,
+        })
+    });
+    let resolved = json!(records.collect::<Vec<_>>()).to_string();
+    assert_eq!(run(&decoder, resolved.as_bytes()), (Outcome::Complete, expected.to_vec()));
+}
+
+/// RFC 8428, 5.1.5.
+#[test]
+fn senml_has_values_of_several_types() {
+    let decode = json!({"format": "SenMl", "fields": [
+        {"name": "temp", "type": "Float64", "unit": "Cel"}, {"name": "label", "type": "Text"}, {"name": "open", "type": "Boolean"},
+    ]});
+    let pack = br#"[{"bn":"urn:dev:ow:10e2073a01080063:","n":"temp","u":"Cel","v":23.1},{"n":"label","vs":"Machine Room"},
+        {"n":"open","vb":false},{"n":"nfv-reader","vd":"aGkgCg"}]"#;
+    let (outcome, readings) = run(&decoder(&decode), pack);
+    assert_eq!(outcome, Outcome::Complete);
+    assert_eq!(readings, [(None, vec![Value::Float64(23.1), Value::Text("Machine Room".into()), Value::Boolean(false)])]);
+    // No column takes data.
+    let data = json!({"format": "SenMl", "fields": [{"name": "data", "type": "Text", "metric": "nfv-reader"}]});
+    assert_eq!(reason(&run(&decoder(&data), pack).0), Some(Reason::WrongType));
+}
+
+/// RFC 8428, 5.1.6 and 5.1.7.
+#[test]
+fn senml_speaks_of_several_things() {
+    let field = |name: &str, metric: &str| json!({"name": name, "type": "Float64", "metric": metric});
+    let collection =
+        br#"[{"bn":"2001:db8::2/","bt":1.320078429e+09,"n":"temperature","u":"Cel","v":25.2},{"n":"humidity","u":"%RH","v":30},
+        {"bn":"2001:db8::1/","n":"temperature","u":"Cel","v":12.3},{"n":"humidity","u":"%RH","v":67}]"#;
+    let thermostat = br#"[{"bn":"urn:dev:ow:10e2073a01080063:"},{"n":"temp","u":"Cel","v":23.1},{"n":"heat","u":"/","v":1},
+        {"n":"fan","u":"/","v":0}]"#;
+    let on = br#"[{"bt":1.320078429e+09,"bu":"/","n":"2001:db8::3","v":1},{"n":"2001:db8::4","v":1}]"#;
+    let off = br#"[{"bt":1.320078429e+09,"bu":"/","n":"2001:db8::3","v":0.5},{"n":"2001:db8::4","v":0.5},
+        {"n":"2001:db8::3","t":0.1,"v":0},{"n":"2001:db8::4","t":0.1,"v":0}]"#;
+    let (at, later) = (time("2011-10-31T16:27:09Z"), time("2011-10-31T16:27:09.1Z"));
+    let lights = [field("one", "2001:db8::3"), field("other", "2001:db8::4")];
+    for (fields, pack, expected) in [
+        (
+            vec![field("warm", "2001:db8::2/temperature"), field("cold", "2001:db8::1/temperature"), field("wet", "2001:db8::1/humidity")],
+            &collection[..],
+            vec![(at, vec![25.2, 12.3, 67.0])],
+        ),
+        (vec![field("temp", "temp"), field("heat", "heat"), field("fan", "fan")], thermostat, vec![(None, vec![23.1, 1.0, 0.0])]),
+        (lights.to_vec(), on, vec![(at, vec![1.0, 1.0])]),
+        (lights.to_vec(), off, vec![(at, vec![0.5, 0.5]), (later, vec![0.0, 0.0])]),
+    ] {
+        let (outcome, readings) = run(&decoder(&json!({"format": "SenMl", "fields": fields})), pack);
+        assert_eq!((outcome, floats(&readings)), (Outcome::Complete, expected));
+    }
+}
+
+/// RFC 8428, 6: the CBOR of an example of 5.1.2.
 #[test]
 fn senml_in_cbor_is_the_same() {
     let hex = "87a721781b75726e3a6465763a6f773a3130653230373361303130383030363a22fb41d303a15b00106223614120050067766f6c74616765016156\

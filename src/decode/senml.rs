@@ -144,12 +144,15 @@ impl<'m, 'de> Resolver<'m, 'de> {
             .into_iter()
             .map(|name| if suffix.is_empty() { self.names.slots(name) } else { self.names.slots(&format!("{name}{suffix}")) });
         let Some(slots) = slots.into_iter().find(|slots| !slots.is_empty()) else { return };
-        let wanted = slots.iter().find_map(|slot| self.units[*slot].filter(|wanted| unit.is_some_and(|unit| unit != *wanted)));
-        if let (Some(wanted), Some(unit)) = (wanted, unit) {
+        // One name may have several fields, told apart by their units (RFC 8428, 5.1.3).
+        let fits = |slot: &usize| self.units[*slot].is_none_or(|wanted| unit.is_none_or(|unit| unit == wanted));
+        let fitting: Vec<usize> = slots.iter().copied().filter(fits).collect();
+        if !fitting.is_empty() {
+            self.pack.add(time, &fitting, value);
+        } else if let (Some(wanted), Some(unit)) = (slots.iter().find_map(|slot| self.units[*slot]), unit) {
             let detail = format!("{}: expected the unit {}, found {}", excerpt(whole), excerpt(wanted), excerpt(unit));
             self.pack.refuse(time, Refusal::new(Reason::WrongUnit, &detail));
         }
-        self.pack.add(time, slots, value);
     }
 }
 
