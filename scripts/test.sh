@@ -75,6 +75,7 @@ prepare() {
     nice -n 10 "$ROOT/e2e/images.sh" archive mosquitto timescaledb
     cluster up
     nice -n 10 "$FLEETWRIGHT_HEALTH" --prepare
+    nice -n 10 "$ROOT/e2e/clients/sparkplug.sh" --prepare
     nice -n 10 "$ROOT/e2e/clients/paho.sh" --prepare ) >"$LOGS/prepare" 2>&1 </dev/null &
   PREPARING=$!
   set +m

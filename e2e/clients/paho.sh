@@ -1,22 +1,3 @@
 #!/usr/bin/env bash
-# A Python with Eclipse Paho, the MQTT client that most devices written in Python use: `paho.sh SCRIPT ARGS...`.
-# `paho.sh --prepare` only makes it, which needs a network that leads to PyPI (the local cluster's does not).
-set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
-
-PAHO_VERSION=2.1.0
-name=paho-$PAHO_VERSION
-# A virtual environment knows its own path, so that it is made at its place; the last step says that it is whole.
-make() {
-  python3 -m venv "$CACHE/$name.venv"
-  "$CACHE/$name.venv/bin/pip" install -q --disable-pip-version-check "paho-mqtt==$PAHO_VERSION"
-  touch "$1"
-}
-
-if [ ! -e "$CACHE/$name" ]; then
-  need python3=python3
-  # Debian keeps what fills a virtual environment in a package of its own, which brings no command.
-  python3 -c 'import ensurepip' 2>/dev/null || need python3-venv=python3-venv
-  cached "$name" "Python with Paho $PAHO_VERSION" make
-fi
-[ "${1:-}" = --prepare ] || exec "$CACHE/$name.venv/bin/python" "$@"
+# A Python with Eclipse Paho, the MQTT client that most devices written in Python use: `paho.sh SCRIPT ARGS...`, or `paho.sh --prepare`.
+exec "$(dirname "${BASH_SOURCE[0]}")/python.sh" paho-mqtt==2.1.0 "$@"

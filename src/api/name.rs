@@ -194,3 +194,6 @@ pub const INGEST_GATEWAYS_ANNOTATION: &str = "fleetwright.io/gateways";
 
 /// Annotation of a Pipeline's ingest Secret: the MQTT topic filter that its workers may read.
 pub const INGEST_FILTER_ANNOTATION: &str = "fleetwright.io/topic-filter";
+
+/// Annotation of a Pipeline's ingest Secret: the MQTT topic filter that its workers may write, where there is one.
+pub const INGEST_COMMANDS_ANNOTATION: &str = "fleetwright.io/command-filter";

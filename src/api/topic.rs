@@ -9,6 +9,7 @@ pub const SPARKPLUG: &str = "spBv1.0";
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TopicPattern {
     filter: String,
+    commands: Option<String>,
     levels: Vec<Level>,
     tags: Vec<String>,
 }
@@ -90,22 +91,30 @@ impl TopicPattern {
         if levels.iter().filter(|level| **level == Level::Device).count() != 1 {
             return Err(TopicError::FindDevice { topic: topic.to_owned() });
         }
+        let mut commands = None;
         let mut filter: Vec<&str> = levels.iter().map(|level| if let Level::Literal(text) = level { text } else { "+" }).collect();
         if format == Format::SparkplugB {
             if !matches!(levels.len(), 4 | 5) || levels[0] != Level::Literal(SPARKPLUG.to_owned()) || levels[2] != Level::Any {
                 return Err(TopicError::MatchSparkplug { topic: topic.to_owned() });
             }
+            commands = Some([SPARKPLUG, filter[1], "NCMD", filter[3]].join("/"));
             // Also matches the level above: the node's own messages.
             filter.truncate(4);
             filter.push("#");
         }
-        Ok(Self { filter: filter.join("/"), levels, tags })
+        Ok(Self { filter: filter.join("/"), commands, levels, tags })
     }
 
     /// The MQTT topic filter that matches exactly the topics of this form; with Sparkplug B, all topics of the nodes.
     #[must_use]
     pub fn filter(&self) -> &str {
         &self.filter
+    }
+
+    /// The MQTT topic filter of the commands that go to the nodes; only with Sparkplug B.
+    #[must_use]
+    pub fn commands(&self) -> Option<&str> {
+        self.commands.as_deref()
     }
 
     /// How many levels a topic of this form has.
@@ -169,11 +178,12 @@ mod tests {
 
     #[test]
     fn sparkplug_has_topics_of_its_own() {
-        for (topic, device, filter) in
-            [("spBv1.0/{group}/+/{node}/{device}", "pump", "spBv1.0/+/+/+/#"), ("spBv1.0/plant/+/{device}", "gw", "spBv1.0/plant/+/+/#")]
-        {
+        for (topic, device, filter, commands) in [
+            ("spBv1.0/{group}/+/{node}/{device}", "pump", "spBv1.0/+/+/+/#", "spBv1.0/+/NCMD/+"),
+            ("spBv1.0/plant/+/{device}", "gw", "spBv1.0/plant/+/+/#", "spBv1.0/plant/NCMD/+"),
+        ] {
             let pattern = TopicPattern::compile(topic, Format::SparkplugB).unwrap();
-            assert_eq!(pattern.filter(), filter);
+            assert_eq!((pattern.filter(), pattern.commands()), (filter, Some(commands)));
             let found = ["spBv1.0/plant/DDATA/gw/pump", "spBv1.0/plant/NDATA/gw"].map(|topic| pattern.capture(topic, &mut Vec::new()));
             assert!(found.contains(&Some(device)) && found.contains(&None), "{found:?}");
         }

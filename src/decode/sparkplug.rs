@@ -2,10 +2,12 @@
 //! those that they give by name; a node numbers its messages and those of its devices together.
 //!
 //! What the births said is kept in memory as long as the session. A message whose metrics no birth has named (as after a start of the worker, or
-//! after a birth was lost, which QoS 0 allows) is refused whole, so that it can be replayed once there was a birth.
+//! after a birth was lost, which QoS 0 allows) is refused whole, so that it can be replayed once there was a birth. Its node is
+//! asked to be born again (`Node Control/Rebirth`), and so is one in whose numbers there is a gap.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use prost::{Message as Encoded, Oneof};
 
@@ -16,11 +18,19 @@ use super::time::Time;
 use super::wire::{Content, Wire};
 use super::{Raw, Value, malformed};
 use crate::api::pipeline::TimeUnit;
+use crate::api::topic::SPARKPLUG;
 
 /// The most metrics that are remembered of all nodes of a broker; some 40 bytes each. A birth beyond it is not
 /// remembered: what it holds becomes a row, but later messages that give its metrics by alias alone, or without a type, are refused
 /// (`UnknownMetric`).
 const MOST_METRICS: usize = 1_000_000;
+
+/// How long a node is left alone after it was asked to be born again. A birth of thousands of metrics takes a slow node seconds,
+/// and one that cannot do it need not be told every second.
+const ASK_AGAIN_AFTER: Duration = Duration::from_mins(1);
+
+/// The most nodes that are remembered as asked; beyond it all are forgotten. Some 100 bytes each.
+const MOST_ASKED: usize = 10_000;
 
 /// What the births of a broker's nodes have said.
 #[derive(Debug, Default)]
@@ -28,6 +38,10 @@ pub struct Memory {
     nodes: HashMap<Box<str>, Node>,
     metrics: usize,
     gaps: u64,
+    /// When each node was last asked to be born again.
+    asked: HashMap<Box<str>, Instant>,
+    /// The topics of those that are to be asked.
+    rebirths: Vec<String>,
 }
 
 /// A node.
@@ -52,6 +66,31 @@ impl Memory {
     /// How many gaps in the numbers of messages there were since this was asked last: each may be a message that was lost.
     pub fn take_gaps(&mut self) -> u64 {
         std::mem::take(&mut self.gaps)
+    }
+
+    /// The topics of the commands by which nodes are to be asked to be born again; what to send there is [`rebirth`].
+    pub fn take_rebirths(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.rebirths)
+    }
+
+    /// A message under this topic holds what no birth has told of.
+    pub fn miss_birth(&mut self, topic: &str) {
+        if let Some(topic) = Topic::read(topic) {
+            self.ask_for_rebirth(&topic, Instant::now());
+        }
+    }
+
+    fn ask_for_rebirth(&mut self, topic: &Topic<'_>, now: Instant) {
+        if self.asked.get(topic.node.as_str()).is_some_and(|asked| now.duration_since(*asked) < ASK_AGAIN_AFTER) {
+            return;
+        }
+        if self.asked.len() >= MOST_ASKED {
+            self.asked.clear();
+        }
+        self.asked.insert(topic.node.as_str().into(), now);
+        if let Some((group, node)) = topic.node.split_once('/') {
+            self.rebirths.push(format!("{SPARKPLUG}/{group}/NCMD/{node}"));
+        }
     }
 
     fn forget(&mut self, node: &str, device: Option<&str>) {
@@ -137,10 +176,12 @@ fn number(memory: &mut Memory, topic: &Topic<'_>, payload: &[u8]) {
     if topic.kind == "NBIRTH" {
         memory.nodes.entry(topic.node.as_str().into()).or_default().sequence = Some(sequence);
     } else if let Some(node) = memory.nodes.get_mut(topic.node.as_str()) {
-        if node.sequence.is_some_and(|last| last.wrapping_add(1) != sequence) {
-            memory.gaps += 1;
-        }
+        let has_gap = node.sequence.is_some_and(|last| last.wrapping_add(1) != sequence);
         node.sequence = Some(sequence);
+        if has_gap {
+            memory.gaps += 1;
+            memory.ask_for_rebirth(topic, Instant::now());
+        }
     }
 }
 
@@ -189,6 +230,21 @@ pub(super) fn decode<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
     }
     pack.finish(message);
     Ok(())
+}
+
+/// What asks a node to be born again: the command `Node Control/Rebirth`, to be sent at QoS 0 and not retained.
+#[must_use]
+pub fn rebirth(now: Time) -> Vec<u8> {
+    const BOOLEAN: u32 = 11;
+    let timestamp = now.to_milliseconds();
+    let metric = Metric {
+        name: Some("Node Control/Rebirth".to_owned()),
+        timestamp,
+        datatype: Some(BOOLEAN),
+        value: Some(Number::Boolean(true)),
+        ..Metric::default()
+    };
+    Payload { timestamp, metrics: vec![metric] }.encode_to_vec()
 }
 
 fn unknown(detail: &str) -> Refusal {

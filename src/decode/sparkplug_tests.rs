@@ -112,3 +112,44 @@ fn gaps_in_the_numbers_are_counted() {
     host.take("spBv1.0/g/DDATA/n/d", &data(2, 3));
     assert_eq!(host.memory.take_gaps(), 0);
 }
+
+#[test]
+fn a_node_whose_birth_was_missed_is_asked_for_it_once_a_minute() {
+    let mut host = Host::new();
+    host.be_born();
+    let node = |name: &str| Topic { kind: "DDATA", node: format!("g/{name}"), device: Some("d") };
+    let now = Instant::now();
+    host.memory.ask_for_rebirth(&node("n"), now);
+    host.memory.ask_for_rebirth(&node("n"), now + ASK_AGAIN_AFTER / 2);
+    host.memory.ask_for_rebirth(&node("m"), now + ASK_AGAIN_AFTER / 2);
+    assert_eq!(host.memory.take_rebirths(), ["spBv1.0/g/NCMD/n", "spBv1.0/g/NCMD/m"]);
+    host.memory.ask_for_rebirth(&node("n"), now + ASK_AGAIN_AFTER);
+    assert_eq!(host.memory.take_rebirths(), ["spBv1.0/g/NCMD/n"]);
+    assert!(host.memory.take_rebirths().is_empty());
+}
+
+#[test]
+fn a_gap_and_an_unknown_alias_ask_for_a_birth() {
+    let mut host = Host::new();
+    host.be_born();
+    host.take("spBv1.0/g/DDATA/n/d", &data(2, 2));
+    assert!(host.memory.take_rebirths().is_empty());
+    host.take("spBv1.0/g/DDATA/n/d", &data(2, 4));
+    assert_eq!(host.memory.take_rebirths(), ["spBv1.0/g/NCMD/n"]);
+
+    let topic = crate::api::topic::TopicPattern::compile("spBv1.0/{group}/+/{node}/{device}", crate::api::pipeline::Format::SparkplugB);
+    let mut stream = crate::decode::stream::Stream::new(topic.unwrap().into(), decoder().into());
+    let topic = b"spBv1.0/g/DDATA/n/d";
+    assert!(stream.observe(topic, &data(9, 2)));
+    assert!(matches!(stream.decode(topic, &data(9, 2), Time::now(), |_, _, _| ()), Outcome::Malformed(_)));
+    assert_eq!(stream.take_rebirths(), ["spBv1.0/g/NCMD/n"]);
+}
+
+#[test]
+fn a_rebirth_is_asked_for_as_the_specification_says() {
+    let command = Payload::decode(&*rebirth(Time::from_text("2026-05-04T03:02:01.5Z").unwrap())).unwrap();
+    assert_eq!(command.timestamp, Some(MILLISECONDS));
+    let [metric] = &command.metrics[..] else { panic!("one metric") };
+    assert_eq!((metric.name.as_deref(), metric.datatype), (Some("Node Control/Rebirth"), Some(11)));
+    assert_eq!(metric.value, Some(Number::Boolean(true)));
+}

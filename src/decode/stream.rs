@@ -43,6 +43,11 @@ impl Stream {
         self.memory.take_gaps()
     }
 
+    /// As in [`Memory::take_rebirths`].
+    pub fn take_rebirths(&mut self) -> Vec<String> {
+        self.memory.take_rebirths()
+    }
+
     /// A time of arrival that nothing else has, for a message that came at `arrival`; just that where times stand in the payload.
     /// They are a microsecond apart at the least: they tell the readings of a device apart.
     pub fn arrival(&mut self, arrival: Time) -> Time {
@@ -93,6 +98,10 @@ impl Stream {
             None => reading(next(last), true, values),
         });
         match outcome {
+            Outcome::Malformed(refusal) if refusal.reason == Reason::UnknownMetric => {
+                self.memory.miss_birth(topic);
+                Outcome::Malformed(refusal)
+            }
             // No key tells such readings again when the message is replayed: all of it is stored then, or nothing ever.
             Outcome::Partial(refusal) if self.decoder.takes_arrival_time() => Outcome::Malformed(refusal),
             outcome => outcome,

@@ -33,6 +33,12 @@ impl Time {
         self.0.saturating_add(EPOCH_MICROSECONDS)
     }
 
+    /// Milliseconds since 1970-01-01T00:00:00Z; none before that.
+    #[must_use]
+    pub fn to_milliseconds(self) -> Option<u64> {
+        u64::try_from(self.since_1970().div_euclid(1_000)).ok()
+    }
+
     /// Whether PostgreSQL can hold it.
     #[must_use]
     pub fn is_storable(self) -> bool {

@@ -20,6 +20,7 @@ pub struct Metrics {
     dead_letters: IntCounterVec,
     connections: IntCounterVec,
     sequence_gaps: IntCounterVec,
+    rebirths: IntCounterVec,
     unacknowledged: IntGaugeVec,
     held_bytes: IntGaugeVec,
     commit: HistogramVec,
@@ -52,6 +53,8 @@ pub struct SessionMetrics {
     /// Messages that are not acknowledged.
     pub unacknowledged: prometheus::IntGauge,
     /// Bytes of memory that they hold.
+    /// Nodes of Sparkplug B that were asked to be born again.
+    pub rebirths: Counter,
     pub held_bytes: prometheus::IntGauge,
     /// Seconds from the first attempt to write a batch to its commit.
     pub commit: Histogram,
@@ -126,6 +129,11 @@ impl Metrics {
 
     /// Those of one gateway.
     #[must_use]
+            rebirths: counter(
+                "sparkplug_rebirths_total",
+                "Commands to nodes of Sparkplug B to be born again, after a gap or a metric that no birth has told of.",
+                gateway,
+            )?,
     pub fn session(&self, gateway: &str) -> SessionMetrics {
         let label = &[gateway];
         for reason in Reason::ALL {
@@ -157,3 +165,4 @@ impl SessionMetrics {
         self.all.dead_letters.with_label_values(&[self.gateway.as_str(), reason.name()]).inc();
     }
 }
+            rebirths: self.rebirths.with_label_values(label),

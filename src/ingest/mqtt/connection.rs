@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{
-    Connect, ConnectAuth, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet, RetainForwardRule, Subscribe,
-    SubscribeFilter, Unsubscribe,
+    Connect, ConnectAuth, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet, Publish, RetainForwardRule,
+    Subscribe, SubscribeFilter, Unsubscribe,
 };
 use tokio::time::timeout;
 
@@ -265,6 +265,11 @@ impl Connection {
         let mut subscribe = Subscribe::new(wanted, None);
         subscribe.pkid = SUBSCRIBE_ID;
         self.put(&Packet::Subscribe(subscribe))
+    }
+
+    /// Publishes at QoS 0: the broker does not answer.
+    pub fn publish(&mut self, topic: String, payload: Vec<u8>) -> Result<(), ConnectionError> {
+        self.put(&Packet::Publish(Publish::new(topic, QoS::AtMostOnce, payload, None)))
     }
 
     /// Ends subscriptions.

@@ -22,6 +22,8 @@ use tracing::{info, warn};
 
 use self::pulse::Pulse;
 use self::store::Store;
+use super::decode::sparkplug::rebirth;
+use super::decode::time::Time;
 use super::intake::Intake;
 use super::metrics::SessionMetrics;
 use super::mqtt::connection::{Connection, ConnectionError, packets};
@@ -212,6 +214,9 @@ impl Running {
             connection.flush()?;
             self.store.gauge();
             let reads = self.store.has_room(self.budget);
+            for topic in self.store.take_rebirths() {
+                connection.publish(topic, rebirth(Time::now()))?;
+            }
             let due = self.store.due();
             let now = Instant::now();
             let is_due = due.is_some_and(|due| due <= now);

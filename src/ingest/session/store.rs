@@ -246,6 +246,13 @@ impl Store {
 
     /// A PINGREQ is sent.
     pub fn fence(&mut self) {
+    /// The topics of the commands by which nodes are to be asked for their births.
+    pub fn take_rebirths(&mut self) -> Vec<String> {
+        let topics = self.intake.stream.take_rebirths();
+        self.metrics.rebirths.inc_by(topics.len() as u64);
+        topics
+    }
+
         self.fences.push_back(Fence::Acknowledged(std::mem::take(&mut self.acknowledged)));
     }
 

@@ -16,8 +16,8 @@ use crate::api::Device;
 use crate::api::condition::Cause;
 use crate::api::device::{Access, Acl};
 use crate::api::name::{
-    self, GATEWAY_LABEL, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, LINK_USERNAME, ROLE_AUTH_SHARD, ROLE_DEVICE_CREDENTIALS,
-    ROLE_INGEST_CREDENTIALS, ROLE_LABEL, ROLE_LINK_CREDENTIALS,
+    self, GATEWAY_LABEL, INGEST_COMMANDS_ANNOTATION, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, LINK_USERNAME, ROLE_AUTH_SHARD,
+    ROLE_DEVICE_CREDENTIALS, ROLE_INGEST_CREDENTIALS, ROLE_LABEL, ROLE_LINK_CREDENTIALS,
 };
 use crate::api::name::{PASSWORD_SINCE_ANNOTATION, PREVIOUS_PASSWORD_ANNOTATION, ROTATE_PASSWORD_ANNOTATION};
 use crate::credential::entry::Entry;
@@ -182,10 +182,12 @@ pub fn read_workers(secret: &Secret) -> Result<BTreeMap<String, Vec<Entry>>, Str
     let owner = secret.owner_references().first().ok_or("no owner")?;
     let bytes = secret.data.as_ref().and_then(|data| data.get(PASSWORD_KEY)).ok_or("no key password")?;
     let password = Password::given(&bytes.0).map_err(|error| error.to_string())?;
-    let filter = Acl { topic: annotation(INGEST_FILTER_ANNOTATION).to_owned(), access: Access::Read };
+    let mut acls = vec![Acl { topic: annotation(INGEST_FILTER_ANNOTATION).to_owned(), access: Access::Read }];
+    let commands = secret.annotations().get(INGEST_COMMANDS_ANNOTATION);
+    acls.extend(commands.map(|topic| Acl { topic: topic.clone(), access: Access::Write }));
     let username = name::ingest_username(&owner.name);
     let hash = hash::hash(&owner.uid, &username, &password, GENERATED_ITERATIONS);
-    let entry = Entry::new(&username, &hash, &[filter]).map_err(|error| error.to_string())?;
+    let entry = Entry::new(&username, &hash, &acls).map_err(|error| error.to_string())?;
     let gateways = annotation(INGEST_GATEWAYS_ANNOTATION).split(',').filter(|gateway| !gateway.is_empty());
     Ok(gateways.map(|gateway| (gateway.to_owned(), vec![entry.clone()])).collect())
 }

@@ -24,8 +24,8 @@ use super::external;
 use super::validate::Valid;
 use crate::api::Pipeline;
 use crate::api::name::{
-    self, HTTP_PORT, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, INTERNAL_MQTT_PORT, PIPELINE_LABEL, ROLE_INGEST_CREDENTIALS,
-    ROLE_LABEL,
+    self, HTTP_PORT, INGEST_COMMANDS_ANNOTATION, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, INTERNAL_MQTT_PORT, PIPELINE_LABEL,
+    ROLE_INGEST_CREDENTIALS, ROLE_LABEL,
 };
 use crate::configuration::ingest::{FILE, IngestConfiguration, IngestGateway};
 use crate::credential::password::Password;
@@ -101,11 +101,10 @@ pub fn credentials(pipeline: &Pipeline, valid: &Valid, password: &Password) -> S
     let own: Vec<&str> = valid.gateways.iter().filter(|name| !valid.externals.contains_key(*name)).map(String::as_str).collect();
     let mut metadata = metadata(pipeline);
     metadata.labels.get_or_insert_default().insert(ROLE_LABEL.to_owned(), ROLE_INGEST_CREDENTIALS.to_owned());
-    metadata.annotations = Some(
-        [(INGEST_GATEWAYS_ANNOTATION, own.join(",")), (INGEST_FILTER_ANNOTATION, valid.filter.clone())]
-            .map(|(key, value)| (key.to_owned(), value))
-            .into(),
-    );
+    let mut annotations =
+        BTreeMap::from([(INGEST_GATEWAYS_ANNOTATION, own.join(",")), (INGEST_FILTER_ANNOTATION, valid.filter.clone())]);
+    annotations.extend(valid.commands.clone().map(|commands| (INGEST_COMMANDS_ANNOTATION, commands)));
+    metadata.annotations = Some(annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect());
     let data = [(PASSWORD_KEY.to_owned(), ByteString(password.expose().as_bytes().to_vec()))].into();
     Secret { metadata, data: Some(data), ..Secret::default() }
 }

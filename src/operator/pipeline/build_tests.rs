@@ -42,8 +42,20 @@ fn the_credentials_say_who_may_read_what() {
     let secret = credentials(&pipeline, &validate(&pipeline, &observed()).unwrap(), &password());
     assert_eq!(secret.annotations()[INGEST_GATEWAYS_ANNOTATION], "plant-1,plant-2");
     assert_eq!(secret.annotations()[INGEST_FILTER_ANNOTATION], "devices/+/telemetry");
+    assert!(!secret.annotations().contains_key(INGEST_COMMANDS_ANNOTATION), "it may write nothing");
     assert_eq!(secret.labels()[ROLE_LABEL], ROLE_INGEST_CREDENTIALS);
     assert_eq!(secret.data.unwrap()[PASSWORD_KEY].0, b"secret-of-the-workers");
+}
+
+#[test]
+fn workers_of_sparkplug_may_ask_nodes_for_their_births() {
+    let spec = json!({"source": {"topic": "spBv1.0/plant/+/{node}/{device}"}, "decode": {"format": "SparkplugB"}});
+    let pipeline = pipeline(spec);
+    let mut secret = credentials(&pipeline, &validate(&pipeline, &observed()).unwrap(), &password());
+    secret.metadata.owner_references = Some(vec![crate::operator::apply::owner_reference(&pipeline)]);
+    let users = crate::operator::device::secret::read_workers(&secret).unwrap();
+    let lines = ["topic read spBv1.0/plant/+/+/#", "topic write spBv1.0/plant/NCMD/+"];
+    assert!(users["plant-1"].iter().all(|user| user.acls() == lines), "{users:?}");
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub struct Valid {
     pub desired: Desired,
     /// MQTT topic filter of the messages.
     pub filter: String,
+    /// MQTT topic filter of what the workers publish, if anything.
+    pub commands: Option<String>,
     /// Gateways that are selected, by name, in order.
     pub gateways: Vec<String>,
     /// Those of them whose broker runs elsewhere.
@@ -73,7 +75,15 @@ pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause
             }
         },
     };
-    Ok(Valid { descriptor, desired, filter: topic.filter().to_owned(), gateways, externals, table })
+    Ok(Valid {
+        descriptor,
+        desired,
+        filter: topic.filter().to_owned(),
+        commands: topic.commands().map(str::to_owned),
+        gateways,
+        externals,
+        table,
+    })
 }
 
 /// Whether the workers could decode by this spec, and with which FileDescriptorSet. What is wrong with that is for its
