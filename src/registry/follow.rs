@@ -151,6 +151,15 @@ impl Registry {
         });
     }
 
+    /// As if the database had answered for a name.
+    #[cfg(test)]
+    pub fn answer(&self, name: &str, device: Option<Device>) {
+        self.write(|devices| match device {
+            Some(device) => drop(devices.known.insert(name.into(), device)),
+            None => devices.set_unknown(vec![name.into()]),
+        });
+    }
+
     fn take_wanted(&self) -> HashSet<Box<str>> {
         std::mem::take(&mut *self.wanted.lock().unwrap_or_else(PoisonError::into_inner)).into_iter().collect()
     }

@@ -113,5 +113,53 @@ mod tests {
                 prop_assert_eq!(&acknowledged, &expected);
             }
         }
+
+        /// Over any number of connections: what is acknowledged was settled, came by this connection, and nothing before it waits.
+        #[test]
+        fn no_acknowledgement_crosses_a_connection(steps in prop::collection::vec(step(), 0..200)) {
+            let mut window = Window::default();
+            let (mut arrived, mut places, mut current) = (0_u16, Vec::new(), VecDeque::new());
+            for step in steps {
+                match step {
+                    Step::Arrive => {
+                        arrived += 1;
+                        places.push((arrived, window.arrive(arrived)));
+                        current.push_back((arrived, false));
+                    }
+                    Step::Settle(index) if !places.is_empty() => {
+                        let (id, place) = *index.get(&places);
+                        window.settle(place);
+                        current.iter_mut().filter(|(known, _)| *known == id).for_each(|(_, settled)| *settled = true);
+                    }
+                    Step::Settle(_) => {}
+                    Step::Acknowledge => {
+                        let expected = current.pop_front_if(|(_, settled)| *settled).map(|(id, _)| id);
+                        prop_assert_eq!(window.next_settled(), expected);
+                    }
+                    Step::Reset => {
+                        window.reset();
+                        current.clear();
+                    }
+                }
+                prop_assert_eq!(window.len(), current.len());
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Arrive,
+        Settle(prop::sample::Index),
+        Acknowledge,
+        Reset,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => Just(Step::Arrive),
+            4 => any::<prop::sample::Index>().prop_map(Step::Settle),
+            4 => Just(Step::Acknowledge),
+            1 => Just(Step::Reset),
+        ]
     }
 }

@@ -314,3 +314,7 @@ impl Store {
 fn seconds(from: Time, to: Time) -> f64 {
     Duration::from_micros(u64::try_from(to.0.saturating_sub(from.0)).unwrap_or(0)).as_secs_f64()
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

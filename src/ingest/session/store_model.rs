@@ -1,0 +1,139 @@
+//! A broker and a database, as far as a session sees of them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use proptest::prelude::*;
+
+use crate::ingest::decode::time::Time;
+use crate::ingest::ledger::Entry;
+use crate::ingest::sink::Job;
+use crate::ingest::sink::transaction::Written;
+
+/// A message, known by its number.
+#[derive(Clone, Debug)]
+pub struct Published {
+    pub topic: String,
+    pub payload: String,
+    pub is_row: bool,
+}
+
+#[derive(Debug)]
+pub enum Down {
+    Publish { packet_id: u16, message: usize },
+    Pong,
+}
+
+#[derive(Debug)]
+pub enum Up {
+    Acknowledgement(u16),
+    Ping,
+}
+
+/// The broker, and the connection to it. It gives each message the lowest free packet identifier: the quickest reuse there is.
+#[derive(Default)]
+pub struct Broker {
+    pub queue: VecDeque<usize>,
+    /// Sent and not acknowledged, in order.
+    pub in_flight: Vec<(u16, usize)>,
+    /// Packet identifiers in the order in which they were sent on this connection.
+    sent: VecDeque<u16>,
+    pub down: VecDeque<Down>,
+    pub up: VecDeque<Up>,
+}
+
+impl Broker {
+    pub fn send(&mut self) {
+        let Some(message) = self.queue.pop_front() else { return };
+        let packet_id = (1..=u16::MAX).find(|id| self.in_flight.iter().all(|(used, _)| used != id)).unwrap();
+        self.in_flight.push((packet_id, message));
+        self.put(packet_id, message);
+    }
+
+    pub fn put(&mut self, packet_id: u16, message: usize) {
+        self.sent.push_back(packet_id);
+        self.down.push_back(Down::Publish { packet_id, message });
+    }
+
+    pub fn receive(&mut self, database: &Database) -> Result<(), TestCaseError> {
+        match self.up.pop_front() {
+            Some(Up::Ping) => self.down.push_back(Down::Pong),
+            Some(Up::Acknowledgement(packet_id)) => {
+                prop_assert_eq!(self.sent.pop_front(), Some(packet_id), "acknowledged in the order of arrival, on this connection");
+                let index = self.in_flight.iter().position(|(id, _)| *id == packet_id).unwrap();
+                let (_, message) = self.in_flight.remove(index);
+                prop_assert!(database.holds(message), "{} was acknowledged before its commit", message);
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// A connection begins: what is not acknowledged is sent again. Otherwise all is forgotten.
+    pub fn connect(&mut self, present: bool) -> Vec<usize> {
+        (self.down, self.up, self.sent) = Default::default();
+        let mut forgotten = Vec::new();
+        if present {
+            for (packet_id, message) in self.in_flight.clone() {
+                self.put(packet_id, message);
+            }
+        } else {
+            forgotten.extend(self.in_flight.drain(..).map(|(_, message)| message));
+            forgotten.extend(self.queue.drain(..));
+        }
+        self.up.push_back(Up::Ping);
+        forgotten
+    }
+}
+
+/// The tables.
+#[derive(Default)]
+pub struct Database {
+    pub generation: i64,
+    /// Keys: the message stands for its device.
+    rows: BTreeSet<(usize, Time)>,
+    pub letters: Vec<usize>,
+    pub acknowledgements: BTreeMap<i64, Vec<Entry>>,
+}
+
+impl Database {
+    pub fn holds(&self, message: usize) -> bool {
+        self.count(message) > 0
+    }
+
+    pub fn count(&self, message: usize) -> usize {
+        let rows = self.rows.range((message, Time(i64::MIN))..=(message, Time(i64::MAX))).count();
+        rows + self.letters.iter().filter(|letter| **letter == message).count()
+    }
+
+    /// As `sink::transaction` does it. `None` when another process has the session.
+    pub fn write(&mut self, job: &Job) -> Option<Written> {
+        let mut written = Written { dead_letters: job.batch.dead_letters.clone(), entries: job.entries.clone(), ..Written::default() };
+        if self.acknowledgements.contains_key(&job.number) && job.session.generation == self.generation {
+            return Some(written);
+        }
+        if !job.entries.is_empty() && job.session.generation != self.generation {
+            return None;
+        }
+        for row in 0..job.batch.rows.len() {
+            let message = number(job, job.batch.rows.message(row).unwrap());
+            let (time, _) = job.batch.rows.span(row..row + 1).unwrap();
+            if self.rows.insert((message, time)) {
+                written.rows += 1;
+            } else {
+                written.redelivered += 1;
+            }
+        }
+        self.letters.extend(job.batch.dead_letters.keys().map(|letter| number(job, *letter)));
+        self.acknowledgements.retain(|batch, _| !job.expired.contains(batch));
+        if !job.entries.is_empty() {
+            self.acknowledgements.insert(job.number, job.entries.clone());
+        }
+        Some(written)
+    }
+}
+
+/// Number of a message, which its payload tells.
+fn number(job: &Job, message: u32) -> usize {
+    let payload = std::str::from_utf8(job.batch.message(message).unwrap().payload).unwrap();
+    payload.chars().filter(char::is_ascii_digit).collect::<String>().parse::<usize>().unwrap() % 1_000_000
+}
