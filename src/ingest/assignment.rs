@@ -1,5 +1,7 @@
-//! Follows which gateways are this worker's.
+//! Follows which gateways are this worker's. Since it asks every second, this is also what notices first that an idle worker's
+//! database is away.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -8,6 +10,8 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::sink::WRITERS;
+use super::sink::health::Health;
 use crate::runtime::error::chain;
 use crate::timescale::assignment::{Assignment, read};
 use crate::timescale::connect::{ConnectError, connect, drive};
@@ -21,6 +25,12 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// This connection's number in [`Health`], behind those that write.
+const CONNECTION: usize = WRITERS;
+
+/// How many connections say together whether the database is there.
+pub const CONNECTIONS: usize = WRITERS + 1;
+
 #[derive(Debug, thiserror::Error)]
 enum FollowError {
     #[error(transparent)]
@@ -32,13 +42,20 @@ enum FollowError {
 }
 
 /// Says what is assigned, again with every change, until `shutdown`. While the database is away, what it last said holds.
-pub async fn follow(uri: ConnectionUri, owner: Owner, assigned: watch::Sender<Option<Assignment>>, shutdown: CancellationToken) {
+pub async fn follow(
+    uri: ConnectionUri,
+    owner: Owner,
+    assigned: watch::Sender<Option<Assignment>>,
+    health: Arc<Health>,
+    shutdown: CancellationToken,
+) {
     let mut client = None;
     let mut failing = false;
     while !shutdown.is_cancelled() {
         match ask(&uri, &owner, &mut client).await {
             Ok(assignment) => {
                 failing = false;
+                health.answers(CONNECTION);
                 assigned.send_if_modified(|known| {
                     let changed = known.as_ref() != Some(&assignment);
                     *known = Some(assignment);
@@ -47,8 +64,11 @@ pub async fn follow(uri: ConnectionUri, owner: Owner, assigned: watch::Sender<Op
             }
             Err(failure) => {
                 client = None;
+                let answered = matches!(&failure, FollowError::Read(error) if error.code().is_some());
+                let failure = chain(&failure);
+                health.fails(CONNECTION, &failure, answered);
                 if !failing {
-                    warn!(failure = chain(&failure), "nobody tells which gateways are this worker's; what was told last holds");
+                    warn!(failure, "nobody tells which gateways are this worker's; what was told last holds");
                 }
                 failing = true;
             }

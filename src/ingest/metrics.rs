@@ -2,7 +2,7 @@
 
 use prometheus::core::{AtomicU64, GenericCounter};
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, exponential_buckets,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets,
 };
 
 use super::dead_letter::Reason;
@@ -29,6 +29,9 @@ pub struct Metrics {
     lag: GaugeVec,
     /// Attempts of the database connections to come back.
     pub database_retries: Counter,
+    /// 1 while the database answers.
+    pub database_up: IntGauge,
+    back_pressure: GaugeVec,
 }
 
 /// The metrics of one gateway's session.
@@ -50,12 +53,14 @@ pub struct SessionMetrics {
     pub connections: Counter,
     /// Gaps in the numbers of messages of Sparkplug B.
     pub sequence_gaps: Counter,
-    /// Messages that are not acknowledged.
-    pub unacknowledged: prometheus::IntGauge,
-    /// Bytes of memory that they hold.
     /// Nodes of Sparkplug B that were asked to be born again.
     pub rebirths: Counter,
-    pub held_bytes: prometheus::IntGauge,
+    /// Messages that are not acknowledged.
+    pub unacknowledged: IntGauge,
+    /// Bytes of memory that they hold.
+    pub held_bytes: IntGauge,
+    /// Share of the memory that they may hold, or of the window, from 0 to 1.
+    pub back_pressure: Gauge,
     /// Seconds from the first attempt to write a batch to its commit.
     pub commit: Histogram,
     /// Seconds from the newest reading of a batch, by its own time, to the commit.
@@ -97,6 +102,16 @@ impl Metrics {
         let database_retries =
             Counter::new("fleetwright_ingest_database_retries_total", "Attempts to get back to a database that failed.")?;
         registry.register(Box::new(database_retries.clone()))?;
+        let database_up = IntGauge::new("fleetwright_ingest_database_up", "1 while the database answers on every connection, else 0.")?;
+        registry.register(Box::new(database_up.clone()))?;
+        let back_pressure = GaugeVec::new(
+            Opts::new(
+                "fleetwright_ingest_back_pressure_ratio",
+                "Share of its memory, or of its window, that a session's messages hold; at 1 the broker queues.",
+            ),
+            gateway,
+        )?;
+        registry.register(Box::new(back_pressure.clone()))?;
         Ok(Self {
             messages: counter("messages_total", "Messages that arrived from the broker.", gateway)?,
             bytes: counter("message_bytes_total", "Bytes of topics and payloads that arrived.", gateway)?,
@@ -114,6 +129,11 @@ impl Metrics {
                 "Gaps in the numbers of Sparkplug B messages: each may be a message that was lost on its way.",
                 gateway,
             )?,
+            rebirths: counter(
+                "sparkplug_rebirths_total",
+                "Commands to nodes of Sparkplug B to be born again, after a gap or a metric that no birth has told of.",
+                gateway,
+            )?,
             unacknowledged: gauge("unacknowledged_messages", "Messages that arrived and are not acknowledged.")?,
             held_bytes: gauge("held_bytes", "Memory of the messages that are not stored.")?,
             commit: histogram("commit_seconds", "From the first attempt to write a batch to its commit.")?,
@@ -124,16 +144,13 @@ impl Metrics {
             )?,
             lag,
             database_retries,
+            database_up,
+            back_pressure,
         })
     }
 
     /// Those of one gateway.
     #[must_use]
-            rebirths: counter(
-                "sparkplug_rebirths_total",
-                "Commands to nodes of Sparkplug B to be born again, after a gap or a metric that no birth has told of.",
-                gateway,
-            )?,
     pub fn session(&self, gateway: &str) -> SessionMetrics {
         let label = &[gateway];
         for reason in Reason::ALL {
@@ -149,8 +166,10 @@ impl Metrics {
             batches: self.batches.with_label_values(label),
             connections: self.connections.with_label_values(label),
             sequence_gaps: self.sequence_gaps.with_label_values(label),
+            rebirths: self.rebirths.with_label_values(label),
             unacknowledged: self.unacknowledged.with_label_values(label),
             held_bytes: self.held_bytes.with_label_values(label),
+            back_pressure: self.back_pressure.with_label_values(label),
             commit: self.commit.with_label_values(label),
             latency: self.latency.with_label_values(label),
             processing: self.processing.with_label_values(label),
@@ -160,9 +179,18 @@ impl Metrics {
 }
 
 impl SessionMetrics {
+    /// The session is another worker's now: this one holds nothing.
+    pub fn end(&self) {
+        for gauge in [&self.unacknowledged, &self.held_bytes] {
+            gauge.set(0);
+        }
+        for gauge in [&self.back_pressure, &self.lag] {
+            gauge.set(0.0);
+        }
+    }
+
     /// A message became a dead letter.
     pub fn dead_letter(&self, reason: Reason) {
         self.all.dead_letters.with_label_values(&[self.gateway.as_str(), reason.name()]).inc();
     }
 }
-            rebirths: self.rebirths.with_label_values(label),

@@ -26,7 +26,7 @@ use super::mqtt::login::{Access, Login};
 use super::session::{End, Session, check};
 use super::sink::health::Health;
 use super::sink::statements::Statements;
-use super::sink::{Sink, Target, WRITERS};
+use super::sink::{Sink, Target};
 use crate::api::name::ingest_username;
 use crate::api::topic::TopicPattern;
 use crate::configuration::ingest::{IngestConfiguration, IngestGateway};
@@ -195,11 +195,11 @@ impl Worker {
             pipeline: configuration.pipeline.clone(),
             statements: Statements::new(&configuration.table, self.topic.tags(), &configuration.decode.fields),
         });
-        let health = Arc::new(Health::new(self.readiness.clone(), WRITERS));
+        let health = Arc::new(Health::new(self.readiness.clone(), assignment::CONNECTIONS, self.metrics.database_up.clone()));
         let sink = Sink::start(&target, &self.uri, &health, &self.metrics);
         let owner = Owner { namespace: configuration.namespace.clone(), pipeline: configuration.pipeline.clone() };
         let (teller, assigned) = watch::channel(None);
-        helpers.spawn(assignment::follow(self.uri.clone(), owner, teller, shutdown.clone()));
+        helpers.spawn(assignment::follow(self.uri.clone(), owner, teller, health.clone(), shutdown.clone()));
         self.run_sessions(assigned, &sink, &shutdown).await;
         info!("stopped");
     }

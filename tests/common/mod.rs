@@ -6,6 +6,7 @@
 
 pub mod mosquitto;
 pub mod postgres;
+pub mod proxy;
 pub mod publisher;
 pub mod worker;
 

@@ -60,7 +60,17 @@ impl Postgres {
 
     /// URI of one of its databases, as a Secret would hold it.
     pub fn uri_text(&self, database: &str) -> String {
-        format!("postgresql://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+        Self::uri_at(self.port, database)
+    }
+
+    /// The same, reached by another port of this machine.
+    pub fn uri_at(port: u16, database: &str) -> String {
+        format!("postgresql://postgres@127.0.0.1:{port}/{database}?sslmode=disable")
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// A new database, empty but for what `template1` holds; its name.

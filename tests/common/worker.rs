@@ -18,6 +18,7 @@ use tokio_postgres::Client;
 use super::free_port;
 use super::mosquitto::{Mosquitto, wait_until};
 use super::postgres::Postgres;
+use super::proxy::Proxy;
 
 /// Number of devices that the registry knows: `press-1` and so on.
 const DEVICES: i32 = 9;
@@ -30,8 +31,17 @@ pub struct Chain {
     pub client: Client,
     pub desired: Desired,
     pub worker: Worker,
+    /// What the worker reaches the broker and the database through, where the test has asked for that.
+    pub proxies: Option<Proxies>,
     configuration: Value,
+    uri: String,
     arguments: &'static [&'static str],
+}
+
+/// A proxy on each side of the worker.
+pub struct Proxies {
+    pub broker: Proxy,
+    pub database: Proxy,
 }
 
 impl Chain {
@@ -44,7 +54,7 @@ impl Chain {
     pub async fn start_with(arguments: &'static [&'static str], topic: &str, decode: &Value, postgres: Arc<Postgres>) -> Self {
         let broker = broker();
         let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": broker.port});
-        let chain = Self::make(broker, gateway, &[], arguments, topic, decode, postgres).await;
+        let chain = Self::make(broker, None, gateway, &[], arguments, topic, decode, postgres).await;
         chain.worker.wait_ready();
         chain
     }
@@ -59,11 +69,23 @@ impl Chain {
         decode: &Value,
         postgres: Arc<Postgres>,
     ) -> Self {
-        Self::make(broker, gateway, files, &[], topic, decode, postgres).await
+        Self::make(broker, None, gateway, files, &[], topic, decode, postgres).await
     }
 
+    /// A chain with a proxy on each side of the worker, which is ready.
+    pub async fn start_between_proxies(topic: &str, decode: &Value, postgres: Arc<Postgres>) -> Self {
+        let broker = broker();
+        let proxies = Proxies { broker: Proxy::start(broker.port), database: Proxy::start(postgres.port()) };
+        let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": proxies.broker.port});
+        let chain = Self::make(broker, Some(proxies), gateway, &[], &[], topic, decode, postgres).await;
+        chain.worker.wait_ready();
+        chain
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "each is a part of the chain")]
     async fn make(
         broker: Mosquitto,
+        proxies: Option<Proxies>,
         gateway: Value,
         files: &[(&str, &str)],
         arguments: &'static [&'static str],
@@ -88,12 +110,13 @@ impl Chain {
             ))
             .await
             .unwrap();
+        let uri = Postgres::uri_at(proxies.as_ref().map_or(postgres.port(), |proxies| proxies.database.port), &database);
         let configuration = json!({
             "namespace": "plant", "pipeline": "vibration", "topic": topic, "decode": decode, "table": "vibration",
             "gateways": [gateway],
         });
-        let worker = Worker::start(&configuration, &postgres.uri_text(&database), 0, arguments, files);
-        Self { broker, postgres, database, client, desired, worker, configuration, arguments }
+        let worker = Worker::start(&configuration, &uri, 0, arguments, files);
+        Self { broker, postgres, database, client, desired, worker, proxies, configuration, uri, arguments }
     }
 
     /// A new process in the place of the worker's, with the same or another topic.
@@ -102,12 +125,12 @@ impl Chain {
             self.configuration["topic"] = topic.into();
         }
         let folder = std::mem::replace(&mut self.worker.folder, tempfile::tempdir().unwrap());
-        self.worker = Worker::start_in(folder, &self.configuration, &self.postgres.uri_text(&self.database), 0, self.arguments);
+        self.worker = Worker::start_in(folder, &self.configuration, &self.uri, 0, self.arguments);
     }
 
     /// One more worker, of this ordinal, which reads nothing until the gateway is assigned to it.
     pub fn one_more_worker(&self, ordinal: i32) -> Worker {
-        Worker::start(&self.configuration, &self.postgres.uri_text(&self.database), ordinal, self.arguments, &[])
+        Worker::start(&self.configuration, &self.uri, ordinal, self.arguments, &[])
     }
 
     /// Says which worker reads the gateway.

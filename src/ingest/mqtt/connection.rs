@@ -31,7 +31,7 @@ pub const KEEP_ALIVE_SECONDS: u16 = 20;
 /// The most messages that may be unacknowledged (receive maximum, MQTT 5.0, 3.1.2.11.3): nearly all that there are packet
 /// identifiers for, since it is the worker's memory that bounds the window, in bytes. But one less than there are: Mosquitto 2.1
 /// takes 65,535 for no maximum (<https://github.com/eclipse-mosquitto/mosquitto/issues/3579>).
-const RECEIVE_MAXIMUM: u16 = 65_534;
+pub const RECEIVE_MAXIMUM: u16 = 65_534;
 
 /// How much is read at once.
 const READ_SIZE: usize = 64 * 1024;

@@ -152,10 +152,13 @@ struct Running {
 
 impl Running {
     async fn run(mut self) -> End {
-        let lost = self.lost.clone();
+        let (lost, metrics) = (self.lost.clone(), self.metrics.clone());
         tokio::select! {
             // Nothing that is held can be stored here any more; the broker sends it to whoever has the session.
-            () = lost.cancelled() => End::Lost,
+            () = lost.cancelled() => {
+                metrics.end();
+                End::Lost
+            }
             () = self.work() => End::Stopped,
         }
     }
@@ -211,12 +214,12 @@ impl Running {
         }
         loop {
             self.acknowledge(connection)?;
-            connection.flush()?;
-            self.store.gauge();
-            let reads = self.store.has_room(self.budget);
             for topic in self.store.take_rebirths() {
                 connection.publish(topic, rebirth(Time::now()))?;
             }
+            connection.flush()?;
+            self.store.gauge(self.budget);
+            let reads = self.store.has_room(self.budget);
             let due = self.store.due();
             let now = Instant::now();
             let is_due = due.is_some_and(|due| due <= now);
@@ -336,7 +339,7 @@ impl Running {
     async fn settle(&mut self) -> bool {
         let mut devices = self.registry.watch();
         while !self.store.is_settled() {
-            self.store.gauge();
+            self.store.gauge(self.budget);
             let due = self.store.due().is_some();
             tokio::select! {
                 () = self.shutdown.cancelled() => return false,

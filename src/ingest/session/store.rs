@@ -17,6 +17,7 @@ use crate::ingest::decode::time::Time;
 use crate::ingest::intake::{Arrived, Intake, Pending};
 use crate::ingest::ledger::{Acknowledged, Entry, Ledger};
 use crate::ingest::metrics::SessionMetrics;
+use crate::ingest::mqtt::connection::RECEIVE_MAXIMUM;
 use crate::ingest::mqtt::frame::Publish;
 use crate::ingest::mqtt::window::Window;
 use crate::ingest::sink::{Done, Job, SessionKey, WRITERS};
@@ -151,6 +152,14 @@ impl Store {
         self.parked.len() < MOST_PARKED && self.held() < budget
     }
 
+    /// How much of that room is taken, from 0 to 1; or of the window, beyond which the broker sends no more.
+    #[allow(clippy::cast_precision_loss, reason = "some megabytes, and some thousand messages")]
+    fn pressure(&self, budget: usize) -> f64 {
+        let share = |of: usize, most: usize| of as f64 / most as f64;
+        let window = share(self.window.len(), RECEIVE_MAXIMUM.into());
+        share(self.parked.len(), MOST_PARKED).max(share(self.held(), budget)).max(window).min(1.0)
+    }
+
     fn held(&self) -> usize {
         self.in_flight_bytes + self.open.size() + self.sealed.iter().map(Batch::size).sum::<usize>()
     }
@@ -239,13 +248,6 @@ impl Store {
         Some(packet_id)
     }
 
-    /// Whether acknowledgements were given that a PINGREQ should follow.
-    pub fn wants_fence(&self) -> bool {
-        !self.acknowledged.is_empty()
-    }
-
-    /// A PINGREQ is sent.
-    pub fn fence(&mut self) {
     /// The topics of the commands by which nodes are to be asked for their births.
     pub fn take_rebirths(&mut self) -> Vec<String> {
         let topics = self.intake.stream.take_rebirths();
@@ -253,6 +255,13 @@ impl Store {
         topics
     }
 
+    /// Whether acknowledgements were given that a PINGREQ should follow.
+    pub fn wants_fence(&self) -> bool {
+        !self.acknowledged.is_empty()
+    }
+
+    /// A PINGREQ is sent.
+    pub fn fence(&mut self) {
         self.fences.push_back(Fence::Acknowledged(std::mem::take(&mut self.acknowledged)));
     }
 
@@ -297,7 +306,8 @@ impl Store {
     }
 
     /// Updates the gauges.
-    pub fn gauge(&self) {
+    pub fn gauge(&self, budget: usize) {
+        self.metrics.back_pressure.set(self.pressure(budget));
         self.metrics.unacknowledged.set(i64::try_from(self.window.len()).unwrap_or(i64::MAX));
         self.metrics.held_bytes.set(i64::try_from(self.held()).unwrap_or(i64::MAX));
         self.metrics.lag.set(self.oldest().map_or(0.0, |oldest| seconds(oldest, Time::now())));

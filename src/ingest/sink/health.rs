@@ -2,6 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use prometheus::IntGauge;
+
 use crate::runtime::readiness::Readiness;
 
 /// Readiness check: the database answers.
@@ -14,6 +16,8 @@ pub const WRITE: &str = "write";
 #[derive(Debug)]
 pub struct Health {
     readiness: Readiness,
+    /// 1 while the database answers on every connection.
+    up: IntGauge,
     connections: Mutex<Vec<State>>,
 }
 
@@ -27,14 +31,19 @@ enum State {
 impl Health {
     /// No connection is there yet.
     #[must_use]
-    pub fn new(readiness: Readiness, connections: usize) -> Self {
-        let health = Self { readiness, connections: Mutex::new(vec![State::Away("starting".to_owned()); connections]) };
+    pub fn new(readiness: Readiness, connections: usize, up: IntGauge) -> Self {
+        let health = Self { readiness, up, connections: Mutex::new(vec![State::Away("starting".to_owned()); connections]) };
         health.set(0, State::Away("starting".to_owned()));
         health
     }
 
     /// The connection has proven that it can write.
     pub fn writes(&self, connection: usize) {
+        self.set(connection, State::Writes);
+    }
+
+    /// The connection, over which nothing is written, has had an answer.
+    pub fn answers(&self, connection: usize) {
         self.set(connection, State::Writes);
     }
 
@@ -51,6 +60,7 @@ impl Health {
         }
         let away = connections.iter().find_map(|state| if let State::Away(failure) = state { Some(failure) } else { None });
         let refuses = connections.iter().find_map(|state| if let State::Refuses(failure) = state { Some(failure) } else { None });
+        self.up.set(i64::from(away.is_none()));
         match away {
             Some(failure) => self.readiness.fails(DATABASE, failure.as_str()),
             None => self.readiness.holds(DATABASE),
@@ -69,13 +79,16 @@ mod tests {
     #[test]
     fn ready_when_every_connection_writes() {
         let readiness = Readiness::default();
-        let health = Health::new(readiness.clone(), 2);
+        let up = IntGauge::new("up", "up").unwrap();
+        let health = Health::new(readiness.clone(), 2, up.clone());
         health.writes(0);
+        assert_eq!(up.get(), 0);
         assert!(readiness.verdict().is_err());
-        health.writes(1);
-        assert_eq!(readiness.verdict(), Ok(()));
+        health.answers(1);
+        assert_eq!((readiness.verdict(), up.get()), (Ok(()), 1));
         health.fails(1, "no table", true);
         assert_eq!(readiness.verdict(), Err(vec!["write: no table".to_owned()]));
+        assert_eq!(up.get(), 1, "it is there, and refuses");
         health.fails(1, "gone", false);
         assert_eq!(readiness.verdict(), Err(vec!["database: gone".to_owned(), "write: gone".to_owned()]));
         health.writes(1);

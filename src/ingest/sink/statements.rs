@@ -80,10 +80,13 @@ fn probe(type_: &str) -> &'static str {
 }
 
 /// What every connection sets. A database that acknowledges commits before they are on its disk would make the broker forget
-/// what is not stored; a statement that hangs would hold its locks for good.
+/// what is not stored; a statement that hangs would hold its locks for good. So would a COPY whose worker has vanished with its
+/// machine, and the worker in its place would wait for the same keys: PostgreSQL ends no statement that waits for its client, and
+/// asks only after two hours whether that is there, unless told (in seconds; the last in milliseconds).
 pub const SET_UP: &str = "
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
     SET statement_timeout = '60s'; SET idle_in_transaction_session_timeout = '60s';
+    SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; SET tcp_user_timeout = 30000;
     SET enable_hashjoin = off; SET enable_mergejoin = off";
 
 /// The columns of a table with their types.

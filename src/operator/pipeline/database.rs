@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::registry::{Devices, keep};
 use crate::api::condition::Cause;
 use crate::runtime::error::chain;
-use crate::timescale::connect::{connect, drive};
+use crate::timescale::connect::{ConnectError, connect, drive};
 use crate::timescale::schema::Owner;
 use crate::timescale::uri::ConnectionUri;
 
@@ -108,7 +108,7 @@ impl Connection {
                 Ok(SessionGuard(session))
             }
             Err(error) => {
-                let cause = Cause::new(error.reason(), chain(&error));
+                let cause = unreachable(&error);
                 session.client = None;
                 session.last_failure = Some((Instant::now() + pause(session.failures), cause.clone()));
                 session.failures += 1;
@@ -158,6 +158,15 @@ impl SessionGuard<'_> {
     pub fn client(&mut self) -> Result<&mut Client, Cause> {
         self.0.client.as_mut().ok_or_else(|| Cause::new("DatabaseUnavailable", "the connection to the database was closed"))
     }
+}
+
+/// Why there is no connection, and what that means.
+fn unreachable(error: &ConnectError) -> Cause {
+    let mut message = chain(error);
+    if error.reason() == "DatabaseUnavailable" {
+        message.push_str("; the brokers keep what arrives until the database answers: start it, or correct the URI in the Secret");
+    }
+    Cause::new(error.reason(), message)
 }
 
 /// A growing pause with jitter, so that many do not come back at once.

@@ -1,0 +1,220 @@
+//! A TCP proxy that does to connections what networks do: cuts, half-closes, stalls, delays, refuses.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use super::free_port;
+
+/// What is done to one direction of every connection that is open.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// This many bytes more pass, then the whole connection breaks: mostly in the middle of a packet.
+    CutAfter(usize),
+    /// Nothing more passes, and the receiver is told so (FIN). The other direction goes on.
+    HalfClose,
+    /// What comes next passes this much later, and what follows behind it.
+    Delay(Duration),
+}
+
+/// Which way.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Way {
+    /// From the one that connected to the server.
+    Up,
+    /// From the server.
+    Down,
+}
+
+/// How the proxy is.
+const PASSES: u8 = 0;
+const STALLS: u8 = 1;
+const REFUSES: u8 = 2;
+const ENDED: u8 = 3;
+
+/// A proxy in front of a server of this machine; it ends when this is dropped.
+pub struct Proxy {
+    /// Where it listens.
+    pub port: u16,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    server: u16,
+    mode: AtomicU8,
+    links: Mutex<Vec<Arc<Link>>>,
+    /// Told of every change of `mode`, and of every end of a connection.
+    changed: (Mutex<()>, Condvar),
+}
+
+/// A connection through the proxy.
+struct Link {
+    sides: [TcpStream; 2],
+    faults: [Mutex<Option<Fault>>; 2],
+    ended: AtomicBool,
+}
+
+impl Link {
+    fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        for side in &self.sides {
+            let _ = side.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Proxy {
+    /// A proxy in front of this port.
+    pub fn start(server: u16) -> Self {
+        let port = free_port();
+        let shared = Arc::new(Shared { server, mode: AtomicU8::new(PASSES), links: Mutex::default(), changed: Default::default() });
+        let accepting = shared.clone();
+        std::thread::spawn(move || accepting.accept(port));
+        let proxy = Self { port, shared };
+        super::mosquitto::wait_until("the proxy", || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok());
+        proxy
+    }
+
+    /// Does this to one direction of all connections that are open.
+    pub fn harm(&self, way: Way, fault: Fault) {
+        for link in self.shared.links.lock().unwrap().iter() {
+            *link.faults[way as usize].lock().unwrap() = Some(fault);
+        }
+    }
+
+    /// Breaks all connections.
+    pub fn cut(&self) {
+        for link in self.shared.links.lock().unwrap().iter() {
+            link.end();
+        }
+        self.shared.tell();
+    }
+
+    /// From now on nothing passes, but connections stay and new ones are taken.
+    pub fn stall(&self) {
+        self.shared.set(STALLS);
+    }
+
+    /// From now on nobody listens, and all connections break.
+    pub fn refuse(&self) {
+        self.shared.set(REFUSES);
+        self.cut();
+    }
+
+    /// All is as it was at the beginning.
+    pub fn pass(&self) {
+        self.shared.set(PASSES);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.set(ENDED);
+        self.cut();
+    }
+}
+
+impl Shared {
+    fn set(&self, mode: u8) {
+        self.mode.store(mode, Ordering::SeqCst);
+        self.tell();
+    }
+
+    fn tell(&self) {
+        let _held = self.changed.0.lock().unwrap();
+        self.changed.1.notify_all();
+    }
+
+    fn mode(&self) -> u8 {
+        self.mode.load(Ordering::SeqCst)
+    }
+
+    fn accept(self: Arc<Self>, port: u16) {
+        let mut listener = None;
+        while self.mode() != ENDED {
+            if self.mode() == REFUSES {
+                listener = None;
+            } else if listener.is_none() {
+                listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok().filter(|listener| listener.set_nonblocking(true).is_ok());
+            }
+            match listener.as_ref().map(TcpListener::accept) {
+                Some(Ok((client, _))) => self.clone().link(client),
+                _ => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+    }
+
+    fn link(self: Arc<Self>, client: TcpStream) {
+        let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.server)) else { return };
+        for side in [&client, &server] {
+            side.set_nonblocking(false).unwrap();
+            side.set_nodelay(true).unwrap();
+        }
+        let link = Arc::new(Link { sides: [client, server], faults: Default::default(), ended: AtomicBool::new(false) });
+        self.links.lock().unwrap().push(link.clone());
+        if self.mode() == REFUSES {
+            link.end();
+        }
+        let halves = [Way::Up, Way::Down].map(|way| {
+            let (shared, link) = (self.clone(), link.clone());
+            std::thread::spawn(move || shared.pump(&link, way))
+        });
+        std::thread::spawn(move || {
+            for half in halves {
+                half.join().unwrap();
+            }
+            link.end();
+            self.links.lock().unwrap().retain(|other| !Arc::ptr_eq(other, &link));
+        });
+    }
+
+    /// Passes on what comes one way, until an end or a fault.
+    fn pump(&self, link: &Link, way: Way) {
+        let (mut from, mut to) = if way == Way::Up { (&link.sides[0], &link.sides[1]) } else { (&link.sides[1], &link.sides[0]) };
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            let read = match from.read(&mut buffer) {
+                // An end of one direction is passed on as that.
+                Ok(0) => return drop(to.shutdown(Shutdown::Write)),
+                Ok(read) => read,
+                Err(_) => return link.end(),
+            };
+            self.wait_while_stalled(link);
+            let fault = link.faults[way as usize].lock().unwrap().take();
+            let passes = match fault {
+                Some(Fault::CutAfter(left)) if left < read => left,
+                Some(Fault::CutAfter(left)) => {
+                    *link.faults[way as usize].lock().unwrap() = Some(Fault::CutAfter(left - read));
+                    read
+                }
+                Some(Fault::Delay(delay)) => {
+                    std::thread::sleep(delay);
+                    read
+                }
+                Some(Fault::HalfClose) => 0,
+                None => read,
+            };
+            if to.write_all(&buffer[..passes]).is_err() {
+                return link.end();
+            }
+            match fault {
+                Some(Fault::CutAfter(_)) if passes < read => return link.end(),
+                Some(Fault::HalfClose) => {
+                    let _ = to.shutdown(Shutdown::Write);
+                    while from.read(&mut buffer).is_ok_and(|read| read > 0) {}
+                    return;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn wait_while_stalled(&self, link: &Link) {
+        let mut held = self.changed.0.lock().unwrap();
+        while self.mode() == STALLS && !link.ended.load(Ordering::SeqCst) {
+            held = self.changed.1.wait(held).unwrap();
+        }
+    }
+}
