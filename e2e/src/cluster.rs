@@ -30,6 +30,7 @@ pub fn resource(kind: &str) -> ApiResource {
         "Gateway" | "Device" | "Pipeline" => ("fleetwright.io", "v1alpha1"),
         "StatefulSet" | "Deployment" => ("apps", "v1"),
         "NetworkPolicy" => ("networking.k8s.io", "v1"),
+        "HorizontalPodAutoscaler" => ("autoscaling", "v2"),
         "PodDisruptionBudget" => ("policy", "v1"),
         _ => ("", "v1"),
     };

@@ -10,6 +10,7 @@ mod external;
 mod faults;
 mod fleets;
 mod given;
+mod growth;
 mod health;
 mod refusal;
 mod validation;

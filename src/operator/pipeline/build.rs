@@ -101,8 +101,7 @@ pub fn credentials(pipeline: &Pipeline, valid: &Valid, password: &Password) -> S
     let own: Vec<&str> = valid.gateways.iter().filter(|name| !valid.externals.contains_key(*name)).map(String::as_str).collect();
     let mut metadata = metadata(pipeline);
     metadata.labels.get_or_insert_default().insert(ROLE_LABEL.to_owned(), ROLE_INGEST_CREDENTIALS.to_owned());
-    let mut annotations =
-        BTreeMap::from([(INGEST_GATEWAYS_ANNOTATION, own.join(",")), (INGEST_FILTER_ANNOTATION, valid.filter.clone())]);
+    let mut annotations = BTreeMap::from([(INGEST_GATEWAYS_ANNOTATION, own.join(",")), (INGEST_FILTER_ANNOTATION, valid.filter.clone())]);
     annotations.extend(valid.commands.clone().map(|commands| (INGEST_COMMANDS_ANNOTATION, commands)));
     metadata.annotations = Some(annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect());
     let data = [(PASSWORD_KEY.to_owned(), ByteString(password.expose().as_bytes().to_vec()))].into();
