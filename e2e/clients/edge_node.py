@@ -14,6 +14,8 @@ import pysparkplug as sparkplug
 host, port, group, node, device = sys.argv[1:]
 printing, numbers = threading.Lock(), threading.Lock()
 sequence = 0
+# Time of the last message, in milliseconds: with the device it is the key of a row, so that no two messages may share it.
+last = 0
 PRESSURE, LEVEL = 1, 2
 
 
@@ -29,9 +31,10 @@ def metric(datatype, value, name=None, alias=None):
 
 
 def publish(kind, payload, device_id=None, include_dtypes=False, **content):
-    global sequence
+    global sequence, last
+    last = max(last + 1, sparkplug.get_current_timestamp())
     topic = sparkplug.Topic(message_type=kind, group_id=group, edge_node_id=node, device_id=device_id)
-    message = payload(timestamp=sparkplug.get_current_timestamp(), seq=sequence, **content)
+    message = payload(timestamp=last, seq=sequence, **content)
     client.publish(sparkplug.Message(topic, message, sparkplug.QoS.AT_MOST_ONCE, False), include_dtypes=include_dtypes)
     sequence = (sequence + 1) % 256
 
