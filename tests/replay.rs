@@ -135,3 +135,57 @@ async fn filters_choose() {
     replay(&chain, &timed(10), &["--since", "2026-05-04T04:00:00Z", "--reason", "OutOfRange", "--gateway", "plant-1"]);
     assert_eq!((chain.count(LETTERS).await, chain.count(ROWS).await), (0, 90));
 }
+
+/// Starts the worker again, with this wish.
+fn wish(chain: &mut Chain, wish: &Value) {
+    assert!(chain.worker.stop());
+    chain.configure("replay", wish.clone());
+    chain.start_worker(None);
+    chain.worker.wait_ready();
+}
+
+#[tokio::test]
+async fn a_pipeline_that_asks_for_a_replay_gets_it_once() {
+    let mut chain = chain(&timed(10)).await;
+    fill(&chain, 90).await;
+    chain.publish("devices/press-1/telemetry", "{");
+    chain.wait_for(LETTERS, 91).await;
+    wish(&mut chain, &json!({"token": "a", "reasons": ["OutOfRange"]}));
+    let finished = "SELECT count(*) FROM fleetwright.pipeline_replay WHERE finished AND remaining = 0 AND refused = 0 AND stored =";
+    chain.wait_for(&format!("{finished} 90"), 1).await;
+    assert_eq!((chain.count(ROWS).await, chain.count(LETTERS).await), (90, 1));
+
+    chain.execute("DELETE FROM vibration").await;
+    fill(&chain, 10).await;
+    wish(&mut chain, &json!({"token": "a"}));
+    common::mosquitto::wait_until("the word that it is done", || chain.worker.log().contains("this replay was done before"));
+    assert_eq!((chain.count(ROWS).await, chain.count(LETTERS).await), (0, 11));
+    // What is refused again is counted, and stays.
+    wish(&mut chain, &json!({"token": "b"}));
+    chain
+        .wait_for("SELECT count(*) FROM fleetwright.pipeline_replay WHERE finished AND stored = 10 AND refused = 1 AND remaining = 0", 1)
+        .await;
+    assert_eq!((chain.count(ROWS).await, chain.count(LETTERS).await), (10, 1));
+}
+
+#[tokio::test]
+async fn a_replay_that_was_asked_for_goes_on_after_a_kill_beside_what_arrives() {
+    const COUNT: i32 = 20_000;
+    let mut chain = chain(&timed(10)).await;
+    fill(&chain, COUNT).await;
+    wish(&mut chain, &json!({"token": "a"}));
+    chain.publish("devices/press-1/telemetry", r#"{"ts":1777863700000,"rms":1}"#);
+    chain.wait_for("SELECT count(*) FROM vibration WHERE time < '2026-05-04T03:02:01Z'", 1).await;
+    let rows = format!("{ROWS} WHERE time > '2026-05-04T03:02:01Z'");
+    while chain.count(&rows).await == 0 {}
+    chain.worker.kill();
+    assert_eq!(
+        chain.count("SELECT count(*) FROM fleetwright.pipeline_replay WHERE NOT finished AND remaining > 0").await,
+        1,
+        "it was done already"
+    );
+    chain.start_worker(None);
+    let finished = format!("SELECT count(*) FROM fleetwright.pipeline_replay WHERE finished AND stored = {COUNT} AND remaining = 0");
+    chain.wait_for(&finished, 1).await;
+    assert_eq!((chain.count(LETTERS).await, chain.count(&rows).await), (0, i64::from(COUNT)));
+}

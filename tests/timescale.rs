@@ -10,8 +10,10 @@ use common::postgres::Postgres;
 use fleetwright::api::PipelineSpec;
 use fleetwright::api::pipeline::DeletionPolicy;
 use fleetwright::timescale::connect::{connect, drive};
+use fleetwright::timescale::dead_letter::{self, DeadLetters};
 use fleetwright::timescale::execute::{apply, look, release};
 use fleetwright::timescale::plan::plan;
+use fleetwright::timescale::retention::{Swept, sweep};
 use fleetwright::timescale::schema::{Desired, Owner, desired};
 use proptest::prelude::Strategy;
 use proptest::sample::{select, subsequence};
@@ -22,6 +24,7 @@ use tokio_postgres::Client;
 
 struct Fixture {
     postgres: Arc<Postgres>,
+    database: String,
     client: Client,
 }
 
@@ -30,7 +33,7 @@ impl Fixture {
         let postgres = Postgres::shared().await;
         let database = postgres.create_database().await;
         let client = postgres.client(&database).await;
-        Self { postgres, client }
+        Self { postgres, database, client }
     }
 
     async fn apply(&mut self, desired: &Desired) -> usize {
@@ -177,7 +180,11 @@ async fn a_deleted_pipeline_leaves_or_drops_its_table() {
     }
 
     let heir = Desired { owner: owner("heir"), ..desired };
-    assert_eq!(fixture.apply(&heir).await, 1, "a table that was left is claimed, and nothing else");
+    assert_eq!(
+        fixture.apply(&heir).await,
+        2,
+        "a table that was left is claimed, and it is said how long dead letters are kept; nothing else"
+    );
     for _ in 0..2 {
         release(&mut fixture.client, &heir.owner, "vibration", DeletionPolicy::Delete).await.unwrap();
     }
@@ -196,7 +203,7 @@ async fn release_from_a_database_that_never_was_touched() {
 async fn what_the_user_may_not_do_is_said() {
     let fixture = Fixture::new().await;
     fixture.execute("CREATE ROLE limited_role; GRANT limited_role TO postgres").await;
-    let mut limited = Fixture { postgres: fixture.postgres.clone(), client: fixture.client };
+    let mut limited = Fixture { postgres: fixture.postgres.clone(), database: fixture.database, client: fixture.client };
     limited.execute("SET ROLE limited_role").await;
     let desired = wanted(&every_type(), "1d");
     assert_eq!(limited.refusal(&desired).await, "ExtensionMissing");
@@ -286,4 +293,97 @@ async fn connections_are_encrypted_as_their_uri_says() {
         };
         assert_eq!(found, expected, "{user} {mode}");
     }
+}
+
+/// A Pipeline with a table of its name that keeps dead letters so long.
+fn keeping(pipeline: &str, retention: &str) -> Desired {
+    let spec: PipelineSpec = serde_json::from_value(json!({
+        "source": {"topic": "{device}/telemetry"},
+        "decode": {"fields": [{"name": "rms", "type": "Float64"}]},
+        "sink": {"timescale": {"connectionSecret": {"name": "db"}, "table": pipeline}},
+        "deadLetters": {"retention": retention},
+    }))
+    .unwrap();
+    desired(owner(pipeline), &spec).unwrap()
+}
+
+/// So many dead letters of that age, and their count.
+async fn refuse(fixture: &Fixture, pipeline: &str, age: &str, count: u64) {
+    fixture
+        .execute(&format!(
+            "INSERT INTO fleetwright.dead_letter (time, namespace, pipeline, gateway, topic, payload, reason, detail, partial)
+             SELECT now() - interval '{age}', 'plant', '{pipeline}', 'g', 't', '', 'Malformed', '{age}', false FROM generate_series(1, {count});
+             INSERT INTO fleetwright.dead_letter_count SELECT now() - interval '{age}', 'plant', '{pipeline}', 'g', 'Malformed', {count}, 0, 1"
+        ))
+        .await;
+}
+
+async fn ages(fixture: &Fixture, pipeline: &str) -> String {
+    let query = format!("SELECT string_agg(detail, ',' ORDER BY id) FROM fleetwright.dead_letter WHERE pipeline = '{pipeline}'");
+    fixture.text(&query).await.unwrap_or_default()
+}
+
+#[tokio::test]
+async fn dead_letters_go_when_their_pipeline_keeps_them_no_longer() {
+    let mut fixture = Fixture::new().await;
+    fixture.apply(&keeping("month", "30d")).await;
+    fixture.apply(&keeping("hour", "1h")).await;
+    fixture.apply(&keeping("gone", "1d")).await;
+    release(&mut fixture.client, &owner("gone"), "gone", DeletionPolicy::Retain).await.unwrap();
+    for pipeline in ["month", "hour", "gone"] {
+        for age in ["40d", "2d", "2h", "1m"] {
+            refuse(&fixture, pipeline, age, 1).await;
+        }
+    }
+    refuse(&fixture, "hour", "3h", 12_000).await;
+    let swept = sweep(&fixture.client).await.unwrap();
+    assert!(swept.chunks >= 1);
+    assert_eq!(swept.deleted, [(owner("gone"), 1), (owner("hour"), 12_002)]);
+    for (pipeline, expected) in [("month", "2d,2h,1m"), ("hour", "1m"), ("gone", "2h,1m")] {
+        assert_eq!(ages(&fixture, pipeline).await, expected, "{pipeline}");
+    }
+    // What is in somebody else's hands is not waited for, and goes the next time.
+    refuse(&fixture, "hour", "2h", 1).await;
+    let other = fixture.postgres.client(&fixture.database).await;
+    other.batch_execute("BEGIN; SELECT FROM fleetwright.dead_letter WHERE pipeline = 'hour' AND detail = '2h' FOR UPDATE").await.unwrap();
+    assert_eq!(sweep(&fixture.client).await.unwrap(), Swept::default());
+    other.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(sweep(&fixture.client).await.unwrap(), Swept { chunks: 0, deleted: vec![(owner("hour"), 1)] });
+    assert_eq!(sweep(&fixture.client).await.unwrap(), Swept::default());
+    let read = async |pipeline: &str| dead_letter::read(&fixture.client, &owner(pipeline), None).await.unwrap();
+    assert_eq!(read("hour").await, DeadLetters { refused: 2, discarded: 1, replay: None });
+    assert_eq!(read("month").await, DeadLetters { refused: 4, discarded: 2, replay: None });
+}
+
+#[tokio::test]
+async fn dead_letters_of_a_table_that_is_deleted_go_with_it() {
+    let mut fixture = Fixture::new().await;
+    for pipeline in ["left", "deleted"] {
+        fixture.apply(&keeping(pipeline, "30d")).await;
+        refuse(&fixture, pipeline, "1m", 1).await;
+    }
+    release(&mut fixture.client, &owner("left"), "left", DeletionPolicy::Retain).await.unwrap();
+    release(&mut fixture.client, &owner("deleted"), "deleted", DeletionPolicy::Delete).await.unwrap();
+    assert_eq!(sweep(&fixture.client).await.unwrap().deleted, [(owner("deleted"), 1)]);
+    assert_eq!((ages(&fixture, "left").await.as_str(), ages(&fixture, "deleted").await.as_str()), ("1m", ""));
+    let known = "SELECT string_agg(pipeline, ',') FROM fleetwright.dead_letter_retention";
+    assert_eq!(fixture.text(known).await.as_deref(), Some("left"));
+}
+
+#[tokio::test]
+async fn the_tables_of_version_3_are_brought_to_this_one() {
+    let mut fixture = Fixture::new().await;
+    let desired = keeping("month", "30d");
+    fixture.apply(&desired).await;
+    refuse(&fixture, "gone", "1m", 1).await;
+    fixture
+        .execute(
+            "DROP TABLE fleetwright.dead_letter_retention; DROP TABLE fleetwright.pipeline_replay;
+             COMMENT ON SCHEMA fleetwright IS '3'",
+        )
+        .await;
+    fixture.apply(&desired).await;
+    assert_eq!(fixture.steps_left(&desired).await, 0);
+    let known = "SELECT string_agg(pipeline, ',' ORDER BY pipeline) FROM fleetwright.dead_letter_retention";
+    assert_eq!(fixture.text(known).await.as_deref(), Some("gone,month"));
 }

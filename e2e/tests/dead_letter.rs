@@ -96,3 +96,54 @@ fn a_device_that_is_not_of_this_fleet_writes_no_row() {
         Ok(())
     });
 }
+
+#[test]
+fn after_a_fix_the_pipeline_puts_its_dead_letters_through_again() {
+    run("replay", async |fleet| {
+        let database = fleet.database().await?;
+        let field = |most: i32| json!([{"name": "value", "type": "Float64", "required": true, "max": most}]);
+        let wanted = with(pipeline("readings"), "/spec/decode/fields", field(1));
+        fleet.apply_all([gateway("plant-1"), device("press-1", "plant-1"), wanted.clone()]).await?;
+        fleet.all_ready(&["Gateway/plant-1", "Device/press-1", "Pipeline/readings"]).await?;
+        let listener = Listener::plain(fleet.address("plant-1").await?);
+        let mut session = Session::connect(&listener, "press-1", &fleet.password("press-1").await?).await?;
+        for value in 1..=5 {
+            session
+                .publish("devices/press-1/telemetry", &format!(r#"{{"ts": {}, "value": {value}}}"#, 1_790_000_000_000_i64 + value))
+                .await?;
+        }
+        database.reaches(seconds(20), "SELECT count(*) FROM fleetwright.dead_letter WHERE reason = 'OutOfRange'", 4).await?;
+        until(seconds(20), "the status tells of them", async || {
+            let refused = fleet.api("Pipeline").get("readings").await?.data.pointer("/status/deadLetters/lastDay").cloned();
+            ensure!(refused == Some(4.into()), "found {refused:?}");
+            Ok(())
+        })
+        .await?;
+
+        // The fix and the wish come in one change: the decoder is the new one.
+        let replay = json!({"token": "2026-11-24", "reasons": ["OutOfRange"]});
+        let fixed = with(with(wanted, "/spec/decode/fields", field(4)), "/spec/replay", replay);
+        fleet.apply(fixed.clone()).await?;
+        let done = fleet.condition("Pipeline", "readings", "Replayed", "True", "Replayed").await?;
+        ensure!(done.message.contains("3 messages became rows, 1 were refused again"), "{}", done.message);
+        ensure!(database.number("SELECT count(*) FROM reading").await? == 4, "three more rows");
+        ensure!(database.number("SELECT count(*) FROM fleetwright.dead_letter").await? == 1, "one is refused again");
+        let status = fleet.api("Pipeline").get("readings").await?.data["status"]["replay"].clone();
+        let expected = json!({"token": "2026-11-24", "state": "Finished", "stored": 3, "refused": 1, "leftAlone": 0, "remaining": 0});
+        ensure!(status == expected, "{status}");
+
+        // What is kept is bounded, by age and by bytes.
+        let older = "INSERT INTO fleetwright.dead_letter (time, namespace, pipeline, gateway, topic, payload, reason, detail)
+             SELECT time - interval '2 hours', namespace, pipeline, gateway, topic, payload, reason, detail FROM fleetwright.dead_letter";
+        database.execute(older).await?;
+        let bounded = with(fixed, "/spec/deadLetters", json!({"retention": "1h", "maxBytesPerHour": 0}));
+        fleet.apply(bounded).await?;
+        database.reaches(seconds(30), "SELECT count(*) FROM fleetwright.dead_letter", 1).await?;
+        fleet.ready("Pipeline", "readings").await?;
+        session.publish("devices/press-1/telemetry", "{").await?;
+        fleet.condition("Pipeline", "readings", "DeadLettersDiscarded", "True", "TooManyRefused").await?;
+        ensure!(database.number("SELECT sum(discarded)::bigint FROM fleetwright.dead_letter_count").await? == 1, "one is counted");
+        ensure!(database.number("SELECT count(*) FROM fleetwright.dead_letter").await? == 1, "none is kept of it");
+        Ok(())
+    });
+}

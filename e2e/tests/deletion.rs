@@ -24,8 +24,11 @@ fn retain_leaves_the_table_and_delete_drops_it() {
         let listener = Listener::plain(fleet.address("plant-1").await?);
         let mut session = Session::connect(&listener, "press-1", &fleet.password("press-1").await?).await?;
         session.publish("devices/press-1/telemetry", r#"{"ts": 1790000000001, "value": 1}"#).await?;
+        session.publish("devices/press-1/telemetry", "{").await?;
+        let letters = |pipeline: &str| format!("SELECT count(*) FROM fleetwright.dead_letter WHERE pipeline = '{pipeline}'");
         for table in ["kept", "dropped"] {
             database.reaches(seconds(20), &format!("SELECT count(*) FROM {table}"), 1).await?;
+            database.reaches(seconds(20), &letters(table), 1).await?;
         }
         for name in ["kept", "dropped"] {
             fleet.delete("Pipeline", name).await?;
@@ -36,6 +39,8 @@ fn retain_leaves_the_table_and_delete_drops_it() {
         }
         ensure!(database.number("SELECT count(*) FROM kept").await? == 1, "the row of a Pipeline with Retain is gone");
         ensure!(!database.has_table("dropped").await?, "the table of a Pipeline with Delete is still there");
+        ensure!(database.number(&letters("kept")).await? == 1, "the dead letter of a Pipeline with Retain is gone");
+        ensure!(database.number(&letters("dropped")).await? == 0, "the dead letter of a Pipeline with Delete is still there");
 
         // Whoever deletes a Pipeline by mistake applies it again, and goes on with the table that he had.
         fleet.apply(with_policy("kept", "Retain")).await?;

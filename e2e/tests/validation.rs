@@ -27,7 +27,7 @@ fn invalid_specs_are_refused_with_the_rule_that_they_break() {
         let mut kubectl = Command::new("kubectl");
         kubectl.args(["-n", &fleet.namespace, "apply", "--dry-run=server", "--validate=strict", "-f"]).arg(samples);
         output(&mut kubectl).await.context("the API server refuses a sample")?;
-        let cases: Vec<Case> = [gateways(), externals(), listeners(), devices(), pipelines(), fields(), sinks()].concat();
+        let cases: Vec<Case> = [gateways(), externals(), listeners(), devices(), pipelines(), fields(), sinks(), dead_letters()].concat();
         println!("{} cases", cases.len());
         stream::iter(cases).map(Ok).try_for_each_concurrent(AT_ONCE, |(object, message)| ensure_refused(&fleet, object, message)).await
     });
@@ -198,6 +198,21 @@ fn sinks() -> Vec<Case> {
     ];
     cases.extend(["1", "0d", "1s", "1.5h", "P1D", "-1d"].map(|interval| (changed("chunkInterval", interval.into()), "chunkInterval")));
     cases
+}
+
+fn dead_letters() -> Vec<Case> {
+    let changed = |key: &str, value: Value| with(pipeline("readings"), &format!("/spec/{key}"), value);
+    let (earlier, later) = ("2026-11-24T00:00:00Z", "2026-11-24T01:00:00Z");
+    vec![
+        (changed("deadLetters", json!({"retention": "0d"})), "spec.deadLetters.retention"),
+        (changed("deadLetters", json!({"retention": "for ever"})), "spec.deadLetters.retention"),
+        (changed("deadLetters", json!({"maxBytesPerHour": "much"})), "spec.deadLetters.maxBytesPerHour"),
+        (changed("replay", json!({})), "spec.replay.token"),
+        (changed("replay", json!({"token": "after the fix"})), "spec.replay.token"),
+        (changed("replay", json!({"token": "a", "reasons": ["Unloved"]})), "spec.replay.reasons[0]"),
+        (changed("replay", json!({"token": "a", "since": "yesterday"})), "spec.replay.since"),
+        (changed("replay", json!({"token": "a", "since": later, "until": earlier})), "since must be before until"),
+    ]
 }
 
 #[test]

@@ -45,6 +45,15 @@ pub const TABLE_READY: &str = "TableReady";
 /// The workers hold their sessions and have proven that they can write.
 pub const WORKERS_AVAILABLE: &str = "WorkersAvailable";
 
+/// More messages were refused than are kept as dead letters. There only where it happened in the last 24 hours.
+pub const DEAD_LETTERS_DISCARDED: &str = "DeadLettersDiscarded";
+
+/// Reason of [`DEAD_LETTERS_DISCARDED`], which is True and calls for action.
+pub const TOO_MANY_REFUSED: &str = "TooManyRefused";
+
+/// The replay of the spec is done. There only where the spec asks for one.
+pub const REPLAYED: &str = "Replayed";
+
 /// A machine-readable `CamelCase` reason with a message for people: what was expected, what was found, what to do.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Cause {

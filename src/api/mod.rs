@@ -5,6 +5,7 @@
 pub mod client_authority;
 pub mod condition;
 pub mod crd;
+pub mod dead_letter;
 pub mod decode;
 pub mod device;
 pub mod external;

@@ -5,6 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::dead_letter::{DeadLetterStatus, DeadLetters, Replay, ReplayStatus};
 pub use super::decode::{Decode, Field, FieldType, Format, Protobuf, TimeField, TimeUnit};
 use super::reference::ConnectionSecretReference;
 use super::resources::ComputeResources;
@@ -34,6 +35,7 @@ use super::unobserved;
     printcolumn(name = "Table", type_ = "string", json_path = ".status.table"),
     printcolumn(name = "Gateways", type_ = "integer", json_path = ".status.gateways"),
     printcolumn(name = "Workers", type_ = "string", json_path = ".status.workers"),
+    printcolumn(name = "Refused", type_ = "integer", json_path = ".status.deadLetters.lastDay"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     doc = "A Pipeline takes telemetry from Gateways, decodes and checks it, and writes it into a TimescaleDB hypertable that it creates. A message is acknowledged to the broker only after its rows are committed; what is refused is kept as a dead letter with the reason."
@@ -48,6 +50,14 @@ pub struct PipelineSpec {
 
     /// Where the rows go.
     pub sink: Sink,
+
+    /// What becomes of messages that are refused.
+    #[serde(default)]
+    pub dead_letters: DeadLetters,
+
+    /// Puts refused messages through again, after what they were refused for is mended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
 
     /// The processes that do it.
     #[serde(default)]
@@ -150,10 +160,10 @@ fn default_worker_resources() -> ComputeResources {
 /// What becomes of a table when its Pipeline is deleted.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum DeletionPolicy {
-    /// The table stays, with its rows.
+    /// The table stays, with its rows; dead letters stay as long as `deadLetters.retention` says.
     #[default]
     Retain,
-    /// The table is dropped, and its rows are gone.
+    /// The table is dropped, and its rows and dead letters are gone.
     Delete,
 }
 
@@ -185,9 +195,18 @@ pub struct PipelineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
 
+    /// How many messages were refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letters: Option<DeadLetterStatus>,
+
+    /// How far the replay of the spec is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<ReplayStatus>,
+
     /// `Accepted`: the spec can be carried out. `TableReady`: the hypertable is as the spec wants it. `WorkersAvailable`:
     /// the workers hold their sessions with every Gateway and have proven that they can write. `Ready`: all of these.
-    /// `Reconciling` or `Stalled`: why it is not.
+    /// `Reconciling` or `Stalled`: why it is not. `DeadLettersDiscarded`, there only where it happened in the last 24 hours: more was
+    /// refused than is kept. `Replayed`, there only with `spec.replay`: whether that is done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -202,6 +221,8 @@ impl Default for PipelineStatus {
             workers: None,
             replicas: None,
             selector: None,
+            dead_letters: None,
+            replay: None,
             conditions: Vec::new(),
         }
     }

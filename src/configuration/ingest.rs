@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::pipeline::Decode;
+use crate::api::pipeline::{DeadLetters, Decode, Replay};
 
 /// Key of the workers' ConfigMap, and file name under which it is mounted.
 pub const FILE: &str = "ingest.json";
@@ -41,6 +41,18 @@ pub struct IngestConfiguration {
 
     /// Hypertable in the schema `public`.
     pub table: String,
+
+    /// The most bytes of dead letters that are kept in an hour, as in `spec.deadLetters.maxBytesPerHour`.
+    #[serde(default = "default_dead_letter_bytes_per_hour")]
+    pub dead_letter_bytes_per_hour: i64,
+
+    /// As in `spec.replay`. It is here, and not told in the database, so that a replay never meets the decoder of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
+}
+
+fn default_dead_letter_bytes_per_hour() -> i64 {
+    DeadLetters::default().bytes_per_hour()
 }
 
 /// A Gateway that a worker reads.

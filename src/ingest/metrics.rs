@@ -18,6 +18,7 @@ pub struct Metrics {
     redelivered: IntCounterVec,
     batches: IntCounterVec,
     dead_letters: IntCounterVec,
+    discarded: IntCounterVec,
     connections: IntCounterVec,
     sequence_gaps: IntCounterVec,
     rebirths: IntCounterVec,
@@ -123,6 +124,11 @@ impl Metrics {
             )?,
             batches: counter("batches_total", "Transactions that were committed.", gateway)?,
             dead_letters: counter("dead_letters_total", "Messages that became a dead letter, by reason.", &["gateway", "reason"])?,
+            discarded: counter(
+                "dead_letters_discarded_total",
+                "Refused messages that were too many to be kept as dead letters, by reason.",
+                &["gateway", "reason"],
+            )?,
             connections: counter("connections_total", "Logins to the broker that succeeded.", gateway)?,
             sequence_gaps: counter(
                 "sparkplug_sequence_gaps_total",
@@ -155,6 +161,7 @@ impl Metrics {
         let label = &[gateway];
         for reason in Reason::ALL {
             self.dead_letters.with_label_values(&[gateway, reason.name()]);
+            self.discarded.with_label_values(&[gateway, reason.name()]);
         }
         SessionMetrics {
             gateway: gateway.to_owned(),
@@ -189,8 +196,9 @@ impl SessionMetrics {
         }
     }
 
-    /// A message became a dead letter.
-    pub fn dead_letter(&self, reason: Reason) {
-        self.all.dead_letters.with_label_values(&[self.gateway.as_str(), reason.name()]).inc();
+    /// A message was refused; `kept` as a dead letter, or counted only.
+    pub fn refused(&self, reason: Reason, kept: bool) {
+        let counter = if kept { &self.all.dead_letters } else { &self.all.discarded };
+        counter.with_label_values(&[self.gateway.as_str(), reason.name()]).inc();
     }
 }

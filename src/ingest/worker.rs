@@ -23,6 +23,7 @@ use super::decode::stream::Stream;
 use super::intake::Intake;
 use super::metrics::Metrics;
 use super::mqtt::login::{Access, Login};
+use super::replay::wish::carry_out;
 use super::session::{End, Session, check};
 use super::sink::health::Health;
 use super::sink::statements::Statements;
@@ -194,12 +195,18 @@ impl Worker {
             namespace: configuration.namespace.clone(),
             pipeline: configuration.pipeline.clone(),
             statements: Statements::new(&configuration.table, self.topic.tags(), &configuration.decode.fields),
+            dead_letter_bytes_per_hour: configuration.dead_letter_bytes_per_hour,
         });
         let health = Arc::new(Health::new(self.readiness.clone(), assignment::CONNECTIONS, self.metrics.database_up.clone()));
         let sink = Sink::start(&target, &self.uri, &health, &self.metrics);
         let owner = Owner { namespace: configuration.namespace.clone(), pipeline: configuration.pipeline.clone() };
         let (teller, assigned) = watch::channel(None);
         helpers.spawn(assignment::follow(self.uri.clone(), owner, teller, health.clone(), shutdown.clone()));
+        if self.ordinal == 0
+            && let Some(wish) = configuration.replay.clone()
+        {
+            helpers.spawn(carry_out(configuration.clone(), self.uri.clone(), wish, shutdown.clone()));
+        }
         self.run_sessions(assigned, &sink, &shutdown).await;
         info!("stopped");
     }

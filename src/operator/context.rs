@@ -15,7 +15,7 @@ use super::apply::{WriteError, WriteMetrics, Writer, is_namespace_terminating};
 use super::device::fleet::SharedFleet;
 use super::link::external::SharedExternals;
 use super::presence::totals::SharedTotals;
-use crate::api::condition::{CERTIFICATE_EXPIRES_SOON, READY};
+use crate::api::condition::{CERTIFICATE_EXPIRES_SOON, READY, TOO_MANY_REFUSED};
 use crate::runtime::error::chain;
 
 /// Container images of what the operator runs.
@@ -133,7 +133,7 @@ pub async fn publish_change_of<K: Resource<DynamicType = ()>>(
 }
 
 /// What a start, a change or a deletion leads through, whenever it comes.
-const PLANNED: [&str; 4] = ["AwaitingBroker", "BrokerUpdating", "Deleting", "Pausing"];
+const PLANNED: [&str; 6] = ["AwaitingBroker", "AwaitingWorker", "BrokerUpdating", "Deleting", "Pausing", "Replaying"];
 
 /// What a start leads through. From an object that was ready as it is, it is a failure.
 const STARTING: [&str; 6] =
@@ -142,7 +142,7 @@ const STARTING: [&str; 6] =
 /// Whether someone should look: not where the operator is at work, and where time alone is likely to help.
 fn is_alarming(before: Option<&Condition>, now: &Condition) -> bool {
     if now.status == "True" {
-        return now.reason == CERTIFICATE_EXPIRES_SOON;
+        return [CERTIFICATE_EXPIRES_SOON, TOO_MANY_REFUSED].contains(&now.reason.as_str());
     }
     let was_so = before.is_some_and(|then| then.status == "True" && then.observed_generation == now.observed_generation);
     let reason = now.reason.as_str();

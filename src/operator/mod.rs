@@ -29,6 +29,7 @@ use context::{Context, Images};
 use device::driver::{Driver, Subscribers};
 use link::Links;
 use pipeline::registry::Devices;
+use pipeline::retention::Retention;
 use presence::Presence;
 
 /// The longest a single read of a response may take; long enough for a watch's bookmarks (one a minute).
@@ -165,6 +166,7 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     let presence = Presence::new(context.clone(), arguments.presence_writes_per_second, totals.clone())?;
     let links = Links::new(context.clone(), desired_changes, arguments.report_writes_per_second, presence.news(), totals.clone())?;
     let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry, desired })?;
+    let retention = Retention::new(&context.metrics)?;
     let all_listed = || {
         readiness.holds(DEVICES_CHECK);
         listed.cancel();
@@ -174,7 +176,7 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
         () = presence.run(listed.clone()) => {}
         () = links.run(listed.clone()) => {}
         () = gateway::run(context.clone(), totals_of_gateways) => {}
-        () = pipeline::run(context, devices) => {}
+        () = pipeline::run(context, devices, retention) => {}
     }
     Ok(())
 }

@@ -136,7 +136,13 @@ async fn forget(transaction: &Transaction<'_>, owner: &Owner, table: &str, polic
         DeletionPolicy::Delete => format!("DELETE FROM {}.pipeline_table WHERE table_name = $1", system::SCHEMA),
     };
     transaction.execute_typed(&statement, &[(&table, Type::TEXT)]).await?;
-    for of_pipeline in ["assignment", "replay"] {
+    if policy == DeletionPolicy::Delete {
+        // Deleted at the next sweep, a few at a time: there may be millions.
+        let statement =
+            format!("UPDATE {}.dead_letter_retention SET retention = '0' WHERE namespace = $1 AND pipeline = $2", system::SCHEMA);
+        transaction.execute_typed(&statement, &[(&owner.namespace, Type::TEXT), (&owner.pipeline, Type::TEXT)]).await?;
+    }
+    for of_pipeline in ["assignment", "pipeline_replay"] {
         let statement = format!("DELETE FROM {}.{of_pipeline} WHERE namespace = $1 AND pipeline = $2", system::SCHEMA);
         transaction.execute_typed(&statement, &[(&owner.namespace, Type::TEXT), (&owner.pipeline, Type::TEXT)]).await?;
     }

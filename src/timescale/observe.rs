@@ -15,6 +15,8 @@ pub struct Observed {
     pub system_version: Option<i32>,
     /// Which Pipeline the table was made for.
     pub claim: Option<Claim>,
+    /// How long the dead letters of the Pipeline that the table was made for are kept, in microseconds.
+    pub dead_letter_retention: Option<i64>,
     /// The relation of the table's name in the schema `public`.
     pub table: Option<ObservedTable>,
 }
@@ -69,7 +71,8 @@ pub async fn observe(client: &impl GenericClient, table: &str) -> Result<Observe
                 (SELECT obj_description(n.oid, 'pg_namespace') FROM pg_namespace n WHERE nspname = $1),
                 (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = ANY($2)),
                 EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = 'pipeline_table'),
-                (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = 'public' AND relname = $3)",
+                (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = 'public' AND relname = $3),
+                EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = 'dead_letter_retention')",
             &[(&system::SCHEMA, Type::TEXT), (&system::TABLES.as_slice(), Type::TEXT_ARRAY), (&table, Type::TEXT)],
         )
         .await?;
@@ -79,18 +82,29 @@ pub async fn observe(client: &impl GenericClient, table: &str) -> Result<Observe
     let system_version: Option<String> = row.try_get(2)?;
     let is_complete = usize::try_from(row.try_get::<_, i64>(3)?).is_ok_and(|count| count == system::TABLES.len());
     let claim = if row.try_get(4)? { claim(client, table).await? } else { None };
+    let dead_letter_retention = match &claim {
+        Some(Claim { namespace, pipeline: Some(pipeline) }) if row.try_get(6)? => retention(client, namespace, pipeline).await?,
+        _ => None,
+    };
     let table = match row.try_get::<_, Option<u32>>(5)? {
         Some(oid) => Some(observe_table(client, table, oid, extension.is_some()).await?),
         None => None,
     };
     let system_version = system_version.and_then(|text| text.parse().ok()).filter(|_| is_complete);
-    Ok(Observed { extension, system_version, claim, table })
+    Ok(Observed { extension, system_version, claim, dead_letter_retention, table })
 }
 
 async fn claim(client: &impl GenericClient, table: &str) -> Result<Option<Claim>, Error> {
     let statement = "SELECT namespace, pipeline FROM fleetwright.pipeline_table WHERE table_name = $1";
     let row = client.query_typed_opt(statement, &[(&table, Type::TEXT)]).await?;
     row.map(|row| Ok(Claim { namespace: row.try_get(0)?, pipeline: row.try_get(1)? })).transpose()
+}
+
+async fn retention(client: &impl GenericClient, namespace: &str, pipeline: &str) -> Result<Option<i64>, Error> {
+    let statement = "SELECT (extract(epoch FROM retention) * 1000000)::bigint FROM fleetwright.dead_letter_retention
+         WHERE namespace = $1 AND pipeline = $2";
+    let row = client.query_typed_opt(statement, &[(&namespace, Type::TEXT), (&pipeline, Type::TEXT)]).await?;
+    row.map_or(Ok(None), |row| row.try_get(0))
 }
 
 async fn observe_table(client: &impl GenericClient, table: &str, oid: u32, has_extension: bool) -> Result<ObservedTable, Error> {

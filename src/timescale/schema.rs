@@ -12,6 +12,9 @@ pub const TIME: &str = "time";
 /// The column with the number of the device in `fleetwright.device`.
 pub const DEVICE_ID: &str = "device_id";
 
+/// The longest retention, in microseconds: a hundred years, which is for good. Long before that a time of PostgreSQL would overflow.
+const LONGEST_RETENTION: i64 = 100 * 365 * 24 * 3600 * 1_000_000;
+
 /// Type of a column.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ColumnType {
@@ -101,6 +104,8 @@ pub struct Desired {
     pub owner: Owner,
     /// Its table.
     pub table: Table,
+    /// How long its dead letters are kept, in microseconds.
+    pub dead_letter_retention: i64,
 }
 
 /// What of a spec makes no table. A change of the spec mends it.
@@ -120,6 +125,10 @@ pub enum SchemaError {
     /// The chunk interval is no length of time.
     #[error("failed to read chunkInterval: expected a number with m, h, d or w, as in 1d")]
     ReadChunkInterval,
+
+    /// The retention of dead letters is no length of time.
+    #[error("failed to read deadLetters.retention: expected a number with m, h, d or w, as in 30d")]
+    ReadRetention,
 }
 
 /// The table that this spec wants.
@@ -141,7 +150,8 @@ pub fn desired(owner: Owner, spec: &PipelineSpec) -> Result<Desired, SchemaError
     }
     let sink = &spec.sink.timescale;
     let chunk_interval = microseconds(&sink.chunk_interval).ok_or(SchemaError::ReadChunkInterval)?;
-    Ok(Desired { owner, table: Table { name: sink.table.clone(), columns, chunk_interval } })
+    let retention = microseconds(&spec.dead_letters.retention).ok_or(SchemaError::ReadRetention)?.min(LONGEST_RETENTION);
+    Ok(Desired { owner, dead_letter_retention: retention, table: Table { name: sink.table.clone(), columns, chunk_interval } })
 }
 
 /// A length of time with `m`, `h`, `d` or `w`, in microseconds; `None` where it is none, or beyond 64 bits.
@@ -214,6 +224,21 @@ pub(crate) mod tests {
             ("a/{device}", [("x", "Text"), ("y", "Text")], "9223372036854775807w", SchemaError::ReadChunkInterval),
         ] {
             assert_eq!(desired(owner(), &spec(topic, &fields, chunk_interval)), Err(error), "{topic} {fields:?} {chunk_interval}");
+        }
+    }
+
+    #[test]
+    fn retentions() {
+        for (text, expected) in [
+            ("1m", Ok(60_000_000)),
+            ("30d", Ok(2_592_000_000_000)),
+            ("999999w", Ok(LONGEST_RETENTION)),
+            ("0d", Err(SchemaError::ReadRetention)),
+            ("month", Err(SchemaError::ReadRetention)),
+        ] {
+            let mut spec = spec("a/{device}", &[("x", "Text")], "1d");
+            spec.dead_letters.retention = text.to_owned();
+            assert_eq!(desired(owner(), &spec).map(|desired| desired.dead_letter_retention), expected, "{text}");
         }
     }
 

@@ -9,17 +9,31 @@ pub const SCHEMA: &str = "fleetwright";
 pub const DEVICE_CHANNEL: &str = "fleetwright_device";
 
 /// Version of the tables below, kept as the comment of the schema. Raised with every change of [`statements`].
-pub const VERSION: i32 = 3;
+pub const VERSION: i32 = 4;
 
 /// The tables, each of which [`statements`] creates.
-pub const TABLES: [&str; 8] =
-    ["device", "dead_letter", "dead_letter_count", "replay", "session", "acknowledgement", "assignment", "pipeline_table"];
+pub const TABLES: [&str; 9] = [
+    "device",
+    "dead_letter",
+    "dead_letter_count",
+    "dead_letter_retention",
+    "pipeline_replay",
+    "session",
+    "acknowledgement",
+    "assignment",
+    "pipeline_table",
+];
 
 /// What brings a database to [`VERSION`], from any earlier version or from nothing; to be run in one transaction.
 /// `extension_schema` is where the functions of TimescaleDB are.
 #[must_use]
 pub fn statements(extension_schema: &str) -> Vec<String> {
-    let timescale = identifier(extension_schema);
+    let letters = dead_letters(&identifier(extension_schema));
+    let version = format!("COMMENT ON SCHEMA {SCHEMA} IS '{VERSION}'");
+    [registry(), letters, sessions(), vec![version]].concat()
+}
+
+fn registry() -> Vec<String> {
     vec![
         format!("CREATE SCHEMA IF NOT EXISTS {SCHEMA}"),
         // A device keeps its number for good, also when its object is deleted and comes back: rows refer to it.
@@ -35,6 +49,12 @@ pub fn statements(extension_schema: &str) -> Vec<String> {
                 UNIQUE (namespace, name))"
         ),
         format!("COMMENT ON COLUMN {SCHEMA}.device.declared IS 'false once the Device object is gone'"),
+    ]
+}
+
+/// The dead letters of all Pipelines, what is counted of them, and what becomes of them.
+fn dead_letters(timescale: &str) -> Vec<String> {
+    vec![
         format!(
             "CREATE TABLE IF NOT EXISTS {SCHEMA}.dead_letter (
                 time timestamptz NOT NULL,
@@ -70,9 +90,22 @@ pub fn statements(extension_schema: &str) -> Vec<String> {
                 discarded bigint NOT NULL,
                 PRIMARY KEY (namespace, pipeline, hour, gateway, reason))"
         ),
-        // The replay that a Pipeline last asked for: how far it is, and up to which dead letter it goes.
+        // How long the dead letters of a Pipeline are kept. It stays when the Pipeline is gone, for as long as they do.
         format!(
-            "CREATE TABLE IF NOT EXISTS {SCHEMA}.replay (
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.dead_letter_retention (
+                namespace text NOT NULL,
+                pipeline text NOT NULL,
+                retention interval NOT NULL,
+                PRIMARY KEY (namespace, pipeline))"
+        ),
+        // Every Pipeline that has left some is known, also where it is gone already.
+        format!(
+            "INSERT INTO {SCHEMA}.dead_letter_retention SELECT DISTINCT namespace, pipeline, INTERVAL '30 days' FROM {SCHEMA}.dead_letter
+             ON CONFLICT DO NOTHING"
+        ),
+        // The replays that a Pipeline has asked for: up to which dead letter each goes, and how far it is.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.pipeline_replay (
                 namespace text NOT NULL,
                 pipeline text NOT NULL,
                 token text NOT NULL,
@@ -80,9 +113,18 @@ pub fn statements(extension_schema: &str) -> Vec<String> {
                 last_id bigint NOT NULL,
                 stored bigint NOT NULL,
                 refused bigint NOT NULL,
+                left_alone bigint NOT NULL,
+                remaining bigint NOT NULL,
                 finished boolean NOT NULL,
-                PRIMARY KEY (namespace, pipeline))"
+                failure text,
+                PRIMARY KEY (namespace, pipeline, token))"
         ),
+    ]
+}
+
+/// What workers keep between two lives, and who made which table.
+fn sessions() -> Vec<String> {
+    vec![
         // A Pipeline's session with a broker, `<namespace>/<pipeline>/<gateway>`: the topic filters that the broker may hold for
         // it, and a generation that every process raises that takes it over, so that what an earlier one left running cannot
         // commit any more.
@@ -117,6 +159,5 @@ pub fn statements(extension_schema: &str) -> Vec<String> {
                 namespace text NOT NULL,
                 pipeline text)"
         ),
-        format!("COMMENT ON SCHEMA {SCHEMA} IS '{VERSION}'"),
     ]
 }

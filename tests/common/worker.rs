@@ -128,6 +128,11 @@ impl Chain {
         self.worker = Worker::start_in(folder, &self.configuration, &self.uri, 0, self.arguments);
     }
 
+    /// Changes the configuration of the next process.
+    pub fn configure(&mut self, name: &str, value: Value) {
+        self.configuration[name] = value;
+    }
+
     /// One more worker, of this ordinal, which reads nothing until the gateway is assigned to it.
     pub fn one_more_worker(&self, ordinal: i32) -> Worker {
         Worker::start(&self.configuration, &self.uri, ordinal, self.arguments, &[])
@@ -149,8 +154,8 @@ impl Chain {
     /// `fleetwright replay` with the worker's configuration, in which the decoder is this one.
     pub fn replay(&self, decode: &Value, arguments: &[&str]) -> Child {
         let folder = tempfile::tempdir().unwrap();
-        let configuration = json!({"decode": decode, "namespace": "plant", "pipeline": "vibration", "table": "vibration",
-            "topic": self.configuration["topic"], "gateways": []});
+        let mut configuration = self.configuration.clone();
+        configuration["decode"] = decode.clone();
         std::fs::write(folder.path().join("ingest.json"), configuration.to_string()).unwrap();
         let mut replay = Command::new(env!("CARGO_BIN_EXE_fleetwright"))
             .args(["replay", "--config", "ingest.json", "--database-uri-file", "-"])

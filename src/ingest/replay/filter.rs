@@ -5,6 +5,7 @@ use clap::builder::PossibleValuesParser;
 use jiff::Timestamp;
 use tokio_postgres::types::{ToSql, Type};
 
+use crate::api::dead_letter::Replay;
 use crate::decode::time::Time;
 use crate::ingest::dead_letter::Reason;
 use crate::timescale::schema::microseconds;
@@ -36,6 +37,22 @@ pub struct Filter {
     /// That came by this Gateway
     #[arg(long, value_name = "NAME")]
     pub gateway: Option<String>,
+}
+
+impl Filter {
+    /// What a Pipeline asks for.
+    #[must_use]
+    pub fn of(wish: &Replay) -> Self {
+        // Beyond the years that a column holds nothing has ever arrived: no bound.
+        let time = |time: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Time| of_timestamp(time.0);
+        Self {
+            reason: wish.reasons.iter().map(|reason| reason.name().to_owned()).collect(),
+            since: wish.since.as_ref().and_then(time),
+            until: wish.until.as_ref().and_then(time),
+            topic: wish.topic.clone(),
+            ..Self::default()
+        }
+    }
 }
 
 /// A filter as the database takes it.
@@ -133,8 +150,11 @@ fn read_time(text: &str) -> Result<Time, String> {
     }
     let expected = "expected a time such as 2026-05-04T06:00:00Z, or a number with m, h, d or w for so long ago";
     let timestamp: Timestamp = text.parse().map_err(|_| expected.to_owned())?;
+    of_timestamp(timestamp).ok_or_else(|| expected.to_owned())
+}
+
+fn of_timestamp(timestamp: Timestamp) -> Option<Time> {
     Time::from_integer(i128::from(timestamp.as_microsecond()), crate::api::pipeline::TimeUnit::Microseconds)
-        .ok_or_else(|| expected.to_owned())
 }
 
 #[cfg(test)]
@@ -150,6 +170,19 @@ mod tests {
         }
         let filter = Filter { device: Some("press-1".to_owned()), ..Filter::default() };
         assert_eq!(Condition::new(&filter, "n", "p", "{site}/+/{device}/x").device.unwrap(), r"^[^/]*/[^/]*/press\-1/x$");
+    }
+
+    #[test]
+    fn the_wish_of_a_pipeline() {
+        let wish = serde_json::json!({
+            "token": "a", "reasons": ["OutOfRange", "UnknownDevice"], "since": "2000-01-01T00:00:01Z", "until": "2000-01-01T01:00:02+01:00",
+            "topic": "a/#",
+        });
+        let filter = Filter::of(&serde_json::from_value(wish).unwrap());
+        assert_eq!(filter.reason, ["OutOfRange", "UnknownDevice"]);
+        assert_eq!((filter.since, filter.until, filter.topic.as_deref()), (Some(Time(1_000_000)), Some(Time(2_000_000)), Some("a/#")));
+        let all = Condition::new(&Filter::of(&serde_json::from_str(r#"{"token": "a"}"#).unwrap()), "n", "p", "{device}");
+        assert!(all.reasons.is_none() && all.since.is_none() && all.until.is_none() && all.topic.is_none());
     }
 
     #[test]

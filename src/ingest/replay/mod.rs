@@ -5,6 +5,8 @@
 
 mod filter;
 mod page;
+mod progress;
+pub mod wish;
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -101,7 +103,7 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
     }
     .parse()
     .with_context(|| format!("failed to understand {}", arguments.database_uri_file.display()))?;
-    let mut replayer = replayer(&source, &uri, &arguments).await?;
+    let mut replayer = replayer(&source, &uri, &arguments.filter, arguments.dry_run).await?;
     let (total, last) = replayer.measure().await.context("failed to count the dead letters")?;
     let what = format!("dead letters of {}/{}", source.namespace, source.pipeline);
     if total == 0 {
@@ -155,11 +157,13 @@ fn say(line: &str) -> anyhow::Result<()> {
     writeln!(output, "{line}").and_then(|()| output.flush()).context("failed to print; what was put through until now is done")
 }
 
-async fn replayer(source: &Source, uri: &ConnectionUri, arguments: &Arguments) -> anyhow::Result<Replayer> {
+async fn replayer(source: &Source, uri: &ConnectionUri, filter: &Filter, dry_run: bool) -> anyhow::Result<Replayer> {
     let topic = TopicPattern::compile(&source.topic, source.decode.format)?;
     let decoder = Decoder::compile(&source.decode, source.descriptor.as_deref())?;
     let statements = Statements::new(&source.table, topic.tags(), &source.decode.fields);
-    let target = Target { namespace: source.namespace.clone(), pipeline: source.pipeline.clone(), statements };
+    let (namespace, pipeline) = (source.namespace.clone(), source.pipeline.clone());
+    // What is refused again is kept as it was.
+    let target = Target { namespace, pipeline, statements, dead_letter_bytes_per_hour: i64::MAX };
     let (mut client, connection) = connect(uri, "fleetwright replay").await?;
     drive(connection);
     prove(&mut client, &target).await?;
@@ -167,12 +171,13 @@ async fn replayer(source: &Source, uri: &ConnectionUri, arguments: &Arguments) -
     client.batch_execute(&set_up).await.context("failed to make the staging table")?;
     Ok(Replayer {
         devices: Devices::load(&client, &source.namespace).await.context("failed to load the devices")?,
-        condition: Condition::new(&arguments.filter, &source.namespace, &source.pipeline, &source.topic),
+        condition: Condition::new(filter, &source.namespace, &source.pipeline, &source.topic),
         client,
         statements: target.statements,
         topic: Arc::new(topic),
         decoder: Arc::new(decoder),
-        dry_run: arguments.dry_run,
+        dry_run,
+        token: None,
         intakes: HashMap::new(),
     })
 }
@@ -188,6 +193,10 @@ impl Source {
     fn of_worker(file: &Path) -> anyhow::Result<Self> {
         let configuration: IngestConfiguration = serde_json::from_str(&read(file)?)
             .with_context(|| format!("failed to understand {}: expected the JSON of a Pipeline's workers", file.display()))?;
+        Self::of_configuration(configuration)
+    }
+
+    fn of_configuration(configuration: IngestConfiguration) -> anyhow::Result<Self> {
         Ok(Self {
             descriptor: configuration.descriptor.as_deref().map(|text| BASE64_STANDARD.decode(text)).transpose()?,
             namespace: configuration.namespace,

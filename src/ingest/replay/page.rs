@@ -8,6 +8,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row, Transaction};
 
 use super::filter::Condition;
+use super::progress::advance;
 use crate::api::topic::TopicPattern;
 use crate::decode::Decoder;
 use crate::decode::refusal::Refusal;
@@ -43,6 +44,8 @@ pub struct Replayer {
     pub condition: Condition,
     /// Whether everything is rolled back.
     pub dry_run: bool,
+    /// The token of a Pipeline's wish, whose progress is written down in each transaction.
+    pub token: Option<String>,
     /// What takes the messages of each gateway apart.
     pub intakes: HashMap<String, Intake>,
 }
@@ -83,7 +86,8 @@ impl Replayer {
     /// Puts the dead letters through that follow `after`, up to `last`, as many as go into one transaction. Returns the number of the
     /// last of them; `None` when there is none.
     ///
-    /// What another process puts through at the same time is left to it.
+    /// What another process puts through at the same time is left to it; for a wish it is waited for. Where another one has gone on with
+    /// the same wish, nothing is done here: how far that is, its row tells.
     pub async fn next(&mut self, after: i64, last: i64) -> Result<Option<(i64, Replayed)>, tokio_postgres::Error> {
         let ids = self.choose(after, last).await?;
         let Some(&end) = ids.last() else { return Ok(None) };
@@ -92,8 +96,10 @@ impl Replayer {
         parameters.push((&ids, Type::INT8_ARRAY));
         let lock = format!(
             "SELECT id, time, gateway, topic, payload, partial FROM {SCHEMA}.dead_letter WHERE {} AND id = ANY($9) ORDER BY id
-             FOR UPDATE SKIP LOCKED",
-            Condition::SQL
+             FOR UPDATE {}",
+            Condition::SQL,
+            // A wish counts what it has been at, and a worker that was killed may hold its last page for a moment: it is waited for.
+            if self.token.is_some() { "" } else { "SKIP LOCKED" }
         );
         let rows = transaction.query_typed(&lock, &parameters).await?;
         let mut letters = Letters::default();
@@ -107,12 +113,17 @@ impl Replayer {
         let mut written = Written { dead_letters: std::mem::take(&mut letters.batch.dead_letters), ..Written::default() };
         stage(&mut transaction, &self.statements, &letters.batch, &mut written).await?;
         let replayed = settle(&transaction, &self.condition, &letters, &written).await?;
-        if self.dry_run {
+        let replayed = Replayed { letters: ids.len() as u64, ..replayed };
+        let is_ours = match &self.token {
+            Some(token) => advance(&transaction, self.condition.owner(), token, [after, end], &replayed).await?,
+            None => true,
+        };
+        if self.dry_run || !is_ours {
             transaction.rollback().await?;
         } else {
             transaction.commit().await?;
         }
-        Ok(Some((end, Replayed { letters: ids.len() as u64, ..replayed })))
+        Ok(Some((end, replayed)))
     }
 
     async fn choose(&self, after: i64, last: i64) -> Result<Vec<i64>, tokio_postgres::Error> {

@@ -224,8 +224,8 @@ impl Store {
         metrics.rows.inc_by(done.written.rows);
         metrics.redelivered.inc_by(done.written.redelivered);
         metrics.commit.observe(done.took.as_secs_f64());
-        for refusal in done.written.dead_letters.values() {
-            metrics.dead_letter(refusal.reason);
+        for (number, refusal) in &done.written.dead_letters {
+            metrics.refused(refusal.reason, !done.written.discarded.contains(number));
         }
         let now = Time::now();
         // Gathered first: an observation of its own for every message would be several atomic operations.

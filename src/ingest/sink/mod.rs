@@ -1,5 +1,6 @@
 //! From batches to the database: two connections, each with one batch at a time, which it writes until it is written.
 
+pub mod allowance;
 pub mod dead_letters;
 pub mod health;
 pub mod proof;
@@ -49,6 +50,8 @@ pub struct Target {
     pub pipeline: String,
     /// The statements for its table.
     pub statements: Statements,
+    /// The most bytes of dead letters that are kept in an hour.
+    pub dead_letter_bytes_per_hour: i64,
 }
 
 /// A worker's session with a broker, as the database knows it.

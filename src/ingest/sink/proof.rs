@@ -62,7 +62,9 @@ pub async fn prove(client: &mut Client, target: &Target) -> Result<(), ProofErro
             "INSERT INTO {SCHEMA}.acknowledgement (session, batch, entries) VALUES ('', 0, '');
              DELETE FROM {SCHEMA}.acknowledgement WHERE session = '';
              INSERT INTO {SCHEMA}.dead_letter (time, namespace, pipeline, gateway, topic, payload, reason, detail, partial)
-             VALUES (now(), '', '', '', '', '', '', '', false)"
+             VALUES (now(), '', '', '', '', '', '', '', false);
+             INSERT INTO {SCHEMA}.dead_letter_count (hour, namespace, pipeline, gateway, reason, kept, kept_bytes, discarded)
+             VALUES (now(), '', '', '', '', 0, 0, 0)"
         ))
         .await?;
     match transaction.batch_execute(&statements.probe).await {

@@ -102,6 +102,26 @@ pub fn commit_entries() -> String {
     )
 }
 
+/// The bytes of dead letters that this hour's transactions kept, by reason. The hour is that of the database's clock, which all
+/// workers share.
+pub fn read_kept_bytes() -> String {
+    format!(
+        "SELECT reason, sum(kept_bytes)::bigint FROM {SCHEMA}.dead_letter_count
+         WHERE namespace = $1 AND pipeline = $2 AND hour = date_trunc('hour', now(), 'UTC') GROUP BY reason"
+    )
+}
+
+/// Counts dead letters of this hour.
+pub fn count_dead_letters() -> String {
+    format!(
+        "INSERT INTO {SCHEMA}.dead_letter_count AS counted (hour, namespace, pipeline, gateway, reason, kept, kept_bytes, discarded)
+         SELECT date_trunc('hour', now(), 'UTC'), $1, $2, $3, new.*
+         FROM unnest($4, $5, $6, $7) AS new (reason, kept, kept_bytes, discarded) ORDER BY reason
+         ON CONFLICT (namespace, pipeline, hour, gateway, reason) DO UPDATE SET kept = counted.kept + excluded.kept,
+            kept_bytes = counted.kept_bytes + excluded.kept_bytes, discarded = counted.discarded + excluded.discarded"
+    )
+}
+
 /// Whether a batch is committed.
 pub fn is_committed() -> String {
     format!("SELECT EXISTS (SELECT FROM {SCHEMA}.acknowledgement WHERE session = $1 AND batch = $2)")

@@ -46,6 +46,8 @@ pub struct Written {
     pub redelivered: u64,
     /// The dead letters, by the number of their message.
     pub dead_letters: BTreeMap<u32, Refusal>,
+    /// Those of them that are too many to be kept: they are counted.
+    pub discarded: BTreeSet<u32>,
     /// How many rows of each message the database refused.
     pub refused_rows: BTreeMap<u32, u32>,
     /// What the ledger holds of this batch.
@@ -237,8 +239,12 @@ async fn merge(
 }
 
 /// Dead letters and ledger, and the commit.
-async fn finish(transaction: Transaction<'_>, target: &Target, job: &Job, written: Written) -> Result<Written, WriteError> {
+async fn finish(transaction: Transaction<'_>, target: &Target, job: &Job, mut written: Written) -> Result<Written, WriteError> {
+    let mut counts = None;
     if !written.dead_letters.is_empty() {
+        counts = Some(dead_letters::choose(&transaction, target, &job.batch, &mut written).await?);
+    }
+    if written.discarded.len() < written.dead_letters.len() {
         let copy = transaction.prepare(&target.statements.copy_dead_letters).await?;
         let pieces = dead_letters::copy_data(target, &job.session.gateway, &job.batch, &written);
         copy_pieces(Open::Transaction(&transaction), &copy, pieces, None).await?;
@@ -252,6 +258,9 @@ async fn finish(transaction: Transaction<'_>, target: &Target, job: &Job, writte
         if transaction.execute(&commit_entries(), &values).await? == 0 {
             return Err(WriteError::HoldSession);
         }
+    }
+    if let Some(counts) = counts {
+        dead_letters::count(&transaction, target, &job.session.gateway, &counts).await?;
     }
     transaction.commit().await?;
     Ok(written)

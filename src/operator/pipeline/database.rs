@@ -86,6 +86,12 @@ impl Deref for Database {
 }
 
 impl Connection {
+    /// Where it leads to.
+    #[must_use]
+    pub fn uri(&self) -> &ConnectionUri {
+        &self.uri
+    }
+
     /// The connection, made where there is none.
     ///
     /// # Errors
@@ -206,6 +212,18 @@ impl Databases {
     #[must_use]
     pub fn last(&self, owner: &Owner) -> Option<Arc<Database>> {
         self.lock().get(owner).cloned()
+    }
+
+    /// Where the databases in use are, each once.
+    #[must_use]
+    pub fn uris(&self) -> Vec<ConnectionUri> {
+        let mut uris: Vec<ConnectionUri> = Vec::new();
+        for database in self.lock().values() {
+            if !uris.contains(&database.uri) {
+                uris.push(database.uri.clone());
+            }
+        }
+        uris
     }
 
     /// The Pipeline uses no database any more.

@@ -1,4 +1,4 @@
-//! Sees when a table is no longer as wanted. Kubernetes tells of its objects by watches; a database tells nobody.
+//! Sees when a table is no longer as wanted, or a Pipeline's dead letters no longer as shown. Kubernetes tells of its objects by watches; a database tells nobody.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,23 +7,32 @@ use std::time::Duration;
 use futures::future::join_all;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_postgres::Client;
 use tracing::info;
 
 use super::database::{Database, RegistryState};
+use super::letters::View;
 use crate::api::Pipeline;
+use crate::timescale::dead_letter;
 use crate::timescale::execute::look;
 use crate::timescale::plan::plan;
 use crate::timescale::schema::{Desired, Owner};
 
-/// How often each table is looked at: some four small reads of the catalog, on a connection that is there already.
+/// How often each table is looked at: some six small reads, on a connection that is there already.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long after the last look at a Pipeline another number of dead letters alone is no reason for the next one.
+const NUMBERS_INTERVAL: Duration = Duration::from_mins(5);
 
 /// A table that was as wanted when it was last looked at.
 #[derive(Clone)]
 struct Steady {
     database: Arc<Database>,
     desired: Desired,
+    /// What the status shows of dead letters.
+    letters: View,
+    since: Instant,
 }
 
 /// The tables that are as wanted.
@@ -41,8 +50,9 @@ impl Drift {
     }
 
     /// The table is as wanted: from now on it is looked at.
-    pub fn watch(&self, database: Arc<Database>, desired: Desired) {
-        self.lock().insert(desired.owner.clone(), Steady { database, desired });
+    pub fn watch(&self, database: Arc<Database>, desired: Desired, letters: View) {
+        let steady = Steady { database, desired, letters, since: Instant::now() };
+        self.lock().insert(steady.desired.owner.clone(), steady);
     }
 
     /// The table of this Pipeline is not to be looked at.
@@ -66,7 +76,12 @@ impl Drift {
             return;
         }
         let owner = &steady.desired.owner;
-        info!(namespace = owner.namespace, pipeline = owner.pipeline, table = steady.desired.table.name, "a table is no longer as wanted");
+        info!(
+            namespace = owner.namespace,
+            pipeline = owner.pipeline,
+            table = steady.desired.table.name,
+            "a table is no longer as wanted, or its dead letters are no longer as shown"
+        );
         self.forget(owner);
         // The receiver lives as long as the reconciler: both end with the lease.
         let _ = self.noticed.send(ObjectRef::new(&owner.pipeline).within(&owner.namespace));
@@ -85,14 +100,21 @@ async fn is_steady(steady: &Steady) -> bool {
     }
     let Ok(mut session) = steady.database.session().await else { return false };
     let Ok(client) = session.client() else { return false };
-    match look(client, &steady.desired.table.name).await {
-        Ok(observed) => {
-            steady.database.system_seen(&mut session, false);
-            plan(&steady.desired, &observed).is_ok_and(|plan| plan.steps.is_empty())
-        }
-        Err(_) => {
-            session.discard();
-            false
-        }
-    }
+    let Ok(observed) = look(client, &steady.desired.table.name).await else {
+        session.discard();
+        return false;
+    };
+    let is_as_wanted = plan(&steady.desired, &observed).is_ok_and(|plan| plan.steps.is_empty());
+    let is_as_shown = is_as_wanted && are_letters_as_shown(client, steady).await;
+    steady.database.system_seen(&mut session, false);
+    is_as_shown
+}
+
+async fn are_letters_as_shown(client: &Client, steady: &Steady) -> bool {
+    let shown = &steady.letters;
+    let token = shown.replay.as_ref().map(|replay| replay.token.as_str());
+    let reading = dead_letter::read(client, &steady.desired.owner, token);
+    let Ok(Ok(found)) = timeout(LOOK_INTERVAL, reading).await else { return false };
+    let next = shown.after(token, Some(&found));
+    next == *shown || !shown.is_news(&next) && steady.since.elapsed() < NUMBERS_INTERVAL
 }

@@ -5,8 +5,10 @@ pub mod cleanup;
 pub mod database;
 pub mod drift;
 pub mod external;
+pub mod letters;
 pub mod observe;
 pub mod registry;
+pub mod retention;
 pub mod status;
 pub mod validate;
 pub mod watch;
@@ -27,14 +29,16 @@ use tracing::warn;
 use self::build::{credentials, readers, replicas, workers};
 use self::database::{Databases, RegistryState};
 use self::drift::Drift;
+use self::letters::View;
 use self::observe::{Observed, observe, owner};
 use self::registry::Devices;
+use self::retention::Retention;
 use self::status::{Outcome, TableOutcome, WorkersOutcome, status};
 use self::validate::{TableView, Valid, validate};
 use super::apply::{WriteError, Writer, owner_reference};
-use super::context::{Context, publish_change, unless_terminating};
+use super::context::{Context, publish_change, publish_change_of, unless_terminating};
 
-use crate::api::condition::Cause;
+use crate::api::condition::{Cause, DEAD_LETTERS_DISCARDED, REPLAYED};
 use crate::api::name::PIPELINE_LABEL;
 use crate::api::pipeline::DeletionPolicy;
 use crate::api::{Pipeline, is_reconciliation_paused};
@@ -57,6 +61,9 @@ const REGISTRY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the Gateways may take to be spread over the workers; it takes milliseconds.
 const SPREAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long the deletion of a Pipeline waits for that of its dead letters.
+const LAST_SWEEP_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// A Pipeline that waits for its database is looked at again after this long at most.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
@@ -64,15 +71,17 @@ const LOOK_AGAIN: Duration = Duration::from_secs(3);
 const LONGEST_WAIT: Duration = Duration::from_hours(1);
 
 /// Reconciles Pipelines until dropped, from when all Devices have been listed: a registry is not filled before.
-pub async fn run(context: Context, devices: Devices) {
+pub async fn run(context: Context, devices: Devices, retention: Retention) {
     devices.listed.cancelled().await;
     let (noticed, drifted) = mpsc::unbounded_channel();
     let drift = Drift::new(noticed);
+    let databases = Databases::new(devices);
     let reconciler = Reconciler {
         writer: context.writer("fleetwright/pipeline"),
         recorder: context.recorder("fleetwright.io/pipeline"),
-        databases: Databases::new(devices),
+        databases: databases.clone(),
         drift: drift.clone(),
+        retention: retention.clone(),
         context: context.clone(),
     };
     let controller = Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
@@ -85,6 +94,7 @@ pub async fn run(context: Context, devices: Devices) {
     tokio::select! {
         () = controller.run() => {}
         () = drift.run() => {}
+        () = retention.run(&databases) => {}
     }
 }
 
@@ -94,6 +104,7 @@ struct Reconciler {
     recorder: Arc<EventRecorder>,
     databases: Databases,
     drift: Drift,
+    retention: Retention,
 }
 
 #[async_trait::async_trait]
@@ -118,6 +129,11 @@ impl k8s_controller::Context for Reconciler {
         self.writer.prune::<StatefulSet>(&owner_reference(pipeline), &owner.namespace, &selector, &[]).await?;
         if let Err(cause) = cleanup::release_table(&client, &self.databases, pipeline).await {
             self.warn_of_remains(pipeline, &cause).await;
+        } else if pipeline.spec.deletion_policy == DeletionPolicy::Delete
+            && let Some(database) = self.databases.last(&owner)
+        {
+            // Nobody may use this database from now on. What is left then goes once somebody does.
+            let _ = timeout(LAST_SWEEP_TIMEOUT, self.retention.sweep(database.uri())).await;
         }
         self.databases.release(&owner);
         Ok(None)
@@ -144,7 +160,9 @@ impl Reconciler {
         let password = observed.password.clone().unwrap_or_else(Password::generate);
         let applied = self.writer.apply(&owner_reference(pipeline), &credentials(pipeline, &valid, &password)).await;
         let table = self.bring_table(pipeline, &valid).await;
-        let workers = match (applied, self.awaiting(pipeline, &valid, &table).await) {
+        let token = pipeline.spec.replay.as_ref().map(|replay| replay.token.as_str());
+        let letters = View::of(pipeline.status.as_ref()).after(token, observed.letters.as_ref());
+        let workers = match (applied, self.awaiting(pipeline, &valid, &table, &letters).await) {
             (Err(error), _) => Err(error),
             (Ok(_), Some(cause)) => Ok(WorkersOutcome::Awaiting(cause)),
             (Ok(_), None) => self.apply_workers(pipeline, observed, &valid, &password).await,
@@ -153,7 +171,7 @@ impl Reconciler {
             Err(error @ WriteError::NameConflict { .. }) => WorkersOutcome::Awaiting(Cause::new(error.reason(), chain(&error))),
             workers => workers?,
         };
-        Ok(Outcome::Accepted { table, workers, gateways })
+        Ok(Outcome::Accepted { table, workers, gateways, letters })
     }
 
     async fn bring_table(&self, pipeline: &Pipeline, valid: &Valid) -> TableOutcome {
@@ -175,6 +193,9 @@ impl Reconciler {
             Ok(plan) => {
                 let created = plan.steps.iter().any(|step| matches!(step, Step::CreateSystem { .. }));
                 database.system_seen(&mut session, created);
+                if plan.steps.iter().any(|step| matches!(step, Step::KeepDeadLetters { .. })) {
+                    self.retention.changed();
+                }
                 Ok(plan)
             }
             Err(error) => {
@@ -188,7 +209,7 @@ impl Reconciler {
     }
 
     /// What the workers have to wait for. A reading of a Device that the registry does not hold yet would be refused.
-    async fn awaiting(&self, pipeline: &Pipeline, valid: &Valid, table: &TableOutcome) -> Option<Cause> {
+    async fn awaiting(&self, pipeline: &Pipeline, valid: &Valid, table: &TableOutcome, letters: &View) -> Option<Cause> {
         let owner = owner(pipeline);
         let ready = matches!(table, TableOutcome::Ready { .. });
         let database = self.databases.last(&owner).filter(|_| ready);
@@ -197,7 +218,7 @@ impl Reconciler {
             None => RegistryState::Waiting,
         };
         match database.filter(|_| registry == RegistryState::Filled) {
-            Some(database) => self.drift.watch(database, valid.desired.clone()),
+            Some(database) => self.drift.watch(database, valid.desired.clone(), letters.clone()),
             None => self.drift.forget(&owner),
         }
         if replicas(pipeline, valid) == 0 {
@@ -260,6 +281,9 @@ impl Reconciler {
         if self.writer.write_status::<Pipeline, _>(&namespace, &pipeline.name_any(), previous, &wanted).await? {
             let before = previous.map_or(&[][..], |status| status.conditions.as_slice());
             publish_change(&self.recorder, pipeline, before, &wanted.conditions).await;
+            for of_letters in [DEAD_LETTERS_DISCARDED, REPLAYED] {
+                publish_change_of(of_letters, &self.recorder, pipeline, before, &wanted.conditions).await;
+            }
         }
         Ok(())
     }

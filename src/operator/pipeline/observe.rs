@@ -1,9 +1,11 @@
 //! All that a reconciliation reads: the API server and the database.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Client, ResourceExt};
+use tokio::time::timeout;
 
 use super::database::Databases;
 use crate::api::condition::Cause;
@@ -15,9 +17,14 @@ use crate::operator::apply::{WriteError, read, read_all};
 use crate::operator::device::secret::PASSWORD_KEY;
 use crate::runtime::error::chain;
 use crate::timescale;
+use crate::timescale::dead_letter::{self, DeadLetters};
 use crate::timescale::execute::{ExecuteError, look};
 use crate::timescale::schema::Owner;
+use crate::timescale::system;
 use crate::timescale::uri::ConnectionUri;
+
+/// How long the numbers of dead letters may take; they take milliseconds.
+const LETTERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What was found around a Pipeline.
 #[derive(Debug)]
@@ -30,6 +37,8 @@ pub struct Observed {
     pub uri: Result<ConnectionUri, Cause>,
     /// The database.
     pub database: DatabaseView,
+    /// What the database tells of dead letters, where it does.
+    pub letters: Option<DeadLetters>,
     /// The FileDescriptorSet that the Pipeline names, where it names one; or why there is none.
     pub descriptor: Result<Option<Vec<u8>>, Cause>,
     /// Password of the workers, where there is one that can be used.
@@ -65,9 +74,9 @@ pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline
     let credentials = read::<Secret>(client, &namespace, &name::ingest(&pipeline.name_any())).await?;
     let uri = read_uri(client, pipeline).await?;
     let descriptor = read_descriptor(client, pipeline).await?;
-    let database = match &uri {
+    let (database, letters) = match &uri {
         Ok(uri) => look_at(databases, pipeline, uri).await,
-        Err(cause) => DatabaseView::Unseen(cause.clone()),
+        Err(cause) => (DatabaseView::Unseen(cause.clone()), None),
     };
     Ok(Observed {
         gateways: gateways.iter().map(|gateway| (gateway.name_any(), gateway.labels().clone())).collect(),
@@ -75,6 +84,7 @@ pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline
         uri,
         descriptor,
         database,
+        letters,
         password: credentials.and_then(|secret| Password::given(&secret.data?.get(PASSWORD_KEY)?.0).ok()),
     })
 }
@@ -114,29 +124,36 @@ async fn read_descriptor(client: &Client, pipeline: &Pipeline) -> Result<Result<
     Ok(descriptor::read(map, reference).map(Some))
 }
 
-async fn look_at(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri) -> DatabaseView {
-    let database = databases.obtain(&owner(pipeline), uri);
+async fn look_at(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri) -> (DatabaseView, Option<DeadLetters>) {
+    let owner = owner(pipeline);
+    let database = databases.obtain(&owner, uri);
     let mut session = match database.session().await {
         Ok(session) => session,
-        Err(cause) => return DatabaseView::Unseen(cause),
+        Err(cause) => return (DatabaseView::Unseen(cause), None),
     };
     let client = match session.client() {
         Ok(client) => client,
-        Err(cause) => return DatabaseView::Unseen(cause),
+        Err(cause) => return (DatabaseView::Unseen(cause), None),
     };
     match look(client, &pipeline.spec.sink.timescale.table).await {
         Ok(observed) => {
+            let mut letters = None;
+            if observed.system_version.is_some_and(|version| version >= system::VERSION) {
+                let token = pipeline.spec.replay.as_ref().map(|replay| replay.token.as_str());
+                letters = timeout(LETTERS_TIMEOUT, dead_letter::read(client, &owner, token)).await.ok().and_then(Result::ok);
+            }
             if observed.system_version.is_some() {
                 database.system_seen(&mut session, false);
             }
-            DatabaseView::Seen(observed)
+            (DatabaseView::Seen(observed), letters)
         }
         Err(error) => {
             let cause = cause(&error);
             if matches!(error, ExecuteError::AwaitAnswer { .. }) {
                 session.discard();
             }
-            if cause.reason == "DatabaseUnavailable" { DatabaseView::Unseen(cause) } else { DatabaseView::Refused(cause) }
+            let unseen = cause.reason == "DatabaseUnavailable";
+            (if unseen { DatabaseView::Unseen(cause) } else { DatabaseView::Refused(cause) }, None)
         }
     }
 }

@@ -3,6 +3,7 @@
 use k8s_openapi::api::apps::v1::StatefulSet;
 
 use super::build::labels;
+use super::letters::View;
 use crate::api::condition::{ACCEPTED, Cause, Finding, Readiness, TABLE_READY, WORKERS_AVAILABLE, conditions};
 use crate::api::{Pipeline, PipelineStatus};
 
@@ -19,6 +20,8 @@ pub enum Outcome {
         workers: WorkersOutcome,
         /// How many Gateways are read.
         gateways: usize,
+        /// The dead letters.
+        letters: View,
     },
     /// The Pipeline is being deleted.
     Deleting,
@@ -71,7 +74,7 @@ pub fn status(pipeline: &Pipeline, outcome: &Outcome) -> PipelineStatus {
             let cause = Cause::new("Deleting", "the table is being released");
             (Vec::new(), Readiness::Reconciling(cause))
         }
-        Outcome::Accepted { table, workers, gateways } => {
+        Outcome::Accepted { table, workers, gateways, letters } => {
             let name = format!("public.{}", pipeline.spec.sink.timescale.table);
             status.gateways = i64::try_from(*gateways).ok();
             status.workers = workers.summary().or(status.workers);
@@ -80,7 +83,11 @@ pub fn status(pipeline: &Pipeline, outcome: &Outcome) -> PipelineStatus {
             if matches!(table, TableOutcome::Ready { .. }) {
                 status.table = Some(name.clone());
             }
-            accepted(&name, table, workers, *gateways)
+            status.dead_letters = letters.counts;
+            status.replay.clone_from(&letters.replay);
+            let (mut findings, readiness) = accepted(&name, table, workers, *gateways);
+            findings.extend(letters.findings(&pipeline.spec.dead_letters.max_bytes_per_hour.0));
+            (findings, readiness)
         }
     };
     status.conditions = conditions(&previous.conditions, generation, &findings, &readiness);

@@ -29,7 +29,7 @@ fn ready_table() -> TableOutcome {
 }
 
 fn outcome(table: TableOutcome, workers: WorkersOutcome) -> Outcome {
-    Outcome::Accepted { table, workers, gateways: 2 }
+    Outcome::Accepted { table, workers, gateways: 2, letters: View::default() }
 }
 
 /// Status and reason of a condition, as `True/Reading`; nothing where it is not there.
@@ -112,7 +112,12 @@ fn ready_and_why_not() {
         ),
         (outcome(failed(false), applied(live(3, 0, 0, true), 0, true)), "False/Because", Some(RECONCILING), "False/Because", "True/Paused"),
         (
-            Outcome::Accepted { table: ready_table(), workers: applied(live(3, 0, 0, true), 0, false), gateways: 0 },
+            Outcome::Accepted {
+                table: ready_table(),
+                workers: applied(live(3, 0, 0, true), 0, false),
+                gateways: 0,
+                letters: View::default(),
+            },
             "False/NoGatewaySelected",
             Some(RECONCILING),
             "True/TableReady",

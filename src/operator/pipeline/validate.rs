@@ -144,6 +144,7 @@ pub(super) mod tests {
             uri: Ok("postgresql://u:p@db:5433/fleet".parse().unwrap()),
             database: DatabaseView::Seen(timescale::observe::Observed::default()),
             descriptor: Ok(None),
+            letters: None,
             password: Some(Password::given(b"secret-of-the-workers").unwrap()),
         }
     }

@@ -20,6 +20,7 @@ fn carry_out(step: &Step, observed: &mut Observed) {
         Step::Claim { owner, .. } => {
             observed.claim = Some(Claim { namespace: owner.namespace.clone(), pipeline: Some(owner.pipeline.clone()) });
         }
+        Step::KeepDeadLetters { retention, .. } => observed.dead_letter_retention = Some(*retention),
         Step::CreateTable { table, .. } => {
             let columns = table.columns.iter().map(new_column).collect();
             observed.table = Some(ObservedTable { chunk_interval: Some(table.chunk_interval), columns, has_key: false });
@@ -51,7 +52,14 @@ fn an_empty_database_gets_everything_in_order() {
     let steps = plan(&desired, &Observed::default()).unwrap().steps;
     assert!(matches!(
         steps.as_slice(),
-        [Step::CreateExtension, Step::CreateSystem { .. }, Step::Claim { .. }, Step::CreateTable { .. }, Step::CreateKey { .. }]
+        [
+            Step::CreateExtension,
+            Step::CreateSystem { .. },
+            Step::Claim { .. },
+            Step::KeepDeadLetters { retention: 2_592_000_000_000, .. },
+            Step::CreateTable { .. },
+            Step::CreateKey { .. }
+        ]
     ));
 }
 
@@ -70,6 +78,9 @@ fn drift_is_repaired() {
     let mut without_column = whole.clone();
     without_column.table.as_mut().unwrap().columns.retain(|column| column.name != "rms");
     assert!(matches!(plan(&desired, &without_column).unwrap().steps.as_slice(), [Step::AddColumn { column, .. }] if column.name == "rms"));
+
+    let other_retention = Observed { dead_letter_retention: Some(1), ..whole.clone() };
+    assert!(matches!(plan(&desired, &other_retention).unwrap().steps.as_slice(), [Step::KeepDeadLetters { .. }]));
 
     let older = Observed { system_version: Some(0), ..whole };
     assert!(matches!(plan(&desired, &older).unwrap().steps.as_slice(), [Step::CreateSystem { .. }]));
@@ -155,8 +166,15 @@ fn any_observed() -> impl Strategy<Value = Observed> {
             ObservedTable { chunk_interval: chunk_interval.map(|days| days * 86_400_000_000), columns: columns.collect(), has_key }
         },
     );
-    (option::of(extension), option::of(0..3), option::of(claim), option::of(table))
-        .prop_map(|(extension, system_version, claim, table)| Observed { extension, system_version, claim, table })
+    (option::of(extension), option::of(0..3), option::of(claim), option::of(1_i64..3), option::of(table)).prop_map(
+        |(extension, system_version, claim, dead_letter_retention, table)| Observed {
+            extension,
+            system_version,
+            claim,
+            dead_letter_retention,
+            table,
+        },
+    )
 }
 
 fn any_desired() -> impl Strategy<Value = Desired> {
