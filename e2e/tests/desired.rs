@@ -66,7 +66,8 @@ async fn receive(fleet: &Fleet, sampling: i64) -> Result<i64> {
     let mut session = connect(fleet).await?;
     session.subscribe(DESIRED).await?;
     let message = session.message(ARRIVES_WITHIN).await?;
-    let desired: Value = serde_json::from_str(&message).with_context(|| format!("received {message}"))?;
+    let (_, payload) = message.split_once(' ').with_context(|| format!("received {message}"))?;
+    let desired: Value = serde_json::from_str(payload).with_context(|| format!("received {message}"))?;
     ensure!(desired["desired"] == json!({"samplingSeconds": sampling}), "received {message}");
     desired["generation"].as_i64().context("no generation")
 }

@@ -4,6 +4,7 @@ mod apply;
 mod certificate;
 mod dead_letter;
 mod deletion;
+mod desired;
 mod device_certificate;
 mod drift;
 mod external;

@@ -5,6 +5,7 @@
 //! After a connection has ended, all that was read is committed before the next one begins: what the broker then sends again
 //! is known to the table's key or to the ledger.
 
+mod backoff;
 mod pulse;
 mod store;
 
@@ -12,14 +13,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rand::RngExt;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{Packet, SubscribeReasonCode};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::backoff::Backoff;
 use self::pulse::Pulse;
 use self::store::Store;
 use super::decode::sparkplug::rebirth;
@@ -35,9 +36,6 @@ use crate::registry::follow::Registry;
 use crate::runtime::error::chain;
 use crate::runtime::readiness::Readiness;
 use crate::timescale::uri::ConnectionUri;
-
-/// The shortest and the longest wait before the next attempt to connect; doubled at each failure.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// How long an orderly stop waits for the commits; less than a pod is given to end (30 s). What is not committed by then
 /// stays with the broker.
@@ -380,25 +378,4 @@ pub enum End {
     Stopped,
     /// Another worker has taken it over.
     Lost,
-}
-
-/// Exponential backoff with jitter.
-struct Backoff(Duration);
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self(BACKOFF.0)
-    }
-}
-
-impl Backoff {
-    /// Waits; `false` when the worker is to stop.
-    async fn wait(&mut self, shutdown: &CancellationToken) -> bool {
-        let wait = self.0.mul_f64(rand::rng().random_range(0.5..1.0));
-        self.0 = (self.0 * 2).min(BACKOFF.1);
-        tokio::select! {
-            () = shutdown.cancelled() => false,
-            () = sleep(wait) => true,
-        }
-    }
 }
