@@ -2,13 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use fleetwright_e2e::client::Listener;
 use fleetwright_e2e::database::Database;
 use fleetwright_e2e::manifest::{device, gateway, pipeline, with};
 use fleetwright_e2e::publisher::{Publisher, stored, stored_at_their_times, stored_twice};
+use fleetwright_e2e::wait::{seconds, until};
 use fleetwright_e2e::{Fleet, fault, run};
+use k8s_openapi::api::core::v1::Event;
+use kube::Api;
+use kube::api::ListParams;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// Devices, and readings a second of each: enough that every fault falls into batches that are under way.
 const DEVICES: usize = 8;
@@ -81,6 +87,62 @@ fn killed_brokers_lose_nothing() {
         println!("{} acknowledged readings are there; {again} without a key came twice from their device", acknowledged.len());
         no_dead_letters(&database).await
     });
+}
+
+#[test]
+fn a_database_that_is_away_is_told_on_every_channel_and_caught_up_with() {
+    run("unreachable", async |fleet| {
+        let (database, listener, devices) = start(&fleet).await?;
+        let publisher = Publisher::start(&listener, &devices, RATE).await?;
+        publisher.more(BETWEEN).await?;
+        let is_up = async || metric(&fleet, "timed-ingest-0", "fleetwright_ingest_database_up").await;
+        ensure!(is_up().await? == "1", "the metric says that the database is away");
+
+        fleet.change("StatefulSet", "timescaledb", json!({"spec": {"replicas": 0}})).await?;
+        fleet.gone("Pod", "timescaledb-0", fleetwright_e2e::fleet::GONE_WITHIN).await?;
+        for pipeline in ["timed", "arrival"] {
+            let table = fleet.condition("Pipeline", pipeline, "TableReady", "Unknown", "DatabaseUnavailable").await?;
+            ensure!(table.message.contains("timescaledb") && table.message.contains("start it"), "no help: {}", table.message);
+            fleet.condition("Pipeline", pipeline, "Ready", "False", "DatabaseUnavailable").await?;
+        }
+        until(seconds(30), "the worker says so", async || {
+            ensure!(is_up().await? == "0", "its metric says that the database is there");
+            let pod = fault::pod(&fleet.client, &fleet.namespace, "timed-ingest").await?;
+            let conditions = pod.status.and_then(|status| status.conditions).unwrap_or_default();
+            let ready = conditions.into_iter().find(|condition| condition.type_ == "Ready");
+            ensure!(ready.as_ref().is_some_and(|ready| ready.status == "False"), "it is ready: {ready:?}");
+            Ok(())
+        })
+        .await?;
+        publisher.more(BETWEEN).await?;
+        let events = Api::<Event>::namespaced(fleet.client.clone(), &fleet.namespace).list(&ListParams::default()).await?.items;
+        let told = |event: &&Event| event.reason.as_deref() == Some("DatabaseUnavailable") && event.type_.as_deref() == Some("Warning");
+        let of = |name: &str| events.iter().filter(told).filter(|event| event.involved_object.name.as_deref() == Some(name)).count();
+        // One a cause: the connection that ended, and the server that then is not there.
+        ensure!((1..=3).contains(&of("timed")), "{} Events tell of it", of("timed"));
+
+        fleet.change("StatefulSet", "timescaledb", json!({"spec": {"replicas": 1}})).await?;
+        fleet.all_ready(&["Pipeline/timed", "Pipeline/arrival"]).await?;
+        ensure!(publisher.connections() == DEVICES, "a device's session broke, though its broker was there");
+        let acknowledged = publisher.stop().await?;
+        for table in ["timed", "arrival"] {
+            stored(&database, table, &acknowledged).await?;
+            let twice = stored_twice(&database, table).await?;
+            ensure!(twice == 0, "{twice} readings stand in {table} more than once");
+        }
+        no_dead_letters(&database).await
+    });
+}
+
+/// The value of a metric of a pod.
+async fn metric(fleet: &Fleet, pod: &str, name: &str) -> Result<String> {
+    let address = fault::pod(&fleet.client, &fleet.namespace, pod).await?.status.and_then(|status| status.pod_ip);
+    let mut stream = TcpStream::connect((address.context("the pod has no address")?, 9090)).await?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let value = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    Ok(value.with_context(|| format!("{pod} has no metric {name}"))?.trim().to_owned())
 }
 
 /// A database of the test's own, a broker, devices, a Pipeline that takes the time from the message and one that does not.
