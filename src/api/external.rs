@@ -23,6 +23,46 @@ pub struct ExternalBroker {
     /// `devices/+/connection`, publish (retained) to `devices/+/desired` and `devices/+/reported`, and subscribe to the topics of
     /// the Pipelines that read this Gateway. A changed Secret is followed; workers log in with it from their next connection on.
     pub credentials_secret: LoginSecretReference,
+
+    /// Lets several workers of a Pipeline read this broker at the same time, for a broker (mostly a cluster) that one worker cannot
+    /// follow. Left out: each Pipeline reads it in one session, by one worker, and the messages keep their order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_subscription: Option<SharedSubscription>,
+}
+
+/// A subscription that several sessions of each Pipeline share (MQTT 5.0, section 4.8.2): they subscribe to `$share/<group>/<filter>`,
+/// with a group of the Pipeline's own, and the broker gives each message to one of them. `workers.replicas` of the Pipeline spreads
+/// the sessions over workers; one that another worker takes over goes on where it was.
+///
+/// - The broker has to offer shared subscriptions with QoS 1, as EMQX, HiveMQ, VerneMQ, NanoMQ, Mosquitto and the clouds' brokers do, and
+///   to let the login of `credentialsSecret` subscribe to them.
+/// - Messages of one device may go to different sessions. So they are stored in any order; rows are sorted by their own time all the same.
+/// - Nothing is lost, and rows whose time is in the message are stored once, whatever happens: the table's key (time and device) sees to that.
+///   Rows that take the time of their arrival, and dead letters, have no such key. They are stored once at a broker that keeps what a session
+///   has not acknowledged for that very session, as Mosquitto does. MQTT also lets a broker give it to another session when a connection
+///   breaks: then they may be stored twice. So they may while the topic of a Pipeline changes to another that overlaps it.
+/// - A worker that is away holds up the messages that the broker has given to its sessions, until it is back.
+/// - A Pipeline of the format `SparkplugB` reads in one session nevertheless: what a node means follows from its births, which have to come
+///   to where its data comes.
+///
+/// It can be added, changed and removed at any time: sessions that are no longer wanted are unsubscribed, read until they are empty, and ended.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedSubscription {
+    /// How many sessions of each Pipeline share the subscription: the most workers that can read this broker. Several of one worker
+    /// cost it a little memory and speed, so two to four for each worker that there may be one day are plenty.
+    #[serde(default = "default_sessions")]
+    #[schemars(range(min = 2, max = 16))]
+    pub sessions: i32,
+}
+
+/// The most sessions that share a subscription: as many workers bring more than a database takes. Times of arrival are given in steps of so
+/// many microseconds, a session each its own, so that with many more a busy session would run ahead of the clock (here beyond 62,500 readings
+/// a second).
+pub const MOST_SESSIONS: i32 = 16;
+
+const fn default_sessions() -> i32 {
+    4
 }
 
 /// TLS of the connections to a broker that runs elsewhere.

@@ -152,6 +152,13 @@ pub fn external_ingest_client(pipeline_uid: &str, gateway: &str) -> String {
     format!("fwi{}", revision([pipeline_uid.as_bytes(), gateway.as_bytes()]))
 }
 
+/// MQTT client identifier of one of several sessions of a Pipeline at an external broker: the first has that of
+/// [`external_ingest_client`], and so have those that share a subscription with it.
+#[must_use]
+pub fn external_session_client(first: &str, number: i32) -> String {
+    if number == 0 { first.to_owned() } else { format!("fwi{}", revision([first.as_bytes(), &number.to_be_bytes()])) }
+}
+
 /// Host name of a Service inside the cluster. Without the cluster's domain, which is not known here; a pod's resolver adds it.
 #[must_use]
 pub fn service_host(service: &str, namespace: &str) -> String {

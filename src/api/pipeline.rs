@@ -127,8 +127,9 @@ fn default_chunk_interval() -> String {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Workers {
-    /// How many workers share the Gateways, each of which is read by one worker, so that its messages keep their order. More
-    /// workers than Gateways would have nothing to read, and are not started. `kubectl scale fwp/<name> --replicas 3` and a
+    /// How many workers share the Gateways, each of which is read by one worker, so that its messages keep their order; but for those
+    /// with an external broker that has a `sharedSubscription`, which as many can read as there are sessions. More workers than that
+    /// would have nothing to read, and are not started. `kubectl scale fwp/<name> --replicas 3` and a
     /// HorizontalPodAutoscaler change it; a Gateway that another worker takes over goes on where the one before it was. To stop
     /// reading there is `paused`.
     #[serde(default = "default_replicas")]

@@ -77,7 +77,7 @@ pub struct IngestGateway {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExternalAccess {
-    /// Client identifier.
+    /// Client identifier of the first session; those of the others follow from it.
     pub client_id: String,
 
     /// Whether the connection is encrypted.
@@ -85,4 +85,29 @@ pub struct ExternalAccess {
 
     /// Whether the authorities to trust are a file; else the public ones are trusted.
     pub authorities: bool,
+
+    /// How many sessions share the subscription; left out: one session has a subscription of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_by: Option<i32>,
+}
+
+/// What a filter of a shared subscription begins with (MQTT 5.0, section 4.8.2).
+pub const SHARED: &str = "$share/";
+
+impl IngestGateway {
+    /// How many sessions read it.
+    #[must_use]
+    pub fn sessions(&self) -> i32 {
+        self.external.as_ref().and_then(|external| external.shared_by).unwrap_or(1)
+    }
+
+    /// The filter to subscribe to for messages that match `filter`. The group is the Pipeline's own at this broker, and a new
+    /// number of sessions leaves it as it is.
+    #[must_use]
+    pub fn subscription(&self, filter: &str) -> String {
+        match &self.external {
+            Some(ExternalAccess { client_id, shared_by: Some(_), .. }) => format!("{SHARED}{client_id}/{filter}"),
+            _ => filter.to_owned(),
+        }
+    }
 }

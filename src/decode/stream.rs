@@ -6,6 +6,7 @@ use super::refusal::{Reason, Refusal};
 use super::sparkplug::Memory;
 use super::time::Time;
 use super::{Decoder, Outcome, Value};
+use crate::api::external::MOST_SESSIONS;
 use crate::api::topic::TopicPattern;
 
 /// Takes the messages of one gateway apart.
@@ -15,15 +16,40 @@ pub struct Stream {
     decoder: Arc<Decoder>,
     /// The last time of arrival that was given to a reading.
     last_arrival: Time,
+    grid: Grid,
     /// What messages have said that others need.
     memory: Memory,
+}
+
+/// The times that may be given, in microseconds.
+#[derive(Clone, Copy, Debug)]
+struct Grid {
+    step: i64,
+    first: i64,
+}
+
+impl Grid {
+    const EVERY: Self = Self { step: 1, first: 0 };
+
+    /// The first time that is not before `arrival`, and after `last`.
+    fn next(self, last: Time, arrival: Time) -> Time {
+        let earliest = arrival.max(last.after(1));
+        earliest.after((self.first - earliest.0).rem_euclid(self.step))
+    }
 }
 
 impl Stream {
     /// A stream of which no message has come yet.
     #[must_use]
     pub fn new(topic: Arc<TopicPattern>, decoder: Arc<Decoder>) -> Self {
-        Self { topic, decoder, last_arrival: Time::default(), memory: Memory::default() }
+        Self { topic, decoder, last_arrival: Time::default(), grid: Grid::EVERY, memory: Memory::default() }
+    }
+
+    /// The same, as one of several that share the messages of a gateway: no two of them give the same time of arrival, since that and the
+    /// device are all that tells such readings apart.
+    #[must_use]
+    pub fn sharing(self, number: i32) -> Self {
+        Self { grid: Grid { step: MOST_SESSIONS.into(), first: number.into() }, ..self }
     }
 
     /// The Pipeline's topic.
@@ -54,7 +80,7 @@ impl Stream {
         if !self.decoder.takes_arrival_time() {
             return arrival;
         }
-        self.last_arrival = arrival.max(self.last_arrival.after(1));
+        self.last_arrival = self.grid.next(self.last_arrival, arrival);
         self.last_arrival
     }
 
@@ -87,9 +113,9 @@ impl Stream {
     /// Decodes a message that was observed and whose topic was read. Hands each good reading over: its time, whether that is the
     /// time of arrival, and a value a field.
     pub fn decode(&mut self, topic: &[u8], payload: &[u8], arrival: Time, mut reading: impl FnMut(Time, bool, &[Value<'_>])) -> Outcome {
-        let last = &mut self.last_arrival;
+        let (last, grid) = (&mut self.last_arrival, self.grid);
         let next = |last: &mut Time| {
-            *last = arrival.max(last.after(1));
+            *last = grid.next(*last, arrival);
             *last
         };
         let topic = std::str::from_utf8(topic).unwrap_or_default();
@@ -105,6 +131,32 @@ impl Stream {
             // No key tells such readings again when the message is replayed: all of it is stored then, or nothing ever.
             Outcome::Partial(refusal) if self.decoder.takes_arrival_time() => Outcome::Malformed(refusal),
             outcome => outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_two_that_share_give_the_same_time(arrivals in prop::collection::vec((0..MOST_SESSIONS, 0_i64..200), 0..200)) {
+            let mut last = [Time::default(); 16];
+            let mut given = BTreeSet::new();
+            for (number, arrival) in arrivals {
+                let grid = Grid { step: MOST_SESSIONS.into(), first: number.into() };
+                let last = &mut last[usize::try_from(number).unwrap()];
+                let next = grid.next(*last, Time(arrival));
+                prop_assert!(next > *last && next >= Time(arrival));
+                prop_assert!(next.0 - arrival.max(last.0 + 1) < i64::from(MOST_SESSIONS));
+                prop_assert!(given.insert(next));
+                *last = next;
+            }
         }
     }
 }

@@ -13,13 +13,13 @@ use tracing::warn;
 use super::sink::WRITERS;
 use super::sink::health::Health;
 use crate::runtime::error::chain;
-use crate::timescale::assignment::{Assignment, read};
+use crate::timescale::assignment::{Assigned, read_assigned};
 use crate::timescale::connect::{ConnectError, connect, drive};
 use crate::timescale::schema::Owner;
 use crate::timescale::uri::ConnectionUri;
 
 /// How often the database is asked: a gateway that moves to this worker is taken over within this time. One read of a few
-/// rows by primary key.
+/// rows.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long an answer may take.
@@ -45,7 +45,7 @@ enum FollowError {
 pub async fn follow(
     uri: ConnectionUri,
     owner: Owner,
-    assigned: watch::Sender<Option<Assignment>>,
+    assigned: watch::Sender<Option<Assigned>>,
     health: Arc<Health>,
     shutdown: CancellationToken,
 ) {
@@ -53,12 +53,12 @@ pub async fn follow(
     let mut failing = false;
     while !shutdown.is_cancelled() {
         match ask(&uri, &owner, &mut client).await {
-            Ok(assignment) => {
+            Ok(found) => {
                 failing = false;
                 health.answers(CONNECTION);
                 assigned.send_if_modified(|known| {
-                    let changed = known.as_ref() != Some(&assignment);
-                    *known = Some(assignment);
+                    let changed = known.as_ref() != Some(&found);
+                    *known = Some(found);
                     changed
                 });
             }
@@ -80,7 +80,7 @@ pub async fn follow(
     }
 }
 
-async fn ask(uri: &ConnectionUri, owner: &Owner, known: &mut Option<Client>) -> Result<Assignment, FollowError> {
+async fn ask(uri: &ConnectionUri, owner: &Owner, known: &mut Option<Client>) -> Result<Assigned, FollowError> {
     let client = match known {
         Some(client) => client,
         None => {
@@ -89,5 +89,5 @@ async fn ask(uri: &ConnectionUri, owner: &Owner, known: &mut Option<Client>) -> 
             known.insert(client)
         }
     };
-    Ok(timeout(TIMEOUT, read(client, owner)).await.map_err(|_| FollowError::Await)??)
+    Ok(timeout(TIMEOUT, read_assigned(client, owner)).await.map_err(|_| FollowError::Await)??)
 }

@@ -10,6 +10,7 @@ mod intake;
 mod ledger;
 mod metrics;
 mod mqtt;
+mod own;
 pub mod replay;
 mod session;
 mod sink;

@@ -23,18 +23,19 @@ use super::decode::stream::Stream;
 use super::intake::Intake;
 use super::metrics::Metrics;
 use super::mqtt::login::{Access, Login};
+use super::own::{Own, own};
 use super::replay::wish::carry_out;
 use super::session::{End, Session, check};
 use super::sink::health::Health;
 use super::sink::statements::Statements;
 use super::sink::{Sink, Target};
-use crate::api::name::ingest_username;
+use crate::api::name::{external_session_client, ingest_username};
 use crate::api::topic::TopicPattern;
-use crate::configuration::ingest::{IngestConfiguration, IngestGateway};
+use crate::configuration::ingest::{ExternalAccess, IngestConfiguration};
 use crate::registry::follow::{Registry, follow};
 use crate::runtime::http;
 use crate::runtime::readiness::Readiness;
-use crate::timescale::assignment::{Assignment, worker_of};
+use crate::timescale::assignment::Assigned;
 use crate::timescale::schema::Owner;
 use crate::timescale::uri::ConnectionUri;
 
@@ -146,9 +147,12 @@ struct Logins {
 }
 
 impl Logins {
-    fn of(&self, gateway: &IngestGateway) -> Access {
-        match &gateway.external {
-            Some(external) => Access::Files { folder: self.folder.join(&gateway.name), external: external.clone() },
+    fn of(&self, own: &Own<'_>) -> Access {
+        match own.gateway.external.clone() {
+            Some(external) => {
+                let client_id = external_session_client(&external.client_id, own.number);
+                Access::Files { folder: self.folder.join(&own.gateway.name), external: ExternalAccess { client_id, ..external } }
+            }
             None => Access::Own(self.own.clone()),
         }
     }
@@ -211,23 +215,25 @@ impl Worker {
         info!("stopped");
     }
 
-    /// Runs the sessions with the gateways that are this worker's. One that becomes another's goes on until that one takes it over,
-    /// so that nobody misses what comes meanwhile.
-    async fn run_sessions(&self, mut assigned: watch::Receiver<Option<Assignment>>, sink: &Sink, shutdown: &CancellationToken) {
+    /// Runs the sessions that are this worker's. One that becomes another's goes on until that one takes it over, so that nobody misses
+    /// what comes meanwhile.
+    async fn run_sessions(&self, mut assigned: watch::Receiver<Option<Assigned>>, sink: &Sink, shutdown: &CancellationToken) {
         let mut sessions = JoinSet::new();
         let mut running = HashSet::new();
         let mut lost = HashSet::new();
+        // Those that have ended and that the database was not asked for again.
+        let mut left = HashSet::new();
         loop {
             let own = match assigned.borrow_and_update().as_ref() {
-                Some(assignment) => self.own(assignment),
+                Some(assigned) => own(&self.configuration.gateways, assigned, self.ordinal),
                 None => Vec::new(),
             };
-            for gateway in &own {
-                if running.insert(gateway.name.clone()) {
-                    self.readiness.fails(&check(&gateway.name), "starting");
-                    let wait = if lost.remove(&gateway.name) { TAKE_BACK_AFTER } else { Duration::ZERO };
-                    let session = self.session((*gateway).clone(), own.len(), sink.clone(), shutdown.clone());
-                    let (name, shutdown) = (gateway.name.clone(), shutdown.clone());
+            left.retain(|name| own.iter().any(|session| session.leaves && session.name == *name));
+            for session in own.iter().filter(|session| !left.contains(&session.name)) {
+                if running.insert(session.name.clone()) {
+                    let wait = if lost.remove(&session.name) { TAKE_BACK_AFTER } else { Duration::ZERO };
+                    let (name, session) = (session.name.clone(), self.session(session, own.len(), sink.clone(), shutdown.clone()));
+                    let shutdown = shutdown.clone();
                     sessions.spawn(async move {
                         tokio::select! {
                             () = shutdown.cancelled() => return (name, End::Stopped),
@@ -243,36 +249,43 @@ impl Worker {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Ok(()) = assigned.changed() => {}
-                Some(Ok((gateway, End::Lost))) = sessions.join_next() => {
-                    info!(gateway, "another worker reads the gateway now");
-                    self.readiness.remove(&check(&gateway));
-                    running.remove(&gateway);
-                    lost.insert(gateway);
+                Some(Ok((session, end @ (End::Lost | End::Left)))) = sessions.join_next() => {
+                    self.readiness.remove(&check(&session));
+                    running.remove(&session);
+                    if end == End::Lost {
+                        info!(session, "another worker reads the gateway now");
+                        lost.insert(session);
+                    } else {
+                        left.insert(session);
+                    }
                 }
             }
         }
         while sessions.join_next().await.is_some() {}
     }
 
-    /// The gateways that are this worker's.
-    fn own(&self, assignment: &Assignment) -> Vec<&IngestGateway> {
-        self.configuration.gateways.iter().filter(|gateway| worker_of(assignment, &gateway.name) == self.ordinal).collect()
-    }
-
-    fn session(&self, gateway: IngestGateway, of: usize, sink: Sink, shutdown: CancellationToken) -> Session {
+    fn session(&self, own: &Own<'_>, of: usize, sink: Sink, shutdown: CancellationToken) -> Session {
         let configuration = &self.configuration;
+        // One that leaves says nothing of whether this worker does its work.
+        let readiness = if own.leaves { Readiness::default() } else { self.readiness.clone() };
+        readiness.fails(&check(&own.name), "starting");
+        let stream = Stream::new(self.topic.clone(), self.decoder.clone());
+        // One that leaves has shared.
+        let shares = own.leaves || own.gateway.sessions() > 1;
         Session {
-            access: self.logins.of(&gateway),
-            name: format!("{}/{}/{}", configuration.namespace, configuration.pipeline, gateway.name),
-            intake: Intake { gateway: gateway.name.clone(), stream: Stream::new(self.topic.clone(), self.decoder.clone()) },
+            access: self.logins.of(own),
+            name: format!("{}/{}/{}", configuration.namespace, configuration.pipeline, own.name),
+            check: check(&own.name),
+            filter: (!own.leaves).then(|| own.gateway.subscription(self.topic.filter())),
+            intake: Intake { gateway: own.gateway.name.clone(), stream: if shares { stream.sharing(own.number) } else { stream } },
             registry: self.registry.clone(),
             sink,
             uri: self.uri.clone(),
             budget: (BUDGET / of.max(1)).max(LEAST_BUDGET),
-            readiness: self.readiness.clone(),
-            metrics: self.metrics.session(&gateway.name),
+            readiness,
+            metrics: self.metrics.session(&own.name),
             shutdown,
-            gateway,
+            gateway: own.gateway.clone(),
         }
     }
 }

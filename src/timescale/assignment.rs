@@ -1,4 +1,7 @@
 //! Which worker of a Pipeline reads which gateway. The operator writes it, and each worker takes over what is its own.
+//!
+//! What is assigned is a session with a gateway's broker. Nearly every gateway is read in one session, which has its name; where
+//! several share a subscription, the others have a number behind it.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +11,37 @@ use tokio_postgres::{Client, Error, GenericClient};
 use super::schema::Owner;
 use super::system::SCHEMA;
 
-/// Workers by gateway, as ordinals.
+/// Workers by session, as ordinals.
 pub type Assignment = BTreeMap<String, i32>;
 
-/// The worker of a gateway. One that nobody assigned is the first worker's.
+/// The sessions that a broker may hold, with the topic filters that it may hold for each.
+pub type Sessions = BTreeMap<String, Vec<String>>;
+
+/// What a worker has to know of who reads what.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Assigned {
+    /// Whose each session is.
+    pub workers: Assignment,
+    /// Those that have begun.
+    pub sessions: Sessions,
+}
+
+/// The name of a gateway's session. A slash is in no gateway's name.
 #[must_use]
-pub fn worker_of(assignment: &Assignment, gateway: &str) -> i32 {
-    assignment.get(gateway).copied().unwrap_or(0)
+pub fn session_name(gateway: &str, number: i32) -> String {
+    if number == 0 { gateway.to_owned() } else { format!("{gateway}/{number}") }
+}
+
+/// The gateway and the number of a session, from its name.
+#[must_use]
+pub fn gateway_of(session: &str) -> (&str, i32) {
+    session.split_once('/').and_then(|(gateway, number)| Some((gateway, number.parse().ok()?))).unwrap_or((session, 0))
+}
+
+/// The worker of a session. One that nobody assigned is the first worker's.
+#[must_use]
+pub fn worker_of(assignment: &Assignment, session: &str) -> i32 {
+    assignment.get(session).copied().unwrap_or(0)
 }
 
 /// The assignment of these gateways to so many workers: as many to each, one more or less, and with as few as possible moved.
@@ -47,6 +74,25 @@ pub fn assign(previous: &Assignment, gateways: &[String], workers: i32) -> Assig
     assignment
 }
 
+/// Reads who reads what of a Pipeline, and which sessions have begun.
+///
+/// # Errors
+/// When the database does not answer it.
+pub async fn read_assigned(client: &Client, owner: &Owner) -> Result<Assigned, Error> {
+    let (workers, sessions) = tokio::try_join!(read(client, owner), read_sessions(client, owner))?;
+    Ok(Assigned { workers, sessions })
+}
+
+/// Reads which sessions of a Pipeline have begun.
+///
+/// # Errors
+/// When the database does not answer it.
+pub async fn read_sessions(client: &impl GenericClient, owner: &Owner) -> Result<Sessions, Error> {
+    let statement = format!("SELECT substr(session, length($1) + 1), topic_filters FROM {SCHEMA}.session WHERE starts_with(session, $1)");
+    let rows = client.query_typed(&statement, &[(&owner.sessions(), Type::TEXT)]).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
 /// Reads the assignment of a Pipeline.
 ///
 /// # Errors
@@ -57,14 +103,14 @@ pub async fn read(client: &impl GenericClient, owner: &Owner) -> Result<Assignme
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-/// Spreads the gateways of a Pipeline over its workers; whether that changed anything.
+/// Spreads the sessions of a Pipeline over its workers; whether that changed anything.
 ///
 /// # Errors
 /// Nothing was changed then.
-pub async fn spread(client: &mut Client, owner: &Owner, gateways: &[String], workers: i32) -> Result<bool, Error> {
+pub async fn spread(client: &mut Client, owner: &Owner, sessions: &[String], workers: i32) -> Result<bool, Error> {
     let transaction = client.transaction().await?;
     let previous = read(&transaction, owner).await?;
-    let wanted = assign(&previous, gateways, workers);
+    let wanted = assign(&previous, sessions, workers);
     if wanted == previous {
         return Ok(false);
     }
@@ -89,6 +135,14 @@ mod tests {
 
     fn names(count: usize) -> Vec<String> {
         (0..count).map(|number| format!("plant-{number}")).collect()
+    }
+
+    #[test]
+    fn a_session_is_named_after_its_gateway() {
+        for (gateway, number, name) in [("plant-1", 0, "plant-1"), ("plant-1", 12, "plant-1/12")] {
+            assert_eq!(session_name(gateway, number), name);
+            assert_eq!(gateway_of(name), (gateway, number));
+        }
     }
 
     proptest! {

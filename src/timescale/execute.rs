@@ -146,7 +146,7 @@ async fn forget(transaction: &Transaction<'_>, owner: &Owner, table: &str, polic
         let statement = format!("DELETE FROM {}.{of_pipeline} WHERE namespace = $1 AND pipeline = $2", system::SCHEMA);
         transaction.execute_typed(&statement, &[(&owner.namespace, Type::TEXT), (&owner.pipeline, Type::TEXT)]).await?;
     }
-    let sessions = format!("{}/{}/", owner.namespace, owner.pipeline);
+    let sessions = owner.sessions();
     for of_sessions in ["session", "acknowledgement"] {
         let statement = format!("DELETE FROM {}.{of_sessions} WHERE starts_with(session, $1)", system::SCHEMA);
         transaction.execute_typed(&statement, &[(&sessions, Type::TEXT)]).await?;

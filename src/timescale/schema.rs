@@ -97,6 +97,14 @@ pub struct Owner {
     pub pipeline: String,
 }
 
+impl Owner {
+    /// What the names of all its sessions begin with in the database.
+    #[must_use]
+    pub fn sessions(&self) -> String {
+        format!("{}/{}/", self.namespace, self.pipeline)
+    }
+}
+
 /// What a Pipeline wants of its database.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Desired {

@@ -125,8 +125,8 @@ fn dead_letters(timescale: &str) -> Vec<String> {
 /// What workers keep between two lives, and who made which table.
 fn sessions() -> Vec<String> {
     vec![
-        // A Pipeline's session with a broker, `<namespace>/<pipeline>/<gateway>`: the topic filters that the broker may hold for
-        // it, and a generation that every process raises that takes it over, so that what an earlier one left running cannot
+        // A Pipeline's session with a broker, `<namespace>/<pipeline>/<gateway>`, or behind that `/1` and so on where several share a
+        // subscription: the topic filters that the broker may hold for it, and a generation that every process raises that takes it over, so that what an earlier one left running cannot
         // commit any more.
         format!(
             "CREATE TABLE IF NOT EXISTS {SCHEMA}.session (
@@ -143,7 +143,8 @@ fn sessions() -> Vec<String> {
                 entries bytea NOT NULL,
                 PRIMARY KEY (session, batch))"
         ),
-        // Which worker of a Pipeline reads a gateway, by its ordinal. A gateway that is not here is read by the first, 0.
+        // Which worker of a Pipeline reads a gateway, by its ordinal; `gateway` names a session, as above. One that is not here is the
+        // first worker's, 0.
         format!(
             "CREATE TABLE IF NOT EXISTS {SCHEMA}.assignment (
                 namespace text NOT NULL,

@@ -36,6 +36,7 @@ pub struct Chain {
     configuration: Value,
     uri: String,
     arguments: &'static [&'static str],
+    files: Vec<(String, String)>,
 }
 
 /// A proxy on each side of the worker.
@@ -115,8 +116,9 @@ impl Chain {
             "namespace": "plant", "pipeline": "vibration", "topic": topic, "decode": decode, "table": "vibration",
             "gateways": [gateway],
         });
-        let worker = Worker::start(&configuration, &uri, 0, arguments, files);
-        Self { broker, postgres, database, client, desired, worker, proxies, configuration, uri, arguments }
+        let files: Vec<(String, String)> = files.iter().map(|(name, content)| ((*name).to_owned(), (*content).to_owned())).collect();
+        let worker = Worker::start(&configuration, &uri, 0, arguments, &files);
+        Self { broker, postgres, database, client, desired, worker, proxies, configuration, uri, arguments, files }
     }
 
     /// A new process in the place of the worker's, with the same or another topic.
@@ -135,7 +137,19 @@ impl Chain {
 
     /// One more worker, of this ordinal, which reads nothing until the gateway is assigned to it.
     pub fn one_more_worker(&self, ordinal: i32) -> Worker {
-        Worker::start(&self.configuration, &self.uri, ordinal, self.arguments, &[])
+        Worker::start(&self.configuration, &self.uri, ordinal, self.arguments, &self.files)
+    }
+
+    /// A new process in the place of one of these.
+    pub fn restart(&self, worker: &mut Worker, ordinal: i32) {
+        let folder = std::mem::replace(&mut worker.folder, tempfile::tempdir().unwrap());
+        *worker = Worker::start_in(folder, &self.configuration, &self.uri, ordinal, self.arguments);
+    }
+
+    /// Spreads these sessions over so many workers.
+    pub async fn spread(&mut self, sessions: &[&str], workers: i32) {
+        let sessions: Vec<String> = sessions.iter().map(|name| (*name).to_owned()).collect();
+        spread(&mut self.client, &self.desired.owner, &sessions, workers).await.unwrap();
     }
 
     /// Says which worker reads the gateway.
@@ -216,7 +230,7 @@ impl Chain {
 }
 
 /// A broker as a Gateway of durability `Process` has it, but for the logins.
-fn broker() -> Mosquitto {
+pub fn broker() -> Mosquitto {
     let folder = tempfile::tempdir().unwrap();
     let port = free_port();
     let configuration = format!(
@@ -235,7 +249,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    fn start(configuration: &Value, uri: &str, ordinal: i32, arguments: &[&str], files: &[(&str, &str)]) -> Self {
+    fn start(configuration: &Value, uri: &str, ordinal: i32, arguments: &[&str], files: &[(String, String)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for (name, content) in files {
             write(folder.path(), name, content);

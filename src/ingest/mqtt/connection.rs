@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{
-    Connect, ConnectAuth, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet, Publish, RetainForwardRule,
-    Subscribe, SubscribeFilter, Unsubscribe,
+    Connect, ConnectAuth, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectProperties, DisconnectReasonCode, Packet, Publish,
+    RetainForwardRule, Subscribe, SubscribeFilter, Unsubscribe,
 };
 use tokio::time::timeout;
 
@@ -118,6 +118,13 @@ pub enum ConnectionError {
     End {
         /// Its reason.
         reason: DisconnectReasonCode,
+    },
+
+    /// The broker did not close the connection.
+    #[error("failed to end the session: the broker did not close the connection within {seconds} s")]
+    Close {
+        /// How long it was waited for.
+        seconds: u64,
     },
 
     /// The broker is silent.
@@ -275,6 +282,22 @@ impl Connection {
     /// Ends subscriptions.
     pub fn unsubscribe(&mut self, filters: Vec<String>) -> Result<(), ConnectionError> {
         self.put(&Packet::Unsubscribe(Unsubscribe { pkid: UNSUBSCRIBE_ID, filters, properties: None }))
+    }
+
+    /// Ends the session (session expiry 0 in DISCONNECT: MQTT 5.0, 3.14.2.2.2), and waits until the broker has closed the connection, so
+    /// that it has done so.
+    pub async fn end(mut self) -> Result<(), ConnectionError> {
+        let mut goodbye = Disconnect::new(DisconnectReasonCode::NormalDisconnection);
+        goodbye.properties = Some(DisconnectProperties {
+            session_expiry_interval: Some(0),
+            reason_string: None,
+            user_properties: Vec::new(),
+            server_reference: None,
+        });
+        self.put(&Packet::Disconnect(goodbye))?;
+        self.flush_all().await?;
+        let closed = async { while self.ready(true).await.is_ok() && self.read().is_ok() {} };
+        timeout(CONNECT_TIMEOUT, closed).await.map_err(|_| ConnectionError::Close { seconds: CONNECT_TIMEOUT.as_secs() })
     }
 
     /// Says goodbye, so that the broker keeps the session, and closes.

@@ -69,8 +69,7 @@ impl Window {
     }
 
     /// Whether every message is acknowledged.
-    #[cfg(test)]
-    fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 }

@@ -6,7 +6,9 @@
 //! is known to the table's key or to the ledger.
 
 mod backoff;
+mod leave;
 mod pulse;
+mod row;
 mod store;
 
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::backoff::Backoff;
+use self::leave::{Leaving, Next};
 use self::pulse::Pulse;
 use self::store::Store;
 use super::decode::sparkplug::rebirth;
@@ -28,9 +31,9 @@ use super::decode::time::Time;
 use super::intake::Intake;
 use super::metrics::SessionMetrics;
 use super::mqtt::connection::{Connection, ConnectionError, packets};
-use super::mqtt::frame::Frame;
+use super::mqtt::frame::{Frame, Publish};
 use super::mqtt::login::Access;
-use super::sink::{Done, Sink, session_store};
+use super::sink::{Done, Sink};
 use crate::configuration::ingest::IngestGateway;
 use crate::registry::follow::Registry;
 use crate::runtime::error::chain;
@@ -47,8 +50,12 @@ pub struct Session {
     pub gateway: IngestGateway,
     /// Whom to log in as.
     pub access: Access,
-    /// `<namespace>/<pipeline>/<gateway>`.
+    /// `<namespace>/<pipeline>/<gateway>`, and a number where the gateway has several.
     pub name: String,
+    /// Its readiness check.
+    pub check: String,
+    /// What to subscribe to; `None`: it is no longer wanted, and is read until it is empty, and ended.
+    pub filter: Option<String>,
     /// What takes messages apart.
     pub intake: Intake,
     /// The devices.
@@ -67,23 +74,26 @@ pub struct Session {
     pub shutdown: CancellationToken,
 }
 
-/// The readiness check of a gateway's session.
+/// The readiness check of a session.
 #[must_use]
-pub fn check(gateway: &str) -> String {
-    format!("gateway {gateway}")
+pub fn check(session: &str) -> String {
+    format!("gateway {session}")
 }
 
 impl Session {
-    /// Runs until `shutdown`, or until another worker has taken the session over.
+    /// Runs until `shutdown`, until another worker has taken the session over, or until one that is not wanted has ended.
     pub async fn run(self) -> End {
-        let check = check(&self.gateway.name);
-        let Some((opened, filter)) = self.open(&check).await else { return End::Stopped };
-        let stale: Vec<String> = opened.filters.into_iter().filter(|known| *known != filter).collect();
+        let opened = match self.open().await {
+            Ok(opened) => opened,
+            Err(end) => return end,
+        };
+        let stale: Vec<String> = opened.filters.into_iter().filter(|known| Some(known) != self.filter.as_ref()).collect();
         let store = Store::new(self.intake, self.registry.clone(), self.metrics.clone(), opened.key, opened.entries);
         let (done, committed) = mpsc::unbounded_channel();
         let running = Running {
-            check,
-            filter,
+            check: self.check,
+            leaving: self.filter.is_none().then(Leaving::default),
+            filter: self.filter.unwrap_or_default(),
             stale,
             store,
             done,
@@ -101,34 +111,13 @@ impl Session {
         };
         running.run().await
     }
-
-    /// Takes the session over in the database, however long that takes.
-    async fn open(&self, check: &str) -> Option<(session_store::Opened, String)> {
-        let filter = self.intake.stream.topic().filter().to_owned();
-        let mut backoff = Backoff::default();
-        loop {
-            let attempt = session_store::open(&self.uri, &self.name, &self.gateway.name, &filter);
-            tokio::select! {
-                () = self.shutdown.cancelled() => return None,
-                opened = attempt => match opened {
-                    Ok(opened) => return Some((opened, filter)),
-                    Err(failure) => {
-                        let failure = chain(&failure);
-                        warn!(session = self.name, failure, "the session cannot begin yet");
-                        self.readiness.fails(check, format!("waits for the database: {failure}"));
-                    }
-                }
-            }
-            if !backoff.wait(&self.shutdown).await {
-                return None;
-            }
-        }
-    }
 }
 
 /// A session that is taken over.
 struct Running {
     check: String,
+    /// Where it is on its way out.
+    leaving: Option<Leaving>,
     filter: String,
     /// Filters that the broker may still hold.
     stale: Vec<String>,
@@ -157,11 +146,11 @@ impl Running {
                 metrics.end();
                 End::Lost
             }
-            () = self.work() => End::Stopped,
+            end = self.work() => end,
         }
     }
 
-    async fn work(&mut self) {
+    async fn work(&mut self) -> End {
         let mut backoff = Backoff::default();
         while !self.shutdown.is_cancelled() {
             let opened = tokio::select! {
@@ -173,7 +162,14 @@ impl Running {
                     info!(gateway = self.gateway.name, present, "logged in");
                     self.metrics.connections.inc();
                     match self.serve(&mut connection, present, &mut backoff).await {
-                        Ok(()) => return self.stop(connection).await,
+                        Ok(End::Left) => match connection.end().await {
+                            Ok(()) => return self.forget().await,
+                            Err(failure) => failure,
+                        },
+                        Ok(end) => {
+                            self.stop(connection).await;
+                            return end;
+                        }
                         Err(failure) => {
                             self.take_rest(&mut connection, &mut backoff).await;
                             failure
@@ -191,17 +187,21 @@ impl Running {
             self.store.disconnected();
             self.look_for_another().await;
         }
+        End::Stopped
     }
 
     async fn connect(&self) -> Result<(Connection, bool), ConnectionError> {
         Connection::open(&self.gateway.host, self.gateway.port, &self.access.login()?).await
     }
 
-    /// Works a connection until it fails; `Ok` when the worker is to stop.
-    async fn serve(&mut self, connection: &mut Connection, present: bool, backoff: &mut Backoff) -> Result<(), ConnectionError> {
+    /// Works a connection until it fails; `Ok` when the worker is to stop, or the session to be ended.
+    async fn serve(&mut self, connection: &mut Connection, present: bool, backoff: &mut Backoff) -> Result<End, ConnectionError> {
         connection.ping()?;
         self.store.connected(present);
-        connection.subscribe(&self.filter)?;
+        match &mut self.leaving {
+            Some(leaving) => leaving.begin(!self.stale.is_empty()),
+            None => connection.subscribe(&self.filter)?,
+        }
         if !self.stale.is_empty() {
             connection.unsubscribe(self.stale.clone())?;
         }
@@ -215,16 +215,25 @@ impl Running {
             for topic in self.store.take_rebirths() {
                 connection.publish(topic, rebirth(Time::now()))?;
             }
+            let now = Instant::now();
+            let leave = match self.leave(now) {
+                Next::End => return Ok(End::Left),
+                Next::Ping => {
+                    connection.ping()?;
+                    self.store.fence();
+                    None
+                }
+                Next::Wait(until) => until,
+            };
             connection.flush()?;
             self.store.gauge(self.budget);
             let reads = self.store.has_room(self.budget);
             let due = self.store.due();
-            let now = Instant::now();
             let is_due = due.is_some_and(|due| due <= now);
             let next = pulse.next(reads, now);
-            let wake = due.filter(|_| !is_due).map_or(next, |due| due.min(next));
+            let wake = due.filter(|_| !is_due).into_iter().chain(leave).fold(next, Instant::min);
             tokio::select! {
-                () = self.shutdown.cancelled() => return Ok(()),
+                () = self.shutdown.cancelled() => return Ok(End::Stopped),
                 readable = connection.ready(reads && pulse.may_read(now)) => if readable? {
                     let block = connection.read()?;
                     pulse.heard(block.as_ref().map_or(0, Bytes::len));
@@ -244,6 +253,11 @@ impl Running {
         }
     }
 
+    fn leave(&mut self, now: Instant) -> Next {
+        let (idle, pings) = (self.store.is_idle(), self.store.pings());
+        self.leaving.as_mut().map_or(Next::Wait(None), |leaving| leaving.next(idle, pings, now))
+    }
+
     /// Takes the packets of a block.
     fn take(&mut self, block: &Bytes, backoff: &mut Backoff) -> Result<(), ConnectionError> {
         let mut messages = Vec::new();
@@ -252,13 +266,20 @@ impl Running {
                 Frame::Publish(publish) => messages.push(publish),
                 Frame::Other(packet) => {
                     // An answer speaks of what came before it.
-                    self.store.take(block, &std::mem::take(&mut messages));
+                    self.take_messages(block, &std::mem::take(&mut messages));
                     self.answer(*packet, backoff)?;
                 }
             }
         }
-        self.store.take(block, &messages);
+        self.take_messages(block, &messages);
         Ok(())
+    }
+
+    fn take_messages(&mut self, block: &Bytes, messages: &[Publish]) {
+        if let Some(leaving) = self.leaving.as_mut().filter(|_| !messages.is_empty()) {
+            leaving.heard();
+        }
+        self.store.take(block, messages);
     }
 
     /// Takes what had come before the connection failed.
@@ -271,7 +292,10 @@ impl Running {
 
     fn answer(&mut self, packet: Packet, backoff: &mut Backoff) -> Result<(), ConnectionError> {
         match packet {
-            Packet::PingResp => self.store.fence_answered(),
+            Packet::PingResp => {
+                self.store.fence_answered();
+                self.leaving.iter_mut().for_each(Leaving::answered);
+            }
             // What comes at most once may be lost on its way.
             Packet::SubAck(answer)
                 if answer.return_codes.iter().all(|code| matches!(code, SubscribeReasonCode::Success(QoS::AtLeastOnce))) =>
@@ -282,24 +306,17 @@ impl Running {
             Packet::SubAck(answer) => {
                 return Err(ConnectionError::Subscribe { filter: self.filter.clone(), reasons: format!("{:?}", answer.return_codes) });
             }
-            Packet::UnsubAck(_) => self.forget_stale(),
+            Packet::UnsubAck(_) => match &mut self.leaving {
+                Some(leaving) => {
+                    *backoff = Backoff::default();
+                    leaving.unsubscribed();
+                }
+                None => self.forget_stale(),
+            },
             Packet::Disconnect(goodbye) => return Err(ConnectionError::End { reason: goodbye.reason_code }),
             _ => {}
         }
         Ok(())
-    }
-
-    /// The broker holds no other filter than the wanted one any more.
-    fn forget_stale(&mut self) {
-        info!(gateway = self.gateway.name, filters = ?self.stale, "unsubscribed");
-        self.stale.clear();
-        let (uri, key, filter) = (self.uri.clone(), self.store.key().clone(), self.filter.clone());
-        tokio::spawn(async move {
-            if let Err(failure) = session_store::keep_filter(&uri, &key, &filter).await {
-                // The next start unsubscribes again, which does no harm.
-                warn!(session = key.name, failure = chain(&failure), "the ended subscriptions stay written down");
-            }
-        });
     }
 
     fn acknowledge(&mut self, connection: &mut Connection) -> Result<(), ConnectionError> {
@@ -320,16 +337,6 @@ impl Running {
             // Each batch has its slot, and the writers live as long as this sink.
             warn!(gateway = self.gateway.name, "nobody writes any more");
             self.shutdown.cancel();
-        }
-    }
-
-    /// Whoever has taken the session over has ended this connection, and logging in again would end theirs.
-    async fn look_for_another(&self) {
-        match session_store::is_held(&self.uri, self.store.key()).await {
-            Ok(true) => {}
-            Ok(false) => self.lost.cancel(),
-            // Nobody has taken it over through a database that is away, and nobody commits twice in any case.
-            Err(failure) => warn!(session = self.store.key().name, failure = chain(&failure), "nobody tells whose the session is"),
         }
     }
 
@@ -378,4 +385,6 @@ pub enum End {
     Stopped,
     /// Another worker has taken it over.
     Lost,
+    /// It was not wanted any more, and is no more.
+    Left,
 }

@@ -300,6 +300,16 @@ impl Store {
         self.in_flight.is_empty() && self.open.is_empty() && self.sealed.is_empty() && self.parked.is_empty()
     }
 
+    /// Whether everything that was read is committed and acknowledged.
+    pub fn is_idle(&self) -> bool {
+        self.is_settled() && self.window.is_empty()
+    }
+
+    /// How many PINGREQs are not answered.
+    pub fn pings(&self) -> usize {
+        self.fences.len()
+    }
+
     /// Lets go of the messages that wait for the registry: the broker still has them.
     pub fn drop_parked(&mut self) {
         self.parked.clear();

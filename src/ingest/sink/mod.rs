@@ -57,7 +57,7 @@ pub struct Target {
 /// A worker's session with a broker, as the database knows it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct SessionKey {
-    /// `<namespace>/<pipeline>/<gateway>`.
+    /// `<namespace>/<pipeline>/<gateway>`, and a number where the gateway has several.
     pub name: String,
     /// Name of the Gateway.
     pub gateway: String,

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use super::SessionKey;
-use super::statements::{is_session_held, open_session, read_entries, set_filters};
+use super::statements::{forget_session, is_session_held, open_session, read_entries, reopen_session, set_filters};
 use crate::ingest::ledger::Entry;
 use crate::timescale::connect::{ConnectError, connect, drive};
 use crate::timescale::uri::ConnectionUri;
@@ -41,15 +41,29 @@ pub enum SessionStoreError {
     Await,
 }
 
-/// Takes a session over: from now on no other process can commit for it. `filter` is written down before it is subscribed to.
-pub async fn open(uri: &ConnectionUri, name: &str, gateway: &str, filter: &str) -> Result<Opened, SessionStoreError> {
+/// Takes a session over: from now on no other process can commit for it. `filter` is written down before it is subscribed to; without
+/// one, only a session is taken over that has begun.
+pub async fn open(uri: &ConnectionUri, name: &str, gateway: &str, filter: Option<&str>) -> Result<Option<Opened>, SessionStoreError> {
     bounded(uri, async |client| {
-        let row = client.query_one(&open_session(), &[&name, &vec![filter]]).await?;
+        let row = match filter {
+            Some(filter) => client.query_opt(&open_session(), &[&name, &vec![filter]]).await?,
+            None => client.query_opt(&reopen_session(), &[&name]).await?,
+        };
+        let Some(row) = row else { return Ok(None) };
         let key = SessionKey { name: name.to_owned(), gateway: gateway.to_owned(), generation: row.get(0) };
         // After the session is ours, so that nothing is added behind our back.
         let rows = client.query(&read_entries(), &[&name]).await?;
         let entries = rows.iter().map(|row| (row.get(0), Entry::decode(row.get(1)).collect())).collect();
-        Ok(Opened { key, filters: row.get(1), entries })
+        Ok(Some(Opened { key, filters: row.get(1), entries }))
+    })
+    .await
+}
+
+/// Forgets a session that has ended, unless another process has taken it over.
+pub async fn forget(uri: &ConnectionUri, key: &SessionKey) -> Result<(), SessionStoreError> {
+    bounded(uri, async |client| {
+        client.execute(&forget_session(), &[&key.name, &key.generation]).await?;
+        Ok(())
     })
     .await
 }

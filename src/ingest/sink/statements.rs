@@ -142,6 +142,19 @@ pub fn open_session() -> String {
     )
 }
 
+/// Takes a session over that has begun.
+pub fn reopen_session() -> String {
+    format!("UPDATE {SCHEMA}.session SET generation = generation + 1 WHERE session = $1 RETURNING generation, topic_filters")
+}
+
+/// Forgets a session, with its entries.
+pub fn forget_session() -> String {
+    format!(
+        "WITH ended AS (DELETE FROM {SCHEMA}.session WHERE session = $1 AND generation = $2 RETURNING session)
+         DELETE FROM {SCHEMA}.acknowledgement entry USING ended WHERE entry.session = ended.session"
+    )
+}
+
 /// Whether a session belongs to this generation. One whose row is gone belongs to nobody else.
 pub fn is_session_held() -> String {
     format!("SELECT NOT EXISTS (SELECT FROM {SCHEMA}.session WHERE session = $1 AND generation > $2)")

@@ -79,10 +79,10 @@ pub fn replicas(pipeline: &Pipeline, valid: &Valid) -> i32 {
     if pipeline.spec.paused { 0 } else { readers(pipeline, valid) }
 }
 
-/// How many workers the Gateways are spread over: never more than there are Gateways, for each is read by one.
+/// How many workers the Gateways are spread over: never more than there are sessions with their brokers, for each is read by one.
 #[must_use]
 pub fn readers(pipeline: &Pipeline, valid: &Valid) -> i32 {
-    pipeline.spec.workers.replicas.min(valid.gateways.len().try_into().unwrap_or(i32::MAX))
+    pipeline.spec.workers.replicas.min(valid.sessions.len().try_into().unwrap_or(i32::MAX))
 }
 
 /// Labels of everything that belongs to a Pipeline.

@@ -74,6 +74,27 @@ fn no_worker_runs_for_nothing() {
 }
 
 #[test]
+fn a_shared_subscription_is_read_by_as_many_workers_as_there_are_sessions() {
+    let broker = json!({"address": "mqtt:1883", "credentialsSecret": {"name": "login"}, "sharedSubscription": {"sessions": 3}});
+    let externals = [("plant-2".to_owned(), serde_json::from_value(broker).unwrap())].into();
+    let observed = Observed { externals, ..observed() };
+    let sparkplug = json!({"source": {"topic": "spBv1.0/plant/+/{node}/{device}"}, "decode": {"format": "SparkplugB"}});
+    for (spec, sessions, shared) in
+        [(json!({}), vec!["plant-1", "plant-2", "plant-2/1", "plant-2/2"], Some(3)), (sparkplug, vec!["plant-1", "plant-2"], None)]
+    {
+        let mut pipeline = pipeline(spec);
+        pipeline.spec.workers.replicas = 9;
+        assert_eq!(validate(&pipeline, &observed).unwrap().sessions, sessions);
+        let built = built(&pipeline, &observed, URI);
+        assert_eq!(built.workers.spec.replicas, i32::try_from(sessions.len()).ok());
+        let configuration: IngestConfiguration = serde_json::from_str(&built.configuration.data.unwrap()[FILE]).unwrap();
+        let found: Vec<Option<i32>> =
+            configuration.gateways.into_iter().map(|gateway| gateway.external.and_then(|external| external.shared_by)).collect();
+        assert_eq!(found, [None, shared]);
+    }
+}
+
+#[test]
 fn what_a_worker_reads_at_its_start_rolls_it_and_nothing_else() {
     let plain = revision_of(&built(&pipeline(json!({})), &observed(), URI));
     assert_eq!(plain, revision_of(&built(&pipeline(json!({"sink": {"timescale": {"chunkInterval": "2d"}}})), &observed(), URI)));

@@ -3,14 +3,18 @@
 //! The logins are files, each Gateway's in a folder of its own, so that a changed Secret reaches a running worker: it reads them at
 //! each connection. All are optional to the pod, for a Secret that is missing must not keep the workers from the other Gateways.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{KeyToPath, ProjectedVolumeSource, SecretProjection, Volume, VolumeMount, VolumeProjection};
 use kube::ResourceExt;
 
 use super::validate::Valid;
+use crate::api::decode::Format;
 use crate::api::external::ExternalBroker;
 use crate::api::{Pipeline, name};
 use crate::configuration::agent::TLS_AUTHORITIES;
 use crate::configuration::ingest::{AUTHORITIES_FILE, ExternalAccess, IngestGateway, PASSWORD_FILE, USERNAME_FILE};
+use crate::timescale::assignment::session_name;
 
 /// Where the worker finds the logins.
 pub const FOLDER: &str = "/etc/fleetwright/gateways";
@@ -29,9 +33,28 @@ pub fn gateway(pipeline: &Pipeline, name: &str, broker: &ExternalBroker) -> Inge
         external: Some(ExternalAccess {
             client_id: name::external_ingest_client(&pipeline.uid().unwrap_or_default(), name),
             tls: broker.tls.is_some(),
+            shared_by: sessions(pipeline, broker),
             authorities: broker.tls.as_ref().is_some_and(|tls| tls.ca_secret_name.is_some()),
         }),
     }
+}
+
+/// How many sessions share the subscription at a broker, if they do. Of Sparkplug B all that a node says has to come to one place, in its
+/// order.
+fn sessions(pipeline: &Pipeline, broker: &ExternalBroker) -> Option<i32> {
+    let shared = broker.shared_subscription.as_ref().filter(|_| pipeline.spec.decode.format != Format::SparkplugB);
+    shared.map(|shared| shared.sessions)
+}
+
+/// The sessions in which the Gateways are read: the first of each before the second of any, so that the workers that they are spread over
+/// share every Gateway.
+#[must_use]
+pub fn session_names(pipeline: &Pipeline, gateways: &[String], externals: &BTreeMap<String, ExternalBroker>) -> Vec<String> {
+    let count = |gateway: &String| externals.get(gateway).and_then(|broker| sessions(pipeline, broker)).unwrap_or(1);
+    let mut sessions: Vec<(i32, &String)> =
+        gateways.iter().flat_map(|gateway| (0..count(gateway)).map(move |number| (number, gateway))).collect();
+    sessions.sort_unstable();
+    sessions.into_iter().map(|(number, gateway)| session_name(gateway, number)).collect()
 }
 
 /// The volume with the logins, and its place; `None` where none are needed.

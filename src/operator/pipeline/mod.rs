@@ -33,7 +33,7 @@ use self::letters::View;
 use self::observe::{Observed, observe, owner};
 use self::registry::Devices;
 use self::retention::Retention;
-use self::status::{Outcome, TableOutcome, WorkersOutcome, status};
+use self::status::{Outcome, Sources, TableOutcome, WorkersOutcome, status};
 use self::validate::{TableView, Valid, validate};
 use super::apply::{WriteError, Writer, owner_reference};
 use super::context::{Context, publish_change, publish_change_of, unless_terminating};
@@ -156,7 +156,7 @@ impl Reconciler {
 
     /// Credentials first, for the brokers need a moment to take them; then the table and the registry; then the workers.
     async fn carry_out(&self, pipeline: &Pipeline, observed: &Observed, valid: Valid) -> Result<Outcome, WriteError> {
-        let gateways = valid.gateways.len();
+        let sources = Sources { gateways: valid.gateways.len(), sessions: valid.sessions.len() };
         let password = observed.password.clone().unwrap_or_else(Password::generate);
         let applied = self.writer.apply(&owner_reference(pipeline), &credentials(pipeline, &valid, &password)).await;
         let table = self.bring_table(pipeline, &valid).await;
@@ -171,7 +171,7 @@ impl Reconciler {
             Err(error @ WriteError::NameConflict { .. }) => WorkersOutcome::Awaiting(Cause::new(error.reason(), chain(&error))),
             workers => workers?,
         };
-        Ok(Outcome::Accepted { table, workers, gateways, letters })
+        Ok(Outcome::Accepted { table, workers, sources, letters })
     }
 
     async fn bring_table(&self, pipeline: &Pipeline, valid: &Valid) -> TableOutcome {
@@ -261,7 +261,7 @@ impl Reconciler {
         let closed = || Cause::new("DatabaseUnavailable", "the connection to the database was closed");
         let database = self.databases.last(&owner).ok_or_else(closed)?;
         let mut session = database.session().await?;
-        let spreading = spread(session.client()?, &owner, &valid.gateways, readers(pipeline, valid));
+        let spreading = spread(session.client()?, &owner, &valid.sessions, readers(pipeline, valid));
         match timeout(SPREAD_TIMEOUT, spreading).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => {

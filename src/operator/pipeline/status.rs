@@ -1,5 +1,7 @@
 //! From what was done to the status: pure.
 
+use std::fmt;
+
 use k8s_openapi::api::apps::v1::StatefulSet;
 
 use super::build::labels;
@@ -18,13 +20,22 @@ pub enum Outcome {
         table: TableOutcome,
         /// The workers.
         workers: WorkersOutcome,
-        /// How many Gateways are read.
-        gateways: usize,
+        /// What is read.
+        sources: Sources,
         /// The dead letters.
         letters: View,
     },
     /// The Pipeline is being deleted.
     Deleting,
+}
+
+/// What is read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Sources {
+    /// How many Gateways.
+    pub gateways: usize,
+    /// In how many sessions with their brokers: more than that where some share a subscription.
+    pub sessions: usize,
 }
 
 /// What became of the table.
@@ -74,9 +85,9 @@ pub fn status(pipeline: &Pipeline, outcome: &Outcome) -> PipelineStatus {
             let cause = Cause::new("Deleting", "the table is being released");
             (Vec::new(), Readiness::Reconciling(cause))
         }
-        Outcome::Accepted { table, workers, gateways, letters } => {
+        Outcome::Accepted { table, workers, sources, letters } => {
             let name = format!("public.{}", pipeline.spec.sink.timescale.table);
-            status.gateways = i64::try_from(*gateways).ok();
+            status.gateways = i64::try_from(sources.gateways).ok();
             status.workers = workers.summary().or(status.workers);
             status.replicas = workers.replicas().or(status.replicas);
             status.selector = Some(selector(pipeline));
@@ -85,7 +96,7 @@ pub fn status(pipeline: &Pipeline, outcome: &Outcome) -> PipelineStatus {
             }
             status.dead_letters = letters.counts;
             status.replay.clone_from(&letters.replay);
-            let (mut findings, readiness) = accepted(&name, table, workers, *gateways);
+            let (mut findings, readiness) = accepted(&name, table, workers, *sources);
             findings.extend(letters.findings(&pipeline.spec.dead_letters.max_bytes_per_hour.0));
             (findings, readiness)
         }
@@ -94,7 +105,7 @@ pub fn status(pipeline: &Pipeline, outcome: &Outcome) -> PipelineStatus {
     status
 }
 
-fn accepted(name: &str, table: &TableOutcome, workers: &WorkersOutcome, gateways: usize) -> (Vec<Finding>, Readiness) {
+fn accepted(name: &str, table: &TableOutcome, workers: &WorkersOutcome, sources: Sources) -> (Vec<Finding>, Readiness) {
     let mut findings = vec![Finding::holds(ACCEPTED, "Accepted", "the spec can be carried out")];
     let (table_finding, table_failure) = match table {
         TableOutcome::Unknown(cause) => (Finding::unknown(TABLE_READY, cause.clone()), Some(Readiness::Reconciling(cause.clone()))),
@@ -113,10 +124,17 @@ fn accepted(name: &str, table: &TableOutcome, workers: &WorkersOutcome, gateways
         }
     };
     findings.push(table_finding);
-    let (workers_finding, workers_failure, ready) = workers.judge(name, gateways);
+    let (workers_finding, workers_failure, ready) = workers.judge(name, sources);
     findings.push(workers_finding);
     let readiness = table_failure.or(workers_failure.map(Readiness::Reconciling)).unwrap_or(Readiness::Ready(ready));
     (findings, readiness)
+}
+
+impl fmt::Display for Sources {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}", self.gateways, if self.gateways == 1 { "Gateway" } else { "Gateways" })?;
+        if self.sessions > self.gateways { write!(formatter, " in {} sessions", self.sessions) } else { Ok(()) }
+    }
 }
 
 /// The labels of the workers' pods, as a selector in text.
@@ -142,7 +160,7 @@ impl WorkersOutcome {
     }
 
     /// The condition, the cause where it does not hold, and the cause of `Ready` where everything does.
-    fn judge(&self, table: &str, gateways: usize) -> (Finding, Option<Cause>, Cause) {
+    fn judge(&self, table: &str, sources: Sources) -> (Finding, Option<Cause>, Cause) {
         let failed = |cause: Cause| (Finding::fails(WORKERS_AVAILABLE, cause.clone()), Some(cause.clone()), cause);
         match self {
             Self::Awaiting(cause) => failed(cause.clone()),
@@ -151,15 +169,12 @@ impl WorkersOutcome {
                 (Finding::holds(WORKERS_AVAILABLE, cause.reason, cause.message.clone()), None, cause)
             }
             Self::Applied { paused: true, .. } => failed(Cause::new("Pausing", "the workers are finishing what they have read")),
-            Self::Applied { .. } if gateways == 0 => failed(Cause::new(
+            Self::Applied { .. } if sources.gateways == 0 => failed(Cause::new(
                 "NoGatewaySelected",
                 "spec.source.gatewaySelector matches no Gateway of this namespace: create one, or change the labels",
             )),
             Self::Applied { live, wanted, .. } if is_settled(live, *wanted) => {
-                let read = Cause::new(
-                    "Reading",
-                    format!("reading {gateways} {} into {table}", if gateways == 1 { "Gateway" } else { "Gateways" }),
-                );
+                let read = Cause::new("Reading", format!("reading {sources} into {table}"));
                 let message = "every worker holds its sessions and has proven that it can write";
                 (Finding::holds(WORKERS_AVAILABLE, "WorkersAvailable", message), None, read)
             }

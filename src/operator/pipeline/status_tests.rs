@@ -29,7 +29,7 @@ fn ready_table() -> TableOutcome {
 }
 
 fn outcome(table: TableOutcome, workers: WorkersOutcome) -> Outcome {
-    Outcome::Accepted { table, workers, gateways: 2, letters: View::default() }
+    Outcome::Accepted { table, workers, sources: Sources { gateways: 2, sessions: 2 }, letters: View::default() }
 }
 
 /// Status and reason of a condition, as `True/Reading`; nothing where it is not there.
@@ -115,7 +115,7 @@ fn ready_and_why_not() {
             Outcome::Accepted {
                 table: ready_table(),
                 workers: applied(live(3, 0, 0, true), 0, false),
-                gateways: 0,
+                sources: Sources { gateways: 0, sessions: 0 },
                 letters: View::default(),
             },
             "False/NoGatewaySelected",
@@ -176,5 +176,12 @@ fn looking_again_changes_nothing() {
         let first = status(&pipeline, &outcome);
         pipeline.status = Some(first.clone());
         assert_eq!(status(&pipeline, &outcome), first);
+    }
+}
+
+#[test]
+fn what_is_read_is_told() {
+    for (gateways, sessions, expected) in [(1, 1, "1 Gateway"), (2, 2, "2 Gateways"), (2, 5, "2 Gateways in 5 sessions")] {
+        assert_eq!(Sources { gateways, sessions }.to_string(), expected);
     }
 }

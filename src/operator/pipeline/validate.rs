@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use kube::core::{Selector, SelectorExt};
 
+use super::external;
 use super::observe::{DatabaseView, Observed, owner};
 use crate::api::Pipeline;
 use crate::api::condition::Cause;
@@ -26,6 +27,8 @@ pub struct Valid {
     pub gateways: Vec<String>,
     /// Those of them whose broker runs elsewhere.
     pub externals: BTreeMap<String, ExternalBroker>,
+    /// The sessions in which they are read, by name.
+    pub sessions: Vec<String>,
     /// The way to the table.
     pub table: TableView,
     /// The FileDescriptorSet for the workers, where they need one; or what they wait for.
@@ -64,6 +67,7 @@ pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause
     let gateways: Vec<String> = gateways.collect();
     let externals = observed.externals.iter().filter(|(name, _)| gateways.contains(name));
     let externals = externals.map(|(name, broker)| (name.clone(), broker.clone())).collect();
+    let sessions = external::session_names(pipeline, &gateways, &externals);
     let table = match &observed.database {
         DatabaseView::Unseen(cause) => TableView::Unknown(cause.clone()),
         DatabaseView::Refused(cause) => TableView::Refused { cause: cause.clone(), stalled: false },
@@ -82,6 +86,7 @@ pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause
         commands: topic.commands().map(str::to_owned),
         gateways,
         externals,
+        sessions,
         table,
     })
 }

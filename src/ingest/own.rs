@@ -1,0 +1,149 @@
+//! Which sessions are a worker's own, and what becomes of each: pure.
+//!
+//! A gateway whose broker is read by shared subscription has several sessions. Turning that on and off is done in an order in which no
+//! message comes twice, for that of a broker which is subscribed to in both ways at once would come by both: the first session goes over to
+//! the shared subscription before any other begins, and goes back to its own subscription after all others have ended.
+
+use crate::configuration::ingest::{IngestGateway, SHARED};
+use crate::timescale::assignment::{Assigned, gateway_of, session_name, worker_of};
+
+/// A session that is this worker's.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Own<'a> {
+    /// Its name.
+    pub name: String,
+    /// Whose broker it is with.
+    pub gateway: &'a IngestGateway,
+    /// Its number among those with that broker.
+    pub number: i32,
+    /// Whether it is no longer wanted: it is to be read until it is empty, and ended.
+    pub leaves: bool,
+}
+
+/// The sessions that this worker runs now. One that waits for another is not among them, and is no reason not to be ready: the other may
+/// be one of a worker that is replaced only when this one is ready.
+#[must_use]
+pub fn own<'a>(gateways: &'a [IngestGateway], assigned: &Assigned, ordinal: i32) -> Vec<Own<'a>> {
+    let is_own = |name: &str| worker_of(&assigned.workers, name) == ordinal;
+    let mut own = Vec::new();
+    for gateway in gateways {
+        let wanted = gateway.sessions();
+        let begun = assigned.sessions.keys().map(|name| gateway_of(name)).filter(|(of, _)| *of == gateway.name);
+        let surplus: Vec<i32> = begun.map(|(_, number)| number).filter(|number| *number >= wanted).collect();
+        let shares = assigned.sessions.get(&gateway.name).is_some_and(|filters| filters.iter().all(|filter| filter.starts_with(SHARED)));
+        for number in 0..wanted {
+            let name = session_name(&gateway.name, number);
+            let may_begin = match number {
+                0 => wanted > 1 || surplus.is_empty(),
+                _ => shares,
+            };
+            if may_begin && is_own(&name) {
+                own.push(Own { name, gateway, number, leaves: false });
+            }
+        }
+        for number in surplus {
+            let name = session_name(&gateway.name, number);
+            if is_own(&name) {
+                own.push(Own { name, gateway, number, leaves: true });
+            }
+        }
+    }
+    own
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::timescale::assignment::{Assignment, assign};
+
+    const PLAIN: &str = "devices/+/telemetry";
+
+    fn gateway(shared_by: Option<i32>) -> IngestGateway {
+        let mut gateway = json!({
+            "name": "plant-1", "host": "broker", "port": 1883,
+            "external": {"clientId": "fwi0", "tls": false, "authorities": false},
+        });
+        if let Some(sessions) = shared_by {
+            gateway["external"]["sharedBy"] = sessions.into();
+        }
+        serde_json::from_value(gateway).unwrap()
+    }
+
+    fn shared() -> String {
+        gateway(Some(2)).subscription(PLAIN)
+    }
+
+    /// What a worker runs, in short: a session that leaves has a minus before its name.
+    fn runs(shared_by: Option<i32>, sessions: &[(&str, &[&str])], workers: &[(&str, i32)], ordinal: i32) -> Vec<String> {
+        let assigned = Assigned {
+            workers: workers.iter().map(|(name, worker)| ((*name).to_owned(), *worker)).collect(),
+            sessions: sessions
+                .iter()
+                .map(|(name, filters)| ((*name).to_owned(), filters.iter().map(|f| (*f).to_owned()).collect()))
+                .collect(),
+        };
+        let gateways = [gateway(shared_by)];
+        own(&gateways, &assigned, ordinal).into_iter().map(|own| format!("{}{}", if own.leaves { "-" } else { "" }, own.name)).collect()
+    }
+
+    #[test]
+    fn a_group_is_the_pipelines_own_and_keeps_its_name() {
+        assert_eq!(gateway(Some(2)).subscription(PLAIN), "$share/fwi0/devices/+/telemetry");
+        assert_eq!(gateway(Some(2)).subscription(PLAIN), gateway(Some(9)).subscription(PLAIN));
+        assert_eq!(gateway(None).subscription(PLAIN), PLAIN);
+    }
+
+    #[test]
+    fn the_first_session_shares_before_the_others_begin() {
+        let shared = shared();
+        assert_eq!(runs(Some(3), &[], &[], 0), ["plant-1"]);
+        assert_eq!(runs(Some(3), &[("plant-1", &[PLAIN, &shared])], &[], 0), ["plant-1"], "it may have both subscriptions still");
+        assert_eq!(runs(Some(3), &[("plant-1", &[&shared])], &[], 0), ["plant-1", "plant-1/1", "plant-1/2"]);
+        assert_eq!(runs(Some(3), &[("plant-1", &[&shared, "$share/fwi0/other"])], &[], 0).len(), 3, "another topic of the same group");
+    }
+
+    #[test]
+    fn the_first_session_stops_sharing_after_the_others_have_ended() {
+        let shared = shared();
+        let before: &[(&str, &[&str])] = &[("plant-1", &[&shared]), ("plant-1/1", &[&shared])];
+        assert_eq!(runs(None, before, &[], 0), ["-plant-1/1"]);
+        assert_eq!(runs(None, &before[..1], &[], 0), ["plant-1"]);
+    }
+
+    #[test]
+    fn with_fewer_sessions_the_rest_goes_on() {
+        let shared = shared();
+        let sessions: &[(&str, &[&str])] = &[("plant-1", &[&shared]), ("plant-1/1", &[&shared]), ("plant-1/2", &[&shared])];
+        assert_eq!(runs(Some(2), sessions, &[("plant-1", 0), ("plant-1/1", 1)], 1), ["plant-1/1"]);
+        assert_eq!(runs(Some(2), sessions, &[("plant-1", 0), ("plant-1/1", 1)], 0), ["plant-1", "-plant-1/2"]);
+        assert_eq!(runs(None, &[("plant-2/1", &[&shared])], &[], 0), ["plant-1"], "of a gateway that is not this one");
+    }
+
+    proptest! {
+        /// Whatever number of sessions there was, is, and of workers: each session is run by one worker.
+        #[test]
+        fn every_session_is_run_by_one_worker(before in 1_i32..6, wanted in 1_i32..6, workers in 1_i32..5) {
+            let gateways = [gateway((wanted > 1).then_some(wanted))];
+            let names: Vec<String> = (0..wanted).map(|number| session_name("plant-1", number)).collect();
+            let filters = vec![if before > 1 { shared() } else { PLAIN.to_owned() }];
+            let sessions = (0..before).map(|number| (session_name("plant-1", number), filters.clone())).collect();
+            let assigned = Assigned { workers: assign(&Assignment::new(), &names, workers), sessions };
+            let runs: Vec<(String, bool)> = (0..workers)
+                .flat_map(|ordinal| own(&gateways, &assigned, ordinal).into_iter().map(|own| (own.name, own.leaves)).collect::<Vec<_>>())
+                .collect();
+            let distinct: BTreeSet<&String> = runs.iter().map(|(name, _)| name).collect();
+            prop_assert_eq!(distinct.len(), runs.len());
+            let expected = match (before, wanted) {
+                (1, _) => vec![("plant-1".to_owned(), false)],
+                (before, 1) => (1..before).map(|number| (session_name("plant-1", number), true)).collect(),
+                (before, wanted) => (0..before.max(wanted)).map(|number| (session_name("plant-1", number), number >= wanted)).collect(),
+            };
+            prop_assert_eq!(runs.into_iter().collect::<BTreeSet<_>>(), expected.into_iter().collect::<BTreeSet<_>>());
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Several workers that share the subscription at one broker: each message is stored, and once, whoever comes, goes or is killed.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use common::mosquitto::wait_until;
+use common::postgres::Postgres;
+use common::publisher::Publisher;
+use common::worker::{Chain, Worker, broker};
+use fleetwright::api::name::external_session_client;
+use rumqttc::mqttbytes::v5::{Connect, ConnectAuth, Packet};
+use serde_json::{Value, json};
+
+/// Client identifier of the first session.
+const CLIENT: &str = "fwi0123456789abcdef";
+
+/// The sessions of three that share.
+const SESSIONS: [&str; 3] = ["plant-1", "plant-1/1", "plant-1/2"];
+
+fn gateway(port: u16, shared_by: Option<usize>) -> Value {
+    let mut external = json!({"clientId": CLIENT, "tls": false, "authorities": false});
+    external.as_object_mut().unwrap().extend(shared_by.map(|count| ("sharedBy".to_owned(), count.into())));
+    json!({"name": "plant-1", "host": "127.0.0.1", "port": port, "external": external})
+}
+
+/// A chain whose worker reads the broker alone, in one session.
+async fn chain() -> Chain {
+    let broker = broker();
+    let files = [("gateways/plant-1/username", "fleet"), ("gateways/plant-1/password", "password")];
+    // No key tells such readings apart: what came twice would be stored twice.
+    let decode = json!({"fields": [{"name": "count", "type": "Int64"}]});
+    let gateway = gateway(broker.port, None);
+    let chain = Chain::start_reading(broker, gateway, &files, "devices/{device}/telemetry", &decode, Postgres::shared().await).await;
+    chain.worker.wait_ready();
+    chain
+}
+
+/// Publishes on and on, some thousand messages a second; every tenth is a dead letter.
+fn publish(chain: &Chain) -> Publisher {
+    Publisher::start(chain.broker.port, "press-1", |number| {
+        std::thread::sleep(Duration::from_micros(100));
+        let n = if number % 10 == 3 { format!("\"{number}\"") } else { number.to_string() };
+        (format!("devices/press-{}/telemetry", number % 9 + 1), format!(r#"{{"count":{n}}}"#))
+    })
+}
+
+/// The pods' workers as the operator would have them: all that there are, of this configuration.
+impl Fleet {
+    fn share(&mut self, shared_by: Option<usize>) {
+        self.chain.configure("gateways", json!([gateway(self.chain.broker.port, shared_by)]));
+    }
+
+    /// One after the other, the last first, as a StatefulSet does.
+    fn roll(&mut self) {
+        for (ordinal, worker) in self.others.iter_mut().enumerate().rev() {
+            let ordinal = i32::try_from(ordinal + 1).unwrap();
+            assert!(worker.stop(), "{}", worker.log());
+            self.chain.restart(worker, ordinal);
+            worker.wait_ready();
+        }
+        assert!(self.chain.worker.stop(), "{}", self.chain.worker.log());
+        self.chain.start_worker(None);
+        self.chain.worker.wait_ready();
+    }
+
+    /// Waits until a worker stores more of what comes by this session.
+    fn progress(&self, ordinal: usize, session: &str) {
+        let worker = if ordinal == 0 { &self.chain.worker } else { &self.others[ordinal - 1] };
+        let rows = || rows(worker, session);
+        wait_until(&format!("{session} at worker {ordinal}; its log:\n{}", worker.log()), || rows() > 0.0);
+        let before = rows();
+        wait_until(&format!("more of {session} at worker {ordinal}; its log:\n{}", worker.log()), || rows() > before);
+    }
+}
+
+struct Fleet {
+    chain: Chain,
+    others: Vec<Worker>,
+}
+
+fn rows(worker: &Worker, session: &str) -> f64 {
+    let name = format!("fleetwright_ingest_rows_total{{gateway=\"{session}\"}}");
+    if worker.get("/metrics").1.contains(&name) { worker.metric(&name) } else { 0.0 }
+}
+
+/// Whether the broker has a session of this number. That asks for it, and so ends the connection of whoever has it.
+fn has_session(port: u16, number: i32) -> bool {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let mut output = BytesMut::new();
+    let connect = Connect { keep_alive: 60, client_id: external_session_client(CLIENT, number), clean_start: false, properties: None };
+    let auth = ConnectAuth::UsernamePassword { username: "fleet".to_owned(), password: "password".into() };
+    Packet::Connect(connect, None, auth).write(&mut output, None).unwrap();
+    stream.write_all(&output).unwrap();
+    let (mut input, mut chunk) = (BytesMut::new(), [0; 1024]);
+    loop {
+        let read = stream.read(&mut chunk).unwrap();
+        input.extend_from_slice(&chunk[..read]);
+        match Packet::read(&mut input, None) {
+            Ok(Packet::ConnAck(answer)) => return answer.session_present,
+            other => assert!(other.is_err() && read > 0, "{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn workers_that_come_go_and_are_killed_share_a_broker_and_lose_and_double_nothing() {
+    let mut fleet = Fleet { chain: chain().await, others: Vec::new() };
+    let publisher = publish(&fleet.chain);
+    fleet.progress(0, "plant-1");
+
+    // Sharing begins: two more workers come, and wait until the first one shares.
+    fleet.share(Some(3));
+    fleet.chain.spread(&SESSIONS, 3).await;
+    fleet.others = (1..3).map(|ordinal| fleet.chain.one_more_worker(ordinal)).collect();
+    fleet.others.iter().for_each(Worker::wait_ready);
+    fleet.progress(0, "plant-1");
+    fleet.roll();
+    for (ordinal, session) in SESSIONS.into_iter().enumerate() {
+        fleet.progress(ordinal, session);
+    }
+
+    // One is killed.
+    fleet.others[0].kill();
+    fleet.chain.restart(&mut fleet.others[0], 1);
+    fleet.progress(1, "plant-1/1");
+
+    // One goes: another reads its session on.
+    fleet.chain.spread(&SESSIONS, 2).await;
+    assert!(fleet.others[1].stop());
+    let log = |fleet: &Fleet| fleet.chain.worker.log().matches("logged in").count() + fleet.others[0].log().matches("logged in").count();
+    let before = log(&fleet);
+    fleet.others.pop();
+    wait_until("the session's next worker", || log(&fleet) > before || rows(&fleet.chain.worker, "plant-1/2") > 0.0);
+
+    // Two sessions are enough: what the third holds is read, and it ends.
+    fleet.chain.spread(&SESSIONS[..2], 2).await;
+    fleet.share(Some(2));
+    fleet.roll();
+    fleet.chain.wait_for("SELECT count(*) FROM fleetwright.session WHERE session = 'plant/vibration/plant-1/2'", 0).await;
+    assert!(!has_session(fleet.chain.broker.port, 2));
+    fleet.progress(1, "plant-1/1");
+
+    // Sharing ends: the first session waits until the other has.
+    fleet.chain.execute("UPDATE fleetwright.assignment SET worker = 1 - worker").await;
+    fleet.progress(1, "plant-1");
+    fleet.progress(0, "plant-1/1");
+    fleet.chain.spread(&SESSIONS[..1], 2).await;
+    fleet.share(None);
+    fleet.roll();
+    fleet.chain.wait_for("SELECT count(*) FROM fleetwright.session", 1).await;
+    assert!(!has_session(fleet.chain.broker.port, 1));
+    fleet.chain.wait_for("SELECT count(*) FROM fleetwright.session WHERE topic_filters = '{devices/+/telemetry}'", 1).await;
+    fleet.progress(1, "plant-1");
+
+    let outcome = publisher.finish();
+    assert!(outcome.repeated.is_empty(), "the broker was there all the time");
+    let (bad, good): (Vec<u64>, Vec<u64>) = outcome.acknowledged.iter().partition(|number| *number % 10 == 3);
+    let chain = &mut fleet.chain;
+    chain.wait_for("SELECT count(DISTINCT count) FROM vibration", i64::try_from(good.len()).unwrap()).await;
+    chain.wait_for("SELECT count(DISTINCT payload) FROM fleetwright.dead_letter", i64::try_from(bad.len()).unwrap()).await;
+    assert!(chain.worker.stop() && fleet.others[0].stop(), "{}", chain.worker.log());
+    assert_eq!(chain.count("SELECT count(*) FROM vibration").await, i64::try_from(good.len()).unwrap(), "rows, once each");
+    assert_eq!(chain.count("SELECT count(*) FROM fleetwright.dead_letter").await, i64::try_from(bad.len()).unwrap(), "letters, once each");
+    assert_eq!(chain.count("SELECT count(*) FROM fleetwright.acknowledgement WHERE session <> 'plant/vibration/plant-1'").await, 0);
+}
