@@ -18,6 +18,7 @@ use clap::Args;
 use k8s_controller::LeaderElection;
 use kube::{Client, Config};
 use tokio::sync::{broadcast, mpsc};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -167,16 +168,21 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     let links = Links::new(context.clone(), desired_changes, arguments.report_writes_per_second, presence.news(), totals.clone())?;
     let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry, desired })?;
     let retention = Retention::new(&context.metrics)?;
-    let all_listed = || {
-        readiness.holds(DEVICES_CHECK);
-        listed.cancel();
+    let (known, to_tell) = (readiness.clone(), listed.clone());
+    let all_listed = move || {
+        known.holds(DEVICES_CHECK);
+        to_tell.cancel();
     };
-    tokio::select! {
-        () = driver.run(all_listed) => {}
-        () = presence.run(listed.clone()) => {}
-        () = links.run(listed.clone()) => {}
-        () = gateway::run(context.clone(), totals_of_gateways) => {}
-        () = pipeline::run(context, devices, retention) => {}
+    // Each is a task of its own: while one takes in lists of thousands, the others go on, and above all the lease is renewed.
+    // They end with the set.
+    let mut reconcilers = JoinSet::new();
+    reconcilers.spawn(driver.run(all_listed));
+    reconcilers.spawn(presence.run(listed.clone()));
+    reconcilers.spawn(links.run(listed));
+    reconcilers.spawn(gateway::run(context.clone(), totals_of_gateways));
+    reconcilers.spawn(pipeline::run(context, devices, retention));
+    match reconcilers.join_next().await {
+        Some(Err(error)) => Err(error).context("a reconciler ended unexpectedly"),
+        Some(Ok(())) | None => bail!("a reconciler ended, which none does by itself"),
     }
-    Ok(())
 }

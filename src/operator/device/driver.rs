@@ -157,7 +157,11 @@ impl Driver {
             if let Some(listed) = listed.take() {
                 info!("all Devices, Gateways, Secrets and reports have been listed");
                 listed();
-                let unsettled = self.context.fleet.lock().unsettled();
+                let unsettled = {
+                    let mut fleet = self.context.fleet.lock();
+                    fleet.completed();
+                    fleet.unsettled()
+                };
                 for key in unsettled {
                     self.devices.push(key);
                 }

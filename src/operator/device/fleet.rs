@@ -49,12 +49,19 @@ pub struct Fleet {
     changes: Changes,
     /// Devices whose status says something else of their connection than their brokers, though nothing is new of that.
     mismatched: BTreeSet<DeviceKey>,
+    /// Whether all Devices and what belongs to them have been seen once.
+    complete: bool,
 }
 
 impl Fleet {
     /// What has changed since the last call.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)
+    }
+
+    /// All Devices and what belongs to them have been seen once: from now on totals are totals.
+    pub fn completed(&mut self) {
+        self.complete = true;
     }
 
     fn keys_of(&self, wanted: impl Fn(&Record) -> bool) -> Vec<DeviceKey> {

@@ -3,12 +3,23 @@
 use super::*;
 
 #[test]
+fn half_a_list_is_no_total() {
+    let mut fleet = Fleet::default();
+    fleet.listing_devices();
+    add(&mut fleet, "e");
+    assert_eq!(fleet.totals(&gateway()), None);
+    fleet.devices_listed();
+    fleet.completed();
+    assert_eq!(fleet.totals(&gateway()), Some((1, 0)));
+}
+
+#[test]
 fn devices_that_a_list_no_longer_shows_are_gone() {
     let mut fleet = fleet();
     fleet.listing_devices();
     add(&mut fleet, "e");
     fleet.devices_listed();
-    assert_eq!(fleet.totals(&gateway()).0, 1);
+    assert_eq!(fleet.totals(&gateway()).unwrap().0, 1);
     assert_eq!(fleet.registry("n")[0].name, "e");
 }
 

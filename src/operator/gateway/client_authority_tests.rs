@@ -42,7 +42,7 @@ fn observed(spec: &serde_json::Value, secret: Option<Secret>) -> Observed {
         trusted_before: Some("before".to_owned()),
         link_password: None,
         report: None,
-        devices: GatewayDevices::default(),
+        devices: Some(GatewayDevices::default()),
         clients: None,
     }
 }

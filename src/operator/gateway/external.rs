@@ -6,6 +6,7 @@ use bytes::Bytes;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 
+use super::observe::devices;
 use crate::api::condition::{self, ACCEPTED, BROKER_AVAILABLE, Cause, Finding, Readiness};
 use crate::api::external::ExternalBroker;
 use crate::api::gateway::{Gateway, GatewayDevices, GatewayStatus};
@@ -26,8 +27,8 @@ pub struct Observed<'a> {
     /// The Gateway.
     pub gateway: &'a Gateway,
 
-    /// Its devices.
-    pub devices: GatewayDevices,
+    /// Its devices; `None` before they are known.
+    pub devices: Option<GatewayDevices>,
 
     /// The login, or why there is none.
     pub login: Result<Login, Cause>,
@@ -51,15 +52,9 @@ pub async fn observe<'a>(context: &Context, gateway: &'a Gateway, external: &Ext
     let client_id = name::external_link_client(&gateway.uid().unwrap_or_default());
     let login = login(external, client_id, credentials.as_ref(), authorities.as_ref());
     context.externals.set(&key, login.as_ref().ok().cloned());
-    let (declared, live) = context.fleet.lock().totals(&key);
-    // What has not been heard since the operator started stays as it was said.
-    let previous = gateway.status.as_ref();
-    let connected =
-        context.presence.of(&key).map_or_else(|| previous.and_then(|status| status.devices?.connected), |totals| totals.connected);
-    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     Ok(Observed {
         gateway,
-        devices: GatewayDevices { declared: count(declared), live: count(live), connected },
+        devices: devices(context, &key, gateway.status.as_ref()),
         login,
         outcome: context.externals.of(&key).and_then(|external| external.outcome),
     })
@@ -139,7 +134,7 @@ pub fn status(observed: &Observed<'_>) -> GatewayStatus {
     GatewayStatus {
         observed_generation: generation,
         address: gateway.spec.external.as_ref().map(|external| external.address.clone()),
-        devices: Some(observed.devices),
+        devices: observed.devices,
         clients: None,
         certificate: None,
         conditions: condition::conditions(previous, generation, &findings, &readiness),

@@ -26,7 +26,7 @@ fn secret(data: &[(&str, &[u8])]) -> Secret {
 }
 
 fn observed(gateway: &Gateway, login: Result<Login, Cause>, outcome: Option<Result<(), Cause>>) -> Observed<'_> {
-    Observed { gateway, devices: GatewayDevices { declared: 3, live: 0, connected: Some(1) }, login, outcome }
+    Observed { gateway, devices: Some(GatewayDevices { declared: 3, live: 0, connected: Some(1) }), login, outcome }
 }
 
 fn found(changes: &Value, credentials: Option<&Secret>, authorities: Option<&Secret>) -> Result<Login, Cause> {

@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use tracing::warn;
 
 use super::tls;
-use crate::api::gateway::{GatewayClients, GatewayDevices};
+use crate::api::gateway::{GatewayClients, GatewayDevices, GatewayStatus};
 use crate::api::{Gateway, name};
 use crate::configuration::agent::{AgentReport, CLIENT_AUTHORITIES_FILE, REPORT_KEY};
 use crate::credential::Password;
@@ -39,8 +39,8 @@ pub struct Observed {
     /// What the agent has proven of the broker; `None` before its first proof.
     pub report: Option<AgentReport>,
 
-    /// Its devices.
-    pub devices: GatewayDevices,
+    /// Its devices; `None` before they are known.
+    pub devices: Option<GatewayDevices>,
 
     /// The clients that its broker refused; `None` before that is known.
     pub clients: Option<GatewayClients>,
@@ -70,15 +70,9 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
     let link = read::<Secret>(&context.client, &namespace, &name::link_credentials(&name)).await?;
     let report = read::<ConfigMap>(&context.client, &namespace, &name::agent_report(&name)).await?;
     let key = GatewayKey::new(&namespace, &name);
-    let (declared, live) = context.fleet.lock().totals(&key);
-    // What has not been heard since the operator started stays as it was said.
     let previous = gateway.status.as_ref();
-    let (connected, refused) = match context.presence.of(&key) {
-        Some(totals) => (totals.connected, totals.clients),
-        None => (previous.and_then(|status| status.devices?.connected), None),
-    };
-    let clients = refused.or_else(|| previous.and_then(|status| status.clients.clone()));
-    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    let clients = context.presence.of(&key).and_then(|totals| totals.clients);
+    let clients = clients.or_else(|| previous.and_then(|status| status.clients.clone()));
     Ok(Observed {
         gateway: gateway.clone(),
         tls: secrets,
@@ -87,9 +81,19 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
         trusted_before,
         link_password: link.as_ref().and_then(link_password),
         report: report.as_ref().and_then(parse_report),
-        devices: GatewayDevices { declared: count(declared), live: count(live), connected },
+        devices: devices(context, &key, previous),
         clients,
     })
+}
+
+/// The devices of a Gateway. What has not been heard since the operator started stays as it was said.
+#[must_use]
+pub fn devices(context: &Context, key: &GatewayKey, previous: Option<&GatewayStatus>) -> Option<GatewayDevices> {
+    let said = previous.and_then(|status| status.devices);
+    let Some((declared, live)) = context.fleet.lock().totals(key) else { return said };
+    let connected = context.presence.of(key).map_or_else(|| said?.connected, |totals| totals.connected);
+    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    Some(GatewayDevices { declared: count(declared), live: count(live), connected })
 }
 
 /// The operator's password at a broker; a Secret that somebody broke holds none.

@@ -43,7 +43,7 @@ pub fn status(observed: &Observed, outcome: &Outcome<'_>) -> GatewayStatus {
     GatewayStatus {
         observed_generation: generation,
         address: Some(address(gateway)),
-        devices: Some(observed.devices),
+        devices: observed.devices,
         clients: observed.clients.clone(),
         certificate: presented(observed),
         conditions: condition::conditions(previous, generation, &findings, &readiness),

@@ -29,7 +29,7 @@ fn observed(report: Option<bool>) -> Observed {
         trusted_before: None,
         link_password: None,
         report: report.map(|messages_dropped| AgentReport { messages_dropped, ..AgentReport::default() }),
-        devices: GatewayDevices { declared: 3, live: 2, connected: Some(1) },
+        devices: Some(GatewayDevices { declared: 3, live: 2, connected: Some(1) }),
         clients: None,
     }
 }

@@ -22,7 +22,7 @@ fn observed(spec: &Value, tls: impl IntoIterator<Item = (&'static str, Option<Da
         trusted_before: None,
         link_password: None,
         report: None,
-        devices: GatewayDevices::default(),
+        devices: Some(GatewayDevices::default()),
         clients: None,
     }
 }

@@ -19,7 +19,7 @@ fn observed(spec: &Value) -> Observed {
         trusted_before: None,
         link_password: None,
         report: None,
-        devices: GatewayDevices::default(),
+        devices: Some(GatewayDevices::default()),
         clients: None,
     }
 }

@@ -236,8 +236,9 @@ impl Presence {
         }
         self.counted = Some(now);
         for key in existing {
-            let totals = self.context.fleet.lock().totals(key);
-            self.metrics.set(key, totals, self.context.presence.of(key).as_ref());
+            if let Some(totals) = self.context.fleet.lock().totals(key) {
+                self.metrics.set(key, totals, self.context.presence.of(key).as_ref());
+            }
         }
     }
 }

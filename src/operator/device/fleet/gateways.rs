@@ -156,7 +156,7 @@ impl Fleet {
 
     /// Devices declared for a Gateway, and those among them that the broker has proven to accept.
     #[must_use]
-    pub fn totals(&self, key: &GatewayKey) -> (usize, usize) {
-        self.gateways.get(key).map_or((0, 0), GatewayState::totals)
+    pub fn totals(&self, key: &GatewayKey) -> Option<(usize, usize)> {
+        self.complete.then(|| self.gateways.get(key).map_or((0, 0), GatewayState::totals))
     }
 }
