@@ -9,10 +9,10 @@ ARG BASE=docker.io/library/debian:forky-slim
 
 FROM ${BASE} AS base
 
-# The broker of a Gateway. The plugin stands at one path whatever the processor: Debian names its folder after that. Two
+# The broker of a Gateway. The plugin stands at one path whatever the processor: Debian names its folder after that. Three
 # further ones are our own; what compiles them does not stay.
 FROM base AS mosquitto
-COPY images/mosquitto-previous-password.c images/mosquitto-certificate.c /tmp/
+COPY images/mosquitto-*.c images/mosquitto-*.h /tmp/
 RUN groupadd --system --gid 1883 mosquitto \
  && useradd --system --uid 1883 --gid 1883 --home-dir /var/lib/mosquitto --shell /usr/sbin/nologin mosquitto \
  && apt-get update \
@@ -20,12 +20,12 @@ RUN groupadd --system --gid 1883 mosquitto \
  && mkdir -p /usr/lib/mosquitto \
  && ln -s "$(find /usr/lib -name mosquitto_persist_sqlite.so)" /usr/lib/mosquitto/persist_sqlite.so \
  && test -e /usr/lib/mosquitto/persist_sqlite.so \
- && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends gcc libc6-dev libmosquitto-dev libssl-dev \
- && for plugin in previous-password certificate; do \
-      gcc -std=gnu17 -O2 -Wall -Wextra -Werror -fPIC -shared -o "/usr/lib/mosquitto/$(echo $plugin | tr - _).so" "/tmp/mosquitto-$plugin.c" -lcrypto || exit 1; \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends gcc libc6-dev libmosquitto-dev libssl-dev libsqlite3-dev \
+ && for plugin in previous-password certificate bounds; do \
+      gcc -std=gnu17 -O2 -Wall -Wextra -Werror -fPIC -shared -o "/usr/lib/mosquitto/$(echo $plugin | tr - _).so" "/tmp/mosquitto-$plugin.c" -Wl,--as-needed -lcrypto -lsqlite3 || exit 1; \
     done \
- && DEBIAN_FRONTEND=noninteractive apt-get purge -y --autoremove gcc libc6-dev libmosquitto-dev libssl-dev \
- && rm -f /tmp/mosquitto-*.c \
+ && DEBIAN_FRONTEND=noninteractive apt-get purge -y --autoremove gcc libc6-dev libmosquitto-dev libssl-dev libsqlite3-dev \
+ && rm -f /tmp/mosquitto-*.[ch] \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*.log /var/log/apt
 USER 1883:1883
 EXPOSE 1883

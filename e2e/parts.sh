@@ -14,12 +14,12 @@
 set -euo pipefail
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib.sh"
 
-PACKAGES=(mosquitto mosquitto-clients postgresql-18 postgresql-18-timescaledb gcc libc6-dev libmosquitto-dev libssl-dev)
-PLUGINS=(previous-password certificate)   # images/mosquitto-NAME.c -> NAME.so, with _ for -
+PACKAGES=(mosquitto mosquitto-clients postgresql-18 postgresql-18-timescaledb gcc libc6-dev libmosquitto-dev libssl-dev libsqlite3-dev)
+PLUGINS=(previous-password certificate bounds)   # images/mosquitto-NAME.c -> NAME.so, with _ for -
 POSTGRES=/usr/lib/postgresql/18/bin
 DATA=/var/lib/postgresql/data        # where DATADIR appears inside: the folders above it need not be open to other users
 
-parts_name() { printf 'parts-%s\n' "$(printf '%s\n' "3 $(base_hash) ${PACKAGES[*]} $(cat "$ROOT"/images/mosquitto-*.c)" | short_hash)"; }
+parts_name() { printf 'parts-%s\n' "$(printf '%s\n' "3 $(base_hash) ${PACKAGES[*]} $(cat "$ROOT"/images/mosquitto-*.[ch])" | short_hash)"; }
 
 prepare() {
   as_root "parts.sh"
@@ -48,10 +48,10 @@ make_parts() {
   local plugin; plugin=$(cd "$root" && find usr/lib -name mosquitto_persist_sqlite.so | head -n 1)
   [ -n "$plugin" ] || { say "no mosquitto_persist_sqlite.so in the Debian package"; return 1; }
   ln -s "/$plugin" "$root/usr/lib/mosquitto/persist_sqlite.so"
+  cp "$ROOT"/images/mosquitto-*.[ch] "$root/tmp/"
   local name
   for name in "${PLUGINS[@]}"; do
-    cp "$ROOT/images/mosquitto-$name.c" "$root/tmp/"
-    chroot "$root" gcc -std=gnu17 -O2 -Wall -Wextra -Werror -fPIC -shared -o "/usr/lib/mosquitto/${name//-/_}.so" "/tmp/mosquitto-$name.c" -lcrypto \
+    chroot "$root" gcc -std=gnu17 -O2 -Wall -Wextra -Werror -fPIC -shared -o "/usr/lib/mosquitto/${name//-/_}.so" "/tmp/mosquitto-$name.c" -Wl,--as-needed -lcrypto -lsqlite3 \
       >>"$log" 2>&1 || { tail -n 20 "$log" >&2; return 1; }
   done
   rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*

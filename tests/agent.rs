@@ -5,6 +5,8 @@
 #[path = "agent/certificate.rs"]
 mod certificate;
 mod common;
+#[path = "agent/full.rs"]
+mod full;
 #[path = "agent/renewal.rs"]
 mod renewal;
 
@@ -152,11 +154,13 @@ impl Site {
         }
         let tls_secrets: Vec<String> = tls_listeners.first().map(|listener| listener.secret.clone()).into_iter().collect();
         let queued_bytes = gateway.spec.limits.queued_bytes_per_client.to_units().unwrap();
+        // Half of the container's, which is 256 MiB by default.
+        let memory_limit = gateway.spec.resources.limits.get("memory").and_then(|memory| Some(memory.to_units()? / 2));
         let valid = Valid {
             namespace: "fleet".to_owned(),
             name: "plant-1".to_owned(),
             spec: gateway.spec,
-            memory_limit: Some(256 << 20),
+            memory_limit,
             queued_bytes,
             tls_secrets,
             tls: Certificates::default(),
@@ -172,6 +176,7 @@ impl Site {
             .replace(RUNTIME_FOLDER, &place("run"))
             .replace(DATA_FOLDER, &place("data"))
             .replace(LOG_FOLDER, &place("log"))
+            .replace("plugin_opt_trusted_port 1884\n", &format!("plugin_opt_trusted_port {internal_port}\n"))
             .replace("listener 1884\n", &format!("listener {internal_port} 127.0.0.1\n"));
         for port in &ports {
             configuration = configuration.replace(&format!("listener {port}\n"), &format!("listener {port} 127.0.0.1\n"));
@@ -181,6 +186,11 @@ impl Site {
 
     /// The broker with its agent, which has proven these users.
     async fn start(self, users: &[Entry], tls: Option<Data>) -> (Mosquitto, Agent) {
+        self.start_on(users, tls, None).await
+    }
+
+    /// The same, with a volume of this size (as in `64m`) for what the broker keeps.
+    async fn start_on(self, users: &[Entry], tls: Option<Data>, volume: Option<&str>) -> (Mosquitto, Agent) {
         let mut agent = Agent::start(self.folder.path(), self.internal_port, &self.tls_listeners);
         if let Some(tls) = tls {
             agent.tell(Subject::Tls(TLS_SECRET.to_owned()), Some(tls)).await;
@@ -188,7 +198,7 @@ impl Site {
         agent.shard(users).await;
         tokio::time::timeout(PATIENCE, agent.first_written.cancelled()).await.expect("files");
         assert!(agent.readiness.verdict().is_err(), "no broker yet");
-        let broker = Mosquitto::start(self.folder, &self.configuration, self.port);
+        let broker = Mosquitto::start_on(self.folder, &self.configuration, self.port, volume);
         agent.hold(users).await;
         assert_eq!(agent.readiness.verdict(), Ok(()));
         (broker, agent)
@@ -317,19 +327,6 @@ async fn an_agent_that_restarts_remembers_the_workers() {
     let mut agent = Agent::start(&folder, internal_port, &[]);
     agent.hold(&users[..1]).await;
     wait_until("the end of its session", || agent.metrics.sessions_ended.get() == 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn dropped_messages_are_seen() {
-    let users = [device("press-1", &[]), worker()];
-    let (broker, agent) = Site::new(&json!({"limits": {"queuedBytesPerClient": "100"}})).start(&users, None).await;
-    leave_a_queue(&broker);
-    let mut has_dropped = agent.metrics.has_dropped();
-    assert!(!*has_dropped.borrow());
-    for _ in 0..2 {
-        assert!(publish(&broker, "press-1", &"x".repeat(200)));
-    }
-    tokio::time::timeout(PATIENCE, has_dropped.wait_for(|has| *has)).await.expect("a drop").unwrap();
 }
 
 /// Every durability, in the configuration that is rendered for it: what is acknowledged survives what it should.

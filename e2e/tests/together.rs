@@ -10,6 +10,7 @@ mod drift;
 mod external;
 mod faults;
 mod fleets;
+mod full;
 mod given;
 mod growth;
 mod health;

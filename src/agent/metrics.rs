@@ -6,7 +6,9 @@ use prometheus::core::Collector;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::sync::watch;
 
+use super::fullness::{BOUNDS, bound};
 use super::presentation::Presented;
+use crate::configuration::agent::Fullness;
 
 /// Seconds until a change is proven; the target is one second from a Device to the broker.
 const PROOF_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
@@ -37,6 +39,9 @@ pub struct Metrics {
     /// When the certificates expire that the broker presents, by their Secret.
     pub certificate_expiry: IntGaugeVec,
     messages_dropped: IntGauge,
+    messages_refused: IntGaugeVec,
+    full: IntGaugeVec,
+    fullness: watch::Sender<Option<Fullness>>,
     has_dropped: watch::Sender<bool>,
 }
 
@@ -50,6 +55,13 @@ impl Metrics {
         let counter = |name: &str, help: &str| registered(registry, IntCounter::new(name, help)?);
         let histogram = |name: &str, help: &str| {
             registered(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(PROOF_BUCKETS.to_vec()))?)
+        };
+        let by_bound = |name: &str, help: &str| {
+            let gauge = registered(registry, IntGaugeVec::new(Opts::new(name, help), &["bound"])?)?;
+            for bound in BOUNDS {
+                let _ = gauge.with_label_values(&[bound]);
+            }
+            Ok::<_, prometheus::Error>(gauge)
         };
         Ok(Self {
             reloads: counter("fleetwright_agent_reloads_total", "Reloads that the broker was told to make.")?,
@@ -82,6 +94,12 @@ impl Metrics {
                 "fleetwright_broker_messages_dropped",
                 "Messages that the broker dropped because of a limit, since it started.",
             )?,
+            messages_refused: by_bound(
+                "fleetwright_broker_messages_refused",
+                "Messages that the broker did not take because it was full, since it started.",
+            )?,
+            full: by_bound("fleetwright_broker_full", "1 for what of the broker is full, so that it takes no messages.")?,
+            fullness: watch::Sender::new(None),
             has_dropped: watch::Sender::new(false),
         })
     }
@@ -90,6 +108,27 @@ impl Metrics {
     pub fn observe_dropped(&self, messages: i64) {
         self.messages_dropped.set(messages);
         self.has_dropped.send_if_modified(|has| std::mem::replace(has, messages > 0) != (messages > 0));
+    }
+
+    /// The broker's count of messages that were refused because this was full.
+    pub fn observe_refused(&self, bound: &str, messages: i64) {
+        if BOUNDS.contains(&bound) {
+            self.messages_refused.with_label_values(&[bound]).set(messages);
+        }
+    }
+
+    /// What of the broker is full.
+    pub fn observe_fullness(&self, seen: Fullness) {
+        for name in BOUNDS {
+            self.full.with_label_values(&[name]).set(i64::from(bound(&seen) == Some(name)));
+        }
+        self.fullness.send_replace(Some(seen));
+    }
+
+    /// What of the broker is full, and when that changes; `None` before it has said so.
+    #[must_use]
+    pub fn fullness(&self) -> watch::Receiver<Option<Fullness>> {
+        self.fullness.subscribe()
     }
 
     /// Whether the broker has dropped messages since it started, and when that changes.

@@ -6,6 +6,7 @@
 
 pub mod driver;
 pub mod files;
+pub mod fullness;
 pub mod metrics;
 pub mod presence;
 pub mod presentation;
@@ -107,7 +108,10 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
     let first_written = driver.first_written();
     let client = client().await;
     if let Some(client) = client.clone() {
-        tokio::spawn(report::run(client, configuration.clone(), proofs, presentations, metrics.has_dropped()));
+        let (told, fullness) = watch::channel(None);
+        tokio::spawn(fullness::settle(metrics.fullness(), told));
+        let news = report::News { proven: proofs, presented: presentations, has_dropped: metrics.has_dropped(), fullness };
+        tokio::spawn(report::run(client, configuration.clone(), news));
     }
     tokio::spawn(source::run(client, configuration, arguments.secrets, changes));
     // Mosquitto starts when the startup probe succeeds, so that there is no endpoint before its files are there.

@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 
 use super::presentation::Presented;
 use crate::api::name::agent_report;
-use crate::configuration::agent::{AgentConfiguration, AgentReport, REPORT_KEY};
+use crate::configuration::agent::{AgentConfiguration, AgentReport, Fullness, REPORT_KEY};
 use crate::runtime::error::chain;
 
 /// The longest a call to the API server may take.
@@ -23,25 +23,57 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// Follows what is proven and what was dropped, until either sender is gone.
-pub async fn run(
-    client: Client,
-    configuration: AgentConfiguration,
-    mut proven: watch::Receiver<Option<BTreeMap<usize, String>>>,
-    mut presented: watch::Receiver<Option<Presented>>,
-    mut has_dropped: watch::Receiver<bool>,
-) {
+/// What is reported. `None`: nothing is known yet.
+#[derive(Debug)]
+pub struct News {
+    /// For each shard, the revision that the broker has proven to hold.
+    pub proven: watch::Receiver<Option<BTreeMap<usize, String>>>,
+    /// The certificates that it presents.
+    pub presented: watch::Receiver<Option<Presented>>,
+    /// Whether it dropped messages.
+    pub has_dropped: watch::Receiver<bool>,
+    /// What of it is full.
+    pub fullness: watch::Receiver<Option<Fullness>>,
+}
+
+/// What is not known before an agent that has just started has looked stays as the one before it said.
+struct Report {
+    shards: BTreeMap<usize, String>,
+    certificates: Option<Presented>,
+    messages_dropped: bool,
+    fullness: Option<Fullness>,
+}
+
+impl News {
+    /// `None` before anything is proven.
+    fn report(&mut self) -> Option<Report> {
+        Some(Report {
+            certificates: self.presented.borrow_and_update().clone(),
+            messages_dropped: *self.has_dropped.borrow_and_update(),
+            fullness: self.fullness.borrow_and_update().clone(),
+            shards: self.proven.borrow_and_update().clone()?,
+        })
+    }
+
+    async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        tokio::select! {
+            changed = self.proven.changed() => changed,
+            changed = self.presented.changed() => changed,
+            changed = self.has_dropped.changed() => changed,
+            changed = self.fullness.changed() => changed,
+        }
+    }
+}
+
+/// Reports all news, until one of their senders is gone.
+pub async fn run(client: Client, configuration: AgentConfiguration, mut news: News) {
     let api = Api::<ConfigMap>::namespaced(client, &configuration.namespace);
     let name = agent_report(&configuration.gateway);
     let mut known: Option<String> = None;
     let mut pause = FIRST_PAUSE;
     loop {
-        let shards = proven.borrow_and_update().clone();
-        let certificates = presented.borrow_and_update().clone();
-        let messages_dropped = *has_dropped.borrow_and_update();
-        if let Some(shards) = shards
-            && let Err(error) =
-                tell(&api, &name, AgentReport { shards, messages_dropped, ..AgentReport::default() }, certificates, &mut known).await
+        if let Some(report) = news.report()
+            && let Err(error) = tell(&api, &name, report, &mut known).await
         {
             warn!(error, "failed to report to the operator: trying again");
             known = None;
@@ -50,33 +82,27 @@ pub async fn run(
             continue;
         }
         pause = FIRST_PAUSE;
-        let changed = tokio::select! {
-            changed = proven.changed() => changed,
-            changed = presented.changed() => changed,
-            changed = has_dropped.changed() => changed,
-        };
-        if changed.is_err() {
+        if news.changed().await.is_err() {
             return;
         }
     }
 }
 
-/// Writes the report where the API server has another. `known` is what it has, as far as that is known. Before an agent that has
-/// just started knows what the broker presents, that stays as the one before it said.
-async fn tell(
-    api: &Api<ConfigMap>,
-    name: &str,
-    mut report: AgentReport,
-    certificates: Option<Presented>,
-    known: &mut Option<String>,
-) -> Result<(), String> {
+/// Writes the report where the API server has another. `known` is what it has, as far as that is known.
+async fn tell(api: &Api<ConfigMap>, name: &str, report: Report, known: &mut Option<String>) -> Result<(), String> {
     if known.is_none() {
         let found = call(api.get(name)).await?;
         *known = found.data.and_then(|mut data| data.remove(REPORT_KEY));
     }
-    let before = || known.as_ref().and_then(|known| serde_json::from_str::<AgentReport>(known).ok());
-    report.certificates = certificates.or_else(|| before().map(|report| report.certificates)).unwrap_or_default();
-    let wanted = serde_json::to_string(&report).map_err(|error| chain(&error))?;
+    // One that cannot be read is as good as none.
+    let before = known.as_ref().and_then(|known| serde_json::from_str::<AgentReport>(known).ok()).unwrap_or_default();
+    let wanted = AgentReport {
+        shards: report.shards,
+        certificates: report.certificates.unwrap_or(before.certificates),
+        messages_dropped: report.messages_dropped,
+        fullness: report.fullness.unwrap_or(before.fullness),
+    };
+    let wanted = serde_json::to_string(&wanted).map_err(|error| chain(&error))?;
     if known.as_ref() != Some(&wanted) {
         let patch = Patch::Merge(json!({"data": {REPORT_KEY: wanted}}));
         call(api.patch(name, &PatchParams::default(), &patch)).await?;

@@ -8,6 +8,7 @@ use thiserror::Error;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::fullness::{self, BOUNDS, FULL, REFUSED};
 use super::metrics::Metrics;
 use crate::credential::Password;
 
@@ -74,7 +75,8 @@ impl Session {
         let (client, mut events) = connect(address, username, password).await?;
         let metrics = Arc::clone(metrics);
         let watching = tokio::spawn(async move {
-            for topic in [DROPPED, CONNECTED, STORED, HEAP] {
+            let refused = BOUNDS.map(|bound| format!("{REFUSED}{bound}"));
+            for topic in [DROPPED, CONNECTED, STORED, HEAP, FULL].into_iter().chain(refused.iter().map(String::as_str)) {
                 // Queued only, and there is room for all.
                 if let Err(error) = client.subscribe(topic, QoS::AtMostOnce).await {
                     tracing::warn!(%error, topic, "failed to follow a counter of the broker");
@@ -156,12 +158,23 @@ fn login_error(address: &Address, username: &str, error: ConnectionError) -> Log
 }
 
 fn observe(metrics: &Metrics, topic: &[u8], payload: &[u8]) {
-    let Some(value) = std::str::from_utf8(payload).ok().and_then(|text| text.parse::<i64>().ok()) else { return };
-    match std::str::from_utf8(topic) {
-        Ok(DROPPED) => metrics.observe_dropped(value),
-        Ok(CONNECTED) => metrics.clients_connected.set(value),
-        Ok(STORED) => metrics.messages_stored_bytes.set(value),
-        Ok(HEAP) => metrics.heap_bytes.set(value),
-        _ => {}
+    let (Ok(topic), Ok(text)) = (std::str::from_utf8(topic), std::str::from_utf8(payload)) else { return };
+    if topic == FULL {
+        if let Some(seen) = fullness::parse(text) {
+            metrics.observe_fullness(seen);
+        }
+        return;
+    }
+    let Ok(value) = text.parse::<i64>() else { return };
+    match topic {
+        DROPPED => metrics.observe_dropped(value),
+        CONNECTED => metrics.clients_connected.set(value),
+        STORED => metrics.messages_stored_bytes.set(value),
+        HEAP => metrics.heap_bytes.set(value),
+        _ => {
+            if let Some(bound) = topic.strip_prefix(REFUSED) {
+                metrics.observe_refused(bound, value);
+            }
+        }
     }
 }

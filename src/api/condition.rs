@@ -33,6 +33,9 @@ pub const CERTIFICATE_EXPIRES_SOON: &str = "CertificateExpiresSoon";
 /// The broker dropped messages because a limit of the Gateway was reached. There only once it happened.
 pub const MESSAGES_DROPPED: &str = "MessagesDropped";
 
+/// The broker takes no messages, because something of it is full. There only once it happened.
+pub const BROKER_FULL: &str = "BrokerFull";
+
 /// The broker has proven that it holds the device's credential.
 pub const CREDENTIALS_LIVE: &str = "CredentialsLive";
 

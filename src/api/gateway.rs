@@ -44,7 +44,7 @@ use super::unobserved;
 #[x_kube(validation = ("!has(self.external) || (self.storage.size == '1Gi' && !has(self.storage.storageClassName))", "an external broker has its own storage: leave out storage"))]
 #[x_kube(validation = ("!has(self.external) || !has(self.clientAuthority)", "an external broker has its own authority of clients: leave out clientAuthority"))]
 #[x_kube(validation = ("!has(self.external) || self.durability == 'Process'", "an external broker has its own durability: leave out durability"))]
-#[x_kube(validation = ("!has(self.external) || (self.limits.maxConnections == 20000 && self.limits.queuedBytesPerClient == '256Mi' && self.limits.maxMessageBytes == 1048576)", "an external broker has its own limits: leave out limits"))]
+#[x_kube(validation = ("!has(self.external) || (self.limits.maxConnections == 20000 && self.limits.queuedBytesPerClient == '256Mi' && self.limits.maxMessageBytes == 1048576 && self.limits.whenFull == 'Refuse')", "an external broker has its own limits: leave out limits"))]
 #[x_kube(validation = ("!has(self.external) || (self.resources.limits.size() == 1 && self.resources.requests.size() == 2 && self.resources.limits['memory'] == '512Mi' && self.resources.requests['memory'] == '64Mi' && self.resources.requests['cpu'] == '50m')", "an external broker has its own resources: leave out resources"))]
 #[x_kube(validation = ("!has(self.external) || (self.service.type == 'ClusterIP' && !has(self.service.annotations) && !has(self.service.hostNames))", "an external broker has no Service: leave out service"))]
 pub struct GatewaySpec {
@@ -94,8 +94,8 @@ pub struct GatewaySpec {
     #[serde(default)]
     pub limits: Limits,
 
-    /// Compute resources of the broker's container. From `limits.memory` the broker derives the bound at which it
-    /// refuses new messages instead of being killed.
+    /// Compute resources of the broker's container. Of `limits.memory` three quarters are for sessions and messages; where three
+    /// quarters of these are used, `spec.limits.whenFull` says what happens to publishers. The rest is for delivering what is queued.
     #[serde(default = "default_resources")]
     pub resources: ComputeResources,
 
@@ -119,7 +119,7 @@ fn default_resources() -> ComputeResources {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Storage {
-    /// Size of the volume.
+    /// Size of the volume; at least 128Mi.
     #[serde(default = "default_storage_size")]
     pub size: ResourceQuantity,
 
@@ -160,10 +160,30 @@ pub struct Limits {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_connections: i32,
 
-    /// The most bytes that wait for one client that is away or slow. Beyond it the broker drops what it would have queued,
-    /// counts it, and the condition `MessagesDropped` says so.
+    /// The most bytes (of payloads) that wait for one client that is away or slow; at most 1638Mi. Beyond it `whenFull` says what
+    /// happens to those who publish what a Pipeline reads. Of other clients no queue holds up publishers, for then a device that is
+    /// away could silence a plant: beyond this bound and a quarter more, the broker drops what it would have queued for them,
+    /// counts it, and the condition `MessagesDropped` says so. With `durability: Snapshot` nobody can tell how long a queue is: there
+    /// all of them together are bounded by memory (`spec.resources.limits.memory`) instead.
     #[serde(default = "default_queued_bytes")]
     pub queued_bytes_per_client: ResourceQuantity,
+
+    /// What happens to publishers when the broker is full. It is full when the queue of a Pipeline has reached
+    /// `queuedBytesPerClient` (then it concerns those messages alone that this Pipeline reads), when memory is used up, or when the
+    /// volume is but for the reserve that the broker needs to go on (an eighth of it, 64Mi at least and 1Gi at most).
+    ///
+    /// `Refuse`: a client of MQTT 5 is told with each message that it was not taken (reason code 0x97, "Quota exceeded", of the
+    /// acknowledgement), stays connected, and decides itself: it may keep the message, thin out, or give up. One of MQTT 3.1.1
+    /// cannot be told: it fares as with `Slow`. `Slow`: the connection of whoever sends what cannot be taken is ended without an
+    /// acknowledgement. Its library connects again after its usual pause and sends the message again, until there is room: publishers
+    /// are slowed down to what is taken away. For devices that would throw away what is refused. Meanwhile they are away now and then,
+    /// as their last wills tell, and commands reach them late.
+    ///
+    /// Whatever the broker acknowledges it keeps: the condition `BrokerFull` and its Event tell what is full and what to do, and the
+    /// metric `fleetwright_broker_messages_refused` counts. With both, messages of QoS 0, which know no acknowledgement, are lost where
+    /// memory is full, and otherwise delivered to whom is connected. Operator and workers are never held up, nor are last wills.
+    #[serde(default)]
+    pub when_full: WhenFull,
 
     /// The largest message that a client may publish, in bytes, with its topic and properties; the client of a larger one is
     /// disconnected.
@@ -178,8 +198,19 @@ impl Default for Limits {
             max_connections: default_max_connections(),
             queued_bytes_per_client: default_queued_bytes(),
             max_message_bytes: default_message_bytes(),
+            when_full: WhenFull::default(),
         }
     }
+}
+
+/// What happens to publishers when the broker is full.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum WhenFull {
+    /// Clients of MQTT 5 are told with each message; those of MQTT 3.1.1 are disconnected.
+    #[default]
+    Refuse,
+    /// All are disconnected without an acknowledgement, and send again.
+    Slow,
 }
 
 const fn default_max_connections() -> i32 {
@@ -254,6 +285,9 @@ pub struct GatewayStatus {
     /// `Accepted`: the spec can be carried out. `BrokerAvailable`: the broker runs, and has accepted a login; of an external one, the
     /// operator's with the credentials of the Secret. It holds until an attempt fails, and then tells why
     /// (`BrokerUnreachable`, `TlsFailed`, `LoginRefused`, `SubscriptionRefused`).
+    /// `BrokerFull` (once it was): the broker takes no messages because a queue, its memory or its volume is full (`QueueFull`,
+    /// `MemoryFull`, `DiskFull`); False (`AcceptingMessages`) half a minute after that is over. `MessagesDropped` (once it happened):
+    /// messages for a client that is away were dropped.
     /// `ClientAuthorityValid` (where `spec.clientAuthority` is given): the Secret holds an authority that can sign.
     /// `CertificateValid` (where a listener has TLS): each Secret holds a certificate that clients can accept, and the broker
     /// has proven in a handshake that it presents it; its reason is `CertificateExpiresSoon` from seven days before it expires on,

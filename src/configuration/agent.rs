@@ -122,6 +122,35 @@ pub struct PresentedCertificate {
     pub former_not_after: Option<Time>,
 }
 
+/// What of a broker is full, so that it takes no messages.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Fullness {
+    /// Nothing is.
+    #[default]
+    Nothing,
+
+    /// The queue of a session; only messages that this session would get are not taken.
+    Queue {
+        /// Client identifier of the session.
+        session: String,
+    },
+
+    /// The memory that the broker may use.
+    Memory,
+
+    /// The broker's volume.
+    Disk,
+}
+
+impl Fullness {
+    /// Whether nothing is full.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::Nothing
+    }
+}
+
 /// What an agent has proven of its broker. Written only when it changes; that it is there means that the broker once accepted a login.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -137,4 +166,8 @@ pub struct AgentReport {
     /// Whether the broker ever dropped messages because of a limit, since it started.
     #[serde(default)]
     pub messages_dropped: bool,
+
+    /// What of the broker is full.
+    #[serde(default, skip_serializing_if = "Fullness::is_nothing")]
+    pub fullness: Fullness,
 }

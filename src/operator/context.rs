@@ -15,7 +15,7 @@ use super::apply::{WriteError, WriteMetrics, Writer, is_namespace_terminating};
 use super::device::fleet::SharedFleet;
 use super::link::external::SharedExternals;
 use super::presence::totals::SharedTotals;
-use crate::api::condition::{CERTIFICATE_EXPIRES_SOON, READY, TOO_MANY_REFUSED};
+use crate::api::condition::{BROKER_FULL, CERTIFICATE_EXPIRES_SOON, MESSAGES_DROPPED, READY, TOO_MANY_REFUSED};
 use crate::runtime::error::chain;
 
 /// Container images of what the operator runs.
@@ -139,8 +139,14 @@ const PLANNED: [&str; 6] = ["AwaitingBroker", "AwaitingWorker", "BrokerUpdating"
 const STARTING: [&str; 6] =
     ["BrokerNotReady", "CertificateNotProven", "CredentialsNotProven", "RegistryNotFilled", "TableNotReady", "WorkersNotReady"];
 
+/// Conditions that are good while they are not True.
+const HARMFUL: [&str; 2] = [BROKER_FULL, MESSAGES_DROPPED];
+
 /// Whether someone should look: not where the operator is at work, and where time alone is likely to help.
 fn is_alarming(before: Option<&Condition>, now: &Condition) -> bool {
+    if HARMFUL.contains(&now.type_.as_str()) {
+        return now.status == "True";
+    }
     if now.status == "True" {
         return [CERTIFICATE_EXPIRES_SOON, TOO_MANY_REFUSED].contains(&now.reason.as_str());
     }

@@ -85,13 +85,15 @@ pub enum Reason {
     TlsHandshakeFailed,
     /// The listener has as many connections as it may.
     ConnectionLimit,
+    /// It published while the broker was full.
+    BrokerFull,
     /// Any other.
     Other,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Orderly,
         Self::ClosedByClient,
         Self::KeepAliveTimeout,
@@ -101,6 +103,7 @@ impl Reason {
         Self::ProtocolError,
         Self::TlsHandshakeFailed,
         Self::ConnectionLimit,
+        Self::BrokerFull,
         Self::Other,
     ];
 
@@ -117,6 +120,7 @@ impl Reason {
             Self::ProtocolError => "ProtocolError",
             Self::TlsHandshakeFailed => "TlsHandshakeFailed",
             Self::ConnectionLimit => "ConnectionLimit",
+            Self::BrokerFull => "BrokerFull",
             Self::Other => "Other",
         }
     }
@@ -125,7 +129,7 @@ impl Reason {
     /// goes again (the probe of a load balancer) was not.
     #[must_use]
     pub fn is_refusal(self) -> bool {
-        !matches!(self, Self::Orderly | Self::ClosedByClient | Self::KeepAliveTimeout | Self::SessionTakenOver)
+        !matches!(self, Self::Orderly | Self::ClosedByClient | Self::KeepAliveTimeout | Self::SessionTakenOver | Self::BrokerFull)
     }
 
     fn parse(text: &str) -> Self {
@@ -139,7 +143,9 @@ impl Reason {
             "protocol error" | "malformed packet" => Self::ProtocolError,
             // With a capital letter it comes from the TLS layer of 2.1.2, before there is any MQTT.
             "Protocol error" => Self::TlsHandshakeFailed,
-            "server busy" | "quota exceeded" | "connection rate exceeded" => Self::ConnectionLimit,
+            "quota exceeded" | "connection rate exceeded" => Self::ConnectionLimit,
+            // By our own plugin (`images/mosquitto-bounds.c`).
+            "server busy" => Self::BrokerFull,
             _ => Self::Other,
         }
     }

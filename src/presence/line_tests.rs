@@ -71,6 +71,7 @@ fn clients_that_go() {
         (": malformed packet", Reason::ProtocolError),
         (": Protocol error", Reason::TlsHandshakeFailed),
         (": client identifier not valid", Reason::ClientIdentifierNotValid),
+        (": server busy", Reason::BrokerFull),
         (": used disallowed feature (QoS too high, retain not supported, or bad AUTH method)", Reason::Other),
     ] {
         let line = format!("2026-11-23T09:37:52: Client press-1 [127.0.0.1:36840] disconnected{reason}.");

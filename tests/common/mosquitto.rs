@@ -1,7 +1,7 @@
 //! A real Mosquitto, and its own clients.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -24,13 +24,20 @@ pub struct Mosquitto {
     /// Folder with `mosquitto.conf` and `mosquitto.log`.
     pub folder: TempDir,
     process: Child,
+    volume: Option<Volume>,
 }
 
 impl Mosquitto {
     /// A broker with this configuration in `folder`, ready on `port`.
     pub fn start(folder: TempDir, configuration: &str, port: u16) -> Self {
+        Self::start_on(folder, configuration, port, None)
+    }
+
+    /// The same, where its folder `data` is a volume of this size, if one is given.
+    pub fn start_on(folder: TempDir, configuration: &str, port: u16, size: Option<&str>) -> Self {
         std::fs::write(folder.path().join("mosquitto.conf"), format!("log_type all\n{configuration}")).unwrap();
-        let mut broker = Self { port, process: spawn(folder.path()), folder };
+        let volume = size.map(|size| Volume::mount(&folder.path().join("data"), size));
+        let mut broker = Self { port, process: spawn(folder.path(), volume.as_ref()), folder, volume };
         broker.ready();
         broker
     }
@@ -66,7 +73,7 @@ impl Mosquitto {
 
     /// Starts it again after [`Self::kill`] or [`Self::stop`].
     pub fn start_again(&mut self) {
-        self.process = spawn(self.folder.path());
+        self.process = spawn(self.folder.path(), self.volume.as_ref());
         self.ready();
     }
 
@@ -211,10 +218,39 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn spawn(folder: &Path) -> Child {
+/// A small file system in memory, which this process alone sees, and whom it lets in; it is gone when that ends.
+struct Volume(Child);
+
+impl Volume {
+    fn mount(at: &Path, size: &str) -> Self {
+        let script = r#"mount -t tmpfs -o size="$1" tmpfs "$2" && echo && exec sleep infinity"#;
+        let mut holder = Command::new("unshare");
+        holder.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh", size]).arg(at);
+        let mut process = holder.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        process.stdout.take().unwrap().read_exact(&mut [0]).expect("a mount");
+        Self(process)
+    }
+
+    /// A program that sees it.
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.0.id())).arg(program);
+        command
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn spawn(folder: &Path, volume: Option<&Volume>) -> Child {
     let log = File::options().create(true).append(true).open(folder.join("mosquitto.log")).unwrap();
     let configuration = folder.join("mosquitto.conf");
-    Command::new(parts())
+    volume
+        .map_or_else(|| Command::new(parts()), |volume| volume.command(&parts()))
         .args(["mosquitto", "-c", configuration.to_str().unwrap()])
         .current_dir(folder)
         .stdin(Stdio::null())

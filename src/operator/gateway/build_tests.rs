@@ -84,6 +84,27 @@ fn persistence_follows_durability() {
     assert!(snapshot.contains("persistence true\n") && !snapshot.contains("persist_sqlite"));
 }
 
+/// Mosquitto drops in silence at its own bounds: it must not come to them before the plugin steps in.
+#[test]
+fn the_plugin_steps_in_before_mosquitto_drops() {
+    let number = |text: &str, key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<i64>().ok());
+    for durability in ["Disk", "Process", "Snapshot"] {
+        let text = mosquitto_configuration(&valid(&json!({"durability": durability, "limits": {"whenFull": "Slow"}})));
+        assert!(text.contains("plugin_opt_when_full disconnect\n"), "{text}");
+        assert_eq!(number(&text, "plugin_opt_trusted_port"), Some(name::INTERNAL_MQTT_PORT.into()));
+        assert!(number(&text, "plugin_opt_memory_bytes").unwrap() < number(&text, "memory_limit").unwrap());
+        let bounded = number(&text, "plugin_opt_session_bytes");
+        // Without a bound of each, Mosquitto must have none either.
+        assert_eq!(bounded.is_none(), durability == "Snapshot");
+        let own = number(&text, "max_queued_bytes").unwrap();
+        assert!(bounded.map_or(own == 0, |bounded| bounded == 256 << 20 && own > bounded), "{text}");
+    }
+    let mut most = full();
+    most.queued_bytes = 1638 << 20;
+    let own = number(&mosquitto_configuration(&most), "max_queued_bytes").unwrap();
+    assert!(i32::try_from(own).is_ok(), "Mosquitto takes no larger number");
+}
+
 #[test]
 fn the_pod_rolls_for_what_the_broker_reads_at_its_start_only() {
     let annotation = |valid: &Valid| {

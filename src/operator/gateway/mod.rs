@@ -3,6 +3,7 @@
 pub mod build;
 pub mod client_authority;
 pub mod external;
+pub mod full;
 pub mod observe;
 pub mod status;
 pub mod tls;
@@ -32,7 +33,7 @@ use super::context::{Context, publish_change, publish_change_of, unless_terminat
 use super::device::certificate::Authority;
 use super::device::endpoint::Endpoint;
 use super::device::key::GatewayKey;
-use crate::api::condition::{CERTIFICATE_VALID, CLIENT_AUTHORITY_VALID, READY};
+use crate::api::condition::{BROKER_FULL, CERTIFICATE_VALID, CLIENT_AUTHORITY_VALID, MESSAGES_DROPPED, READY};
 use crate::api::external::ExternalBroker;
 use crate::api::gateway::{Gateway, GatewayStatus, Listener, ListenerAuthentication};
 use crate::api::is_reconciliation_paused;
@@ -182,7 +183,7 @@ impl Reconciler {
         if written {
             let before = previous.map_or(&[][..], |status| status.conditions.as_slice());
             publish_change(&self.recorder, gateway, before, &wanted.conditions).await;
-            for type_ in [CERTIFICATE_VALID, CLIENT_AUTHORITY_VALID] {
+            for type_ in [CERTIFICATE_VALID, CLIENT_AUTHORITY_VALID, BROKER_FULL, MESSAGES_DROPPED] {
                 if !says_the_same(&wanted.conditions, type_) {
                     publish_change_of(type_, &self.recorder, gateway, before, &wanted.conditions).await;
                 }

@@ -3,9 +3,9 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::condition::{READY, RECONCILING, STALLED};
-use crate::api::gateway::GatewayDevices;
-use crate::configuration::agent::AgentReport;
+use crate::api::condition::{BROKER_FULL, READY, RECONCILING, STALLED};
+use crate::api::gateway::{GatewayDevices, WhenFull};
+use crate::configuration::agent::{AgentReport, Fullness};
 use crate::operator::gateway::client_authority::ClientTrust;
 use crate::operator::gateway::tls::Certificates;
 
@@ -139,6 +139,38 @@ fn dropped_messages_show_and_do_not_make_it_unready() {
     let status = status(&observed(Some(true)), &Outcome::Applied(&valid(None), &ready()));
     let summary = summary(&status);
     assert_eq!((summary[MESSAGES_DROPPED].0, summary[READY].0), ("True", "True"));
+}
+
+/// It becomes full, and has room again; what is ready stays ready.
+#[test]
+fn a_full_broker_shows_while_it_is_and_that_it_was() {
+    let mut observed = observed(Some(false));
+    let look = |observed: &mut Observed, fullness: Fullness| {
+        observed.report = Some(AgentReport { fullness, ..AgentReport::default() });
+        let status = status(observed, &Outcome::Applied(&valid(None), &ready()));
+        let when_full = observed.gateway.spec.limits.when_full;
+        observed.gateway = gateway(Some(&status));
+        observed.gateway.spec.limits.when_full = when_full;
+        assert_eq!(summary(&status)[READY].0, "True");
+        let found = status.conditions.into_iter().find(|condition| condition.type_ == BROKER_FULL);
+        found.map(|condition| (condition.status, condition.reason, condition.message))
+    };
+    assert_eq!(look(&mut observed, Fullness::Nothing), None);
+    let queue = Fullness::Queue { session: "_ingest_vibration".to_owned() };
+    let (status, reason, message) = look(&mut observed, queue.clone()).unwrap();
+    assert_eq!((status.as_str(), reason.as_str()), ("True", "QueueFull"));
+    assert!(message.contains("Pipeline vibration") && message.contains("256Mi") && message.contains("0x97"), "{message}");
+    observed.gateway.spec.limits.when_full = WhenFull::Slow;
+    assert!(!look(&mut observed, queue).unwrap().2.contains("0x97"));
+    for (fullness, expected) in [
+        (Fullness::Memory, ("True", "MemoryFull")),
+        (Fullness::Disk, ("True", "DiskFull")),
+        (Fullness::Nothing, ("False", "AcceptingMessages")),
+        (Fullness::Nothing, ("False", "AcceptingMessages")),
+    ] {
+        let (status, reason, _) = look(&mut observed, fullness).unwrap();
+        assert_eq!((status.as_str(), reason.as_str()), expected);
+    }
 }
 
 #[test]

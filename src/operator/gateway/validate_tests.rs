@@ -46,7 +46,9 @@ fn what_only_a_change_of_the_spec_heals() {
         (json!({"resources": {"limits": {"memory": "64Mi"}, "requests": {"memory": "1Gi"}}}), "InvalidResources"),
         // To Mosquitto zero means without bound.
         (json!({"limits": {"queuedBytesPerClient": "0"}}), "InvalidQuantity"),
-        (json!({"storage": {"size": "0"}}), "InvalidQuantity"),
+        (json!({"limits": {"queuedBytesPerClient": "1639Mi"}}), "InvalidQuantity"),
+        (json!({"durability": "Snapshot", "resources": {}}), "InvalidResources"),
+        (json!({"storage": {"size": "127Mi"}}), "InvalidQuantity"),
         (json!({"service": {"hostNames": ["mqtt.example.org", "mqtt example"]}}), "InvalidHostName"),
         (json!({"service": {"hostNames": ["*.example.org"]}}), "InvalidHostName"),
     ] {

@@ -20,7 +20,7 @@ use crate::api::Gateway;
 use crate::api::name::{
     GATEWAY_LABEL, ROLE_AGENT_REPORT, ROLE_AUTH_SHARD, ROLE_LABEL, ROLE_LINK_CREDENTIALS, server_authority, server_certificate,
 };
-use crate::configuration::agent::PresentedCertificate;
+use crate::configuration::agent::{Fullness, PresentedCertificate};
 use crate::operator::device::key::GatewayKey;
 
 /// Everything of a Gateway's own carries the label of that Gateway; the shards of its credentials are not this reconciler's.
@@ -117,6 +117,7 @@ struct Notable {
     uid: Option<String>,
     labels: BTreeMap<String, String>,
     messages_dropped: Option<bool>,
+    fullness: Option<Fullness>,
     certificates: BTreeMap<String, PresentedCertificate>,
 }
 
@@ -129,6 +130,7 @@ impl Notable {
                 uid: object.uid(),
                 labels: object.labels().clone(),
                 messages_dropped: report.as_ref().map(|report| report.messages_dropped),
+                fullness: report.as_ref().map(|report| report.fullness.clone()),
                 certificates: report.map(|report| report.certificates).unwrap_or_default(),
             }
         })

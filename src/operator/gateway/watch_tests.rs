@@ -20,6 +20,7 @@ fn of_a_report_only_what_a_status_shows_is_news() {
     let presented =
         r#"{"shards":{"0":"b"},"messagesDropped":true,"certificates":{"t":{"fingerprint":"a","notAfter":"2030-01-01T00:00:00Z"}}}"#;
     let (second, dropped) = (r#"{"shards":{"0":"b"}}"#, r#"{"shards":{"0":"b"},"messagesDropped":true}"#);
+    let full = r#"{"shards":{"0":"b"},"messagesDropped":true,"fullness":{"queue":{"session":"_ingest_readings"}}}"#;
     let events = vec![
         (Event::Init, false),
         (Event::InitApply(report(None)), true),
@@ -32,6 +33,8 @@ fn of_a_report_only_what_a_status_shows_is_news() {
         (Event::Apply(report(Some(dropped))), false),
         (Event::Apply(report(Some(presented))), true),
         (Event::Apply(report(Some(presented))), false),
+        (Event::Apply(report(Some(full))), true),
+        (Event::Apply(report(Some(full))), false),
         (Event::Delete(report(Some(dropped))), true),
         (Event::Apply(report(Some(dropped))), true),
     ];

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::{Valid, metadata};
-use crate::api::gateway::{Durability, Listener, ListenerAuthentication};
+use crate::api::gateway::{Durability, Listener, ListenerAuthentication, WhenFull};
 use crate::api::name;
 use crate::configuration::agent::{
     self, ACL_FILE, AgentConfiguration, CERTIFICATE_KEYS_FILE, CLIENT_AUTHORITIES_FILE, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FILE,
@@ -22,6 +22,20 @@ const PREVIOUS_PASSWORD_PLUGIN: &str = "/usr/lib/mosquitto/previous_password.so"
 /// Our own plugin in the broker's image (`images/mosquitto-certificate.c`): whose certificates count.
 const CERTIFICATE_PLUGIN: &str = "/usr/lib/mosquitto/certificate.so";
 
+/// Our own plugin in the broker's image (`images/mosquitto-bounds.c`): what happens to publishers when the broker is full.
+const BOUNDS_PLUGIN: &str = "/usr/lib/mosquitto/bounds.so";
+
+/// Percent of Mosquitto's own bound of memory at which that plugin steps in. Beyond its own, Mosquitto loses what it has just
+/// accepted; the rest is for delivering, which takes a copy of each message that is under way to a worker.
+const TAKEN_MEMORY_PERCENT: i64 = 75;
+
+/// How large a part of that memory may be payloads that are under way to one client, so that the copies find room …
+const INFLIGHT_MEMORY_SHARE: i64 = 16;
+
+/// … and how many bytes of them at most: what is under way may be acknowledged at once and is then deleted in one transaction, whose
+/// journal the plugin keeps room for on the volume. Some 160 bytes a message when 65,534 are.
+const MOST_INFLIGHT_BYTES: i64 = 16 << 20;
+
 /// Seconds between two snapshots of the classic persistence. Each writes everything again and holds the broker meanwhile.
 const SNAPSHOT_SECONDS: u32 = 60;
 
@@ -30,6 +44,10 @@ const SNAPSHOT_SECONDS: u32 = 60;
 /// allows: 2.1.2 takes that for "no maximum", then ignores the bound on queues and logs a false warning for every message
 /// (<https://github.com/eclipse-mosquitto/mosquitto/issues/3579>).
 const MAX_INFLIGHT: u32 = 65_534;
+
+/// By which part Mosquitto's own bound of queues is higher than the plugin's, for what does not come by the plugin: last wills, and
+/// messages of QoS 2 that were under way.
+pub const QUEUE_MARGIN: i64 = 4;
 
 /// What the Maximum Packet Size of MQTT counts beyond the Remaining Length: one byte of type and up to four of length.
 const FIXED_HEADER_BYTES: i32 = 5;
@@ -90,14 +108,16 @@ pub fn mosquitto_configuration(valid: &Valid) -> String {
         valid.namespace,
         valid.name,
         certificate_plugin(valid),
-        valid.queued_bytes,
+        queued_bytes(valid).map_or(0, |bytes| bytes + bytes / QUEUE_MARGIN),
         valid.spec.limits.max_message_bytes.saturating_add(FIXED_HEADER_BYTES),
     );
     // Writing to a String cannot fail, here and below.
     if let Some(bytes) = valid.memory_limit {
         let _ = writeln!(text, "memory_limit {bytes}");
     }
-    let _ = write!(text, "\npersistence_location {DATA_FOLDER}/\n{}", persistence(valid.spec.durability));
+    let inflight = valid.memory_limit.map_or(MOST_INFLIGHT_BYTES, |bytes| (bytes / INFLIGHT_MEMORY_SHARE).min(MOST_INFLIGHT_BYTES));
+    let _ = writeln!(text, "max_inflight_bytes {inflight}");
+    let _ = write!(text, "\npersistence_location {DATA_FOLDER}/\n{}\n{}", persistence(valid.spec.durability), bounds_plugin(valid));
     // For workers and the agent; a NetworkPolicy keeps everyone else out. Never full because devices are many.
     let _ = write!(text, "\n{}", listener(name::INTERNAL_MQTT_PORT, -1, true));
     for declared in started(valid) {
@@ -132,6 +152,28 @@ fn certificate_plugin(valid: &Valid) -> String {
         return text;
     }
     format!("global_plugin {CERTIFICATE_PLUGIN}\nplugin_opt_file {RUNTIME_FOLDER}/{CERTIFICATE_KEYS_FILE}\n{text}")
+}
+
+/// Bytes that may wait for one client, where queues are bounded one by one. Mosquitto tells a plugin of its queues only where a plugin
+/// keeps them: in a snapshot's case memory bounds them all.
+fn queued_bytes(valid: &Valid) -> Option<i64> {
+    (valid.spec.durability != Durability::Snapshot).then_some(valid.queued_bytes)
+}
+
+fn bounds_plugin(valid: &Valid) -> String {
+    let when_full = match valid.spec.limits.when_full {
+        WhenFull::Refuse => "refuse",
+        WhenFull::Slow => "disconnect",
+    };
+    let port = name::INTERNAL_MQTT_PORT;
+    let mut text = format!("global_plugin {BOUNDS_PLUGIN}\nplugin_opt_when_full {when_full}\nplugin_opt_trusted_port {port}\n");
+    if let Some(bytes) = valid.memory_limit {
+        let _ = writeln!(text, "plugin_opt_memory_bytes {}", bytes / 100 * TAKEN_MEMORY_PERCENT);
+    }
+    if let Some(bytes) = queued_bytes(valid) {
+        let _ = writeln!(text, "plugin_opt_session_prefix {}\nplugin_opt_session_bytes {bytes}", name::INGEST_USERNAME_PREFIX);
+    }
+    text
 }
 
 fn persistence(durability: Durability) -> String {

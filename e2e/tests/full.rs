@@ -1,0 +1,75 @@
+//! A broker that is full says so, refuses what it cannot keep, and goes on by itself once there is room.
+
+use anyhow::{Result, ensure};
+use fleetwright_e2e::client::{Listener, Session};
+use fleetwright_e2e::cluster::output;
+use fleetwright_e2e::fleet::GONE_WITHIN;
+use fleetwright_e2e::manifest::{device, gateway, pipeline, with};
+use fleetwright_e2e::wait::{seconds, until};
+use fleetwright_e2e::{Fleet, run};
+use serde_json::json;
+use tokio::process::Command;
+
+/// Messages that are published while nobody reads; the bound below has room for some of them.
+const MESSAGES: i64 = 150;
+
+/// Reason code of MQTT 5: Quota exceeded.
+const QUOTA_EXCEEDED: i32 = 0x97;
+
+#[test]
+fn a_broker_whose_queue_is_full_refuses_and_tells() {
+    run("full", async |fleet| {
+        let database = fleet.database().await?;
+        let limited = with(gateway("plant-1"), "/spec/limits", json!({"queuedBytesPerClient": "4000"}));
+        fleet.apply_all([limited, device("press-1", "plant-1"), pipeline("readings")]).await?;
+        fleet.all_ready(&["Gateway/plant-1", "Device/press-1", "Pipeline/readings"]).await?;
+        fleet.change("Pipeline", "readings", json!({"spec": {"paused": true}})).await?;
+        fleet.gone("Pod", "readings-ingest-0", GONE_WITHIN).await?;
+
+        let listener = Listener::plain(fleet.address("plant-1").await?);
+        let mut session = Session::connect(&listener, "press-1", &fleet.password("press-1").await?).await?;
+        let mut taken = 0;
+        for number in 0..MESSAGES {
+            match session.publish("devices/press-1/telemetry", &reading(number)).await? {
+                0 => taken += 1,
+                code => ensure!(code == QUOTA_EXCEEDED, "message {number} is answered with {code}"),
+            }
+        }
+        ensure!((1..MESSAGES).contains(&taken), "{taken} of {MESSAGES} messages were taken");
+        let full = fleet.condition("Gateway", "plant-1", "BrokerFull", "True", "QueueFull").await?;
+        ensure!(full.message.contains("Pipeline readings"), "{}", full.message);
+        fleet.ready("Gateway", "plant-1").await?;
+        event(&fleet, "QueueFull", "Warning").await?;
+        let counted = format!("fleetwright_broker_messages_refused{{bound=\"queue\"}} {}", MESSAGES - taken);
+        until(seconds(20), "the metric counts", async || {
+            let path = format!("/api/v1/namespaces/{}/pods/plant-1-broker-0:9090/proxy/metrics", fleet.namespace);
+            let metrics = output(Command::new("kubectl").args(["get", "--raw", &path])).await?;
+            ensure!(metrics.lines().any(|line| line == counted), "no line {counted:?} in {metrics}");
+            Ok(())
+        })
+        .await?;
+
+        fleet.change("Pipeline", "readings", json!({"spec": {"paused": false}})).await?;
+        database.reaches(seconds(60), "SELECT count(*) FROM reading", taken).await?;
+        ensure!(session.publish("devices/press-1/telemetry", &reading(MESSAGES)).await? == 0, "there is room again");
+        database.reaches(seconds(20), "SELECT count(*) FROM reading", taken + 1).await?;
+        fleet.condition("Gateway", "plant-1", "BrokerFull", "False", "AcceptingMessages").await?;
+        event(&fleet, "AcceptingMessages", "Normal").await
+    });
+}
+
+fn reading(number: i64) -> String {
+    format!(r#"{{"ts": {}, "value": {number}}}"#, 1_790_000_000_000 + number)
+}
+
+/// Waits for an Event of the Gateway.
+async fn event(fleet: &Fleet, reason: &str, type_: &str) -> Result<()> {
+    until(seconds(20), format!("the event {reason}"), async || {
+        let selector = format!("involvedObject.kind=Gateway,involvedObject.name=plant-1,reason={reason},type={type_}");
+        let mut kubectl = Command::new("kubectl");
+        let events = output(kubectl.args(["-n", &fleet.namespace, "get", "events", "-o", "name", "--field-selector", &selector])).await?;
+        ensure!(!events.trim().is_empty(), "there is none");
+        Ok(())
+    })
+    .await
+}
