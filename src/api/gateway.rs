@@ -53,13 +53,14 @@ pub struct GatewaySpec {
     ///
     /// Desired and reported state and Pipelines work as with any Gateway. Credentials and access rights of devices are left to
     /// that broker: no Secret is made for them, and their condition `CredentialsLive` is Unknown with the reason `ManagedElsewhere`.
+    /// A Device that asks for a certificate (`authentication.x509`) is not accepted, for nobody here signs it.
     /// Devices say themselves whether they are connected: each publishes the retained message `online` at
     /// `devices/<name>/connection` once it has connected, and leaves there, as its last will (retained), `offline`. Of one that
     /// does not, nobody knows.
     ///
     /// Operator and workers log in with client identifiers of their own, `fwo` and `fwi` with 16 hexadecimal digits; the broker
     /// has to let them differ from the user name. Their sessions outlive a connection: the operator's for ten minutes, a
-    /// worker's for seven days.
+    /// worker's for seven days. Those of a Pipeline that is deleted, or that reads this Gateway no longer, are ended at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<ExternalBroker>,
 

@@ -121,6 +121,14 @@ fn external(record: &Record, around: Surroundings<'_>, reached: bool) -> Option<
     if let Some(cause) = record.twin().and_then(Twin::refusal) {
         return Some((vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause)));
     }
+    if record.certificate().is_some() {
+        let message = format!(
+            "the broker of Gateway {gateway} runs elsewhere, and nobody here signs certificates for it: leave authentication.x509 out, and have \
+             the certificate signed by an authority that this broker trusts"
+        );
+        let cause = Cause::new("NoClientAuthority", message);
+        return Some((vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause)));
+    }
     let elsewhere = format!(
         "the broker of Gateway {gateway} runs elsewhere: with what this device logs in there, and what it may do, is left to that broker"
     );

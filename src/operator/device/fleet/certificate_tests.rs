@@ -193,3 +193,18 @@ fn a_device_with_both_has_both() {
     let ready = status(&fleet, false);
     assert!(ready.credentials_secret.is_some() && ready.certificate.is_some());
 }
+
+#[test]
+fn nobody_signs_for_a_broker_that_runs_elsewhere() {
+    let mut fleet = Fleet::default();
+    fleet.kind_observed(&gateway(), true);
+    fleet.gateway_observed(&gateway(), Some(OwnerReference { uid: "uid-g".to_owned(), ..OwnerReference::default() }));
+    fleet.link_observed(&gateway(), true);
+    fleet.device_applied(&device(&x509(&signing_request()), true, 1, None));
+    let Step::WriteStatus(status) = fleet.step(&key(), false) else { panic!("{:?}", fleet.step(&key(), false)) };
+    let found = |type_: &str| status.conditions.iter().find(|condition| condition.type_ == type_);
+    let accepted = found(ACCEPTED).unwrap();
+    assert_eq!((accepted.status.as_str(), accepted.reason.as_str()), ("False", "NoClientAuthority"));
+    assert!(accepted.message.contains("leave authentication.x509 out"), "{}", accepted.message);
+    assert!(found(STALLED).is_some(), "only another Device helps");
+}
