@@ -4,11 +4,12 @@
 
 mod common;
 
+use std::net::{Ipv4Addr, TcpStream};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use common::free_port;
-use common::mosquitto::{Mosquitto, PATIENCE};
+use common::mosquitto::{Mosquitto, PATIENCE, wait_until};
 use common::postgres::Postgres;
 use common::worker::Chain;
 use fleetwright::api::Device;
@@ -40,6 +41,11 @@ struct Foreign {
 }
 
 fn foreign() -> Foreign {
+    foreign_with(|_| String::new())
+}
+
+/// The same, with more lines of configuration, for which there is a folder.
+fn foreign_with(more: impl FnOnce(&TempDir) -> String) -> Foreign {
     let folder = tempfile::tempdir().unwrap();
     let key = KeyPair::generate().unwrap();
     let authority = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
@@ -54,9 +60,13 @@ fn foreign() -> Foreign {
     let configuration = format!(
         "log_dest stderr\nallow_anonymous false\npassword_file {path}/passwords\npersistence true\npersistence_location {path}/\n\
          max_queued_messages 0\nmax_inflight_messages 2000\nlistener {port} 127.0.0.1\nlistener {tls_port} 127.0.0.1\ncertfile {path}/broker.crt\n\
-         keyfile {path}/broker.key\n"
+         keyfile {path}/broker.key\n{}",
+        more(&folder)
     );
-    Foreign { broker: Mosquitto::start(folder, &configuration, port), tls_port, authority }
+    let broker = Mosquitto::start(folder, &configuration, port);
+    // It listens there later than at the first.
+    wait_until("the listener with TLS", || TcpStream::connect((Ipv4Addr::LOCALHOST, tls_port)).is_ok());
+    Foreign { broker, tls_port, authority }
 }
 
 fn write(folder: &TempDir, name: &str, content: &str) {
@@ -188,6 +198,26 @@ async fn a_login_that_fails_says_why() {
         assert_eq!(cause.reason, reason, "{name}: {}", cause.message);
         assert!(!cause.message.contains("sesame"), "{}", cause.message);
     }
+}
+
+/// A broker that lets the operator log in, and nobody subscribe.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_is_refused_says_so() {
+    let foreign = foreign_with(|folder| {
+        let hash = hash::hash("uid", FLEET.0, &Password::given(FLEET.1.as_bytes()).unwrap(), 101);
+        let [salt, password] = [3, 4].map(|part| hash.split('$').nth(part).unwrap().to_owned());
+        let access = json!({"publishClientSend": true, "publishClientReceive": true, "subscribe": false, "unsubscribe": true});
+        let client = json!({"username": FLEET.0, "password": password, "salt": salt, "iterations": 101});
+        write(folder, "security.json", &json!({"defaultACLAccess": access, "clients": [client]}).to_string());
+        let path = folder.path().display();
+        let arch = std::env::consts::ARCH;
+        format!("plugin /usr/lib/{arch}-linux-gnu/mosquitto_dynamic_security.so\nplugin_opt_config_file {path}/security.json\n")
+    });
+    let login = foreign.login();
+    let error = Link::begin(&login).await.err().unwrap_or_else(|| panic!("no subscription is allowed: {}", foreign.broker.log()));
+    let cause = cause(&login, &error);
+    assert_eq!(cause.reason, "SubscriptionRefused", "{}", cause.message);
+    assert!(cause.message.contains("devices/+/reported") && !cause.message.contains("sesame"), "{}", cause.message);
 }
 
 #[tokio::test]

@@ -262,8 +262,8 @@ impl Link {
         let notice = session.client.try_publish_tracked(desired_topic(&device), payload.as_bytes().to_vec(), options);
         match notice {
             Ok(notice) => state.under_way.push(Box::pin(async move {
-                let result = match timeout(CONFIRMATION, notice.wait_async()).await {
-                    Ok(result) => result.map(drop).map_err(PublishError::Confirm),
+                let result = match timeout(CONFIRMATION, notice.wait_completion_async()).await {
+                    Ok(result) => result.map_err(PublishError::Confirm),
                     Err(_) => Err(PublishError::Timeout),
                 };
                 Published { device, payload, generation, result }

@@ -198,7 +198,7 @@ impl Session {
     async fn subscribe(&mut self, filter: String, qos: QoS) -> Result<(), SessionError> {
         let queued = timeout(TIMEOUT, self.client.subscribe_tracked(filter, qos)).await;
         let Ok(Ok(notice)) = queued else { return Err(SessionError::Ended { address: self.address.clone() }) };
-        let answer = timeout(TIMEOUT, notice.wait_async());
+        let answer = timeout(TIMEOUT, notice.wait_completion_async());
         let mut answer = std::pin::pin!(answer);
         let answer = loop {
             tokio::select! {
@@ -210,7 +210,7 @@ impl Session {
             }
         };
         match answer {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(())) => Ok(()),
             Ok(Err(source)) => Err(SessionError::Subscribe { address: self.address.clone(), source }),
             Err(_) => Err(SessionError::Timeout { address: self.address.clone() }),
         }
