@@ -21,7 +21,7 @@ use fleetwright::operator::link::connections::Connections;
 use fleetwright::operator::link::external::cause;
 use fleetwright::operator::link::keep::{Ears, Link};
 use fleetwright::operator::link::metrics::Metrics;
-use fleetwright::operator::link::session::{Login, Tls};
+use fleetwright::operator::link::session::{Login, Tls, discard};
 use fleetwright::operator::presence::follow::News;
 use fleetwright::runtime::tls::{Verification, client_configuration};
 use rcgen::{CertificateParams, KeyPair};
@@ -218,6 +218,22 @@ async fn a_subscription_that_is_refused_says_so() {
     let cause = cause(&login, &error);
     assert_eq!(cause.reason, "SubscriptionRefused", "{}", cause.message);
     assert!(cause.message.contains("devices/+/reported") && !cause.message.contains("sesame"), "{}", cause.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_nobody_reads_is_ended_with_all_that_it_holds() {
+    let foreign = foreign();
+    let reader = "fwi0123456789abcdef";
+    let port = foreign.broker.port.to_string();
+    let arguments = ["-p", &port, "-u", FLEET.0, "-P", FLEET.1, "-i", reader, "-c", "-x", "600", "-t", "devices/+/telemetry"];
+    drop(foreign.broker.subscribe_bare(reader, &arguments));
+    foreign.say("devices/press-1/telemetry", "queued");
+    assert!(foreign.broker.has_session(FLEET, reader));
+    foreign.say("devices/press-1/telemetry", "queued");
+    discard(&Login { client_id: reader.to_owned(), ..foreign.login() }).await.unwrap();
+    assert!(!foreign.broker.has_session(FLEET, reader));
+    let wrong = Login { password: Bytes::from_static(b"sesame"), ..foreign.login() };
+    assert!(discard(&wrong).await.is_err());
 }
 
 #[tokio::test]

@@ -4,17 +4,13 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
-use bytes::BytesMut;
 use common::mosquitto::wait_until;
 use common::postgres::Postgres;
 use common::publisher::Publisher;
 use common::worker::{Chain, Worker, broker};
 use fleetwright::api::name::external_session_client;
-use rumqttc::mqttbytes::v5::{Connect, ConnectAuth, Packet};
 use serde_json::{Value, json};
 
 /// Client identifier of the first session.
@@ -89,23 +85,8 @@ fn rows(worker: &Worker, session: &str) -> f64 {
     if worker.get("/metrics").1.contains(&name) { worker.metric(&name) } else { 0.0 }
 }
 
-/// Whether the broker has a session of this number. That asks for it, and so ends the connection of whoever has it.
-fn has_session(port: u16, number: i32) -> bool {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-    let mut output = BytesMut::new();
-    let connect = Connect { keep_alive: 60, client_id: external_session_client(CLIENT, number), clean_start: false, properties: None };
-    let auth = ConnectAuth::UsernamePassword { username: "fleet".to_owned(), password: "password".into() };
-    Packet::Connect(connect, None, auth).write(&mut output, None).unwrap();
-    stream.write_all(&output).unwrap();
-    let (mut input, mut chunk) = (BytesMut::new(), [0; 1024]);
-    loop {
-        let read = stream.read(&mut chunk).unwrap();
-        input.extend_from_slice(&chunk[..read]);
-        match Packet::read(&mut input, None) {
-            Ok(Packet::ConnAck(answer)) => return answer.session_present,
-            other => assert!(other.is_err() && read > 0, "{other:?}"),
-        }
-    }
+fn has_session(fleet: &Fleet, number: i32) -> bool {
+    fleet.chain.broker.has_session(("fleet", "password"), &external_session_client(CLIENT, number))
 }
 
 #[tokio::test]
@@ -143,7 +124,7 @@ async fn workers_that_come_go_and_are_killed_share_a_broker_and_lose_and_double_
     fleet.share(Some(2));
     fleet.roll();
     fleet.chain.wait_for("SELECT count(*) FROM fleetwright.session WHERE session = 'plant/vibration/plant-1/2'", 0).await;
-    assert!(!has_session(fleet.chain.broker.port, 2));
+    assert!(!has_session(&fleet, 2));
     fleet.progress(1, "plant-1/1");
 
     // Sharing ends: the first session waits until the other has.
@@ -154,7 +135,7 @@ async fn workers_that_come_go_and_are_killed_share_a_broker_and_lose_and_double_
     fleet.share(None);
     fleet.roll();
     fleet.chain.wait_for("SELECT count(*) FROM fleetwright.session", 1).await;
-    assert!(!has_session(fleet.chain.broker.port, 1));
+    assert!(!has_session(&fleet, 1));
     fleet.chain.wait_for("SELECT count(*) FROM fleetwright.session WHERE topic_filters = '{devices/+/telemetry}'", 1).await;
     fleet.progress(1, "plant-1");
 

@@ -219,9 +219,17 @@ impl Writer {
     /// # Errors
     /// When the API server refuses or is away.
     pub async fn delete<K: Kind>(&self, namespace: &str, name: &str) -> Result<(), WriteError> {
+        self.delete_with::<K>(namespace, name, &DeleteParams::background()).await
+    }
+
+    /// Deletes an object in a way of its own.
+    ///
+    /// # Errors
+    /// When the API server refuses or is away.
+    pub async fn delete_with<K: Kind>(&self, namespace: &str, name: &str, parameters: &DeleteParams) -> Result<(), WriteError> {
         let api = Api::<K>::namespaced(self.client.clone(), namespace);
         self.count::<K>("delete");
-        match call::<K, _>("delete", name, api.delete(name, &DeleteParams::background())).await {
+        match call::<K, _>("delete", name, api.delete(name, parameters)).await {
             Ok(_) => Ok(()),
             Err(error) if error.is_not_found() => Ok(()),
             Err(error) => Err(error),

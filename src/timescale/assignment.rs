@@ -93,6 +93,20 @@ pub async fn read_sessions(client: &impl GenericClient, owner: &Owner) -> Result
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
+/// Forgets sessions of a Pipeline that have ended.
+///
+/// # Errors
+/// Nothing was forgotten then.
+pub async fn forget_sessions(client: &mut Client, owner: &Owner, names: &[String]) -> Result<(), Error> {
+    let sessions: Vec<String> = names.iter().map(|name| format!("{}{name}", owner.sessions())).collect();
+    let transaction = client.transaction().await?;
+    for of_sessions in ["session", "acknowledgement"] {
+        let statement = format!("DELETE FROM {SCHEMA}.{of_sessions} WHERE session = ANY($1)");
+        transaction.execute_typed(&statement, &[(&sessions, Type::TEXT_ARRAY)]).await?;
+    }
+    transaction.commit().await
+}
+
 /// Reads the assignment of a Pipeline.
 ///
 /// # Errors

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
+use rumqttc::mqttbytes::v5::{Connect, ConnectAuth, ConnectProperties, Disconnect, DisconnectProperties, DisconnectReasonCode, Packet};
 use tempfile::TempDir;
 
 use super::parts;
@@ -135,6 +137,36 @@ impl Mosquitto {
             sent
         });
         Stream { process, stop, writer }
+    }
+
+    /// Whether it keeps a session of this client, which stays as it is. That ends the connection of whoever has it.
+    pub fn has_session(&self, (username, password): (&str, &str), client_id: &str) -> bool {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
+        let mut output = BytesMut::new();
+        let properties = ConnectProperties { session_expiry_interval: Some(600), ..ConnectProperties::new() };
+        let connect = Connect { keep_alive: 60, client_id: client_id.to_owned(), clean_start: false, properties: Some(properties) };
+        let auth = ConnectAuth::UsernamePassword { username: username.to_owned(), password: password.to_owned().into() };
+        Packet::Connect(connect, None, auth).write(&mut output, None).unwrap();
+        stream.write_all(&output).unwrap();
+        let (mut input, mut chunk) = (BytesMut::new(), [0; 1024]);
+        let present = loop {
+            let read = stream.read(&mut chunk).unwrap();
+            input.extend_from_slice(&chunk[..read]);
+            match Packet::read(&mut input, None) {
+                Ok(Packet::ConnAck(answer)) => break answer.session_present,
+                other => assert!(other.is_err() && read > 0, "{other:?}"),
+            }
+        };
+        let expiry = (!present).then_some(0);
+        let properties =
+            DisconnectProperties { session_expiry_interval: expiry, reason_string: None, user_properties: vec![], server_reference: None };
+        let mut goodbye = Disconnect::new(DisconnectReasonCode::NormalDisconnection);
+        goodbye.properties = Some(properties);
+        output.clear();
+        Packet::Disconnect(goodbye).write(&mut output, None).unwrap();
+        stream.write_all(&output).unwrap();
+        while stream.read(&mut chunk).is_ok_and(|read| read > 0) {}
+        present
     }
 
     fn client(&self, program: &str, (username, password): (&str, &str), arguments: &[&str]) -> Command {

@@ -1,6 +1,6 @@
 //! The brokers that run elsewhere: what the reconciler of Gateways knows of them, and what came of the logins.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rumqttc::mqttbytes::v5::ConnectReturnCode;
@@ -28,43 +28,63 @@ pub struct External {
 
 /// The external Gateways, shared by the reconciler of Gateways, the links and those who follow presence.
 #[derive(Clone, Debug, Default)]
-pub struct SharedExternals(Arc<Mutex<HashMap<GatewayKey, External>>>);
+pub struct SharedExternals(Arc<Mutex<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    externals: HashMap<GatewayKey, External>,
+    /// The last logins of Gateways that are gone since this process began, whose brokers may still hold sessions.
+    gone: HashMap<GatewayKey, Arc<Login>>,
+}
 
 impl SharedExternals {
     /// What is known of a Gateway's broker, if that runs elsewhere.
     #[must_use]
     pub fn of(&self, gateway: &GatewayKey) -> Option<External> {
-        self.lock().get(gateway).cloned()
+        self.lock().externals.get(gateway).cloned()
+    }
+
+    /// With what to log in at the brokers of a namespace, by Gateway; of one that is gone, with what that was last.
+    #[must_use]
+    pub fn logins(&self, namespace: &str) -> BTreeMap<Arc<str>, Arc<Login>> {
+        let known = self.lock();
+        let there = known.externals.iter().filter_map(|(key, external)| Some((key, external.login.as_ref()?)));
+        let logins = known.gone.iter().chain(there).filter(|(key, _)| &*key.namespace == namespace);
+        logins.map(|(key, login)| (Arc::clone(&key.name), Arc::clone(login))).collect()
     }
 
     /// With what to log in at a broker that runs elsewhere. Another login than before has no outcome yet.
     pub fn set(&self, gateway: &GatewayKey, login: Option<Login>) {
-        let mut externals = self.lock();
-        let known = externals.get(gateway);
-        if known.is_some_and(|known| known.login.as_deref() == login.as_ref()) {
+        let mut known = self.lock();
+        let before = known.externals.get(gateway);
+        if before.is_some_and(|before| before.login.as_deref() == login.as_ref()) {
             return;
         }
-        let anew = known.map(|known| Arc::clone(&known.anew)).unwrap_or_default();
-        externals.insert(gateway.clone(), External { login: login.map(Arc::new), outcome: None, anew });
+        let anew = before.map(|before| Arc::clone(&before.anew)).unwrap_or_default();
+        known.gone.remove(gateway);
+        known.externals.insert(gateway.clone(), External { login: login.map(Arc::new), outcome: None, anew });
     }
 
     /// The Gateway is gone.
     pub fn remove(&self, gateway: &GatewayKey) {
-        self.lock().remove(gateway);
+        let mut known = self.lock();
+        if let Some(login) = known.externals.remove(gateway).and_then(|external| external.login) {
+            known.gone.insert(gateway.clone(), login);
+        }
     }
 
     /// What came of this login. Whether that is news.
     pub fn tried(&self, gateway: &GatewayKey, login: &Arc<Login>, outcome: Result<(), Cause>) -> bool {
-        let mut externals = self.lock();
+        let mut known = self.lock();
         let current = |external: &&mut External| external.login.as_ref().is_some_and(|known| Arc::ptr_eq(known, login));
-        let Some(external) = externals.get_mut(gateway).filter(current) else { return false };
+        let Some(external) = known.externals.get_mut(gateway).filter(current) else { return false };
         let news = external.outcome.as_ref() != Some(&outcome);
         external.outcome = Some(outcome);
         news
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<GatewayKey, External>> {
-        // Every change is one insertion or assignment, so that a panic elsewhere leaves the map whole.
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Every change is one insertion or assignment, so that a panic elsewhere leaves the maps whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

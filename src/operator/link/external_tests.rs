@@ -48,3 +48,16 @@ fn an_outcome_is_that_of_the_login_that_holds() {
     assert!(externals.tried(&gateway, &second, Err(refused.clone())));
     assert_eq!(externals.of(&gateway).unwrap().outcome, Some(Err(refused)));
 }
+
+#[test]
+fn a_gateway_that_is_gone_leaves_its_login_for_what_is_to_be_ended_there() {
+    let (externals, gateway) = (SharedExternals::default(), GatewayKey::new("n", "g"));
+    let passwords = |namespace: &str| -> Vec<_> { externals.logins(namespace).values().map(|login| login.password.clone()).collect() };
+    externals.set(&gateway, Some(login("first")));
+    externals.set(&GatewayKey::new("n", "waiting"), None);
+    externals.remove(&gateway);
+    assert!(externals.of(&gateway).is_none());
+    assert_eq!((passwords("n"), passwords("other")), (vec!["first".into()], vec![]));
+    externals.set(&gateway, Some(login("second")));
+    assert_eq!(passwords("n"), ["second"]);
+}

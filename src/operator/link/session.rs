@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rumqttc::{
-    AsyncClient, ConnectionError, Event, EventLoop, Incoming, MqttOptions, PersistedAckMode, PersistedSession, Publish, QoS, SessionMode,
-    SessionStore, SessionStoreError, SessionStoreKey, SubscribeNoticeError, TlsConfiguration, Transport,
+    AsyncClient, ConnectionError, Event, EventLoop, Incoming, MqttOptions, Outgoing, PersistedAckMode, PersistedSession, Publish, QoS,
+    SessionMode, SessionStore, SessionStoreError, SessionStoreKey, SubscribeNoticeError, TlsConfiguration, Transport,
 };
 use rustls::ClientConfig;
 use thiserror::Error;
@@ -236,13 +236,50 @@ impl Session {
 /// each, and without a limit for 65,535: 14 MB a Gateway.
 const OUTGOING_IN_FLIGHT: u16 = 128;
 
-fn options(login: &Login) -> MqttOptions {
+/// Ends the session of this login's client identifier at the broker, with all that is queued for it: a login without a session (clean
+/// start, no session expiry: MQTT 5.0, 3.1.2.4) leaves none behind. Whoever has that session is disconnected.
+///
+/// # Errors
+/// When the broker cannot be reached, or refuses the login.
+pub async fn discard(login: &Login) -> Result<(), SessionError> {
+    let address = login.address();
+    let mut options = access(login);
+    options.set_session_mode(SessionMode::Clean);
+    let (client, mut events) = AsyncClient::builder(options).capacity(1).build();
+    let discarded = async {
+        loop {
+            match events.poll().await {
+                Ok(Event::Incoming(Incoming::ConnAck(_))) => break,
+                Ok(_) => {}
+                Err(source) => return Err(source),
+            }
+        }
+        // The session is gone by now, and there is none to keep: how this connection ends does not matter.
+        if client.try_disconnect().is_ok() {
+            while !matches!(events.poll().await, Ok(Event::Outgoing(Outgoing::Disconnect)) | Err(_)) {}
+        }
+        Ok(())
+    };
+    match timeout(TIMEOUT, discarded).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(source)) => Err(SessionError::Connection { address, source: Box::new(source) }),
+        Err(_) => Err(SessionError::Timeout { address }),
+    }
+}
+
+/// Where to, and with what.
+fn access(login: &Login) -> MqttOptions {
     let mut options = MqttOptions::new(login.client_id.as_str(), (login.host.as_str(), login.port));
     options.set_credentials(login.username.as_str(), login.password.clone());
     if let Some(tls) = &login.tls {
         options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&tls.configuration))));
     }
     options.set_keep_alive(KEEP_ALIVE_SECONDS);
+    options
+}
+
+fn options(login: &Login) -> MqttOptions {
+    let mut options = access(login);
     options.set_session_mode(SessionMode::Persistent);
     options.set_session_expiry_interval(Some(SESSION_EXPIRY_SECONDS));
     options.set_max_packet_size(Some(MAX_PACKET_BYTES));

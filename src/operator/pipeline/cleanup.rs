@@ -1,15 +1,19 @@
 //! What a Pipeline leaves behind outside the cluster, undone within a bounded time: no database holds up a namespace.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kube::Client;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use kube::api::DeleteParams;
+use kube::{Client, ResourceExt};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::database::Databases;
+use super::database::{Database, Databases};
 use super::observe::{cause, owner, read_uri};
-use crate::api::Pipeline;
 use crate::api::condition::Cause;
+use crate::api::{Pipeline, name};
+use crate::operator::apply::{WriteError, Writer, read};
 use crate::runtime::error::chain;
 use crate::timescale::execute::{ExecuteError, release};
 
@@ -18,6 +22,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Pause between attempts.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long is waited for the workers to end: a pod is given 30 s.
+const WORKERS_END: Duration = Duration::from_secs(40);
+
+/// How often is looked whether they have.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Releases or drops the table, as the Pipeline says.
 ///
@@ -51,14 +61,45 @@ fn remaining(pipeline: &Pipeline, now: Timestamp) -> Duration {
     PATIENCE.saturating_sub(passed)
 }
 
+/// Deletes the workers, and waits until they are gone: not for ever, for a node may be lost.
+///
+/// # Errors
+/// When the API server refuses or is away.
+pub async fn end_workers(client: &Client, writer: &Writer, pipeline: &Pipeline) -> Result<(), WriteError> {
+    let (namespace, name) = (pipeline.namespace().unwrap_or_default(), name::ingest(&pipeline.name_any()));
+    let until = Instant::now() + WORKERS_END;
+    let mut deleted = false;
+    while let Some(workers) = read::<StatefulSet>(client, &namespace, &name).await? {
+        let ours = workers.owner_references().iter().any(|reference| Some(&reference.uid) == pipeline.metadata.uid.as_ref());
+        if !ours || Instant::now() > until {
+            break;
+        }
+        if !deleted {
+            // It stays until its pods are gone.
+            writer.delete_with::<StatefulSet>(&namespace, &name, &DeleteParams::foreground()).await?;
+            deleted = true;
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+    Ok(())
+}
+
+/// The Pipeline's database.
+///
+/// # Errors
+/// Why nobody knows where it is.
+pub async fn database(client: &Client, databases: &Databases, pipeline: &Pipeline) -> Result<Arc<Database>, Cause> {
+    let owner = owner(pipeline);
+    match read_uri(client, pipeline).await.map_err(|error| Cause::new(error.reason(), chain(&error)))? {
+        Ok(uri) => Ok(databases.obtain(&owner, &uri)),
+        // A namespace that is deleted loses its Secrets before its Pipelines are done.
+        Err(cause) => databases.last(&owner).ok_or(cause),
+    }
+}
+
 async fn attempt(client: &Client, databases: &Databases, pipeline: &Pipeline) -> Result<(), Cause> {
     let owner = owner(pipeline);
-    let uri = read_uri(client, pipeline).await.map_err(|error| Cause::new(error.reason(), chain(&error)))?;
-    let database = match uri {
-        Ok(uri) => databases.obtain(&owner, &uri),
-        // A namespace that is deleted loses its Secrets before its Pipelines are done.
-        Err(cause) => databases.last(&owner).ok_or(cause)?,
-    };
+    let database = database(client, databases, pipeline).await?;
     let mut session = database.session().await?;
     let spec = &pipeline.spec;
     let released = release(session.client()?, &owner, &spec.sink.timescale.table, spec.deletion_policy).await;

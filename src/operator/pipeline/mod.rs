@@ -9,6 +9,7 @@ pub mod letters;
 pub mod observe;
 pub mod registry;
 pub mod retention;
+pub mod sessions;
 pub mod status;
 pub mod validate;
 pub mod watch;
@@ -125,8 +126,7 @@ impl k8s_controller::Context for Reconciler {
         let owner = owner(pipeline);
         self.drift.forget(&owner);
         self.write_status(pipeline, &Outcome::Deleting).await?;
-        let selector = format!("{PIPELINE_LABEL}={}", pipeline.name_any());
-        self.writer.prune::<StatefulSet>(&owner_reference(pipeline), &owner.namespace, &selector, &[]).await?;
+        self.end_workers(&client, pipeline).await?;
         if let Err(cause) = cleanup::release_table(&client, &self.databases, pipeline).await {
             self.warn_of_remains(pipeline, &cause).await;
         } else if pipeline.spec.deletion_policy == DeletionPolicy::Delete
@@ -141,6 +141,41 @@ impl k8s_controller::Context for Reconciler {
 }
 
 impl Reconciler {
+    /// Ends the workers of a Pipeline that is deleted, and their sessions at brokers that run elsewhere: after the workers, which would
+    /// begin them again.
+    async fn end_workers(&self, client: &Client, pipeline: &Pipeline) -> Result<(), WriteError> {
+        let database = cleanup::database(client, &self.databases, pipeline).await;
+        let unread = match &database {
+            Ok(database) => sessions::unread(database, &self.context.externals, pipeline, &[]).await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        };
+        if let (Ok(database), false) = (database, unread.is_empty()) {
+            cleanup::end_workers(client, &self.writer, pipeline).await?;
+            if let Err(cause) = sessions::end(&database, pipeline, unread).await {
+                let note = format!(
+                    "a broker keeps a session of the Pipeline, and queues for it until a week after its last use: {}",
+                    cause.message
+                );
+                self.warn(pipeline, "SessionsNotEnded", note).await;
+            }
+        }
+        let selector = format!("{PIPELINE_LABEL}={}", pipeline.name_any());
+        self.writer.prune::<StatefulSet>(&owner_reference(pipeline), &pipeline.namespace().unwrap_or_default(), &selector, &[]).await
+    }
+
+    /// Ends the sessions with Gateways that the workers read no longer, once no worker is left that does.
+    async fn end_unread(&self, pipeline: &Pipeline, valid: &Valid, workers: &WorkersOutcome) {
+        let Some(database) = self.databases.last(&owner(pipeline)).filter(|_| workers.is_settled()) else { return };
+        let ended = match sessions::unread(&database, &self.context.externals, pipeline, &valid.gateways).await {
+            Ok(unread) => sessions::end(&database, pipeline, unread).await,
+            Err(cause) => Err(cause),
+        };
+        if let Err(cause) = ended {
+            let (namespace, pipeline) = (pipeline.namespace(), pipeline.name_any());
+            warn!(namespace, pipeline, reason = cause.reason, "sessions that nobody reads are not ended yet: {}", cause.message);
+        }
+    }
+
     async fn reconcile(&self, client: &Client, pipeline: &Pipeline) -> Result<Option<Action>, WriteError> {
         let observed = observe(client, &self.databases, pipeline).await?;
         let outcome = match validate(pipeline, &observed) {
@@ -171,6 +206,7 @@ impl Reconciler {
             Err(error @ WriteError::NameConflict { .. }) => WorkersOutcome::Awaiting(Cause::new(error.reason(), chain(&error))),
             workers => workers?,
         };
+        self.end_unread(pipeline, &valid, &workers).await;
         Ok(Outcome::Accepted { table, workers, sources, letters })
     }
 
@@ -296,7 +332,10 @@ impl Reconciler {
             }
             DeletionPolicy::Delete => ("TableNotDropped", format!("public.{table} is still there: drop it by hand")),
         };
-        let note = format!("{what} ({})", cause.message);
+        self.warn(pipeline, reason, format!("{what} ({})", cause.message)).await;
+    }
+
+    async fn warn(&self, pipeline: &Pipeline, reason: &str, note: String) {
         warn!(namespace = pipeline.namespace(), pipeline = pipeline.name_any(), reason, "{note}");
         let event =
             Event { type_: EventType::Warning, reason: reason.to_owned(), action: "Cleanup".to_owned(), note: Some(note), related: None };

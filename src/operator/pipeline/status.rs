@@ -143,6 +143,12 @@ fn selector(pipeline: &Pipeline) -> String {
 }
 
 impl WorkersOutcome {
+    /// Whether exactly those workers run that should, as the spec says.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        matches!(self, Self::Applied { live, wanted, .. } if is_settled(live, *wanted))
+    }
+
     /// Workers that are there.
     fn replicas(&self) -> Option<i32> {
         match self {

@@ -1,0 +1,134 @@
+//! Sessions of a Pipeline with brokers that run elsewhere, once nobody reads them any more: they are ended, so that nothing is queued there
+//! for nobody. With a broker of ours a session goes with its user.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use tokio::time::timeout;
+use tracing::info;
+
+use super::database::Connection;
+use super::observe::owner;
+use crate::api::condition::Cause;
+use crate::api::{Pipeline, name};
+use crate::operator::link::external::{SharedExternals, cause};
+use crate::operator::link::keep::LinkError;
+use crate::operator::link::session::{Login, discard};
+use crate::runtime::error::chain;
+use crate::timescale::assignment::{Sessions, forget_sessions, gateway_of, read_sessions};
+
+/// How long the database may take to tell which sessions there are, or to forget them: some rows.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A session that nobody reads any more.
+#[derive(Debug)]
+pub struct Unread {
+    name: String,
+    login: Login,
+}
+
+/// The sessions that have begun with brokers that run elsewhere, but for those of the Gateways that are still `read`.
+///
+/// # Errors
+/// When the database does not tell.
+pub async fn unread(
+    database: &Connection,
+    externals: &SharedExternals,
+    pipeline: &Pipeline,
+    read: &[String],
+) -> Result<Vec<Unread>, Cause> {
+    let owner = owner(pipeline);
+    let logins = externals.logins(&owner.namespace);
+    if logins.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut session = database.session().await?;
+    let found = timeout(TIMEOUT, read_sessions(session.client()?, &owner)).await;
+    let Ok(found) = found else {
+        session.discard();
+        return Err(Cause::new("DatabaseUnavailable", "the database does not answer"));
+    };
+    let sessions = found.map_err(|error| Cause::new("SessionsNotRead", chain(&error)))?;
+    Ok(choose(&sessions, &logins, &pipeline.uid().unwrap_or_default(), read))
+}
+
+fn choose(sessions: &Sessions, logins: &BTreeMap<Arc<str>, Arc<Login>>, uid: &str, read: &[String]) -> Vec<Unread> {
+    let unread = sessions.keys().filter_map(|session| {
+        let (gateway, number) = gateway_of(session);
+        let login = logins.get(gateway).filter(|_| !read.iter().any(|read| read == gateway))?;
+        let client_id = name::external_session_client(&name::external_ingest_client(uid, gateway), number);
+        Some(Unread { name: session.clone(), login: Login { client_id, ..Login::clone(login) } })
+    });
+    unread.collect()
+}
+
+/// Ends sessions at their brokers, and forgets them in the database.
+///
+/// # Errors
+/// Why some are not ended.
+pub async fn end(database: &Connection, pipeline: &Pipeline, unread: Vec<Unread>) -> Result<(), Cause> {
+    let mut ended = Vec::new();
+    let mut failed = BTreeMap::new();
+    for Unread { name, login } in unread {
+        let gateway = gateway_of(&name).0;
+        if failed.contains_key(gateway) {
+            continue;
+        }
+        match discard(&login).await {
+            Ok(()) => {
+                info!(pipeline = pipeline.name_any(), session = name, client = login.client_id, "nobody reads it any more: ended");
+                ended.push(name);
+            }
+            Err(error) => {
+                failed.insert(gateway.to_owned(), cause(&login, &LinkError::Session(error)));
+            }
+        }
+    }
+    if !ended.is_empty() {
+        let mut session = database.session().await?;
+        let forgotten = timeout(TIMEOUT, forget_sessions(session.client()?, &owner(pipeline), &ended)).await;
+        match forgotten {
+            Ok(forgotten) => forgotten.map_err(|error| Cause::new("SessionsNotForgotten", chain(&error)))?,
+            Err(_) => session.discard(),
+        }
+    }
+    failed.into_values().next().map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn those_are_ended_that_nobody_reads_at_a_broker_elsewhere() {
+        let login = |host: &str| {
+            let login = Login {
+                host: host.to_owned(),
+                port: 1883,
+                client_id: "fwo0".to_owned(),
+                username: "fleet".to_owned(),
+                password: "secret".into(),
+                tls: None,
+                hears_connections: true,
+            };
+            (Arc::from(host), Arc::new(login))
+        };
+        let logins = [login("far"), login("further")].into();
+        let sessions = ["far", "far/1", "further", "ours"].map(|name| (name.to_owned(), vec![])).into();
+        let found = |read: &[&str]| -> Vec<(String, String)> {
+            let read: Vec<String> = read.iter().map(|name| (*name).to_owned()).collect();
+            choose(&sessions, &logins, "uid", &read).into_iter().map(|unread| (unread.name, unread.login.client_id)).collect()
+        };
+        let first = name::external_ingest_client("uid", "far");
+        let of_far = [("far".to_owned(), first.clone()), ("far/1".to_owned(), name::external_session_client(&first, 1))];
+        assert_eq!(found(&["further", "ours"]), of_far);
+        assert_eq!(found(&["far"]), [("further".to_owned(), name::external_ingest_client("uid", "further"))]);
+        assert_eq!(found(&[]).len(), 3);
+        let clients: BTreeSet<String> = found(&[]).into_iter().map(|(_, client)| client).collect();
+        assert!(clients.len() == 3 && clients.iter().all(|client| client.len() == 19), "{clients:?}");
+    }
+}
