@@ -83,26 +83,30 @@ impl Operator {
         }
     }
 
-    /// Deletes its pod. Returns how long the new one took from its start until it was ready.
+    /// Deletes its pod, and waits until the new one has listed all and is ready. Returns how long the lists took it.
     pub async fn restart(&self) -> anyhow::Result<Duration> {
         let old = self.pod().await?;
         self.pods.delete(&old.name_any(), &DeleteParams::default()).await?;
-        let deadline = Instant::now() + Duration::from_mins(3);
-        let mut started: Option<Instant> = None;
+        let deadline = Instant::now() + Duration::from_mins(10);
         loop {
             let new = self.pod().await.ok().filter(|pod| pod.uid() != old.uid());
-            if let Some(status) = new.and_then(|pod| pod.status) {
-                let runs = status.container_statuses.iter().flatten().any(|container| container.started == Some(true));
-                let begin = runs.then(|| *started.get_or_insert_with(Instant::now));
-                let ready = status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
-                if let (Some(begin), true) = (begin, ready) {
-                    return Ok(begin.elapsed());
-                }
+            // Ready alone does not say it: one that waits for the lease is ready too.
+            if new.is_some_and(|pod| is_ready(&pod))
+                && let Ok(text) = self.metrics().await
+                && let listing = sum(&text, "fleetwright_device_listing_seconds")
+                && listing > 0.0
+            {
+                return Ok(Duration::from_secs_f64(listing));
             }
             ensure!(Instant::now() < deadline, "the operator is not ready again");
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn sum(metrics: &str, name: &str) -> f64 {

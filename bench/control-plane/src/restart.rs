@@ -17,7 +17,7 @@ pub async fn measure(operator: &Operator, fleet: &Fleet<'_>) -> anyhow::Result<(
     let mark = Mark::now()?;
     let time = operator.restart().await?;
     operator.watched(tokio::time::sleep(AFTERWARDS)).await;
-    row("from its start until it is ready (all listed)", &format!("{:.1} s", time.as_secs_f64()));
+    row("until all is listed, and it is ready", &format!("{:.1} s", time.as_secs_f64()));
     row("writes", &mark.writes(fleet.namespace)?.len().to_string());
     row("memory", &format!("{:.0} MiB", operator.look().await?.mebibytes));
     Ok(())

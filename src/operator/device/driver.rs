@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_controller::events::EventRecorder;
 use k8s_openapi::jiff::Timestamp;
-use prometheus::{IntCounterVec, IntGauge, Opts};
+use prometheus::{Gauge, IntCounterVec, IntGauge, Opts};
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -89,6 +89,7 @@ pub struct Driver {
 struct Metrics {
     steps: IntCounterVec,
     queued: IntGauge,
+    listing: Gauge,
 }
 
 impl Metrics {
@@ -96,9 +97,14 @@ impl Metrics {
         let steps = Opts::new("fleetwright_device_steps_total", "Steps carried out for Devices and for the shards of Gateways.");
         let steps = IntCounterVec::new(steps, &["step", "outcome"])?;
         let queued = IntGauge::new("fleetwright_device_queue_length", "Devices that wait for their turn.")?;
+        let listing = Gauge::new(
+            "fleetwright_device_listing_seconds",
+            "From taking the lease until all Devices and what belongs to them had been listed; 0 before.",
+        )?;
         registry.register(Box::new(steps.clone()))?;
         registry.register(Box::new(queued.clone()))?;
-        Ok(Self { steps, queued })
+        registry.register(Box::new(listing.clone()))?;
+        Ok(Self { steps, queued, listing })
     }
 }
 
@@ -129,6 +135,7 @@ impl Driver {
 
     /// Runs until dropped. `listed` is called once, when all has been seen.
     pub async fn run(mut self, listed: impl FnOnce()) {
+        let begin = Instant::now();
         let mut listed = Some(listed);
         let mut observations = observations(&self.context.client);
         let mut to_follow = Some(secrets(&self.context.client));
@@ -156,6 +163,7 @@ impl Driver {
             }
             if let Some(listed) = listed.take() {
                 info!("all Devices, Gateways, Secrets and reports have been listed");
+                self.metrics.listing.set(begin.elapsed().as_secs_f64());
                 listed();
                 let unsettled = {
                     let mut fleet = self.context.fleet.lock();
