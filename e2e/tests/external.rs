@@ -19,8 +19,7 @@ const SHOWS_WITHIN: Duration = seconds(30);
 /// The passwords of the foreign broker, as `mosquitto_passwd` wrote them: of `fleet` "open sesame", of `press-1` "of the press".
 const PASSWORDS: &str = include_str!("external.passwords");
 
-const CONFIGURATION: &str =
-    "listener 1883\nallow_anonymous false\npassword_file /run/foreign/passwords\npersistence false\nmax_queued_messages 0\n";
+const CONFIGURATION: &str = "listener 1883\nallow_anonymous false\npassword_file /run/foreign/passwords\npersistence false\nmax_queued_messages 0\nsys_interval 1\n";
 
 /// Mosquitto takes no password file that is a symbolic link, as all files of a ConfigMap are.
 const START: &str = "umask 077 && cp /etc/foreign/passwords /run/foreign/ && exec /usr/sbin/mosquitto -c /etc/foreign/mosquitto.conf";
@@ -67,6 +66,18 @@ fn a_broker_that_runs_elsewhere_is_part_of_the_fleet() {
         until(SHOWS_WITHIN, "the reading is in the table", async || {
             let rows = database.number("SELECT count(*) FROM reading WHERE value = 7").await?;
             ensure!(rows == 1, "there are {rows}");
+            Ok(())
+        })
+        .await?;
+
+        // Without its Pipeline nothing is queued for its workers: the broker keeps no session but those that are connected.
+        fleet.delete("Pipeline", "readings").await?;
+        fleet.gone("Pipeline", "readings", SHOWS_WITHIN).await?;
+        until(SHOWS_WITHIN, "the broker keeps no session for nobody", async || {
+            let mut reader = Session::connect(&listener, PRESS.0, PRESS.1).await?;
+            reader.subscribe("$SYS/broker/clients/disconnected").await?;
+            let found = reader.message(SHOWS_WITHIN).await?;
+            ensure!(found.ends_with(" 0"), "it keeps {found}");
             Ok(())
         })
         .await?;
