@@ -73,10 +73,15 @@ struct state {
 	time_t told_at;
 };
 
+static void look_at_memory(struct state *state)
+{
+	state->memory_full = state->memory_bytes > 0 && is_full(state->memory_full, mosquitto_memory_used(), state->memory_bytes);
+}
+
 /* What stands in the way of a message; BOUNDS where nothing does. */
 static enum bound obstacle(struct state *state, const struct mosquitto_evt_message *message)
 {
-	state->memory_full = state->memory_bytes > 0 && is_full(state->memory_full, mosquitto_memory_used(), state->memory_bytes);
+	look_at_memory(state);
 	if(state->memory_full){
 		return MEMORY;
 	}
@@ -292,7 +297,7 @@ static int on_tick(int event, void *event_data, void *userdata)
 
 	(void)event;
 	look_at(&state->volume);
-	state->memory_full = state->memory_bytes > 0 && is_full(state->memory_full, mosquitto_memory_used(), state->memory_bytes);
+	look_at_memory(state);
 	if(tick->now_s != state->told_at){
 		state->told_at = tick->now_s;
 		tell_changes(state);

@@ -97,10 +97,16 @@ fn restarts(pod: &Pod) -> i32 {
     statuses.map(|container| container.restart_count).sum()
 }
 
+/// Whether the pod's condition `Ready` holds.
+#[must_use]
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
 fn ensure_ready(pod: &Pod) -> Result<()> {
-    let status = pod.status.as_ref().context("the pod has no status")?;
-    let ready = status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    if !ready {
+    if !is_ready(pod) {
+        let status = pod.status.as_ref().context("the pod has no status")?;
         let containers: Vec<_> = status.container_statuses.iter().flatten().map(|c| format!("{}: {:?}", c.name, c.state)).collect();
         bail!("the pod is not ready: {containers:?}");
     }

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use fleetwright_e2e::client::{Listener, Session};
 use fleetwright_e2e::manifest::{device, gateway, with};
-use fleetwright_e2e::wait::{seconds, until};
-use fleetwright_e2e::{Fleet, run};
-use kube::api::DeleteParams;
+use fleetwright_e2e::wait::seconds;
+use fleetwright_e2e::{Fleet, fault, run};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams};
 use serde_json::{Value, json};
 
 /// How long a message may take to a device.
@@ -74,30 +76,13 @@ async fn receive(fleet: &Fleet, sampling: i64) -> Result<i64> {
 
 /// Deletes the broker's pod with its volume, and waits until another one is ready.
 async fn wipe(fleet: &Fleet) -> Result<()> {
-    let pods = k8s_api::<k8s_openapi::api::core::v1::Pod>(fleet);
-    let claims = k8s_api::<k8s_openapi::api::core::v1::PersistentVolumeClaim>(fleet);
-    let before = pods.get("plant-1-broker-0").await?.metadata.uid;
-    for claim in claims.list(&kube::api::ListParams::default()).await? {
+    let claims = Api::<PersistentVolumeClaim>::namespaced(fleet.client.clone(), &fleet.namespace);
+    for claim in claims.list(&ListParams::default()).await? {
         let name = claim.metadata.name.unwrap_or_default();
         if name.ends_with("plant-1-broker-0") {
             claims.delete(&name, &DeleteParams::default()).await?;
         }
     }
-    pods.delete("plant-1-broker-0", &DeleteParams::default()).await?;
-    until(seconds(120), "a new pod of the broker is ready", async || {
-        let pod = pods.get("plant-1-broker-0").await?;
-        let conditions = pod.status.and_then(|status| status.conditions).unwrap_or_default();
-        let ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
-        ensure!(pod.metadata.uid != before && ready, "it is not ready");
-        Ok(())
-    })
-    .await?;
+    fault::delete_pod_and_wait(&fleet.client, &fleet.namespace, "plant-1-broker").await?;
     fleet.ready("Gateway", "plant-1").await.map(drop)
-}
-
-fn k8s_api<K>(fleet: &Fleet) -> kube::Api<K>
-where
-    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
-{
-    kube::Api::namespaced(fleet.client.clone(), &fleet.namespace)
 }

@@ -1,20 +1,18 @@
 //! What is killed while devices publish: every reading that was acknowledged is in the table afterwards.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 use fleetwright_e2e::client::Listener;
 use fleetwright_e2e::database::Database;
 use fleetwright_e2e::manifest::{device, gateway, pipeline, with};
-use fleetwright_e2e::publisher::{Publisher, stored, stored_at_their_times, stored_twice};
+use fleetwright_e2e::publisher::{Publisher, Reading, stored, stored_at_their_times, stored_twice};
 use fleetwright_e2e::wait::{seconds, until};
-use fleetwright_e2e::{Fleet, fault, run};
+use fleetwright_e2e::{Fleet, fault, metrics, run};
 use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::ListParams;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// Devices, and readings a second of each: enough that every fault falls into batches that are under way.
 const DEVICES: usize = 8;
@@ -26,9 +24,7 @@ const BETWEEN: usize = 250;
 #[test]
 fn killed_workers_agents_and_databases_lose_and_double_nothing() {
     run("killed", async |fleet| {
-        let (database, listener, devices) = start(&fleet).await?;
-        let publisher = Publisher::start(&listener, &devices, RATE).await?;
-        publisher.more(BETWEEN).await?;
+        let (database, publisher) = start(&fleet).await?;
         for (pod, program) in [
             ("timed-ingest", "fleetwright ingest"),
             ("arrival-ingest", "fleetwright ingest"),
@@ -44,11 +40,7 @@ fn killed_workers_agents_and_databases_lose_and_double_nothing() {
 
         ensure!(publisher.connections() == DEVICES, "a device's session broke, though nothing of its broker was touched");
         let acknowledged = publisher.stop().await?;
-        for table in ["timed", "arrival"] {
-            stored(&database, table, &acknowledged).await?;
-            let twice = stored_twice(&database, table).await?;
-            ensure!(twice == 0, "{twice} readings stand in {table} more than once");
-        }
+        stored_once(&database, &acknowledged).await?;
         stored_at_their_times(&database, "timed", &acknowledged).await?;
         println!("{} acknowledged readings, each there once", acknowledged.len());
         no_dead_letters(&database).await
@@ -58,9 +50,7 @@ fn killed_workers_agents_and_databases_lose_and_double_nothing() {
 #[test]
 fn killed_brokers_lose_nothing() {
     run("broker", async |fleet| {
-        let (database, listener, devices) = start(&fleet).await?;
-        let publisher = Publisher::start(&listener, &devices, RATE).await?;
-        publisher.more(BETWEEN).await?;
+        let (database, publisher) = start(&fleet).await?;
         fault::kill_and_wait(&fleet.client, &fleet.namespace, "plant-1-broker", "mosquitto").await?;
         publisher.more(BETWEEN).await?;
         let before = publisher.connections();
@@ -92,9 +82,7 @@ fn killed_brokers_lose_nothing() {
 #[test]
 fn a_database_that_is_away_is_told_on_every_channel_and_caught_up_with() {
     run("unreachable", async |fleet| {
-        let (database, listener, devices) = start(&fleet).await?;
-        let publisher = Publisher::start(&listener, &devices, RATE).await?;
-        publisher.more(BETWEEN).await?;
+        let (database, publisher) = start(&fleet).await?;
         let is_up = async || metric(&fleet, "timed-ingest-0", "fleetwright_ingest_database_up").await;
         ensure!(is_up().await? == "1", "the metric says that the database is away");
 
@@ -125,28 +113,21 @@ fn a_database_that_is_away_is_told_on_every_channel_and_caught_up_with() {
         fleet.all_ready(&["Pipeline/timed", "Pipeline/arrival"]).await?;
         ensure!(publisher.connections() == DEVICES, "a device's session broke, though its broker was there");
         let acknowledged = publisher.stop().await?;
-        for table in ["timed", "arrival"] {
-            stored(&database, table, &acknowledged).await?;
-            let twice = stored_twice(&database, table).await?;
-            ensure!(twice == 0, "{twice} readings stand in {table} more than once");
-        }
+        stored_once(&database, &acknowledged).await?;
         no_dead_letters(&database).await
     });
 }
 
 /// The value of a metric of a pod.
 async fn metric(fleet: &Fleet, pod: &str, name: &str) -> Result<String> {
-    let address = fault::pod(&fleet.client, &fleet.namespace, pod).await?.status.and_then(|status| status.pod_ip);
-    let mut stream = TcpStream::connect((address.context("the pod has no address")?, 9090)).await?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n").await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    let value = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let text = metrics::scrape(&fault::pod(&fleet.client, &fleet.namespace, pod).await?).await?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     Ok(value.with_context(|| format!("{pod} has no metric {name}"))?.trim().to_owned())
 }
 
-/// A database of the test's own, a broker, devices, a Pipeline that takes the time from the message and one that does not.
-async fn start(fleet: &Fleet) -> Result<(Database, Listener, BTreeMap<String, String>)> {
+/// A database of the test's own, a broker, a Pipeline that takes the time from the message and one that does not, and devices that
+/// publish.
+async fn start(fleet: &Fleet) -> Result<(Database, Publisher)> {
     let database = Database::own(fleet).await?;
     fleet.apply(gateway("plant-1")).await?;
     let names: Vec<String> = (1..=DEVICES).map(|number| format!("press-{number}")).collect();
@@ -161,7 +142,19 @@ async fn start(fleet: &Fleet) -> Result<(Database, Listener, BTreeMap<String, St
         fleet.ready("Device", &name).await?;
         devices.insert(name.clone(), fleet.password(&name).await?);
     }
-    Ok((database, Listener::plain(fleet.address("plant-1").await?), devices))
+    let publisher = Publisher::start(&Listener::plain(fleet.address("plant-1").await?), &devices, RATE).await?;
+    publisher.more(BETWEEN).await?;
+    Ok((database, publisher))
+}
+
+/// Both tables have each of the readings, once.
+async fn stored_once(database: &Database, acknowledged: &BTreeSet<Reading>) -> Result<()> {
+    for table in ["timed", "arrival"] {
+        stored(database, table, acknowledged).await?;
+        let twice = stored_twice(database, table).await?;
+        ensure!(twice == 0, "{twice} readings stand in {table} more than once");
+    }
+    Ok(())
 }
 
 async fn no_dead_letters(database: &Database) -> Result<()> {

@@ -6,7 +6,7 @@ use fleetwright_e2e::cluster::output;
 use fleetwright_e2e::fleet::GONE_WITHIN;
 use fleetwright_e2e::manifest::{device, gateway, pipeline, with};
 use fleetwright_e2e::wait::{seconds, until};
-use fleetwright_e2e::{Fleet, run};
+use fleetwright_e2e::{Fleet, fault, metrics, run};
 use serde_json::json;
 use tokio::process::Command;
 
@@ -42,9 +42,8 @@ fn a_broker_whose_queue_is_full_refuses_and_tells() {
         event(&fleet, "QueueFull", "Warning").await?;
         let counted = format!("fleetwright_broker_messages_refused{{bound=\"queue\"}} {}", MESSAGES - taken);
         until(seconds(20), "the metric counts", async || {
-            let path = format!("/api/v1/namespaces/{}/pods/plant-1-broker-0:9090/proxy/metrics", fleet.namespace);
-            let metrics = output(Command::new("kubectl").args(["get", "--raw", &path])).await?;
-            ensure!(metrics.lines().any(|line| line == counted), "no line {counted:?} in {metrics}");
+            let text = metrics::scrape(&fault::pod(&fleet.client, &fleet.namespace, "plant-1-broker").await?).await?;
+            ensure!(text.lines().any(|line| line == counted), "no line {counted:?} in {text}");
             Ok(())
         })
         .await?;

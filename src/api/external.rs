@@ -52,7 +52,7 @@ pub struct SharedSubscription {
     /// How many sessions of each Pipeline share the subscription: the most workers that can read this broker. Several of one worker
     /// cost it a little memory and speed, so two to four for each worker that there may be one day are plenty.
     #[serde(default = "default_sessions")]
-    #[schemars(range(min = 2, max = 16))]
+    #[schemars(range(min = 2, max = MOST_SESSIONS))]
     pub sessions: i32,
 }
 

@@ -146,7 +146,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_two_that_share_give_the_same_time(arrivals in prop::collection::vec((0..MOST_SESSIONS, 0_i64..200), 0..200)) {
-            let mut last = [Time::default(); 16];
+            let mut last = [Time::default(); MOST_SESSIONS as usize];
             let mut given = BTreeSet::new();
             for (number, arrival) in arrivals {
                 let grid = Grid { step: MOST_SESSIONS.into(), first: number.into() };

@@ -160,6 +160,7 @@ impl Logins {
 
 /// The parts, before they start.
 struct Worker {
+    owner: Owner,
     configuration: IngestConfiguration,
     uri: ConnectionUri,
     ordinal: i32,
@@ -184,7 +185,8 @@ impl Worker {
         let topic = Arc::new(TopicPattern::compile(&configuration.topic, configuration.decode.format)?);
         let descriptor = configuration.descriptor.as_deref().map(|text| BASE64_STANDARD.decode(text)).transpose()?;
         let decoder = Arc::new(Decoder::compile(&configuration.decode, descriptor.as_deref())?);
-        Ok(Self { configuration, uri, ordinal, logins, registry, metrics, readiness, topic, decoder })
+        let owner = Owner { namespace: configuration.namespace.clone(), pipeline: configuration.pipeline.clone() };
+        Ok(Self { owner, configuration, uri, ordinal, logins, registry, metrics, readiness, topic, decoder })
     }
 
     async fn run(self, shutdown: CancellationToken) {
@@ -203,9 +205,8 @@ impl Worker {
         });
         let health = Arc::new(Health::new(self.readiness.clone(), assignment::CONNECTIONS, self.metrics.database_up.clone()));
         let sink = Sink::start(&target, &self.uri, &health, &self.metrics);
-        let owner = Owner { namespace: configuration.namespace.clone(), pipeline: configuration.pipeline.clone() };
         let (teller, assigned) = watch::channel(None);
-        helpers.spawn(assignment::follow(self.uri.clone(), owner, teller, health.clone(), shutdown.clone()));
+        helpers.spawn(assignment::follow(self.uri.clone(), self.owner.clone(), teller, health.clone(), shutdown.clone()));
         if self.ordinal == 0
             && let Some(wish) = configuration.replay.clone()
         {
@@ -265,7 +266,6 @@ impl Worker {
     }
 
     fn session(&self, own: &Own<'_>, of: usize, sink: Sink, shutdown: CancellationToken) -> Session {
-        let configuration = &self.configuration;
         // One that leaves says nothing of whether this worker does its work.
         let readiness = if own.leaves { Readiness::default() } else { self.readiness.clone() };
         readiness.fails(&check(&own.name), "starting");
@@ -274,7 +274,7 @@ impl Worker {
         let shares = own.leaves || own.gateway.sessions() > 1;
         Session {
             access: self.logins.of(own),
-            name: format!("{}/{}/{}", configuration.namespace, configuration.pipeline, own.name),
+            name: format!("{}{}", self.owner.sessions(), own.name),
             check: check(&own.name),
             filter: (!own.leaves).then(|| own.gateway.subscription(self.topic.filter())),
             intake: Intake { gateway: own.gateway.name.clone(), stream: if shares { stream.sharing(own.number) } else { stream } },

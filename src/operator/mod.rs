@@ -168,9 +168,9 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     let links = Links::new(context.clone(), desired_changes, arguments.report_writes_per_second, presence.news(), totals.clone())?;
     let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry, desired })?;
     let retention = Retention::new(&context.metrics)?;
-    let (known, to_tell) = (readiness.clone(), listed.clone());
+    let to_tell = listed.clone();
     let all_listed = move || {
-        known.holds(DEVICES_CHECK);
+        readiness.holds(DEVICES_CHECK);
         to_tell.cancel();
     };
     // Each is a task of its own: while one takes in lists of thousands, the others go on, and above all the lease is renewed.

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use tokio_postgres::types::Type;
-use tokio_postgres::{Client, Error, GenericClient};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Error, GenericClient, Transaction};
 
 use super::schema::Owner;
 use super::system::SCHEMA;
@@ -100,11 +100,25 @@ pub async fn read_sessions(client: &impl GenericClient, owner: &Owner) -> Result
 pub async fn forget_sessions(client: &mut Client, owner: &Owner, names: &[String]) -> Result<(), Error> {
     let sessions: Vec<String> = names.iter().map(|name| format!("{}{name}", owner.sessions())).collect();
     let transaction = client.transaction().await?;
-    for of_sessions in ["session", "acknowledgement"] {
-        let statement = format!("DELETE FROM {SCHEMA}.{of_sessions} WHERE session = ANY($1)");
-        transaction.execute_typed(&statement, &[(&sessions, Type::TEXT_ARRAY)]).await?;
-    }
+    delete_sessions(&transaction, "session = ANY($1)", &sessions, Type::TEXT_ARRAY).await?;
     transaction.commit().await
+}
+
+/// Forgets all sessions of a Pipeline.
+///
+/// # Errors
+/// When the database refuses.
+pub async fn forget_all_sessions(transaction: &Transaction<'_>, owner: &Owner) -> Result<(), Error> {
+    delete_sessions(transaction, "starts_with(session, $1)", &owner.sessions(), Type::TEXT).await
+}
+
+/// Deletes sessions with their entries.
+async fn delete_sessions(transaction: &Transaction<'_>, condition: &str, parameter: &(dyn ToSql + Sync), type_: Type) -> Result<(), Error> {
+    for of_sessions in ["session", "acknowledgement"] {
+        let statement = format!("DELETE FROM {SCHEMA}.{of_sessions} WHERE {condition}");
+        transaction.execute_typed(&statement, &[(parameter, type_.clone())]).await?;
+    }
+    Ok(())
 }
 
 /// Reads the assignment of a Pipeline.

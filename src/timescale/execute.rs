@@ -7,6 +7,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, GenericClient, Transaction};
 use tracing::info;
 
+use super::assignment::forget_all_sessions;
 use super::observe::{Observed, observe};
 use super::plan::{Plan, Refusal, Step, plan, qualified};
 use super::schema::{Desired, Owner};
@@ -146,12 +147,7 @@ async fn forget(transaction: &Transaction<'_>, owner: &Owner, table: &str, polic
         let statement = format!("DELETE FROM {}.{of_pipeline} WHERE namespace = $1 AND pipeline = $2", system::SCHEMA);
         transaction.execute_typed(&statement, &[(&owner.namespace, Type::TEXT), (&owner.pipeline, Type::TEXT)]).await?;
     }
-    let sessions = owner.sessions();
-    for of_sessions in ["session", "acknowledgement"] {
-        let statement = format!("DELETE FROM {}.{of_sessions} WHERE starts_with(session, $1)", system::SCHEMA);
-        transaction.execute_typed(&statement, &[(&sessions, Type::TEXT)]).await?;
-    }
-    Ok(())
+    forget_all_sessions(transaction, owner).await
 }
 
 /// A transaction that waits for no lock for long, and holds the one that keeps others from changing the database.

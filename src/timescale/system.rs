@@ -126,8 +126,8 @@ fn dead_letters(timescale: &str) -> Vec<String> {
 fn sessions() -> Vec<String> {
     vec![
         // A Pipeline's session with a broker, `<namespace>/<pipeline>/<gateway>`, or behind that `/1` and so on where several share a
-        // subscription: the topic filters that the broker may hold for it, and a generation that every process raises that takes it over, so that what an earlier one left running cannot
-        // commit any more.
+        // subscription: the topic filters that the broker may hold for it, and a generation that every process raises that takes it
+        // over, so that what an earlier one left running cannot commit any more.
         format!(
             "CREATE TABLE IF NOT EXISTS {SCHEMA}.session (
                 session text PRIMARY KEY,

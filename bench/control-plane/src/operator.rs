@@ -5,15 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use fleetwright_e2e::cluster::SYSTEM_NAMESPACE;
+use fleetwright_e2e::fault::is_ready;
+use fleetwright_e2e::metrics;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::cluster::Cluster;
 
-const PORT: u16 = 9090;
 const SELECTOR: &str = "app.kubernetes.io/name=fleetwright,app.kubernetes.io/component=operator";
 
 /// What the operator takes.
@@ -44,13 +43,7 @@ impl Operator {
 
     /// All its metrics, as text.
     async fn metrics(&self) -> anyhow::Result<String> {
-        let pod = self.pod().await?;
-        let address = pod.status.and_then(|status| status.pod_ip).context("the operator's pod has no address yet")?;
-        let mut stream = TcpStream::connect((address.as_str(), PORT)).await?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: operator\r\n\r\n").await?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await?;
-        Ok(text)
+        metrics::scrape(&self.pod().await?).await
     }
 
     /// What it takes now.
@@ -102,11 +95,6 @@ impl Operator {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn sum(metrics: &str, name: &str) -> f64 {

@@ -52,9 +52,10 @@ pub async fn observe<'a>(context: &Context, gateway: &'a Gateway, external: &Ext
     let client_id = name::external_link_client(&gateway.uid().unwrap_or_default());
     let login = login(external, client_id, credentials.as_ref(), authorities.as_ref());
     context.externals.set(&key, login.as_ref().ok().cloned());
+    let declared = context.fleet.lock().totals(&key);
     Ok(Observed {
         gateway,
-        devices: devices(context, &key, gateway.status.as_ref()),
+        devices: devices(declared, context.presence.of(&key).as_ref(), gateway.status.as_ref()),
         login,
         outcome: context.externals.of(&key).and_then(|external| external.outcome),
     })

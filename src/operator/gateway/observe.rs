@@ -15,6 +15,7 @@ use crate::operator::apply::{WriteError, read};
 use crate::operator::context::Context;
 use crate::operator::device::key::GatewayKey;
 use crate::operator::device::secret::PASSWORD_KEY;
+use crate::operator::presence::totals::GatewayTotals;
 
 /// What there is of a Gateway and of what it names. Without `Debug`, which would print private keys.
 pub struct Observed {
@@ -71,8 +72,9 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
     let report = read::<ConfigMap>(&context.client, &namespace, &name::agent_report(&name)).await?;
     let key = GatewayKey::new(&namespace, &name);
     let previous = gateway.status.as_ref();
-    let clients = context.presence.of(&key).and_then(|totals| totals.clients);
-    let clients = clients.or_else(|| previous.and_then(|status| status.clients.clone()));
+    let heard = context.presence.of(&key);
+    let devices = devices(context.fleet.lock().totals(&key), heard.as_ref(), previous);
+    let clients = heard.and_then(|totals| totals.clients).or_else(|| previous.and_then(|status| status.clients.clone()));
     Ok(Observed {
         gateway: gateway.clone(),
         tls: secrets,
@@ -81,17 +83,22 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
         trusted_before,
         link_password: link.as_ref().and_then(link_password),
         report: report.as_ref().and_then(parse_report),
-        devices: devices(context, &key, previous),
+        devices,
         clients,
     })
 }
 
-/// The devices of a Gateway. What has not been heard since the operator started stays as it was said.
+/// The devices of a Gateway: how many are `declared` and live, and what was `heard` of their connections. What is not known since
+/// the operator started stays as it was said.
 #[must_use]
-pub fn devices(context: &Context, key: &GatewayKey, previous: Option<&GatewayStatus>) -> Option<GatewayDevices> {
+pub fn devices(
+    declared: Option<(usize, usize)>,
+    heard: Option<&GatewayTotals>,
+    previous: Option<&GatewayStatus>,
+) -> Option<GatewayDevices> {
     let said = previous.and_then(|status| status.devices);
-    let Some((declared, live)) = context.fleet.lock().totals(key) else { return said };
-    let connected = context.presence.of(key).map_or_else(|| said?.connected, |totals| totals.connected);
+    let Some((declared, live)) = declared else { return said };
+    let connected = heard.map_or_else(|| said?.connected, |totals| totals.connected);
     let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     Some(GatewayDevices { declared: count(declared), live: count(live), connected })
 }
@@ -108,4 +115,27 @@ pub fn parse_report(report: &ConfigMap) -> Option<AgentReport> {
     let text = report.data.as_ref()?.get(REPORT_KEY)?;
     let warn = |error: &serde_json::Error| warn!(name = report.name_any(), %error, "failed to read the report of an agent");
     serde_json::from_str(text).inspect_err(warn).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_yet_stays_as_it_was_said() {
+        let said = GatewayDevices { declared: 9, live: 8, connected: Some(7) };
+        let previous = GatewayStatus { devices: Some(said), ..GatewayStatus::default() };
+        let heard = |connected| GatewayTotals { connected, clients: None };
+        for (declared, heard, previous, expected) in [
+            (None, None, None, None),
+            (None, Some(heard(Some(1))), Some(&previous), Some((9, 8, Some(7)))),
+            (Some((3, 2)), None, Some(&previous), Some((3, 2, Some(7)))),
+            (Some((3, 2)), None, None, Some((3, 2, None))),
+            (Some((3, 2)), Some(heard(Some(1))), Some(&previous), Some((3, 2, Some(1)))),
+            (Some((3, 2)), Some(heard(None)), Some(&previous), Some((3, 2, None))),
+        ] {
+            let expected = expected.map(|(declared, live, connected)| GatewayDevices { declared, live, connected });
+            assert_eq!(devices(declared, heard.as_ref(), previous), expected);
+        }
+    }
 }

@@ -68,16 +68,14 @@ fn remaining(pipeline: &Pipeline, now: Timestamp) -> Duration {
 pub async fn end_workers(client: &Client, writer: &Writer, pipeline: &Pipeline) -> Result<(), WriteError> {
     let (namespace, name) = (pipeline.namespace().unwrap_or_default(), name::ingest(&pipeline.name_any()));
     let until = Instant::now() + WORKERS_END;
-    let mut deleted = false;
     while let Some(workers) = read::<StatefulSet>(client, &namespace, &name).await? {
         let ours = workers.owner_references().iter().any(|reference| Some(&reference.uid) == pipeline.metadata.uid.as_ref());
         if !ours || Instant::now() > until {
             break;
         }
-        if !deleted {
+        if workers.metadata.deletion_timestamp.is_none() {
             // It stays until its pods are gone.
             writer.delete_with::<StatefulSet>(&namespace, &name, &DeleteParams::foreground()).await?;
-            deleted = true;
         }
         sleep(LOOK_AGAIN).await;
     }

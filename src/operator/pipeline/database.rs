@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
-use tokio_postgres::Client;
+use tokio::time::{Instant, timeout};
+use tokio_postgres::{Client, Error};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::registry::{Devices, keep};
@@ -22,6 +22,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The longest pause between attempts to connect: how late a database that is back may be noticed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long the database may take for a few rows; it takes milliseconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How far the registry of a database is.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -123,10 +126,29 @@ impl Connection {
         }
     }
 
+    /// Has the database answer something small. A connection on which that takes longer than [`ANSWER_TIMEOUT`] is given up.
+    ///
+    /// # Errors
+    /// Why there is no connection, that it does not answer, or what `refused` makes of a refusal.
+    pub async fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(&mut Client) -> Result<T, Error>,
+        refused: impl FnOnce(Error) -> Cause,
+    ) -> Result<T, Cause> {
+        let mut session = self.session().await?;
+        match timeout(ANSWER_TIMEOUT, question(session.client()?)).await {
+            Ok(answer) => answer.map_err(refused),
+            Err(_) => {
+                session.discard();
+                Err(Cause::new("DatabaseUnavailable", "the database does not answer"))
+            }
+        }
+    }
+
     /// Whether the registry has been filled, waiting up to `patience` for a first attempt to end.
     pub async fn registry(&self, patience: Duration) -> RegistryState {
         let mut state = self.registry.subscribe();
-        let settled = tokio::time::timeout(patience, state.wait_for(|state| *state != RegistryState::Waiting)).await;
+        let settled = timeout(patience, state.wait_for(|state| *state != RegistryState::Waiting)).await;
         settled.ok().and_then(Result::ok).map_or(RegistryState::Waiting, |state| state.clone())
     }
 

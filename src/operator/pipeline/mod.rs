@@ -59,9 +59,6 @@ const CONCURRENCY: u16 = 32;
 /// was ready before a restart of the operator stays so meanwhile.
 const REGISTRY_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the Gateways may take to be spread over the workers; it takes milliseconds.
-const SPREAD_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How long the deletion of a Pipeline waits for that of its dead letters.
 const LAST_SWEEP_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -296,18 +293,9 @@ impl Reconciler {
         let owner = owner(pipeline);
         let closed = || Cause::new("DatabaseUnavailable", "the connection to the database was closed");
         let database = self.databases.last(&owner).ok_or_else(closed)?;
-        let mut session = database.session().await?;
-        let spreading = spread(session.client()?, &owner, &valid.sessions, readers(pipeline, valid));
-        match timeout(SPREAD_TIMEOUT, spreading).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => {
-                Err(Cause::new("GatewaysNotSpread", format!("failed to say which worker reads which Gateway: {}", chain(&error))))
-            }
-            Err(_) => {
-                session.discard();
-                Err(Cause::new("DatabaseUnavailable", "the database does not answer"))
-            }
-        }
+        let refused = |error| Cause::new("GatewaysNotSpread", format!("failed to say which worker reads which Gateway: {}", chain(&error)));
+        let workers = readers(pipeline, valid);
+        database.ask(async |client| spread(client, &owner, &valid.sessions, workers).await, refused).await.map(drop)
     }
 
     async fn write_status(&self, pipeline: &Pipeline, outcome: &Outcome) -> Result<(), WriteError> {

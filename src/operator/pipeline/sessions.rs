@@ -3,10 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use kube::ResourceExt;
-use tokio::time::timeout;
 use tracing::info;
 
 use super::database::Connection;
@@ -18,9 +16,6 @@ use crate::operator::link::keep::LinkError;
 use crate::operator::link::session::{Login, discard};
 use crate::runtime::error::chain;
 use crate::timescale::assignment::{Sessions, forget_sessions, gateway_of, read_sessions};
-
-/// How long the database may take to tell which sessions there are, or to forget them: some rows.
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A session that nobody reads any more.
 #[derive(Debug)]
@@ -44,13 +39,8 @@ pub async fn unread(
     if logins.is_empty() {
         return Ok(Vec::new());
     }
-    let mut session = database.session().await?;
-    let found = timeout(TIMEOUT, read_sessions(session.client()?, &owner)).await;
-    let Ok(found) = found else {
-        session.discard();
-        return Err(Cause::new("DatabaseUnavailable", "the database does not answer"));
-    };
-    let sessions = found.map_err(|error| Cause::new("SessionsNotRead", chain(&error)))?;
+    let refused = |error| Cause::new("SessionsNotRead", chain(&error));
+    let sessions = database.ask(async |client| read_sessions(client, &owner).await, refused).await?;
     Ok(choose(&sessions, &logins, &pipeline.uid().unwrap_or_default(), read))
 }
 
@@ -87,12 +77,8 @@ pub async fn end(database: &Connection, pipeline: &Pipeline, unread: Vec<Unread>
         }
     }
     if !ended.is_empty() {
-        let mut session = database.session().await?;
-        let forgotten = timeout(TIMEOUT, forget_sessions(session.client()?, &owner(pipeline), &ended)).await;
-        match forgotten {
-            Ok(forgotten) => forgotten.map_err(|error| Cause::new("SessionsNotForgotten", chain(&error)))?,
-            Err(_) => session.discard(),
-        }
+        let (owner, refused) = (owner(pipeline), |error| Cause::new("SessionsNotForgotten", chain(&error)));
+        database.ask(async |client| forget_sessions(client, &owner, &ended).await, refused).await?;
     }
     failed.into_values().next().map_or(Ok(()), Err)
 }
