@@ -40,6 +40,9 @@ pub struct Context {
     /// Container images of what the operator runs.
     pub images: Images,
 
+    /// Namespace of the operator itself.
+    pub namespace: String,
+
     /// The devices of all Gateways.
     pub fleet: SharedFleet,
 
@@ -58,17 +61,17 @@ pub struct Context {
 }
 
 impl Context {
-    /// A context whose events and leases name `instance` (the pod).
+    /// A context whose events and leases name `instance`, a pod of `namespace`.
     ///
     /// # Errors
     /// When the registry refuses a metric.
-    pub fn new(client: Client, images: Images, instance: String, metrics: Registry) -> Result<Self, prometheus::Error> {
+    pub fn new(client: Client, images: Images, namespace: String, instance: String, metrics: Registry) -> Result<Self, prometheus::Error> {
         let observer = PrometheusMetrics::new("fleetwright")?;
         metrics.register(Box::new(observer.clone()))?;
         let writes = WriteMetrics::register(&metrics)?;
         let fleet = SharedFleet::default();
         let (presence, externals) = (SharedTotals::default(), SharedExternals::default());
-        Ok(Self { client, images, fleet, presence, externals, metrics, writes, observer: Arc::new(observer), instance })
+        Ok(Self { client, images, namespace, fleet, presence, externals, metrics, writes, observer: Arc::new(observer), instance })
     }
 
     /// The writer of one reconciler, with a field manager such as `fleetwright/gateway`.

@@ -105,7 +105,7 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
         pull_policy: arguments.image_pull_policy.clone().filter(|policy| !policy.is_empty()),
     };
     let metrics = telemetry::metrics()?;
-    let context = Context::new(client.clone(), images, arguments.instance.clone(), metrics.clone())?;
+    let context = Context::new(client.clone(), images, arguments.namespace.clone(), arguments.instance.clone(), metrics.clone())?;
     let readiness = Readiness::awaiting([LEASE_CHECK]);
     let endpoint = tokio::spawn(http::serve(arguments.http, readiness.clone(), metrics, shutdown.clone()));
 

@@ -3,8 +3,9 @@ use serde_json::json;
 use super::*;
 use crate::api::Gateway;
 
-fn images() -> Images {
-    Images { fleetwright: "fleetwright:1".to_owned(), mosquitto: "mosquitto:1".to_owned(), pull_policy: None }
+fn built(valid: &Valid) -> Desired {
+    let images = Images { fleetwright: "fleetwright:1".to_owned(), mosquitto: "mosquitto:1".to_owned(), pull_policy: None };
+    build(valid, &images, "fleetwright-system")
 }
 
 /// A Gateway as the API server hands it out, defaults filled in.
@@ -58,7 +59,7 @@ fn short(desired: &Desired) -> Desired {
 
 #[test]
 fn everything_of_a_gateway() {
-    let desired = short(&build(&full(), &images()));
+    let desired = short(&built(&full()));
     insta::assert_yaml_snapshot!("configuration", desired.configuration);
     insta::assert_yaml_snapshot!("report", desired.report);
     insta::assert_yaml_snapshot!("access", (desired.service_account, desired.role, desired.role_binding));
@@ -71,7 +72,7 @@ fn everything_of_a_gateway() {
 
 #[test]
 fn building_again_gives_the_same() {
-    assert!(build(&full(), &images()) == build(&full(), &images()));
+    assert!(built(&full()) == built(&full()));
 }
 
 #[test]
@@ -108,7 +109,7 @@ fn the_plugin_steps_in_before_mosquitto_drops() {
 #[test]
 fn the_pod_rolls_for_what_the_broker_reads_at_its_start_only() {
     let annotation = |valid: &Valid| {
-        let template = build(valid, &images()).stateful_set.spec.template;
+        let template = built(valid).stateful_set.spec.template;
         template.metadata.and_then(|metadata| metadata.annotations).unwrap()
     };
     let reference = annotation(&full());
@@ -132,7 +133,7 @@ fn no_limit_of_memory_gives_the_broker_none() {
 fn names_fit_for_the_longest_gateway() {
     // StatefulSets add a hash of 10 to the name and put it in a label of 63; Services have 63.
     let longest = Valid { name: "g".repeat(40), ..full() };
-    let desired = build(&longest, &images());
+    let desired = built(&longest);
     assert!(desired.stateful_set.metadata.name.unwrap().len() + 11 <= 63);
     assert!(desired.internal_service.metadata.name.unwrap().len() <= 63);
 }
@@ -167,7 +168,7 @@ fn listeners_for_certificates() {
         assert!(of(port).contains("require_certificate true\ncafile /etc/fleetwright/client-ca.crt"));
         assert_eq!(of(port).contains("use_username_as_clientid true"), named, "by certificate the plugin names the client");
     }
-    let annotations = |gateway: &Valid| build(gateway, &images()).stateful_set.spec.template.metadata.unwrap().annotations;
+    let annotations = |gateway: &Valid| built(gateway).stateful_set.spec.template.metadata.unwrap().annotations;
     let before = annotations(&gateway);
     gateway.clients.trusted = Some("another".to_owned());
     assert_ne!(annotations(&gateway), before, "Mosquitto reads whom to trust only at its start");

@@ -137,7 +137,7 @@ impl Reconciler {
     /// What a pod needs comes before the pod. Returns the live StatefulSet.
     async fn apply_all(&self, observed: &Observed, valid: &Valid) -> Result<StatefulSet, WriteError> {
         let owner = owner_reference(&observed.gateway);
-        let desired = build(valid, &self.context.images);
+        let desired = build(valid, &self.context.images, &self.context.namespace);
         // The authority first: a certificate of one that was not kept is worth nothing.
         if let Some((authority, certificate)) = &desired.issued {
             self.writer.apply(&owner, authority).await?;

@@ -75,7 +75,7 @@ pub struct Desired {
 
 /// Builds them.
 #[must_use]
-pub fn build(valid: &Valid, images: &Images) -> Desired {
+pub fn build(valid: &Valid, images: &Images, operator_namespace: &str) -> Desired {
     let configuration = configuration::config_map(valid);
     Desired {
         stateful_set: workload::stateful_set(valid, images, &configuration),
@@ -88,7 +88,7 @@ pub fn build(valid: &Valid, images: &Images) -> Desired {
         service: network::service(valid),
         internal_service: network::internal_service(valid),
         agent_service: network::agent_service(valid),
-        network_policy: network::network_policy(valid),
+        network_policy: network::network_policy(valid, operator_namespace),
         disruption_budget: network::disruption_budget(valid),
     }
 }

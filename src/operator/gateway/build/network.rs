@@ -15,6 +15,9 @@ use crate::api::name::{self, HTTP_PORT, INTERNAL_MQTT_PORT};
 /// Label `app.kubernetes.io/name` of the operator's own pods, as the chart sets it.
 const OPERATOR_NAME: &str = "fleetwright";
 
+/// Label of a namespace that holds its name: <https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-metadata-name>.
+const NAMESPACE_LABEL: &str = "kubernetes.io/metadata.name";
+
 pub(super) fn service(valid: &Valid) -> Service {
     let mut metadata = metadata(valid, valid.name.clone());
     metadata.annotations = (!valid.spec.service.annotations.is_empty()).then(|| valid.spec.service.annotations.clone());
@@ -65,14 +68,15 @@ fn port(name: &str, port: i32) -> ServicePort {
 }
 
 /// Listeners and metrics from anywhere, the internal listener from workers of this namespace and from the
-/// operator alone. In which namespace the operator runs is not known here: its login keeps others out who label a pod like it.
-pub(super) fn network_policy(valid: &Valid) -> NetworkPolicy {
+/// operator alone.
+pub(super) fn network_policy(valid: &Valid, operator_namespace: &str) -> NetworkPolicy {
     let workers = BTreeMap::from([("app.kubernetes.io/component".to_owned(), INGEST_COMPONENT.to_owned())]);
     let worker_peer = NetworkPolicyPeer { pod_selector: Some(matching(workers)), ..NetworkPolicyPeer::default() };
     let operator = ["app.kubernetes.io/name", "app.kubernetes.io/component"].map(str::to_owned);
     let operator = operator.into_iter().zip([OPERATOR_NAME, OPERATOR_COMPONENT].map(str::to_owned)).collect();
     let operator_peer = NetworkPolicyPeer {
-        namespace_selector: Some(LabelSelector::default()),
+        // A label that every namespace has, and that nobody can change.
+        namespace_selector: Some(matching(BTreeMap::from([(NAMESPACE_LABEL.to_owned(), operator_namespace.to_owned())]))),
         pod_selector: Some(matching(operator)),
         ..NetworkPolicyPeer::default()
     };
