@@ -41,7 +41,7 @@ use crate::timescale::uri::ConnectionUri;
 
 /// The most memory that messages on their way may hold, in all sessions together, in bytes: two batches being written and one
 /// being gathered. What comes meanwhile waits with the broker, which bounds it by the Gateway's own limits.
-const BUDGET: usize = 6 * 1024 * 1024;
+const BUDGET: usize = 4 * 1024 * 1024;
 
 /// The least that one session is given of it.
 const LEAST_BUDGET: usize = 1024 * 1024;

@@ -6,7 +6,7 @@ use std::time::Duration;
 pub const MOST_ROWS: usize = 10_000;
 
 /// The most memory of a batch, so that large messages make small batches.
-pub const MOST_BYTES: usize = 2 * 1024 * 1024;
+pub const MOST_BYTES: usize = 4 * 1024 * 1024 / 3;
 
 /// The shortest and the longest time between the beginnings of two transactions. The shortest bounds what a transaction costs
 /// beside its rows, some 0.3 ms of processor, to a tenth of one; the longest keeps a reading's way short where commits are slow.
