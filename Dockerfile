@@ -9,8 +9,8 @@ ARG BASE=docker.io/library/debian:forky-slim
 
 FROM ${BASE} AS base
 
-# The broker of a Gateway. The plugin stands at one path whatever the processor: Debian names its folder after that. Three
-# further ones are our own; what compiles them does not stay.
+# The broker of a Gateway. The plugin stands at one path whatever the processor: Debian names its folder after that. Four
+# further ones are our own, one of which is to be preloaded as well; what compiles them does not stay.
 FROM base AS mosquitto
 COPY images/mosquitto-*.c images/mosquitto-*.h /tmp/
 RUN groupadd --system --gid 1883 mosquitto \
@@ -21,7 +21,7 @@ RUN groupadd --system --gid 1883 mosquitto \
  && ln -s "$(find /usr/lib -name mosquitto_persist_sqlite.so)" /usr/lib/mosquitto/persist_sqlite.so \
  && test -e /usr/lib/mosquitto/persist_sqlite.so \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends gcc libc6-dev libmosquitto-dev libssl-dev libsqlite3-dev \
- && for plugin in previous-password certificate bounds; do \
+ && for plugin in previous-password certificate bounds acknowledge; do \
       gcc -std=gnu17 -O2 -Wall -Wextra -Werror -fPIC -shared -o "/usr/lib/mosquitto/$(echo $plugin | tr - _).so" "/tmp/mosquitto-$plugin.c" -Wl,--as-needed -lcrypto -lsqlite3 || exit 1; \
     done \
  && DEBIAN_FRONTEND=noninteractive apt-get purge -y --autoremove gcc libc6-dev libmosquitto-dev libssl-dev libsqlite3-dev \

@@ -10,12 +10,13 @@
 #
 # Each becomes the program it names (exec all the way): its process is the one that the caller started, and gets its signals.
 # The SQLite persistence plugin of the broker is /usr/lib/mosquitto/persist_sqlite.so, here and in the image; our own plugins
-# (images/mosquitto-*.c) stand beside it.
+# (images/mosquitto-*.c) stand beside it. PARTS_PRELOAD, where it is set, is what the broker has in LD_PRELOAD instead of
+# /usr/lib/mosquitto/acknowledge.so, which does nothing unless it is loaded as a plugin too.
 set -euo pipefail
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib.sh"
 
 PACKAGES=(mosquitto mosquitto-clients postgresql-18 postgresql-18-timescaledb gcc libc6-dev libmosquitto-dev libssl-dev libsqlite3-dev)
-PLUGINS=(previous-password certificate bounds)   # images/mosquitto-NAME.c -> NAME.so, with _ for -
+PLUGINS=(previous-password certificate bounds acknowledge)   # images/mosquitto-NAME.c -> NAME.so, with _ for -
 POSTGRES=/usr/lib/postgresql/18/bin
 DATA=/var/lib/postgresql/data        # where DATADIR appears inside: the folders above it need not be open to other users
 
@@ -105,7 +106,7 @@ postgres() {
 [ "$(basename "$0")" = parts.sh ] || set -- "$(basename "$0")" "$@"
 case ${1:-} in
   prepare) prepare; printf '%s\n' "$CACHE/$(parts_name)" ;;
-  mosquitto) shift; run /usr/sbin/mosquitto "$@" ;;
+  mosquitto) shift; run env LD_PRELOAD="${PARTS_PRELOAD-/usr/lib/mosquitto/acknowledge.so}" /usr/sbin/mosquitto "$@" ;;
   postgres) shift; postgres "$@" ;;
   psql|pg_isready|pg_dump|pgbench) program=$1; shift; run "$POSTGRES/$program" "$@" ;;
   mosquitto_passwd|mosquitto_pub|mosquitto_sub|mosquitto_rr|mosquitto_ctrl) program=$1; shift; run "/usr/bin/$program" "$@" ;;

@@ -106,15 +106,10 @@ async fn kill_worker(chain: &mut Chain, _round: u32) {
     chain.start_worker(None);
 }
 
-/// The worker is there again before the broker is killed the next time: Mosquitto 2.1 writes down what came in a turn of its loop
-/// after it has answered, and only a connected worker has been sent that before.
+/// The worker need not be there again when the broker is killed the next time.
 async fn kill_broker(chain: &mut Chain, _round: u32) {
-    let logins = |chain: &Chain| chain.worker.log().matches("logged in").count();
-    let before = logins(chain);
     chain.broker.kill();
     chain.broker.start_again();
-    wait_until("the worker's login", || logins(chain) > before);
-    chain.worker.wait_ready();
 }
 
 async fn kill_database(chain: &mut Chain, round: u32) {

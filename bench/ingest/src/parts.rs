@@ -132,7 +132,8 @@ impl Broker {
         let persistence = match queues {
             Queues::Memory => "persistence false\n".to_owned(),
             Queues::Process => format!(
-                "persistence_location {}/\nplugin /usr/lib/mosquitto/persist_sqlite.so\nplugin_opt_sync normal\nplugin_opt_flush_period 0\n",
+                "persistence_location {}/\nplugin /usr/lib/mosquitto/persist_sqlite.so\nplugin_opt_sync normal\nplugin_opt_flush_period 0\n\
+                 global_plugin /usr/lib/mosquitto/acknowledge.so\n",
                 folder.path().display()
             ),
         };

@@ -222,8 +222,7 @@ impl Connection {
     /// The packets that came before the connection ended and were not read yet.
     ///
     /// A broker that is killed may have acknowledged messages to their publishers that it had not written down yet: Mosquitto 2.1
-    /// commits its SQLite queue once a turn of its loop, after the answers (measured: up to some forty messages). It had sent
-    /// them here before, so that here they are safe.
+    /// does, unless a plugin keeps it from that as with brokers of ours. It had sent them here before, so that here they are safe.
     pub async fn read_rest(&mut self) -> Vec<Bytes> {
         let mut blocks = Vec::new();
         let rest = async {

@@ -25,6 +25,10 @@ const CERTIFICATE_PLUGIN: &str = "/usr/lib/mosquitto/certificate.so";
 /// Our own plugin in the broker's image (`images/mosquitto-bounds.c`): what happens to publishers when the broker is full.
 const BOUNDS_PLUGIN: &str = "/usr/lib/mosquitto/bounds.so";
 
+/// Our own plugin in the broker's image (`images/mosquitto-acknowledge.c`): nothing is acknowledged before the persistence plugin has
+/// committed it. The broker does not start with it unless it is preloaded as well.
+const ACKNOWLEDGE_PLUGIN: &str = "/usr/lib/mosquitto/acknowledge.so";
+
 /// Percent of Mosquitto's own bound of memory at which that plugin steps in. Beyond its own, Mosquitto loses what it has just
 /// accepted; the rest is for delivering, which takes a copy of each message that is under way to a worker.
 const TAKEN_MEMORY_PERCENT: i64 = 75;
@@ -177,11 +181,21 @@ fn bounds_plugin(valid: &Valid) -> String {
 }
 
 fn persistence(durability: Durability) -> String {
-    let sqlite = |sync: &str| format!("plugin {PERSISTENCE_PLUGIN}\nplugin_opt_sync {sync}\nplugin_opt_flush_period 0\n");
+    let sqlite = |sync: &str| {
+        format!("plugin {PERSISTENCE_PLUGIN}\nplugin_opt_sync {sync}\nplugin_opt_flush_period 0\nglobal_plugin {ACKNOWLEDGE_PLUGIN}\n")
+    };
     match durability {
         Durability::Disk => sqlite("full"),
         Durability::Process => sqlite("normal"),
         Durability::Snapshot => format!("persistence true\nautosave_interval {SNAPSHOT_SECONDS}\n"),
+    }
+}
+
+/// What the broker needs in its environment variable `LD_PRELOAD`.
+pub(super) fn preload(durability: Durability) -> Option<&'static str> {
+    match durability {
+        Durability::Disk | Durability::Process => Some(ACKNOWLEDGE_PLUGIN),
+        Durability::Snapshot => None,
     }
 }
 
