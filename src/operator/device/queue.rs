@@ -1,7 +1,7 @@
 //! Keys that wait for their turn: each at most once, never two of a kind at work at once, with pauses that grow while it
 //! fails.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::time::Duration;
 
@@ -20,7 +20,8 @@ pub struct Queue<K> {
     waiting: HashSet<K>,
     busy: HashSet<K>,
     again: HashSet<K>,
-    later: BTreeMap<Instant, BTreeSet<K>>,
+    /// One set: a node of its own for every time would be half a KiB for each key.
+    later: BTreeSet<(Instant, K)>,
     due: HashMap<K, Instant>,
     failures: HashMap<K, u32>,
 }
@@ -32,7 +33,7 @@ impl<K> Default for Queue<K> {
             waiting: HashSet::new(),
             busy: HashSet::new(),
             again: HashSet::new(),
-            later: BTreeMap::new(),
+            later: BTreeSet::new(),
             due: HashMap::new(),
             failures: HashMap::new(),
         }
@@ -56,7 +57,7 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
         }
         self.cancel(&key);
         self.due.insert(key.clone(), at);
-        self.later.entry(at).or_default().insert(key);
+        self.later.insert((at, key));
     }
 
     /// Moves the time of a key, whether it becomes sooner or later.
@@ -66,20 +67,15 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
     }
 
     fn cancel(&mut self, key: &K) {
-        if let Some(due) = self.due.remove(key)
-            && let Some(keys) = self.later.get_mut(&due)
-        {
-            keys.remove(key);
-            if keys.is_empty() {
-                self.later.remove(&due);
-            }
+        if let Some(due) = self.due.remove(key) {
+            self.later.remove(&(due, key.clone()));
         }
     }
 
     /// When the next key is due, if one waits for a time.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
-        self.later.keys().next().copied()
+        self.later.first().map(|(due, _)| *due)
     }
 
     /// Whether a key waits for a time.
@@ -90,11 +86,11 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
 
     /// Puts in the keys whose time has come.
     pub fn advance(&mut self, now: Instant) {
-        while let Some(entry) = self.later.first_entry().filter(|entry| *entry.key() <= now) {
-            for key in entry.remove() {
-                self.due.remove(&key);
-                self.push(key);
-            }
+        while self.next_due().is_some_and(|due| due <= now)
+            && let Some((_, key)) = self.later.pop_first()
+        {
+            self.due.remove(&key);
+            self.push(key);
         }
     }
 

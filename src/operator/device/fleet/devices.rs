@@ -8,9 +8,13 @@ use crate::operator::device::record::{PasswordSource, Record};
 impl Fleet {
     /// A Device was created or changed.
     pub fn device_applied(&mut self, device: &Device) {
-        let Some(key) = key_of(device) else { return };
+        let Some(mut key) = key_of(device) else { return };
         if device.metadata.deletion_timestamp.is_some() {
             return self.device_gone(&key);
+        }
+        if let Some((known, _)) = self.gateways.get_key_value(&key.gateway) {
+            // One name in memory for all Devices of a Gateway that wait somewhere.
+            key.gateway = known.clone();
         }
         let state = self.gateways.entry(key.gateway.clone()).or_default();
         let uid = device.metadata.uid.as_deref().unwrap_or_default();
