@@ -69,20 +69,24 @@ pub async fn declare(
     Ok(begin.elapsed())
 }
 
+/// When none more Devices have become as awaited for this long, none will.
+const STALLED: Duration = Duration::from_mins(5);
+
 /// Waits until as many Devices satisfy a condition.
 pub async fn await_devices(api: Api<Device>, count: usize, holds: impl Fn(&Device) -> bool) -> anyhow::Result<()> {
-    let deadline = Instant::now() + Duration::from_mins(20);
+    let mut progressed = Instant::now();
     let mut changes = watcher(api, watcher::Config::default()).boxed();
     let mut done = HashSet::new();
     let mut told = Instant::now();
     while done.len() < count {
-        let event = tokio::time::timeout_at(deadline.into(), changes.next())
+        let event = tokio::time::timeout_at((progressed + STALLED).into(), changes.next())
             .await
-            .with_context(|| format!("{} of {count} Devices are as awaited", done.len()))?;
+            .with_context(|| format!("{} of {count} Devices are as awaited, and no more have been for {STALLED:?}", done.len()))?;
         if let Some(Ok(watcher::Event::Apply(device) | watcher::Event::InitApply(device))) = event
             && holds(&device)
+            && done.insert(device.name_any())
         {
-            done.insert(device.name_any());
+            progressed = Instant::now();
         }
         if told.elapsed() > Duration::from_secs(10) {
             told = Instant::now();
