@@ -11,13 +11,15 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::database::{Database, Databases};
 use super::observe::{cause, owner, read_uri};
+use super::sessions::{self, Unread};
 use crate::api::condition::Cause;
 use crate::api::{Pipeline, name};
 use crate::operator::apply::{WriteError, Writer, read};
+use crate::operator::link::external::SharedExternals;
 use crate::runtime::error::chain;
 use crate::timescale::execute::{ExecuteError, release};
 
-/// How long after the deletion of a Pipeline its table is still tried to be released.
+/// How long after the deletion of a Pipeline its database is still asked for its sessions, and to release its table.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Pause between attempts.
@@ -34,18 +36,48 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// # Errors
 /// Why it could not be done in time. A Pipeline that never had a table has no such error.
 pub async fn release_table(client: &Client, databases: &Databases, pipeline: &Pipeline) -> Result<(), Cause> {
+    persist(pipeline, || attempt(client, databases, pipeline)).await
+}
+
+/// The sessions of a Pipeline with brokers that run elsewhere, and the database that told of them.
+///
+/// # Errors
+/// Why they are not known in time. A Pipeline that never had a table has no such error.
+pub async fn sessions(
+    client: &Client,
+    databases: &Databases,
+    externals: &SharedExternals,
+    pipeline: &Pipeline,
+) -> Result<Option<(Arc<Database>, Vec<Unread>)>, Cause> {
+    // Without such a broker no database needs to answer.
+    if externals.logins(&owner(pipeline).namespace).is_empty() {
+        return Ok(None);
+    }
+    let read = || async {
+        let database = database(client, databases, pipeline).await?;
+        let unread = sessions::unread(&database, externals, pipeline, &[]).await?;
+        Ok((!unread.is_empty()).then_some((database, unread)))
+    };
+    persist(pipeline, read).await
+}
+
+/// Tries again and again until it succeeds, or [`PATIENCE`] with the database is over. Where there never was a table, a failure means that
+/// nothing was left behind.
+async fn persist<T: Default, F>(pipeline: &Pipeline, attempt: impl Fn() -> F) -> Result<T, Cause>
+where
+    F: Future<Output = Result<T, Cause>>,
+{
     let deadline = Instant::now() + remaining(pipeline, Timestamp::now());
     let has_table = pipeline.status.as_ref().is_some_and(|status| status.table.is_some());
     loop {
         // An attempt that is under way at the deadline may still end well.
-        let attempt = timeout(PATIENCE, attempt(client, databases, pipeline)).await;
-        let failure = match attempt {
-            Ok(Ok(())) => return Ok(()),
+        let failure = match timeout(PATIENCE, attempt()).await {
+            Ok(Ok(done)) => return Ok(done),
             Ok(Err(cause)) => cause,
             Err(_) => Cause::new("DatabaseUnavailable", "the database does not answer"),
         };
         if !has_table {
-            return Ok(());
+            return Ok(T::default());
         }
         if Instant::now() + PAUSE > deadline {
             return Err(failure);
@@ -124,6 +156,20 @@ mod tests {
             let mut pipeline = pipeline(json!({}));
             pipeline.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(deleted).unwrap()));
             assert_eq!(remaining(&pipeline, now), Duration::from_secs(expected), "{deleted}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_error_of_the_database_is_told_where_there_was_a_table() {
+        let away = || Cause::new("DatabaseUnavailable", "connection refused");
+        // Whether there was a table, what the last attempt comes to -> what is told.
+        for (table, last, expected) in
+            [(true, Ok(7), Ok(7)), (true, Err(away()), Err(away())), (false, Ok(7), Ok(7)), (false, Err(away()), Ok(0))]
+        {
+            let mut pipeline = pipeline(json!({}));
+            pipeline.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+            pipeline.status = Some(serde_json::from_value(json!({"table": table.then_some("public.readings"), "conditions": []})).unwrap());
+            assert_eq!(persist(&pipeline, || std::future::ready(last.clone())).await, expected, "{table} {last:?}");
         }
     }
 }

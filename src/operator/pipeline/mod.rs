@@ -141,20 +141,17 @@ impl Reconciler {
     /// Ends the workers of a Pipeline that is deleted, and their sessions at brokers that run elsewhere: after the workers, which would
     /// begin them again.
     async fn end_workers(&self, client: &Client, pipeline: &Pipeline) -> Result<(), WriteError> {
-        let database = cleanup::database(client, &self.databases, pipeline).await;
-        let unread = match &database {
-            Ok(database) => sessions::unread(database, &self.context.externals, pipeline, &[]).await.unwrap_or_default(),
-            Err(_) => Vec::new(),
-        };
-        if let (Ok(database), false) = (database, unread.is_empty()) {
-            cleanup::end_workers(client, &self.writer, pipeline).await?;
-            if let Err(cause) = sessions::end(&database, pipeline, unread).await {
-                let note = format!(
-                    "a broker keeps a session of the Pipeline, and queues for it until a week after its last use: {}",
-                    cause.message
-                );
-                self.warn(pipeline, "SessionsNotEnded", note).await;
+        let ended = match cleanup::sessions(client, &self.databases, &self.context.externals, pipeline).await {
+            Ok(Some((database, unread))) => {
+                cleanup::end_workers(client, &self.writer, pipeline).await?;
+                sessions::end(&database, pipeline, unread).await
             }
+            Ok(None) => Ok(()),
+            Err(cause) => Err(cause),
+        };
+        if let Err(cause) = ended {
+            let gateways = self.context.externals.logins(&pipeline.namespace().unwrap_or_default());
+            self.warn(pipeline, "SessionsNotEnded", sessions::left_behind(pipeline, gateways.keys(), &cause)).await;
         }
         let selector = format!("{PIPELINE_LABEL}={}", pipeline.name_any());
         self.writer.prune::<StatefulSet>(&owner_reference(pipeline), &pipeline.namespace().unwrap_or_default(), &selector, &[]).await

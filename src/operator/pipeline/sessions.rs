@@ -17,6 +17,9 @@ use crate::operator::link::session::{Login, discard};
 use crate::runtime::error::chain;
 use crate::timescale::assignment::{Sessions, forget_sessions, gateway_of, read_sessions};
 
+/// Of so many Gateways a note tells what the Pipeline's client is called: it has room for 1,024 characters.
+const MOST_TOLD: usize = 4;
+
 /// A session that nobody reads any more.
 #[derive(Debug)]
 pub struct Unread {
@@ -83,6 +86,19 @@ pub async fn end(database: &Connection, pipeline: &Pipeline, unread: Vec<Unread>
     failed.into_values().next().map_or(Ok(()), Err)
 }
 
+/// What to tell of a deleted Pipeline whose sessions with the brokers of these Gateways could not be ended.
+pub fn left_behind<'a>(pipeline: &Pipeline, gateways: impl Iterator<Item = &'a Arc<str>>, cause: &Cause) -> String {
+    let uid = pipeline.uid().unwrap_or_default();
+    let client = |gateway: &Arc<str>| format!("{} at that of Gateway {gateway}", name::external_ingest_client(&uid, gateway));
+    let clients: Vec<String> = gateways.take(MOST_TOLD).map(client).collect();
+    format!(
+        "expected to end all sessions of this Pipeline with brokers that run elsewhere, found: {}. A broker that was read keeps its session, and \
+         queues for it until a week after its last use, unless it is ended there: its client is {}",
+        cause.message,
+        clients.join(", ")
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -116,5 +132,20 @@ mod tests {
         assert_eq!(found(&[]).len(), 3);
         let clients: BTreeSet<String> = found(&[]).into_iter().map(|(_, client)| client).collect();
         assert!(clients.len() == 3 && clients.iter().all(|client| client.len() == 19), "{clients:?}");
+    }
+
+    #[test]
+    fn a_note_on_what_is_left_says_why_and_which_clients_to_end() {
+        let pipeline = crate::operator::pipeline::validate::tests::pipeline(serde_json::json!({}));
+        let gateways: Vec<Arc<str>> = ["far", "further", "c", "d", "e"].map(Arc::from).into();
+        let cause = Cause::new("DatabaseUnavailable", "connection refused");
+        let note = left_behind(&pipeline, gateways.iter(), &cause);
+        let client = |gateway: &str| name::external_ingest_client(&pipeline.uid().unwrap_or_default(), gateway);
+        for (part, expected) in
+            [("found: connection refused.", true), (&*client("far"), true), (&*client("d"), true), (&*client("e"), false)]
+        {
+            assert_eq!(note.contains(part), expected, "{part}: {note}");
+        }
+        assert!(note.len() < 1024, "an event has no room for more: {note}");
     }
 }
