@@ -28,6 +28,9 @@ pub const PREVIOUS_PASSWORDS_KEY: &str = "previous-passwords";
 /// where there are none.
 pub const CERTIFICATE_KEYS_KEY: &str = "certificate-keys";
 
+/// Keys that are not there where no user of the shard has such.
+pub const OPTIONAL_KEYS: [&str; 2] = [PREVIOUS_PASSWORDS_KEY, CERTIFICATE_KEYS_KEY];
+
 /// Key of a shard's Secret: blocks of Mosquitto's `acl_file`, sorted by user.
 pub const ACLS_KEY: &str = "acls";
 

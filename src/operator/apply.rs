@@ -356,7 +356,10 @@ pub fn standard_labels(component: &str, instance: &str) -> std::collections::BTr
 }
 
 /// The wanted object as JSON, with its type, owner and revision.
-fn prepare<K: Kind>(owner: &OwnerReference, desired: &K) -> Result<Value, WriteError> {
+///
+/// # Errors
+/// When it cannot be turned into JSON.
+pub fn prepare<K: Kind>(owner: &OwnerReference, desired: &K) -> Result<Value, WriteError> {
     let mut object = desired.clone();
     object.meta_mut().owner_references = Some(vec![owner.clone()]);
     let mut value = encode(&object)?;

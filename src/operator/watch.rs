@@ -2,21 +2,26 @@
 
 use futures::{Stream, StreamExt};
 use kube::core::DeserializeGuard;
-use kube::runtime::WatchStreamExt;
 use kube::runtime::controller::Controller;
 use kube::runtime::reflector::{self, reflector};
 use kube::runtime::watcher::{self, Config, Event, watcher};
+use kube::runtime::{PredicateConfig, WatchStreamExt};
 use kube::{Api, Client, Resource, ResourceExt};
 use tracing::warn;
 
 use super::apply::Kind;
 
-/// A controller of all objects of a kind, of those that can be read.
+/// A controller of all objects of a kind, of those that can be read. An object is looked at when its `digest` changes; one without a
+/// digest at each change.
 #[must_use]
-pub fn controller<K: Kind + Send + Sync + 'static>(client: &Client) -> Controller<K> {
+pub fn controller<K: Kind + Send + Sync + 'static>(
+    client: &Client,
+    digest: impl Fn(&K) -> Option<u64> + Send + Sync + 'static,
+) -> Controller<K> {
     let (store, writer) = reflector::store();
     let events = readable(watcher(Api::<DeserializeGuard<K>>::all(client.clone()), Config::default()));
-    Controller::for_stream(reflector(writer, events).applied_objects(), store)
+    let changes = reflector(writer, events).applied_objects().predicate_filter(digest, PredicateConfig::default());
+    Controller::for_stream(changes, store)
 }
 
 /// The events of objects that can be read. One that cannot be is logged, and left as it is.

@@ -5,6 +5,7 @@ use k8s_controller::events::EventRecorder;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
+use kube::core::PartialObjectMeta;
 use serde_json::{Value, json};
 use tracing::warn;
 
@@ -21,7 +22,8 @@ use crate::api::device::{DeviceCertificate, ReportedStatus};
 use crate::api::{Device, DeviceStatus, name};
 use crate::certificate::request::{self, SigningRequest};
 use crate::credential::password::Password;
-use crate::operator::apply::{WriteError, Writer, read};
+use crate::credential::shard::OPTIONAL_KEYS;
+use crate::operator::apply::{WriteError, Writer, prepare, read};
 use crate::operator::context::publish_change;
 use crate::operator::difference::merge_patch;
 use crate::runtime::error::chain;
@@ -216,10 +218,57 @@ fn report_patch(before: Option<&ReportedStatus>, wanted: Option<&ReportedStatus>
 /// Writes the shards of a Gateway, in the order of the plan where that matters.
 pub async fn write_shards(writer: &Writer, gateway: &GatewayKey, plan: &ShardPlan) -> Result<(), WriteError> {
     let at_once = if plan.unordered { SHARDS_AT_ONCE } else { 1 };
-    let calls: Vec<_> = plan.writes.iter().map(|secret| writer.apply(&plan.owner, secret)).collect();
-    stream::iter(calls).buffered(at_once).map_ok(drop).try_collect::<()>().await?;
+    let calls: Vec<_> = plan.writes.iter().map(|secret| write_shard(writer, plan, secret)).collect();
+    stream::iter(calls).buffered(at_once).try_collect::<()>().await?;
     for name in &plan.deletes {
         writer.delete::<Secret>(&gateway.namespace, name).await?;
     }
     Ok(())
+}
+
+/// One call for a shard that is there: the watch tells what stands in it, and so much is not to be read before each write. For the same reason
+/// of the answer only the metadata comes.
+async fn write_shard(writer: &Writer, plan: &ShardPlan, secret: &Secret) -> Result<(), WriteError> {
+    let (namespace, name) = (secret.namespace().unwrap_or_default(), secret.name_any());
+    if plan.present.contains(&name) {
+        match writer.merge::<PartialObjectMeta<Secret>>(&namespace, &name, &shard_patch(prepare(&plan.owner, secret)?)).await {
+            Err(error) if error.is_not_found() => {}
+            written => return written.map(drop),
+        }
+    }
+    writer.apply(&plan.owner, secret).await.map(drop)
+}
+
+/// A shard as it is to be merged: what no user of it has any more must not stay.
+fn shard_patch(mut wanted: Value) -> Value {
+    for key in OPTIONAL_KEYS {
+        if wanted["data"].get(key).is_none() {
+            wanted["data"][key] = Value::Null;
+        }
+    }
+    wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_user_of_a_shard_has_any_more_is_removed() {
+        let before = json!({"passwords": "YQ==", "acls": "", "shards": "MQ==", "previous-passwords": "Yg==", "certificate-keys": "Yw=="});
+        for data in [
+            json!({"passwords": "YQ==", "acls": "", "shards": "MQ=="}),
+            json!({"passwords": "YQ==", "acls": "", "shards": "Mg==", "certificate-keys": "ZA=="}),
+            before.clone(),
+        ] {
+            let mut live = before.clone();
+            for (key, value) in shard_patch(json!({"data": data}))["data"].as_object().unwrap() {
+                match value {
+                    Value::Null => drop(live.as_object_mut().unwrap().remove(key)),
+                    value => live[key] = value.clone(),
+                }
+            }
+            assert_eq!(live, data);
+        }
+    }
 }

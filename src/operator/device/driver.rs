@@ -31,15 +31,15 @@ const QUIET: Duration = Duration::from_millis(50);
 const LONGEST_GATHERING: Duration = Duration::from_millis(250);
 
 /// Devices that no broker has held yet take nobody's access away by waiting: while there is other work to be done for Devices,
-/// they are gathered for so long a shard …
-const ARRIVALS_A_SHARD: Duration = Duration::from_millis(2500);
-
-/// … and at most for this long. Many at once are spread over all shards, and each write of a shard, with the reload that follows,
+/// they are gathered for this long. Many at once are spread over all shards, and each write of a shard, with the reload that follows,
 /// costs many times what one of a Device does.
 const LONGEST_ARRIVALS: Duration = Duration::from_secs(10);
 
-/// With more Devices than this in the queue or at work, there is other work to be done.
+/// With more Devices than this in the queue or at work, there is other work to be done …
 const SEVERAL: usize = 8;
+
+/// … and until there have been no more for this long: who declares thousands does not keep the queue full at each moment.
+const CALM: Duration = Duration::from_millis(500);
 
 /// After this long without the broker's proof a Device's status says what it waits for. A broker proves within a second;
 /// one that starts takes some ten, and a Device that becomes ready meanwhile needs one write less.
@@ -81,6 +81,7 @@ pub struct Driver {
     gathering_until: HashMap<GatewayKey, Instant>,
     /// Gateways whose shards wait until there is no other work.
     unhurried: BTreeSet<GatewayKey>,
+    load: Load,
     waiting_since: HashMap<DeviceKey, Instant>,
     work: JoinSet<Finished>,
     metrics: Metrics,
@@ -127,6 +128,7 @@ impl Driver {
             totals: Queue::default(),
             gathering_until: HashMap::new(),
             unhurried: BTreeSet::new(),
+            load: Load::default(),
             waiting_since: HashMap::new(),
             work: JoinSet::new(),
             metrics,
@@ -140,8 +142,10 @@ impl Driver {
         let mut observations = observations(&self.context.client);
         let mut to_follow = Some(secrets(&self.context.client));
         loop {
-            let due = [self.devices.next_due(), self.shards.next_due(), self.totals.next_due(), self.next_deadline()];
-            let due = due.into_iter().flatten().min();
+            let calm = self.load.until.filter(|_| !self.unhurried.is_empty());
+            let due = [self.devices.next_due(), self.shards.next_due(), self.totals.next_due(), self.next_deadline(), calm];
+            // Nothing is started before all has been seen.
+            let due = due.into_iter().flatten().min().filter(|_| self.observer.is_complete());
             tokio::select! {
                 Some(observation) = observations.next() => {
                     let fleet = self.context.fleet.clone();
@@ -189,21 +193,18 @@ impl Driver {
     /// Puts what changed into the queues.
     fn collect(&mut self) {
         let now = Instant::now();
-        let (changes, arrivals) = {
+        let changes = {
             let mut fleet = self.context.fleet.lock();
             fleet.advance(Timestamp::now().as_second());
-            let mut changes = fleet.take_changes();
-            let arrivals = std::mem::take(&mut changes.arrivals).into_iter();
-            let arrivals: Vec<(GatewayKey, usize)> = arrivals.map(|key| (key.clone(), fleet.shard_count(&key))).collect();
-            (changes, arrivals)
+            fleet.take_changes()
         };
         // All of them are looked at once all has been seen; in a fleet that is settled there is no need to line them up.
         for key in changes.devices.into_iter().filter(|_| self.observer.is_complete()) {
             self.devices.push(key);
         }
-        let at_work = self.devices.len() + self.devices.at_work() > SEVERAL;
-        for (key, shards) in arrivals {
-            let (quiet, longest) = gathering_of_arrivals(shards, at_work);
+        let at_work = self.load.is_high(self.devices.len() + self.devices.at_work(), now);
+        let (quiet, longest) = gathering_of_arrivals(at_work);
+        for key in changes.arrivals {
             self.gather(&key, now, quiet, longest);
             self.unhurried.insert(key);
         }
@@ -331,16 +332,30 @@ impl Driver {
     }
 }
 
+/// Whether there is other work to be done for Devices.
+#[derive(Debug, Default)]
+struct Load {
+    until: Option<Instant>,
+}
+
+impl Load {
+    /// `devices` are in the queue or at work now.
+    fn is_high(&mut self, devices: usize, now: Instant) -> bool {
+        if devices > SEVERAL {
+            self.until = Some(now + CALM);
+        }
+        self.until.is_some_and(|until| now < until)
+    }
+}
+
 /// How long Devices that no broker has held yet are gathered: until none has come for the first time, at most for the second.
 /// `at_work`: whether there is other work to be done for Devices.
-fn gathering_of_arrivals(shards: usize, at_work: bool) -> (Duration, Duration) {
-    if !at_work {
-        return (QUIET, LONGEST_GATHERING);
-    }
-    let shards = u32::try_from(shards.max(1)).unwrap_or(u32::MAX);
-    let longest = ARRIVALS_A_SHARD.saturating_mul(shards).min(LONGEST_ARRIVALS);
-    (longest, longest)
+fn gathering_of_arrivals(at_work: bool) -> (Duration, Duration) {
+    if at_work { (LONGEST_ARRIVALS, LONGEST_ARRIVALS) } else { (QUIET, LONGEST_GATHERING) }
 }
+
+// Else each of them would get a status of its own that says what it waits for.
+const _: () = assert!(LONGEST_ARRIVALS.as_secs() < WORTH_A_STATUS.as_secs());
 
 #[cfg(test)]
 mod tests {
@@ -349,18 +364,24 @@ mod tests {
     #[test]
     fn one_device_is_let_in_at_once_and_many_together() {
         let at_once = (QUIET, LONGEST_GATHERING);
-        let seconds = |seconds| (Duration::from_secs_f64(seconds), Duration::from_secs_f64(seconds));
-        // Shards, whether there is other work -> how long arrivals are gathered.
-        for (shards, at_work, expected) in [
-            (0, false, at_once),
-            (32, false, at_once),
-            (0, true, seconds(2.5)),
-            (2, true, seconds(5.0)),
-            (32, true, (LONGEST_ARRIVALS, LONGEST_ARRIVALS)),
+        let together = (LONGEST_ARRIVALS, LONGEST_ARRIVALS);
+        let start = Instant::now();
+        let mut load = Load::default();
+        // Milliseconds, Devices in the queue or at work -> how long arrivals are gathered.
+        for (millis, devices, expected) in [
+            (0, 1, at_once),
+            (10, SEVERAL, at_once),
+            (20, SEVERAL + 1, together),
+            (30, 0, together),
+            (519, 0, together),
+            (520, 0, at_once),
+            (530, 1000, together),
+            (900, 1000, together),
+            (1399, 1, together),
+            (1400, 1, at_once),
         ] {
-            assert_eq!(gathering_of_arrivals(shards, at_work), expected, "{shards} {at_work}");
+            let at_work = load.is_high(devices, start + Duration::from_millis(millis));
+            assert_eq!(gathering_of_arrivals(at_work), expected, "{millis} ms");
         }
-        // Else each of them would get a status of its own that says what it waits for.
-        assert!(LONGEST_ARRIVALS < WORTH_A_STATUS);
     }
 }

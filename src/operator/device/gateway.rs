@@ -1,6 +1,6 @@
 //! What the Devices' side keeps of a Gateway: its devices, its workers, its shards, and what its broker has proven.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -68,6 +68,9 @@ pub struct ShardPlan {
 
     /// Secrets to write, in this order.
     pub writes: Vec<Secret>,
+
+    /// Names of those that are at the API server: they are written without a look.
+    pub present: BTreeSet<String>,
 
     /// Names of Secrets to delete after that.
     pub deletes: Vec<String>,
@@ -182,8 +185,9 @@ impl GatewayState {
             .collect();
         let deletes: Vec<String> =
             self.live.keys().filter(|shard| **shard >= count).map(|shard| name::auth_shard(gateway, *shard)).collect();
+        let present = self.live.keys().map(|shard| name::auth_shard(gateway, *shard)).collect();
         let unordered = count == self.count;
-        (!writes.is_empty() || !deletes.is_empty()).then_some(ShardPlan { owner, writes, deletes, unordered, count, revisions })
+        (!writes.is_empty() || !deletes.is_empty()).then_some(ShardPlan { owner, writes, present, deletes, unordered, count, revisions })
     }
 
     /// Takes over that a plan has been carried out.

@@ -7,6 +7,7 @@ pub mod full;
 pub mod observe;
 pub mod status;
 pub mod tls;
+pub mod totals;
 pub mod validate;
 pub mod watch;
 
@@ -20,7 +21,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::controller::Action;
 use kube::{Client, ResourceExt};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use self::build::{build, link_credentials};
 use self::client_authority::client_trust;
@@ -55,23 +56,40 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 /// Gateways that are looked at at the same time, each with one call to the API server at a time.
 const CONCURRENCY: u16 = 16;
 
-/// Reconciles Gateways until dropped. `totals` tells which Gateway has other numbers of devices.
-pub async fn run(context: Context, totals: UnboundedReceiver<GatewayKey>) {
+/// Who tells the reconciler of Gateways.
+pub struct Notices {
+    /// Which Gateway has other numbers of devices or refused clients.
+    pub totals: UnboundedReceiver<GatewayKey>,
+    /// Which is to be looked at.
+    pub looks: UnboundedReceiver<GatewayKey>,
+}
+
+/// Reconciles Gateways until dropped.
+pub async fn run(context: Context, notices: Notices) {
     let reconciler = Reconciler {
         writer: context.writer("fleetwright/gateway"),
         recorder: context.recorder("fleetwright.io/gateway"),
         context: context.clone(),
     };
     let observer = context.observer();
-    Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
+    let writer = reconciler.writer.clone();
+    let config = kube::runtime::controller::Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY);
+    let (saw, seen) = unbounded_channel();
+    let digest = move |gateway: &Gateway| {
+        // The receiver lives as long as this: both end with the lease.
+        let _ = saw.send(GatewayKey::new(&gateway.namespace().unwrap_or_default(), &gateway.name_any()));
+        totals::digest(gateway)
+    };
+    let watching = super::watch::controller(&context.client, digest).with_config(config);
+    let gateways = watching.store();
+    let controller = Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
         .with_name(CONTROLLER)
         .with_observer(observer)
-        .with_controller(|_| {
-            let config = kube::runtime::controller::Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY);
-            watch::subscribe(super::watch::controller(&context.client).with_config(config), &context.client, totals)
-        })
-        .run()
-        .await;
+        .with_controller(|_| watch::subscribe(watching, &context.client, notices.looks));
+    tokio::select! {
+        () = controller.run() => {}
+        () = totals::keep(&context, &writer, gateways, notices.totals, seen) => {}
+    }
 }
 
 struct Reconciler {

@@ -74,7 +74,7 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
     let previous = gateway.status.as_ref();
     let heard = context.presence.of(&key);
     let devices = devices(context.fleet.lock().totals(&key), heard.as_ref(), previous);
-    let clients = heard.and_then(|totals| totals.clients).or_else(|| previous.and_then(|status| status.clients.clone()));
+    let clients = clients(heard, previous);
     Ok(Observed {
         gateway: gateway.clone(),
         tls: secrets,
@@ -101,6 +101,12 @@ pub fn devices(
     let connected = heard.map_or_else(|| said?.connected, |totals| totals.connected);
     let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     Some(GatewayDevices { declared: count(declared), live: count(live), connected })
+}
+
+/// The clients that a broker refused, likewise.
+#[must_use]
+pub fn clients(heard: Option<GatewayTotals>, previous: Option<&GatewayStatus>) -> Option<GatewayClients> {
+    heard.and_then(|totals| totals.clients).or_else(|| previous?.clients.clone())
 }
 
 /// The operator's password at a broker; a Secret that somebody broke holds none.

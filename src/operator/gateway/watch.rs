@@ -1,4 +1,4 @@
-//! What makes a Gateway be looked at again: itself, what it owns, the Secrets it names, its agent's report, its devices.
+//! What makes a Gateway be looked at again: itself, what it owns, the Secrets it names, its agent's report.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -28,14 +28,14 @@ fn ours() -> Config {
     Config::default().labels(&format!("{GATEWAY_LABEL},{ROLE_LABEL}!={ROLE_AUTH_SHARD}"))
 }
 
-/// Adds all watches.
-pub fn subscribe(controller: Controller<Gateway>, client: &Client, totals: UnboundedReceiver<GatewayKey>) -> Controller<Gateway> {
+/// Adds all watches. `looks` tells of Gateways that are to be looked at for another reason.
+pub fn subscribe(controller: Controller<Gateway>, client: &Client, looks: UnboundedReceiver<GatewayKey>) -> Controller<Gateway> {
     let (gateways, externals) = (controller.store(), controller.store());
     let configurations = notable(watcher::watcher(Api::<ConfigMap>::all(client.clone()), ours()));
     let tls = Config::default().fields("type=kubernetes.io/tls");
     // The operator's own Secrets are many, and nobody names them.
     let others = Config::default().labels(&format!("!{ROLE_LABEL}"));
-    let totals = futures::stream::unfold(totals, |mut totals| async { totals.recv().await.map(|key| (key, totals)) })
+    let looks = futures::stream::unfold(looks, |mut looks| async { looks.recv().await.map(|key| (key, looks)) })
         .map(|key| ObjectRef::new(&key.name).within(&key.namespace));
     controller
         .owns(Api::<StatefulSet>::all(client.clone()), ours())
@@ -52,7 +52,7 @@ pub fn subscribe(controller: Controller<Gateway>, client: &Client, totals: Unbou
         .owns_stream(configurations)
         .watches(Api::<PartialObjectMeta<Secret>>::all(client.clone()), tls, move |secret| naming(&gateways, &secret))
         .watches(Api::<PartialObjectMeta<Secret>>::all(client.clone()), others, move |secret| logging_in_with(&externals, &secret))
-        .reconcile_on(totals)
+        .reconcile_on(looks)
 }
 
 /// Gateways whose listeners present what this Secret holds, or one of whose authorities it is.

@@ -88,7 +88,7 @@ pub struct Links {
     incoming: mpsc::Receiver<Report>,
     metrics: Metrics,
     connections: mpsc::Sender<News>,
-    totals: mpsc::UnboundedSender<GatewayKey>,
+    looks: mpsc::UnboundedSender<GatewayKey>,
 }
 
 struct Running {
@@ -106,7 +106,7 @@ impl Drop for Running {
 
 impl Links {
     /// Devices whose desired state may have changed come from `desired`. What devices of external brokers say of their
-    /// connections goes to `connections`, and a Gateway whose broker answers a login otherwise than before to `totals`. At most
+    /// connections goes to `connections`, and a Gateway whose broker answers a login otherwise than before to `looks`. At most
     /// `reports_per_second` are written.
     ///
     /// # Errors
@@ -116,12 +116,12 @@ impl Links {
         desired: mpsc::UnboundedReceiver<DeviceKey>,
         reports_per_second: f64,
         connections: mpsc::Sender<News>,
-        totals: mpsc::UnboundedSender<GatewayKey>,
+        looks: mpsc::UnboundedSender<GatewayKey>,
     ) -> Result<Self, prometheus::Error> {
         let metrics = Metrics::register(&context.metrics)?;
         let (sender, incoming) = mpsc::channel(BACKLOG);
         let reports = Reports::new(context.fleet.clone(), reports_per_second, metrics.clone(), Instant::now());
-        Ok(Self { context, desired, running: HashMap::new(), reports, sender, incoming, metrics, connections, totals })
+        Ok(Self { context, desired, running: HashMap::new(), reports, sender, incoming, metrics, connections, looks })
     }
 
     /// Runs until dropped, from the moment on that all Devices are `listed`: before, every device would look like one that is gone.
@@ -180,7 +180,7 @@ impl Links {
             link = link.with_ears(Ears { connections, news: self.connections.clone(), anew: Arc::clone(&external.anew) });
         }
         let login = external.and_then(|external| external.login);
-        let keeper = Keeper { context: self.context.clone(), gateway: key.clone(), totals: self.totals.clone(), login: login.clone() };
+        let keeper = Keeper { context: self.context.clone(), gateway: key.clone(), looks: self.looks.clone(), login: login.clone() };
         let task = tokio::spawn(keeper.keep(link)).abort_handle();
         self.running.insert(key, Running { changed, login, task });
     }
@@ -197,7 +197,7 @@ impl Links {
 struct Keeper {
     context: Context,
     gateway: GatewayKey,
-    totals: mpsc::UnboundedSender<GatewayKey>,
+    looks: mpsc::UnboundedSender<GatewayKey>,
     /// With what to log in at a broker that runs elsewhere.
     login: Option<Arc<Login>>,
 }
@@ -234,7 +234,7 @@ impl Keeper {
         let outcome = begun.as_ref().map(drop).map_err(|error| cause(&login, error));
         if self.context.externals.tried(&self.gateway, &login, outcome) {
             // The receiver lives as long as this: both end with the lease.
-            let _ = self.totals.send(self.gateway.clone());
+            let _ = self.looks.send(self.gateway.clone());
         }
         match begun {
             Ok(session) => link.run(session).await.into(),

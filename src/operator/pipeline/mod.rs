@@ -86,7 +86,7 @@ pub async fn run(context: Context, devices: Devices, retention: Retention) {
         .with_name(CONTROLLER)
         .with_observer(context.observer())
         .with_controller(|_| {
-            let controller = super::watch::controller(&context.client).with_config(Config::default().concurrency(CONCURRENCY));
+            let controller = super::watch::controller(&context.client, |_| None).with_config(Config::default().concurrency(CONCURRENCY));
             watch::subscribe(controller, &context.client, drifted)
         });
     tokio::select! {

@@ -126,12 +126,6 @@ impl Fleet {
         changed.map(|(name, _)| DeviceKey { gateway: key.clone(), name: name.as_ref().into() }).collect()
     }
 
-    /// How many shards a Gateway has.
-    #[must_use]
-    pub fn shard_count(&self, key: &GatewayKey) -> usize {
-        self.gateways.get(key).map_or(0, |state| state.shards().count())
-    }
-
     /// The shards of a Gateway as they should be, where they are not; with the number of the plan.
     pub fn plan(&mut self, key: &GatewayKey) -> Option<(u64, ShardPlan)> {
         let state = self.gateways.get_mut(key)?;
