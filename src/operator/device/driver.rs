@@ -79,7 +79,7 @@ pub struct Driver {
     shards: Queue<GatewayKey>,
     totals: Queue<GatewayKey>,
     gathering_until: HashMap<GatewayKey, Instant>,
-    /// Gateways whose shards wait until there is no other work.
+    /// Gateways whose shards or totals wait until there is no other work.
     unhurried: BTreeSet<GatewayKey>,
     load: Load,
     waiting_since: HashMap<DeviceKey, Instant>,
@@ -211,13 +211,17 @@ impl Driver {
         if !at_work {
             for key in std::mem::take(&mut self.unhurried) {
                 self.gather(&key, now, QUIET, LONGEST_GATHERING);
+                self.totals.push_at(key, now + TOTALS_INTERVAL);
             }
         }
         for key in changes.shards {
             self.gather(&key, now, QUIET, LONGEST_GATHERING);
         }
         for key in changes.totals {
-            self.totals.push_at(key, now + if at_work { TOTALS_INTERVAL_AT_WORK } else { TOTALS_INTERVAL });
+            self.totals.push_at(key.clone(), now + if at_work { TOTALS_INTERVAL_AT_WORK } else { TOTALS_INTERVAL });
+            if at_work {
+                self.unhurried.insert(key);
+            }
         }
         for key in changes.registry {
             // Nobody listens where there is no Pipeline.
@@ -261,7 +265,6 @@ impl Driver {
 
     fn start_shards(&mut self, key: GatewayKey) {
         self.gathering_until.remove(&key);
-        self.unhurried.remove(&key);
         let Some((number, plan)) = self.context.fleet.lock().plan(&key) else {
             self.shards.done(&key);
             return;
