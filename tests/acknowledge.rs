@@ -19,7 +19,7 @@ use common::worker::broker_configuration;
 use common::{free_port, parts};
 use rcgen::{CertificateParams, KeyPair};
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v5::{Connect, ConnectAuth, ConnectProperties, ConnectReturnCode, Packet, PubRel, Publish};
+use rumqttc::mqttbytes::v5::{Connect, ConnectAuth, ConnectProperties, ConnectReturnCode, Packet, PubAck, PubComp, PubRel, Publish};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -117,7 +117,9 @@ impl Device {
                     PubRel::new(*id, None).write(output).unwrap();
                 }
                 let again: Vec<_> = self.sent.iter().map(|(id, message)| (*id, message.clone())).collect();
-                again.into_iter().for_each(|(id, message)| self.publish(id, message, true, output));
+                for (id, message) in again {
+                    self.publish(id, message, true, output);
+                }
             }
             Packet::PubRec(answer) => {
                 if let Some(message) = self.sent.remove(&answer.pkid) {
@@ -125,8 +127,7 @@ impl Device {
                     PubRel::new(answer.pkid, None).write(output).unwrap();
                 }
             }
-            Packet::PubAck(rumqttc::mqttbytes::v5::PubAck { pkid, .. }) => self.complete(pkid, count),
-            Packet::PubComp(rumqttc::mqttbytes::v5::PubComp { pkid, .. }) => self.complete(pkid, count),
+            Packet::PubAck(PubAck { pkid, .. }) | Packet::PubComp(PubComp { pkid, .. }) => self.complete(pkid, count),
             other => panic!("{other:?}"),
         }
     }
@@ -140,7 +141,7 @@ impl Device {
 
     fn fill(&mut self, topic: &str, output: &mut BytesMut) {
         while self.sent.len() + self.received.len() < WINDOW {
-            let free = (1..).find(|id| !self.sent.contains_key(id) && !self.received.contains_key(id)).unwrap();
+            let free = (1..=u16::MAX).find(|id| !self.sent.contains_key(id) && !self.received.contains_key(id)).unwrap();
             self.publish(free, format!("{topic} {} {}", self.name, self.next), false, output);
             self.next += 1;
         }
@@ -178,16 +179,22 @@ fn judge(mut broker: Mosquitto, door: &Door, qos: QoS) {
         // As a device does whose broker is back: what it was not told of, it sends again.
         let before: BTreeSet<String> = devices.iter().flat_map(|device| device.acknowledged.clone()).collect();
         if qos == QoS::ExactlyOnce {
-            devices.iter_mut().for_each(|device| device.work(door, None, &count).unwrap());
+            for device in &mut devices {
+                device.work(door, None, &count).unwrap();
+            }
         } else {
-            devices.iter_mut().for_each(|device| device.sent.clear());
+            for device in &mut devices {
+                device.sent.clear();
+            }
         }
         // Of the same quality: one of QoS 2 is printed when it is released, and would come after a later one of QoS 1.
         assert!(broker.publish(LOGIN, &["-t", &topic, "-m", "end", "-q", &level]).status.success());
         let queue = broker.subscribe((&reader, LOGIN.1), &session);
         wait_until("the end of the queue", || queue.output().lines().any(|line| line == "end"));
         let mut held = BTreeMap::new();
-        queue.output().lines().for_each(|line| *held.entry(line.to_owned()).or_insert(0) += 1);
+        for line in queue.output().lines() {
+            *held.entry(line.to_owned()).or_insert(0) += 1;
+        }
         let after: BTreeSet<String> = devices.iter_mut().flat_map(|device| std::mem::take(&mut device.acknowledged)).collect();
         let missing: Vec<String> = after.iter().filter(|message| !held.contains_key(*message)).cloned().collect();
         println!("round {round}: {} of {} are missing", missing.len(), after.len());
