@@ -30,6 +30,7 @@ pub struct Observer {
     gateways: HashSet<GatewayKey>,
     gateways_listed: bool,
     shards: HashSet<(GatewayKey, usize)>,
+    shards_listed: bool,
     secrets_listed: bool,
     reports_listed: bool,
 }
@@ -38,7 +39,7 @@ impl Observer {
     /// Whether every kind has been listed once.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.devices_listed && self.gateways_listed && self.secrets_listed && self.reports_listed
+        self.devices_listed && self.gateways_listed && self.shards_listed && self.secrets_listed && self.reports_listed
     }
 
     /// Whether all Devices have been listed, so that Secrets find theirs.
@@ -53,6 +54,7 @@ impl Observer {
             Observation::Device(event) => self.device(fleet, *event),
             Observation::Gateway(event) => self.gateway(fleet, event),
             Observation::Secret(event) => self.secret(fleet, event),
+            Observation::Shard(event) => self.shard(fleet, event),
             Observation::Report(event) => self.report(fleet, event),
         }
     }
@@ -93,10 +95,19 @@ impl Observer {
 
     fn secret(&mut self, fleet: &mut Fleet, event: Event<Secret>) {
         match event {
-            Event::Init => {
-                fleet.listing_secrets();
-                self.shards.clear();
+            Event::Init => fleet.listing_secrets(),
+            Event::InitDone => {
+                fleet.generated_secrets_listed();
+                self.secrets_listed = true;
             }
+            Event::InitApply(secret) | Event::Apply(secret) => apply_secret(fleet, &secret),
+            Event::Delete(secret) => delete_secret(fleet, &secret),
+        }
+    }
+
+    fn shard(&mut self, fleet: &mut Fleet, event: Event<Secret>) {
+        match event {
+            Event::Init => self.shards.clear(),
             Event::InitApply(secret) => {
                 if let Role::Shard(key, number) = secret::role(&secret) {
                     self.shards.insert((key, number));
@@ -104,9 +115,8 @@ impl Observer {
                 apply_secret(fleet, &secret);
             }
             Event::InitDone => {
-                fleet.generated_secrets_listed();
                 fleet.shards_listed(&std::mem::take(&mut self.shards));
-                self.secrets_listed = true;
+                self.shards_listed = true;
             }
             Event::Apply(secret) => apply_secret(fleet, &secret),
             Event::Delete(secret) => delete_secret(fleet, &secret),

@@ -11,16 +11,15 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tracing::warn;
 
-use crate::api::name::{ROLE_AGENT_REPORT, ROLE_LABEL};
+use crate::api::name::{ROLE_AGENT_REPORT, ROLE_AUTH_SHARD, ROLE_LABEL};
 use crate::api::{Device, Gateway};
 use crate::operator::watch::readable;
 
 /// Objects a page of a list: a compromise of requests and of what is in memory at once.
 const PAGE_SIZE: u32 = 500;
 
-/// The same of Secrets: shards are among them, one after the other, and each is some 100 KB of JSON where devices are many. Measured with
-/// 100,000: pages of 500 took 60 MB for a moment.
-const SECRETS_PAGE_SIZE: u32 = 100;
+/// The same of shards: each is some 100 KB of JSON where devices are many. Measured with 100,000: a page of 500 took 60 MB for a moment.
+const SHARDS_PAGE_SIZE: u32 = 20;
 
 /// Secrets that nobody names as a password or shard, and that may be many or large.
 const OTHER_SECRETS: &str = "type!=kubernetes.io/service-account-token,type!=helm.sh/release.v1,\
@@ -44,30 +43,34 @@ pub enum Observation {
     Device(Box<Event<Device>>),
     /// Of a Gateway.
     Gateway(Event<GatewayKind>),
-    /// Of a Secret.
+    /// Of a Secret that is no shard.
     Secret(Event<Secret>),
+    /// Of a shard.
+    Shard(Event<Secret>),
     /// Of an agent's report.
     Report(Event<ConfigMap>),
 }
 
-/// All observations but those of Secrets, from the first lists on. Never ends; failed watches start again with a growing pause.
+/// All observations but those of other Secrets than shards, from the first lists on. Never ends; failed watches start again with a growing pause.
 pub fn observations(client: &Client) -> SelectAll<BoxStream<'static, Observation>> {
     let devices = readable(watcher(Api::<DeserializeGuard<Device>>::all(client.clone()), config()));
     let gateways = watcher(Api::<GatewayKind>::all_with(client.clone(), &ApiResource::erase::<Gateway>(&())), config());
     let reports = watcher(Api::<ConfigMap>::all(client.clone()), config().labels(&format!("{ROLE_LABEL}={ROLE_AGENT_REPORT}")));
+    let shards = Config::default().page_size(SHARDS_PAGE_SIZE).labels(&format!("{ROLE_LABEL}={ROLE_AUTH_SHARD}"));
+    let shards = watcher(Api::<Secret>::all(client.clone()), shards);
     select_all([
         steady("Device", devices).map(|event| Observation::Device(Box::new(event))).boxed(),
         steady("Gateway", gateways).map(Observation::Gateway).boxed(),
         steady("ConfigMap", reports).map(Observation::Report).boxed(),
+        steady("Secret", shards).map(Observation::Shard).boxed(),
     ])
 }
 
 /// As [`observations`], those of Secrets. Of each only a hash is kept, with its Device: so there is no use for them before all
 /// Devices have been listed, and they would be held in memory until then.
 pub fn secrets(client: &Client) -> BoxStream<'static, Observation> {
-    let config = Config::default().page_size(SECRETS_PAGE_SIZE).fields(OTHER_SECRETS);
-    let secrets = watcher(Api::<Secret>::all(client.clone()), config);
-    steady("Secret", secrets).map(Observation::Secret).boxed()
+    let config = config().fields(OTHER_SECRETS).labels(&format!("{ROLE_LABEL}!={ROLE_AUTH_SHARD}"));
+    steady("Secret", watcher(Api::<Secret>::all(client.clone()), config)).map(Observation::Secret).boxed()
 }
 
 fn config() -> Config {
