@@ -20,8 +20,9 @@ use crate::report::{heading, progress, row, times};
 /// A change that takes longer than this is a failure, not a figure.
 const LONGEST: Duration = Duration::from_mins(1);
 
+/// Of a Device that `revoke` has disabled before, too.
 fn change(number: usize) -> Value {
-    json!({"spec": {"authorization": {"acls": [{"topic": format!("plants/{number}/#"), "access": "Write"}]}}})
+    json!({"spec": {"enabled": true, "authorization": {"acls": [{"topic": format!("plants/{number}/#"), "access": "Write"}]}}})
 }
 
 /// From the change of a Device (its ACL) until its status says that the broker has proven it.
