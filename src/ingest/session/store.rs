@@ -51,6 +51,9 @@ pub struct Store {
     fences: VecDeque<Fence>,
 }
 
+/// Each generation of a session has 2^40 numbers for its batches: more than a century's, at hundreds a second.
+const BATCH_BITS: u32 = 40;
+
 /// A PINGREQ.
 #[derive(Debug)]
 enum Fence {
@@ -63,7 +66,9 @@ enum Fence {
 impl Store {
     /// A session with what the database kept of it.
     pub fn new(intake: Intake, registry: Arc<Registry>, metrics: SessionMetrics, key: SessionKey, entries: Vec<(i64, Vec<Entry>)>) -> Self {
-        let next_number = entries.last().map_or(0, |(batch, _)| batch + 1);
+        // Beyond all of the processes before: what one that was killed had sent to the database may still be carried out, and is not to
+        // meet a batch of this one by its number.
+        let next_number = entries.last().map_or(0, |(batch, _)| batch + 1).max(key.generation << BATCH_BITS);
         let mut ledger = Ledger::default();
         for (batch, entries) in entries {
             ledger.commit(batch, entries);

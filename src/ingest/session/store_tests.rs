@@ -288,6 +288,31 @@ fn holds_for(decode: Value, steps: &[Step]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// A worker is killed while the database forgets a batch for it, and the next one has batches of its own by the time that is done.
+#[test]
+fn what_a_killed_worker_forgets_late_is_no_batch_of_the_next_one() {
+    let decode = json!({"time": {"pointer": "/ts"}, "fields": [{"name": "n", "type": "Boolean", "required": true}]});
+    let steps = [
+        Step::Publish { device: 0, good: false },
+        Step::Publish { device: 2, good: true },
+        Step::Send(2),
+        Step::Break { read: 1, received: 0, present: true },
+        Step::Read(1),
+        Step::Acknowledge,
+        Step::Receive(3),
+        Step::Read(3),
+        Step::Publish { device: 1, good: false },
+        Step::Send(1),
+        Step::Submit,
+        Step::Commit { index: 0, answered: false },
+        Step::Crash { received: 0, present: true },
+        Step::Break { read: 2, received: 0, present: true },
+        Step::Commit { index: 0, answered: false },
+        Step::Crash { received: 0, present: true },
+    ];
+    holds_for(decode, &steps).unwrap();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
