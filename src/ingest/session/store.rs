@@ -68,7 +68,7 @@ impl Store {
     pub fn new(intake: Intake, registry: Arc<Registry>, metrics: SessionMetrics, key: SessionKey, entries: Vec<(i64, Vec<Entry>)>) -> Self {
         // Beyond all of the processes before: what one that was killed had sent to the database may still be carried out, and is not to
         // meet a batch of this one by its number.
-        let next_number = entries.last().map_or(0, |(batch, _)| batch + 1).max(key.generation << BATCH_BITS);
+        let next_number = key.generation << BATCH_BITS;
         let mut ledger = Ledger::default();
         for (batch, entries) in entries {
             ledger.commit(batch, entries);
