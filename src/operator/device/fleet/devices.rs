@@ -12,11 +12,10 @@ impl Fleet {
         if device.metadata.deletion_timestamp.is_some() {
             return self.device_gone(&key);
         }
-        if let Some((known, _)) = self.gateways.get_key_value(&key.gateway) {
-            // One name in memory for all Devices of a Gateway that wait somewhere.
-            key.gateway = known.clone();
-        }
-        let state = self.gateways.entry(key.gateway.clone()).or_default();
+        let entry = self.gateways.entry(key.gateway);
+        // One name in memory for all Devices of a Gateway that wait somewhere.
+        key.gateway = entry.key().clone();
+        let state = entry.or_default();
         let uid = device.metadata.uid.as_deref().unwrap_or_default();
         let (shards, arrived, registry) = match state.devices.get_mut(&*key.name).filter(|record| *record.uid == *uid) {
             Some(record) => {
