@@ -158,7 +158,7 @@ impl Device {
 }
 
 /// Kills the broker again and again while devices publish, and looks each time what its queue holds afterwards.
-fn judge(mut broker: Mosquitto, door: &Door, qos: QoS) {
+fn judge((mut broker, door): (Mosquitto, Door), qos: QoS) {
     let mut devices: Vec<Device> = (0..DEVICES).map(|number| Device::new(number, qos)).collect();
     let level = (qos as u8).to_string();
     let (mut acknowledged, mut lost, mut doubled) = (0, Vec::new(), 0);
@@ -170,7 +170,7 @@ fn judge(mut broker: Mosquitto, door: &Door, qos: QoS) {
         let count = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for device in &mut devices {
-                scope.spawn(|| device.work(door, Some(&topic), &count).unwrap_err());
+                scope.spawn(|| device.work(&door, Some(&topic), &count).unwrap_err());
             }
             wait_until("progress", || count.load(Ordering::Relaxed) > LOAD);
             broker.kill();
@@ -180,7 +180,7 @@ fn judge(mut broker: Mosquitto, door: &Door, qos: QoS) {
         let before: BTreeSet<String> = devices.iter().flat_map(|device| device.acknowledged.clone()).collect();
         if qos == QoS::ExactlyOnce {
             for device in &mut devices {
-                device.work(door, None, &count).unwrap();
+                device.work(&door, None, &count).unwrap();
             }
         } else {
             for device in &mut devices {
@@ -232,20 +232,17 @@ fn broker_with_tls() -> (Mosquitto, Door) {
 
 #[test]
 fn a_killed_broker_keeps_what_it_has_acknowledged() {
-    let (broker, door) = broker();
-    judge(broker, &door, QoS::AtLeastOnce);
+    judge(broker(), QoS::AtLeastOnce);
 }
 
 #[test]
 fn a_killed_broker_keeps_what_it_has_acknowledged_over_tls() {
-    let (broker, door) = broker_with_tls();
-    judge(broker, &door, QoS::AtLeastOnce);
+    judge(broker_with_tls(), QoS::AtLeastOnce);
 }
 
 #[test]
 fn a_killed_broker_keeps_exactly_once_what_it_has_acknowledged_so() {
-    let (broker, door) = broker();
-    judge(broker, &door, QoS::ExactlyOnce);
+    judge(broker(), QoS::ExactlyOnce);
 }
 
 #[test]

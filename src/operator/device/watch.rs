@@ -51,7 +51,8 @@ pub enum Observation {
     Report(Event<ConfigMap>),
 }
 
-/// All observations but those of other Secrets than shards, from the first lists on. Never ends; failed watches start again with a growing pause.
+/// All observations but those of other Secrets than shards, from the first lists on. Never ends; failed watches start again with a
+/// growing pause.
 pub fn observations(client: &Client) -> SelectAll<BoxStream<'static, Observation>> {
     let devices = readable(watcher(Api::<DeserializeGuard<Device>>::all(client.clone()), config()));
     let gateways = watcher(Api::<GatewayKind>::all_with(client.clone(), &ApiResource::erase::<Gateway>(&())), config());
