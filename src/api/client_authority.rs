@@ -18,12 +18,47 @@ pub struct ClientAuthority {
     #[schemars(length(min = 1, max = 253))]
     pub secret_name: String,
 
+    /// An issuer of cert-manager that signs in place of the operator, so that the authority's key may be anywhere. For each
+    /// `certificateSigningRequest` of a Device the operator creates a CertificateRequest (`<device>-certificate`), waits until it is
+    /// approved and signed, and deletes it. The subject is what the request says: it has to be `CN=<device>`. `secretName` then
+    /// names a Secret of any type with the certificates to trust, in `ca.crt` or, where that is missing, in `tls.crt`, the
+    /// issuer's own first; no key is read. Left out: the operator signs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer_ref: Option<IssuerReference>,
+
     /// For how long a device's certificate is valid, such as `90d`: a number and `s`, `m`, `h`, `d` or `w`; never longer than the
-    /// authority's own. When two thirds of that are over, at the latest, the Device's status holds a new one, and the device has
+    /// authority's own, and with an issuer no longer than that gives. When two thirds of that are over, at the latest, the Device's status holds a new one, and the device has
     /// the last third to fetch it.
     #[serde(default = "default_validity")]
     #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[smhdw]$"))]
     pub validity: String,
+}
+
+/// An issuer of cert-manager, as its own resources name one.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IssuerReference {
+    /// Name of the issuer.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+
+    /// `Issuer` (of this namespace), `ClusterIssuer`, or the kind of an issuer that is not cert-manager's own.
+    #[serde(default = "default_issuer_kind")]
+    #[schemars(length(min = 1, max = 63))]
+    pub kind: String,
+
+    /// API group of that kind.
+    #[serde(default = "default_issuer_group")]
+    #[schemars(length(min = 1, max = 253))]
+    pub group: String,
+}
+
+fn default_issuer_kind() -> String {
+    "Issuer".to_owned()
+}
+
+fn default_issuer_group() -> String {
+    "cert-manager.io".to_owned()
 }
 
 fn default_validity() -> String {

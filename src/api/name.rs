@@ -29,6 +29,9 @@ pub const ROLE_SERVER_CERTIFICATE: &str = "server-certificate";
 /// [`ROLE_LABEL`] of a Secret that holds the authority that issues the certificates of a Gateway's broker.
 pub const ROLE_SERVER_AUTHORITY: &str = "server-authority";
 
+/// [`ROLE_LABEL`] of a CertificateRequest for a Device.
+pub const ROLE_CERTIFICATE_REQUEST: &str = "certificate-request";
+
 /// [`ROLE_LABEL`] of a Secret that holds the operator's own credential for a Gateway's broker.
 pub const ROLE_LINK_CREDENTIALS: &str = "link-credentials";
 
@@ -95,6 +98,12 @@ pub fn link_credentials(gateway: &str) -> String {
 #[must_use]
 pub fn device_credentials(device: &str) -> String {
     format!("{device}-credentials")
+}
+
+/// CertificateRequest of cert-manager for a Device's certificate.
+#[must_use]
+pub fn certificate_request(device: &str) -> String {
+    format!("{device}-certificate")
 }
 
 /// StatefulSet, ConfigMap, Secret, Service and NetworkPolicy of a Pipeline's workers.

@@ -42,15 +42,11 @@ pub enum AuthorityError {
     Certificate(#[from] CertificateError),
 
     /// An ordinary certificate.
-    #[error(
-        "the first certificate of tls.crt is not a certificate authority (basicConstraints CA:TRUE): put the client CA's own certificate there"
-    )]
+    #[error("the first certificate is not a certificate authority (basicConstraints CA:TRUE): put the client CA's own certificate there")]
     NotAnAuthority,
 
     /// One that may not sign certificates.
-    #[error(
-        "the first certificate of tls.crt may not sign certificates (its keyUsage lacks keyCertSign): issue the client CA again with it"
-    )]
+    #[error("the first certificate may not sign certificates (its keyUsage lacks keyCertSign): issue the client CA again with it")]
     KeyUsage,
 
     /// Brokers trust roots alone.
@@ -129,7 +125,7 @@ impl ClientAuthority {
         let authority = Self {
             issuer,
             trusted: trusted_certificates(certificates, trusted.unwrap_or_default())?,
-            fingerprint: fingerprint(&parsed),
+            fingerprint: authority_fingerprint(&parsed),
             not_before: pair.not_before,
             not_after: pair.not_after,
         };
@@ -219,9 +215,10 @@ fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-/// What cannot be encoded was not parsed.
-fn fingerprint(certificate: &Certificate) -> u64 {
+/// Tells one authority from another: see [`ClientAuthority::fingerprint`].
+pub(super) fn authority_fingerprint(certificate: &Certificate) -> u64 {
     let certificate = &certificate.tbs_certificate;
+    // What cannot be encoded was not parsed.
     let mut hasher = Sha256::new();
     hasher.update(certificate.subject.to_der().unwrap_or_default());
     hasher.update(certificate.subject_public_key_info.to_der().unwrap_or_default());
@@ -230,7 +227,7 @@ fn fingerprint(certificate: &Certificate) -> u64 {
 }
 
 /// The certificates of both, each once, as PEM; among them a root.
-fn trusted_certificates(certificates: &[u8], more: &[u8]) -> Result<String, AuthorityError> {
+pub(super) fn trusted_certificates(certificates: &[u8], more: &[u8]) -> Result<String, AuthorityError> {
     let mut trusted: Vec<CertificateDer<'_>> = Vec::new();
     let mut rooted = false;
     for der in CertificateDer::pem_slice_iter(certificates).chain(CertificateDer::pem_slice_iter(more)) {
@@ -248,7 +245,7 @@ fn trusted_certificates(certificates: &[u8], more: &[u8]) -> Result<String, Auth
     Ok(trusted.iter().map(|der| pem::encode_config(&pem::Pem::new("CERTIFICATE", der.as_ref()), format)).collect())
 }
 
-fn check_usage(certificate: &Certificate) -> Result<(), AuthorityError> {
+pub(super) fn check_usage(certificate: &Certificate) -> Result<(), AuthorityError> {
     let constraints = certificate.tbs_certificate.get::<BasicConstraints>().ok().flatten();
     if !constraints.is_some_and(|(_, constraints)| constraints.ca) {
         return Err(AuthorityError::NotAnAuthority);

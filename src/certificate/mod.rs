@@ -7,6 +7,7 @@ pub mod authority;
 pub mod client;
 pub mod request;
 pub mod server;
+pub mod trust;
 
 use std::fmt::Write;
 use std::time::Duration;

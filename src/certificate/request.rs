@@ -26,11 +26,12 @@ const SIGNATURES: [&str; 6] = [
     "1.3.101.112",
 ];
 
-/// A request whose signature shows that its sender holds the private key. Its subject and extensions are not looked at: what is
-/// issued is decided here, not by the request.
+/// A request whose signature shows that its sender holds the private key. Its extensions are not looked at, and its subject only
+/// where somebody else signs: what is issued here is decided here, not by the request.
 #[derive(Debug)]
 pub struct SigningRequest {
     key: SubjectPublicKeyInfo,
+    common_name: Option<String>,
 }
 
 /// Why no certificate can be issued for a request.
@@ -113,7 +114,21 @@ impl SigningRequest {
         if verify {
             request.verify_signature().map_err(|_| RequestError::InvalidSignature)?;
         }
-        Ok(Self { key })
+        let mut names = request.certification_request_info.subject.iter_common_name();
+        let first = names.next().and_then(|name| name.as_str().ok()).map(str::to_owned);
+        Ok(Self { key, common_name: first.filter(|_| names.next().is_none()) })
+    }
+
+    /// The same as `SubjectPublicKeyInfo` (DER).
+    #[must_use]
+    pub fn public_key(&self) -> Vec<u8> {
+        self.key.subject_public_key_info()
+    }
+
+    /// The common name of its subject, where that has one and no more.
+    #[must_use]
+    pub fn common_name(&self) -> Option<&str> {
+        self.common_name.as_deref()
     }
 
     /// The public key that the certificate will hold.

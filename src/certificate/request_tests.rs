@@ -73,3 +73,21 @@ fn another_text_is_another_request() {
     assert_eq!(digest("a"), digest("\na\n"));
     assert_ne!(digest("a"), digest("b"));
 }
+
+#[test]
+fn tells_the_common_name_where_there_is_one() {
+    let of = |names: &[&str]| {
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.distinguished_name = rcgen::DistinguishedName::new();
+        // The second under a type that is written out: a name holds each of its types once.
+        let types = [rcgen::DnType::CommonName, rcgen::DnType::CustomDnType(vec![2, 5, 4, 3])];
+        for (type_, name) in types.into_iter().zip(names) {
+            parameters.distinguished_name.push(type_, *name);
+        }
+        let pem = parameters.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+        SigningRequest::parse(&pem).unwrap().common_name().map(str::to_owned)
+    };
+    assert_eq!(of(&["press-1"]).as_deref(), Some("press-1"));
+    assert_eq!(of(&[]), None);
+    assert_eq!(of(&["press-1", "press-2"]), None);
+}

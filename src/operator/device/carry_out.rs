@@ -7,12 +7,11 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
 use serde_json::{Value, json};
-use tracing::warn;
 
-use super::certificate::Signer;
 use super::endpoint::Endpoint;
 use super::fleet::{SharedFleet, Step};
 use super::gateway::ShardPlan;
+use super::issue::issue;
 use super::key::{DeviceKey, GatewayKey};
 use super::record::PasswordState;
 use super::rotation::Lifetime;
@@ -20,13 +19,11 @@ use super::secret::{self, Role};
 use crate::api::condition::{Cause, READY};
 use crate::api::device::{DeviceCertificate, ReportedStatus};
 use crate::api::{Device, DeviceStatus, name};
-use crate::certificate::request::{self, SigningRequest};
 use crate::credential::password::Password;
 use crate::credential::shard::OPTIONAL_KEYS;
 use crate::operator::apply::{WriteError, Writer, prepare, read};
 use crate::operator::context::publish_change;
 use crate::operator::difference::merge_patch;
-use crate::runtime::error::chain;
 
 /// Shards of a Gateway that are written at the same time: with 100,000 Devices there may be 32 of them, of 64 KiB each.
 const SHARDS_AT_ONCE: usize = 4;
@@ -63,7 +60,9 @@ pub async fn step(writer: &Writer, recorder: &EventRecorder, fleet: &SharedFleet
             rotate(writer, fleet, key, &uid, token.as_deref(), overlap).await?;
             Ok(Done::Done)
         }
-        Step::IssueCertificate { uid, signer, spread } => issue(writer, fleet, key, &uid, &signer, spread).await,
+        Step::IssueCertificate { uid, signer, spread } => {
+            issue(writer, recorder, fleet, (key, &uid), &signer, spread).await.map(|()| Done::Done)
+        }
         Step::ReadSecret { secret, key: data_key } => {
             let found = read::<Secret>(writer.client(), &key.gateway.namespace, &secret).await?;
             let mut fleet = fleet.lock();
@@ -104,27 +103,6 @@ async fn create_secret(
             }
         }
         Err(error) => Err(error),
-    }
-}
-
-/// Issues a certificate for what the Device asks for by now. It is written with the next status; should that not come to be, another is
-/// issued, and nothing is lost with this one: what counts at the broker is the key.
-async fn issue(writer: &Writer, fleet: &SharedFleet, key: &DeviceKey, uid: &str, signer: &Signer, spread: u64) -> Result<Done, WriteError> {
-    let device = read::<Device>(writer.client(), &key.gateway.namespace, &key.name).await?;
-    let device = device.filter(|device| device.metadata.uid.as_deref() == Some(uid));
-    let Some(x509) = device.and_then(|device| device.spec.authentication.x509) else { return Ok(Done::Done) };
-    let text = x509.certificate_signing_request;
-    // Of another request the watch tells in a moment.
-    let Ok(request) = SigningRequest::parse(&text) else { return Ok(Done::Done) };
-    match signer.issue(&key.name, &text, &request, spread, Timestamp::now()) {
-        Ok(issued) => {
-            fleet.lock().certificate_issued(key, uid, request::digest(&text), issued);
-            Ok(Done::Done)
-        }
-        Err(error) => {
-            warn!(device = %key.name, error = chain(&error), "failed to sign a certificate: trying again");
-            Ok(Done::Waiting)
-        }
     }
 }
 

@@ -7,9 +7,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rcgen::PublicKeyData;
 
 use crate::api::Device;
+use crate::api::client_authority::IssuerReference;
+use crate::api::condition::Cause;
 use crate::api::device::DeviceCertificate;
 use crate::certificate::client::ClientAuthority;
 use crate::certificate::request::{self, RequestError, SigningRequest};
+use crate::certificate::trust::TrustedAuthorities;
 use crate::credential::KeyDigest;
 
 /// Who signs the certificates of a Gateway's devices, as the reconciler of Gateways says it.
@@ -32,56 +35,108 @@ impl Authority {
     pub fn differs(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Unknown, Self::Unknown) | (Self::Undeclared, Self::Undeclared) | (Self::Unusable, Self::Unusable) => false,
-            (Self::Usable(one), Self::Usable(other)) => one.identity() != other.identity(),
+            (Self::Usable(one), Self::Usable(other)) => one.differs(other),
             _ => true,
         }
     }
 }
 
+/// A certificate of an issuer is renewed no sooner than after this long.
+const SOONEST_RENEWAL: SignedDuration = SignedDuration::from_mins(1);
+
+/// Who signs.
+#[derive(Debug)]
+pub enum Source {
+    /// The operator, with this key.
+    Own(ClientAuthority),
+    /// An issuer of cert-manager, that is asked.
+    Issuer {
+        /// Which one.
+        reference: IssuerReference,
+        /// Whom brokers trust.
+        trusted: TrustedAuthorities,
+        /// Name of the Secret that says so.
+        secret: String,
+    },
+}
+
 /// An authority that can sign, and for how long what it signs is valid.
 #[derive(Debug)]
 pub struct Signer {
-    authority: ClientAuthority,
-    validity: SignedDuration,
+    /// Who signs.
+    pub source: Source,
+    /// For how long.
+    pub validity: SignedDuration,
 }
 
 impl Signer {
-    /// From its parts.
+    /// Tells one authority from another.
     #[must_use]
-    pub const fn new(authority: ClientAuthority, validity: SignedDuration) -> Self {
-        Self { authority, validity }
+    pub fn fingerprint(&self) -> u64 {
+        match &self.source {
+            Source::Own(authority) => authority.fingerprint(),
+            Source::Issuer { reference, trusted, .. } => {
+                request::digest(&format!("{}/{}/{} {:016x}", reference.group, reference.kind, reference.name, trusted.fingerprint()))
+            }
+        }
     }
 
-    fn identity(&self) -> (u64, Timestamp, SignedDuration) {
-        (self.authority.fingerprint(), self.authority.not_after(), self.validity)
+    /// Nothing that it issues lasts longer; of an issuer that is not known.
+    fn not_after(&self) -> Timestamp {
+        match &self.source {
+            Source::Own(authority) => authority.not_after(),
+            Source::Issuer { .. } => Timestamp::MAX,
+        }
     }
 
-    /// Issues a certificate to a device. It is renewed when two thirds of its life are over, or up to a tenth of it before that: `spread`
-    /// lets those that were issued together be renewed one by one.
-    ///
-    /// # Errors
-    /// When the key refuses to sign.
-    pub fn issue(
-        &self,
-        device: &str,
-        text: &str,
-        request: &SigningRequest,
-        spread: u64,
-        now: Timestamp,
-    ) -> Result<DeviceCertificate, rcgen::Error> {
-        let issued = self.authority.issue(device, request, self.validity, now)?;
-        let life = issued.not_after.duration_since(now);
+    fn differs(&self, other: &Self) -> bool {
+        let trusted = |signer: &Self| match &signer.source {
+            Source::Own(_) => None,
+            Source::Issuer { trusted, .. } => Some(trusted.trusted().to_owned()),
+        };
+        let identity = |signer: &Self| (signer.fingerprint(), signer.not_after(), signer.validity, trusted(signer));
+        identity(self) != identity(other)
+    }
+
+    /// What was issued for the request with this digest, as the status tells of it. It is renewed when two thirds of its life are over,
+    /// or up to a tenth of it before that: `spread` lets those that were issued together be renewed one by one.
+    #[must_use]
+    pub fn certificate(&self, issued: (String, String, Timestamp), digest: u64, spread: u64, now: Timestamp) -> DeviceCertificate {
+        let (pem, serial_number, not_after) = issued;
+        let life = not_after.duration_since(now);
         let early = life / 10 / 1024 * i32::try_from(spread % 1024).unwrap_or_default();
-        let renewal = Timestamp::from_second((issued.not_after - life / 3 - early).as_second()).unwrap_or(issued.not_after);
-        Ok(DeviceCertificate {
-            pem: issued.pem,
-            serial_number: issued.serial.to_string(),
-            not_after: Some(Time(issued.not_after)),
+        let mut renewal = Timestamp::from_second((not_after - life / 3 - early).as_second()).unwrap_or(not_after);
+        if matches!(self.source, Source::Issuer { .. }) {
+            // Near its own end an issuer gives ever shorter ones.
+            renewal = renewal.max(now + SOONEST_RENEWAL).min(not_after);
+        }
+        DeviceCertificate {
+            pem,
+            serial_number,
+            not_after: Some(Time(not_after)),
             renewal_time: Some(Time(renewal)),
-            issued_for: issued_for(request::digest(text), self.authority.fingerprint()),
+            issued_for: issued_for(digest, self.fingerprint()),
             revision: None,
-        })
+        }
     }
+}
+
+/// What came of asking an issuer that did not issue a certificate at once.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Asked {
+    /// Why there is no certificate, as far as that is known.
+    pub refusal: Option<Refusal>,
+    /// When to look again without being told, in seconds since 1970; `None` is now.
+    pub until: Option<i64>,
+}
+
+/// Why an issuer gives no certificate.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Refusal {
+    /// Why.
+    pub cause: Cause,
+    /// Whether the Device has to change; else it may be given in time.
+    pub is_final: bool,
 }
 
 /// What tells whether a certificate is still the wanted one.
@@ -108,6 +163,8 @@ pub struct Certificate {
     due: bool,
     /// Too old to be accepted.
     expired: bool,
+    /// What came of asking an issuer. Boxed, for there are many Devices and few that wait.
+    asked: Option<Box<Asked>>,
 }
 
 /// A certificate as the status tells of it. Times are seconds since 1970.
@@ -150,7 +207,7 @@ impl Certificate {
         let parsed = if known { SigningRequest::parse_known(text) } else { SigningRequest::parse(text) };
         let key = parsed.map(|request| KeyDigest::of(&request.key().subject_public_key_info()));
         let issued = before.and_then(|before| before.issued);
-        Some(Box::new(Self { digest, key, issued, pending: None, due: false, expired: false }))
+        Some(Box::new(Self { digest, key, issued, pending: None, due: false, expired: false, asked: None }))
     }
 
     /// Takes over what the status says.
@@ -174,7 +231,39 @@ impl Certificate {
             self.issued = Issued::of(&certificate);
             self.pending = Some(Box::new(certificate));
             (self.due, self.expired) = (false, false);
+            self.asked = None;
         }
+    }
+
+    /// An issuer is about to be asked: what is heard from here on is worth another look.
+    pub fn ask_issuer(&mut self, until: i64) {
+        self.asked.get_or_insert_default().until = Some(until);
+    }
+
+    /// Takes over what came of asking an issuer for a certificate for a request with this digest. Returns whether its refusal is news.
+    pub fn take_answer(&mut self, digest: u64, mut answer: Asked) -> bool {
+        if self.digest != digest {
+            return false;
+        }
+        let news = answer.refusal.is_some() && self.refusal() != answer.refusal.as_ref();
+        if self.asked.as_ref().is_some_and(|asked| asked.until.is_none()) {
+            answer.until = None;
+        }
+        self.asked = Some(Box::new(answer));
+        news
+    }
+
+    /// The issuer is worth another look.
+    pub fn look_again(&mut self) {
+        if let Some(asked) = &mut self.asked {
+            asked.until = None;
+        }
+    }
+
+    /// Why the issuer gives none.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&Refusal> {
+        self.asked.as_ref()?.refusal.as_ref()
     }
 
     /// The key whose certificates the broker is to accept, or what is wrong with the request.
@@ -200,29 +289,37 @@ impl Certificate {
     /// Whether this authority is to issue another. Near its own end it has none to give that would last longer.
     #[must_use]
     pub fn wants(&self, signer: &Signer) -> bool {
-        let authority = &signer.authority;
         self.key.is_ok()
+            && self.asked.as_ref().is_none_or(|asked| asked.until.is_none())
             && self.issued.as_ref().is_none_or(|issued| {
                 issued.request != self.digest
-                    || issued.authority != authority.fingerprint()
-                    || (self.due && issued.not_after < authority.not_after().as_second())
+                    || issued.authority != signer.fingerprint()
+                    || (self.due && issued.not_after < signer.not_after().as_second())
             })
     }
 
     /// When something follows from the time alone.
     #[must_use]
     pub fn deadline(&self) -> Option<i64> {
-        let issued = self.issued.as_ref()?;
-        if self.due { (!self.expired).then_some(issued.not_after) } else { Some(issued.renewal) }
+        let issued = self
+            .issued
+            .as_ref()
+            .and_then(|issued| if self.due { (!self.expired).then_some(issued.not_after) } else { Some(issued.renewal) });
+        [issued, self.asked.as_ref().and_then(|asked| asked.until)].into_iter().flatten().min()
     }
 
     /// Lets time pass. Returns whether something follows.
     pub fn advance(&mut self, now: i64) -> bool {
-        let Some(issued) = &self.issued else { return false };
-        let before = (self.due, self.expired);
-        self.due |= issued.renewal <= now;
-        self.expired |= issued.not_after <= now;
-        (self.due, self.expired) != before
+        let state = |own: &Self| (own.due, own.expired, own.asked.as_ref().and_then(|asked| asked.until));
+        let before = state(self);
+        if let Some(issued) = &self.issued {
+            self.due |= issued.renewal <= now;
+            self.expired |= issued.not_after <= now;
+        }
+        if let Some(asked) = self.asked.as_mut().filter(|asked| asked.until.is_some_and(|until| until <= now)) {
+            asked.until = None;
+        }
+        state(self) != before
     }
 
     /// For the status; without the certificate itself where that stands there already. `revision` is what the broker has proven.

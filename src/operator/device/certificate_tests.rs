@@ -16,7 +16,18 @@ fn signer(key: &KeyPair, to: i64, validity: i64) -> Signer {
     set_validity(&mut parameters, at(0), at(to));
     let certificate = parameters.self_signed(key).unwrap().pem();
     let authority = ClientAuthority::parse(certificate.as_bytes(), key.serialize_pem().as_bytes(), None, at(1)).unwrap();
-    Signer::new(authority, SignedDuration::from_secs(validity))
+    Signer { source: Source::Own(authority), validity: SignedDuration::from_secs(validity) }
+}
+
+/// An issuer that is trusted by a certificate of this key.
+fn issuer(key: &KeyPair, name: &str) -> Signer {
+    let mut parameters = CertificateParams::default();
+    parameters.distinguished_name.push(DnType::CommonName, "devices");
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let trusted = TrustedAuthorities::parse(parameters.self_signed(key).unwrap().pem().as_bytes()).unwrap();
+    let reference = IssuerReference { name: name.to_owned(), kind: "Issuer".to_owned(), group: "cert-manager.io".to_owned() };
+    let source = Source::Issuer { reference, trusted, secret: "devices-ca".to_owned() };
+    Signer { source, validity: SignedDuration::from_secs(90_000) }
 }
 
 fn request(key: &KeyPair) -> String {
@@ -37,7 +48,9 @@ fn ask(request: &str) -> Certificate {
 }
 
 fn issue(signer: &Signer, request: &str, spread: u64, now: i64) -> DeviceCertificate {
-    signer.issue("d", request, &SigningRequest::parse(request).unwrap(), spread, at(now)).unwrap()
+    let Source::Own(authority) = &signer.source else { panic!("an issuer has to be asked") };
+    let issued = authority.issue("d", &SigningRequest::parse(request).unwrap(), signer.validity, at(now)).unwrap();
+    signer.certificate((issued.pem, issued.serial.to_string(), issued.not_after), request::digest(request), spread, at(now))
 }
 
 #[test]
@@ -139,4 +152,50 @@ fn a_bad_request_has_no_key_and_wants_nothing() {
     let certificate = ask("press-1");
     assert_eq!(certificate.key().unwrap_err().reason(), "UnreadableSigningRequest");
     assert!(!certificate.wants(&signer(&KeyPair::generate().unwrap(), 1000, 1000)));
+}
+
+fn refused(is_final: bool, until: i64) -> Asked {
+    Asked { refusal: Some(Refusal { cause: Cause::new("CertificateDenied", "no"), is_final }), until: Some(until) }
+}
+
+#[test]
+fn an_issuer_is_asked_again_when_something_is_heard_or_time_has_passed() {
+    let key = KeyPair::generate().unwrap();
+    let (text, signer) = (request(&key), issuer(&key, "a"));
+    let digest = request::digest(&text);
+    let mut certificate = ask(&text);
+    assert!(certificate.wants(&signer));
+    certificate.ask_issuer(300);
+    assert!(!certificate.wants(&signer), "it is being asked");
+    assert_eq!(certificate.deadline(), Some(300));
+    assert!(certificate.take_answer(digest, refused(false, 3600)), "news");
+    assert!(!certificate.wants(&signer) && certificate.refusal().is_some());
+    assert_eq!(certificate.deadline(), Some(3600));
+    certificate.look_again();
+    assert!(certificate.wants(&signer) && certificate.refusal().is_some(), "what is known goes on being said");
+    certificate.ask_issuer(300);
+    assert!(!certificate.take_answer(digest, refused(false, 3600)), "no news");
+    assert!(certificate.advance(3600) && certificate.wants(&signer));
+    certificate.ask_issuer(7200);
+    certificate.look_again();
+    certificate.take_answer(digest, Asked { refusal: None, until: Some(7200) });
+    assert!(certificate.wants(&signer) && certificate.refusal().is_none(), "what was heard meanwhile is not forgotten");
+    certificate.take_answer(digest.wrapping_add(1), refused(true, 7200));
+    assert!(certificate.refusal().is_none(), "an answer for another request");
+}
+
+#[test]
+fn another_issuer_or_another_authority_behind_it_issues_anew() {
+    let (one, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let (text, signer) = (request(&one), issuer(&one, "a"));
+    let mut certificate = ask(&text);
+    let issued =
+        |signer: &Signer, end: i64| signer.certificate(("pem".to_owned(), "0a".to_owned(), at(end)), request::digest(&text), 0, at(0));
+    certificate.take(request::digest(&text), issued(&signer, 90_000));
+    assert!(!certificate.wants(&signer) && !certificate.wants(&issuer(&one, "a")));
+    assert!(certificate.wants(&issuer(&one, "b")) && certificate.wants(&issuer(&other, "a")));
+    assert!(Authority::Usable(Arc::new(issuer(&one, "a"))).differs(&Authority::Usable(Arc::new(issuer(&other, "a")))));
+    assert!(certificate.advance(60_000) && certificate.wants(&signer), "renewed, however long the issuer's own life is");
+    let renewal = issued(&signer, 30).renewal_time.unwrap().0;
+    assert_eq!(renewal, at(30), "never in less than a minute");
 }

@@ -18,7 +18,7 @@ use super::gateway::ShardPlan;
 use super::key::{DeviceKey, GatewayKey};
 use super::observe::Observer;
 use super::queue::Queue;
-use super::watch::{observations, secrets};
+use super::watch::{certificate_requests, observations, secrets};
 use crate::operator::apply::{WriteError, Writer};
 use crate::operator::context::Context;
 use crate::runtime::error::chain;
@@ -141,6 +141,7 @@ impl Driver {
         let mut listed = Some(listed);
         let mut observations = observations(&self.context.client);
         let mut to_follow = Some(secrets(&self.context.client));
+        let mut of_issuers = Some(certificate_requests(&self.context.client));
         loop {
             let calm = self.load.until.filter(|_| !self.unhurried.is_empty());
             let due = [self.devices.next_due(), self.shards.next_due(), self.totals.next_due(), self.next_deadline(), calm];
@@ -160,6 +161,9 @@ impl Driver {
                 },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                 () = self.context.fleet.woken() => {}
+            }
+            if self.context.fleet.lock().asks_issuers() {
+                observations.extend(of_issuers.take());
             }
             self.collect();
             if !self.observer.is_complete() {

@@ -51,6 +51,8 @@ pub struct Fleet {
     mismatched: BTreeSet<DeviceKey>,
     /// Whether all Devices and what belongs to them have been seen once.
     complete: bool,
+    /// Whether a Gateway names an issuer that is to be asked.
+    asks_issuers: bool,
 }
 
 impl Fleet {

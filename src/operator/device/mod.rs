@@ -3,11 +3,13 @@
 
 pub mod carry_out;
 pub mod certificate;
+pub mod certificate_request;
 pub mod connection;
 pub mod driver;
 pub mod endpoint;
 pub mod fleet;
 pub mod gateway;
+pub mod issue;
 pub mod key;
 pub mod observe;
 pub mod queue;

@@ -6,18 +6,19 @@ use std::marker::PhantomData;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
+use kube::{Resource, ResourceExt};
 use tracing::warn;
 
+use super::certificate_request::CertificateRequest;
 use super::fleet::Fleet;
-use super::key::GatewayKey;
+use super::key::{DeviceKey, GatewayKey};
 use super::rotation::Lifetime;
 use super::secret::{self, Role};
 use super::watch::{GatewayKind, Observation};
-use crate::api::Gateway;
 use crate::api::name::GATEWAY_LABEL;
+use crate::api::{Device, Gateway};
 use crate::configuration::agent::{AgentReport, REPORT_KEY};
 use crate::operator::apply::owner_reference;
 
@@ -56,10 +57,11 @@ impl Observer {
             Observation::Secret(event) => self.secret(fleet, event),
             Observation::Shard(event) => self.shard(fleet, event),
             Observation::Report(event) => self.report(fleet, event),
+            Observation::CertificateRequest(event) => certificate_request(fleet, event),
         }
     }
 
-    fn device(&mut self, fleet: &mut Fleet, event: Event<crate::api::Device>) {
+    fn device(&mut self, fleet: &mut Fleet, event: Event<Device>) {
         match event {
             Event::Init => fleet.listing_devices(),
             Event::InitDone => {
@@ -164,6 +166,16 @@ fn delete_secret(fleet: &mut Fleet, secret: &Secret) {
         Role::Shard(key, number) => fleet.shard_observed(&key, number, None),
         Role::Workers | Role::Link(_) => fleet.workers_observed(&namespace, &secret.name_any(), &BTreeMap::new()),
         Role::Other => fleet.given_secret_changed(&namespace, &secret.name_any()),
+    }
+}
+
+/// That it is gone is news as well: it may have been deleted so that it is made anew.
+fn certificate_request(fleet: &mut Fleet, event: Event<PartialObjectMeta<CertificateRequest>>) {
+    let (Event::InitApply(request) | Event::Apply(request) | Event::Delete(request)) = event else { return };
+    let device = request.owner_references().iter().find(|owner| owner.kind == Device::kind(&()));
+    if let (Some(gateway), Some(device)) = (request.labels().get(GATEWAY_LABEL), device) {
+        let gateway = GatewayKey::new(&request.namespace().unwrap_or_default(), gateway);
+        fleet.certificate_request_changed(&DeviceKey { gateway, name: device.name.as_str().into() });
     }
 }
 

@@ -114,7 +114,8 @@ pub fn rotated(secret: &Secret, present: &str, password: &Password, token: Optio
     })
 }
 
-fn owner(key: &DeviceKey, uid: &str) -> OwnerReference {
+/// A Device (of this uid) as owner.
+pub(super) fn owner(key: &DeviceKey, uid: &str) -> OwnerReference {
     OwnerReference {
         api_version: Device::api_version(&()).into_owned(),
         kind: Device::kind(&()).into_owned(),

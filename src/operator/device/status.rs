@@ -3,9 +3,9 @@
 use super::certificate::{Authority, Certificate};
 use super::record::{PasswordSource, PasswordState, Record};
 use super::twin::Twin;
-use crate::api::DeviceStatus;
 use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, Cause, Finding, Readiness, conditions};
 use crate::api::device::CredentialsSecret;
+use crate::api::{DeviceStatus, name};
 use crate::runtime::error::chain;
 
 /// What a Device's status depends on, beside the Device.
@@ -77,7 +77,7 @@ fn verdict(device: &str, record: &Record, around: Surroundings<'_>, live: bool) 
         return Some(refused(Cause::new("GatewayNotFound", message)));
     }
     if let Some(certificate) = record.certificate()
-        && let Some(verdict) = without_certificate(record, certificate, around)
+        && let Some(verdict) = without_certificate(device, record, certificate, around)
     {
         return verdict;
     }
@@ -155,7 +155,12 @@ fn external(record: &Record, around: Surroundings<'_>, reached: bool) -> Option<
 
 /// What there is to say of a Device that has not got the certificate that it asks for; `Some(None)` is: nothing yet.
 #[allow(clippy::option_option, reason = "whether there is a verdict, and the verdict, which may be to wait")]
-fn without_certificate(record: &Record, certificate: &Certificate, around: Surroundings<'_>) -> Option<Option<(Vec<Finding>, Readiness)>> {
+fn without_certificate(
+    device: &str,
+    record: &Record,
+    certificate: &Certificate,
+    around: Surroundings<'_>,
+) -> Option<Option<(Vec<Finding>, Readiness)>> {
     let gateway = around.gateway;
     if let Err(error) = certificate.key() {
         let cause = Cause::new(error.reason(), error.to_string());
@@ -164,34 +169,43 @@ fn without_certificate(record: &Record, certificate: &Certificate, around: Surro
     if !record.enabled {
         return None;
     }
-    let failing = |reason, message| {
-        let cause = Cause::new(reason, message);
+    let failing = |cause: Cause| {
         let accepted = Finding::holds(ACCEPTED, "Accepted", "the spec can be carried out");
         (vec![accepted, Finding::fails(CREDENTIALS_LIVE, cause.clone())], Readiness::Reconciling(cause))
     };
+    let missing = certificate.is_expired() || !certificate.is_issued();
     match around.authority {
+        Authority::Usable(_) if missing && let Some(refusal) = certificate.refusal() => {
+            let cause = refusal.cause.clone();
+            let stalled = |cause: Cause| (vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause));
+            Some(Some(if refusal.is_final { stalled(cause) } else { failing(cause) }))
+        }
         Authority::Undeclared => {
             let message = format!(
                 "Gateway {gateway} names no authority that signs certificates: set its spec.clientAuthority, or leave authentication.x509 out"
             );
             Some(Some(refused(Cause::new("NoClientAuthority", message))))
         }
-        Authority::Unusable if certificate.is_expired() || !certificate.is_issued() => {
+        Authority::Unusable if missing => {
             let message = format!(
                 "the authority of Gateway {gateway} cannot sign, and the device has no valid certificate: see the condition \
                  ClientAuthorityValid there"
             );
-            Some(Some(failing("ClientAuthorityUnusable", message)))
+            Some(Some(failing(Cause::new("ClientAuthorityUnusable", message))))
         }
         _ if certificate.is_expired() => {
             let message = format!(
                 "the certificate has expired, and the authority of Gateway {gateway} gives none that lasts longer: renew that authority"
             );
-            Some(Some(failing("CertificateExpired", message)))
+            Some(Some(failing(Cause::new("CertificateExpired", message))))
         }
         _ if !certificate.is_issued() => {
-            let message = format!("the authority of Gateway {gateway} has not issued the certificate yet: see the Gateway's conditions");
-            Some(around.waited.then(|| failing("AwaitingCertificate", message)))
+            let message = format!(
+                "the authority of Gateway {gateway} has not issued the certificate yet: see the Gateway's conditions, and where that names an \
+                 issuer, the CertificateRequest {}",
+                name::certificate_request(device)
+            );
+            Some(around.waited.then(|| failing(Cause::new("AwaitingCertificate", message))))
         }
         _ => None,
     }

@@ -3,7 +3,7 @@
 use futures::stream::{BoxStream, SelectAll, select_all};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::core::{ApiResource, DeserializeGuard, NotUsed, Object};
+use kube::core::{ApiResource, DeserializeGuard, NotUsed, Object, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::{Api, Client};
@@ -11,7 +11,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tracing::warn;
 
-use crate::api::name::{ROLE_AGENT_REPORT, ROLE_AUTH_SHARD, ROLE_LABEL};
+use super::certificate_request::CertificateRequest;
+use crate::api::name::{ROLE_AGENT_REPORT, ROLE_AUTH_SHARD, ROLE_CERTIFICATE_REQUEST, ROLE_LABEL};
 use crate::api::{Device, Gateway};
 use crate::operator::watch::readable;
 
@@ -49,6 +50,8 @@ pub enum Observation {
     Shard(Event<Secret>),
     /// Of an agent's report.
     Report(Event<ConfigMap>),
+    /// Of what an issuer was asked for a Device: that it changed, no more.
+    CertificateRequest(Event<PartialObjectMeta<CertificateRequest>>),
 }
 
 /// All observations but those of other Secrets than shards, from the first lists on. Never ends; failed watches start again with a
@@ -72,6 +75,13 @@ pub fn observations(client: &Client) -> SelectAll<BoxStream<'static, Observation
 pub fn secrets(client: &Client) -> BoxStream<'static, Observation> {
     let config = config().fields(OTHER_SECRETS).labels(&format!("{ROLE_LABEL}!={ROLE_AUTH_SHARD}"));
     steady("Secret", watcher(Api::<Secret>::all(client.clone()), config)).map(Observation::Secret).boxed()
+}
+
+/// As [`observations`], those of CertificateRequests. Of use where cert-manager is installed.
+pub fn certificate_requests(client: &Client) -> BoxStream<'static, Observation> {
+    let config = config().labels(&format!("{ROLE_LABEL}={ROLE_CERTIFICATE_REQUEST}"));
+    let requests = watcher(Api::<PartialObjectMeta<CertificateRequest>>::all(client.clone()), config);
+    steady("CertificateRequest", requests).map(Observation::CertificateRequest).boxed()
 }
 
 fn config() -> Config {

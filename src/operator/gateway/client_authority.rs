@@ -12,8 +12,9 @@ use crate::api::condition::Cause;
 use crate::api::device::duration_seconds;
 use crate::certificate::client::{AuthorityError, ClientAuthority};
 use crate::certificate::server::CertificateError;
+use crate::certificate::trust::TrustedAuthorities;
 use crate::configuration::agent::{TLS_AUTHORITIES, TLS_CERTIFICATE, TLS_KEY};
-use crate::operator::device::certificate::{Authority, Signer};
+use crate::operator::device::certificate::{Authority, Signer, Source};
 use crate::runtime::error::chain;
 
 /// What is known of a Gateway's client authority.
@@ -42,16 +43,19 @@ pub fn client_trust(observed: &Observed, now: Timestamp) -> ClientTrust {
     let Some(declared) = &observed.gateway.spec.client_authority else {
         return ClientTrust { authority: Authority::Undeclared, ..ClientTrust::default() };
     };
-    match read(declared, observed.client_authority.as_ref(), now) {
-        Ok(authority) => {
-            let (from, to) = (authority.not_before(), authority.not_after());
+    match source(declared, observed.client_authority.as_ref(), now) {
+        Ok(source) => {
+            let (trusted, validity) = match &source {
+                Source::Own(authority) => (authority.trusted(), (authority.not_before(), authority.not_after())),
+                Source::Issuer { trusted, .. } => (trusted.trusted(), trusted.validity()),
+            };
             let seconds = duration_seconds(&declared.validity).unwrap_or(DEFAULT_VALIDITY_SECONDS);
             ClientTrust {
-                trusted: Some(authority.trusted().to_owned()),
+                trusted: Some(trusted.to_owned()),
                 awaiting: None,
-                expiring: tls::expires_soon("authority", &declared.secret_name, (from, to), now),
-                turns: tls::turns_of((from, to)).collect(),
-                authority: Authority::Usable(Arc::new(Signer::new(authority, SignedDuration::from_secs(seconds)))),
+                expiring: tls::expires_soon("authority", &declared.secret_name, validity, now),
+                turns: tls::turns_of(validity).collect(),
+                authority: Authority::Usable(Arc::new(Signer { source, validity: SignedDuration::from_secs(seconds) })),
             }
         }
         Err(cause) => ClientTrust {
@@ -63,34 +67,48 @@ pub fn client_trust(observed: &Observed, now: Timestamp) -> ClientTrust {
     }
 }
 
-fn read(declared: &Declared, secret: Option<&Secret>, now: Timestamp) -> Result<ClientAuthority, Cause> {
+fn source(declared: &Declared, secret: Option<&Secret>, now: Timestamp) -> Result<Source, Cause> {
     let name = &declared.secret_name;
     let Some(secret) = secret else {
-        let message = format!("Secret {name} is not there: create it (type kubernetes.io/tls) with the client CA's certificate and key");
-        return Err(Cause::new("SecretNotFound", message));
+        let expected = match declared.issuer_ref {
+            None => "create it (type kubernetes.io/tls) with the client CA's certificate and key",
+            Some(_) => "create it with the certificates to trust in ca.crt",
+        };
+        return Err(Cause::new("SecretNotFound", format!("Secret {name} is not there: {expected}")));
     };
     let value = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice());
-    let missing = |key: &str| {
-        Cause::new(
-            "SecretKeyNotFound",
-            format!("Secret {name} has no key {key}: expected {TLS_CERTIFICATE} and {TLS_KEY} of the client CA"),
-        )
+    let missing = |message: String| Cause::new("SecretKeyNotFound", format!("Secret {name} has no key {message}"));
+    let authorities = value(TLS_AUTHORITIES);
+    let read = match &declared.issuer_ref {
+        None => {
+            let missing = |key: &str| missing(format!("{key}: expected {TLS_CERTIFICATE} and {TLS_KEY} of the client CA"));
+            let certificate = value(TLS_CERTIFICATE).ok_or_else(|| missing(TLS_CERTIFICATE))?;
+            let key = value(TLS_KEY).ok_or_else(|| missing(TLS_KEY))?;
+            ClientAuthority::parse(certificate, key, authorities, now).map(Source::Own)
+        }
+        Some(reference) => {
+            let certificates = authorities.or_else(|| value(TLS_CERTIFICATE));
+            let certificates = certificates
+                .ok_or_else(|| missing(format!("{TLS_AUTHORITIES} and no key {TLS_CERTIFICATE}: expected the certificates to trust")))?;
+            let issuer = |trusted| Source::Issuer { reference: reference.clone(), trusted, secret: name.clone() };
+            TrustedAuthorities::parse(certificates).map(issuer)
+        }
     };
-    let certificate = value(TLS_CERTIFICATE).ok_or_else(|| missing(TLS_CERTIFICATE))?;
-    let key = value(TLS_KEY).ok_or_else(|| missing(TLS_KEY))?;
-    ClientAuthority::parse(certificate, key, value(TLS_AUTHORITIES), now).map_err(|error| {
-        let reason = match &error {
-            AuthorityError::Certificate(CertificateError::Expired { .. }) => "CertificateExpired",
-            AuthorityError::Certificate(CertificateError::NotYetValid { .. }) => "CertificateNotYetValid",
-            AuthorityError::Certificate(_) => "InvalidCertificate",
-            _ => "InvalidClientAuthority",
-        };
-        let message = format!(
-            "Secret {name}: {}. Meanwhile no device gets a certificate, and those that have one go on connecting until it expires",
-            chain(&error)
-        );
-        Cause::new(reason, message)
-    })
+    read.map_err(|error| unusable(name, &error))
+}
+
+fn unusable(secret: &str, error: &AuthorityError) -> Cause {
+    let reason = match error {
+        AuthorityError::Certificate(CertificateError::Expired { .. }) => "CertificateExpired",
+        AuthorityError::Certificate(CertificateError::NotYetValid { .. }) => "CertificateNotYetValid",
+        AuthorityError::Certificate(_) => "InvalidCertificate",
+        _ => "InvalidClientAuthority",
+    };
+    let message = format!(
+        "Secret {secret}: {}. Meanwhile no device gets a certificate, and those that have one go on connecting until it expires",
+        chain(error)
+    );
+    Cause::new(reason, message)
 }
 
 #[cfg(test)]

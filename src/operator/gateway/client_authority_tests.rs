@@ -86,3 +86,32 @@ fn one_that_cannot_is_told_of_and_the_broker_keeps_what_it_has() {
         assert_eq!(trust.trusted.as_deref(), Some("before"));
     }
 }
+
+fn of_issuer(data: Vec<(&'static str, String)>) -> ClientTrust {
+    let spec = json!({"clientAuthority": {"secretName": "devices-ca", "issuerRef": {"name": "plant"}}});
+    client_trust(&observed(&spec, Some(secret(data))), now())
+}
+
+#[test]
+fn with_an_issuer_the_secret_says_whom_to_trust_and_needs_no_key() {
+    let root = authority(true, "2027-01-01T00:00:00Z").remove(0).1;
+    let leaf = authority(false, "2027-01-01T00:00:00Z").remove(0).1;
+    for data in [vec![("ca.crt", root.clone())], vec![("tls.crt", root.clone())], vec![("tls.crt", leaf.clone()), ("ca.crt", root.clone())]]
+    {
+        let trust = of_issuer(data);
+        let Authority::Usable(signer) = &trust.authority else { panic!("{:?}", trust.awaiting) };
+        let Source::Issuer { reference, secret, .. } = &signer.source else { panic!("the operator would sign") };
+        assert_eq!((&*reference.kind, &*reference.group, &**secret), ("Issuer", "cert-manager.io", "devices-ca"));
+        assert_eq!(trust.trusted.unwrap().replace('\r', ""), root.replace('\r', ""));
+    }
+    for (data, reason) in [
+        (vec![], "SecretKeyNotFound"),
+        (vec![("ca.crt", "x".to_owned())], "InvalidClientAuthority"),
+        (vec![("ca.crt", leaf)], "InvalidClientAuthority"),
+    ] {
+        let trust = of_issuer(data);
+        assert_eq!(trust.awaiting.unwrap().reason, reason);
+        assert!(matches!(trust.authority, Authority::Unusable));
+        assert_eq!(trust.trusted.as_deref(), Some("before"));
+    }
+}

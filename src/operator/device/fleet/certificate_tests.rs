@@ -9,12 +9,14 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 use serde_json::{Value, json};
 
 use super::Step;
-use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, READY, RECONCILING, STALLED};
+use crate::api::client_authority::IssuerReference;
+use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, Cause, READY, RECONCILING, STALLED};
 use crate::api::{Device, DeviceStatus};
 use crate::certificate::client::ClientAuthority;
 use crate::certificate::request::{self, SigningRequest};
+use crate::certificate::trust::TrustedAuthorities;
 use crate::credential::shard::{self, Shard};
-use crate::operator::device::certificate::{Authority, Signer};
+use crate::operator::device::certificate::{Asked, Authority, Refusal, Signer, Source};
 use crate::operator::device::endpoint::Endpoint;
 use crate::operator::device::fleet::Fleet;
 use crate::operator::device::key::{DeviceKey, GatewayKey};
@@ -37,7 +39,7 @@ fn authority(key: &KeyPair) -> Authority {
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let certificate = parameters.self_signed(key).unwrap().pem();
     let authority = ClientAuthority::parse(certificate.as_bytes(), key.serialize_pem().as_bytes(), None, Timestamp::now()).unwrap();
-    Authority::Usable(Arc::new(Signer::new(authority, SignedDuration::from_hours(24))))
+    Authority::Usable(Arc::new(Signer { source: Source::Own(authority), validity: SignedDuration::from_hours(24) }))
 }
 
 fn device(authentication: &Value, enabled: bool, version: u64, status: Option<&DeviceStatus>) -> Device {
@@ -64,8 +66,12 @@ fn fleet(authentication: &Value) -> Fleet {
 /// As the driver carries it out.
 fn issue(fleet: &mut Fleet, request: &str) {
     let Step::IssueCertificate { uid, signer, spread } = fleet.step(&key(), false) else { panic!("{:?}", fleet.step(&key(), false)) };
-    let issued = signer.issue("d", request, &SigningRequest::parse(request).unwrap(), spread, Timestamp::now()).unwrap();
-    fleet.certificate_issued(&key(), &uid, request::digest(request), issued);
+    let Source::Own(authority) = &signer.source else { panic!("an issuer has to be asked") };
+    let now = Timestamp::now();
+    let issued = authority.issue("d", &SigningRequest::parse(request).unwrap(), signer.validity, now).unwrap();
+    let digest = request::digest(request);
+    let certificate = signer.certificate((issued.pem, issued.serial.to_string(), issued.not_after), digest, spread, now);
+    fleet.certificate_issued(&key(), &uid, digest, certificate);
 }
 
 /// Carries out the plan; the broker proves it. Returns what it holds.
@@ -173,6 +179,45 @@ fn what_is_missing_is_said_on_the_object_that_has_to_change() {
         assert_eq!(condition(&status, ACCEPTED).0, accepted);
         assert_eq!(condition(&status, RECONCILING), is("True", reason), "the Gateway has to change");
     }
+}
+
+#[test]
+fn what_an_issuer_refuses_is_said_on_the_device_until_it_gives_a_certificate() {
+    let (request, ca) = (signing_request(), KeyPair::generate().unwrap());
+    let mut parameters = CertificateParams::default();
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let trusted = TrustedAuthorities::parse(parameters.self_signed(&ca).unwrap().pem().as_bytes()).unwrap();
+    let reference = IssuerReference { name: "i".to_owned(), kind: "Issuer".to_owned(), group: "cert-manager.io".to_owned() };
+    let source = Source::Issuer { reference, trusted, secret: "s".to_owned() };
+    let signer = Arc::new(Signer { source, validity: SignedDuration::from_hours(24) });
+    let mut fleet = fleet(&x509(&request));
+    assert!(!fleet.asks_issuers());
+    fleet.authority_observed(&gateway(), "uid-g", Authority::Usable(Arc::clone(&signer)));
+    assert!(fleet.asks_issuers() && matches!(fleet.step(&key(), false), Step::IssueCertificate { .. }));
+    let digest = request::digest(&request);
+    fleet.asking_for_certificate(&key(), 300);
+    assert!(matches!(fleet.step(&key(), false), Step::AwaitBroker), "asked, and no status before there is something to say");
+    assert_eq!(condition(&status(&fleet, true), CREDENTIALS_LIVE), is("False", "AwaitingCertificate"));
+    for (is_final, accepted, type_, reason) in
+        [(false, "True", RECONCILING, "CertificateDenied"), (true, "False", STALLED, "CommonNameMismatch")]
+    {
+        let refusal = Refusal { cause: Cause::new(reason, "no"), is_final };
+        assert!(fleet.certificate_asked(&key(), "uid-d", digest, Asked { refusal: Some(refusal), until: Some(300) }));
+        let told = status(&fleet, false);
+        assert_eq!((condition(&told, ACCEPTED).0.as_str(), condition(&told, type_)), (accepted, is("True", reason)));
+    }
+    fleet.take_changes();
+    fleet.certificate_request_changed(&key());
+    assert!(fleet.take_changes().devices.contains(&key()) && matches!(fleet.step(&key(), false), Step::IssueCertificate { .. }));
+    let end = Timestamp::now() + SignedDuration::from_hours(24);
+    fleet.certificate_issued(
+        &key(),
+        "uid-d",
+        digest,
+        signer.certificate(("pem".to_owned(), "0a".to_owned(), end), digest, 0, Timestamp::now()),
+    );
+    flush(&mut fleet);
+    assert_eq!(condition(&status(&fleet, false), READY), is("True", "Proven"));
 }
 
 #[test]

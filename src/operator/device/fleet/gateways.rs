@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use super::Fleet;
 use crate::credential::entry::Entry;
 use crate::credential::shard::Data;
-use crate::operator::device::certificate::Authority;
+use crate::operator::device::certificate::{Authority, Source};
 use crate::operator::device::endpoint::Endpoint;
 use crate::operator::device::gateway::{GatewayState, ShardPlan};
 use crate::operator::device::key::{DeviceKey, GatewayKey};
@@ -59,10 +59,20 @@ impl Fleet {
         if same {
             return;
         }
+        self.asks_issuers |= matches!(&authority, Authority::Usable(signer) if matches!(signer.source, Source::Issuer { .. }));
         state.authority = Some((uid.into(), authority));
-        let asking = state.devices.iter().filter(|(_, record)| record.certificate().is_some());
-        let keys: Vec<DeviceKey> = asking.map(|(name, _)| DeviceKey { gateway: key.clone(), name: name.as_ref().into() }).collect();
-        self.changes.devices.extend(keys);
+        for (name, record) in &mut state.devices {
+            if let Some(certificate) = record.certificate_mut() {
+                certificate.look_again();
+                self.changes.devices.insert(DeviceKey { gateway: key.clone(), name: name.as_ref().into() });
+            }
+        }
+    }
+
+    /// Whether a Gateway names an issuer that is to be asked.
+    #[must_use]
+    pub fn asks_issuers(&self) -> bool {
+        self.asks_issuers
     }
 
     /// All Gateways have been listed: those that were not among them are gone.

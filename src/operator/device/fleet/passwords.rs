@@ -4,6 +4,7 @@ use super::Fleet;
 use crate::api::condition::Cause;
 use crate::api::device::DeviceCertificate;
 use crate::operator::apply::WriteError;
+use crate::operator::device::certificate::Asked;
 use crate::operator::device::key::DeviceKey;
 use crate::operator::device::record::{PasswordSource, PasswordState};
 use crate::runtime::error::chain;
@@ -31,6 +32,31 @@ impl Fleet {
         }
         self.schedule(key);
         self.changes.devices.insert(key.clone());
+    }
+
+    /// An issuer is about to be asked for a certificate for a Device; what is heard until this time is worth another look.
+    pub fn asking_for_certificate(&mut self, key: &DeviceKey, until: i64) {
+        if let Some(certificate) = self.record_mut(key).and_then(super::Record::certificate_mut) {
+            certificate.ask_issuer(until);
+        }
+    }
+
+    /// An issuer was asked for a certificate for a Device (of this uid) and the request with this digest. Returns whether its refusal is
+    /// news.
+    pub fn certificate_asked(&mut self, key: &DeviceKey, uid: &str, digest: u64, answer: Asked) -> bool {
+        let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return false };
+        let news = record.certificate_mut().is_some_and(|certificate| certificate.take_answer(digest, answer));
+        self.schedule(key);
+        self.changes.devices.insert(key.clone());
+        news
+    }
+
+    /// What an issuer was asked for a Device has changed, or could not be looked at.
+    pub fn certificate_request_changed(&mut self, key: &DeviceKey) {
+        if let Some(certificate) = self.record_mut(key).and_then(super::Record::certificate_mut) {
+            certificate.look_again();
+            self.changes.devices.insert(key.clone());
+        }
     }
 
     /// The Secret with a Device's generated password is gone: there will be another.

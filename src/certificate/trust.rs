@@ -1,0 +1,191 @@
+//! Whom brokers trust where somebody else signs the certificates of devices, and whether such a certificate can be used. Pure.
+
+use std::fmt::{self, Write};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use thiserror::Error;
+use x509_cert::Certificate;
+use x509_cert::der::asn1::{PrintableStringRef, Utf8StringRef};
+use x509_cert::der::oid::db::rfc4519::CN;
+use x509_cert::der::{Any, Decode, Encode};
+
+use super::client::{AuthorityError, authority_fingerprint, check_usage, trusted_certificates};
+use super::server::{CertificateError, issued_by};
+use super::timestamp;
+use crate::credential::KeyDigest;
+
+/// The longest chain that is taken, in bytes of PEM: it stands in the status of a Device.
+const MOST_BYTES: usize = 16 << 10;
+
+/// Authorities whose keys are elsewhere.
+pub struct TrustedAuthorities {
+    /// As PEM.
+    trusted: String,
+    verifier: Arc<dyn ClientCertVerifier>,
+    fingerprint: u64,
+    not_before: Timestamp,
+    not_after: Timestamp,
+    /// The last of the roots is valid up to here.
+    roots_until: Timestamp,
+}
+
+/// Why a certificate is none that a device could connect with.
+#[derive(Debug, Error)]
+pub enum UnusableCertificate {
+    /// No certificate in it, or far too much.
+    #[error("what was issued cannot be read: expected PEM blocks `CERTIFICATE`, the device's own first, {} KiB at most", MOST_BYTES >> 10)]
+    Unreadable,
+
+    /// Not for the key of the request.
+    #[error("what was issued is for another key than that of certificateSigningRequest")]
+    OtherKey,
+
+    /// The broker takes the name for the user.
+    #[error("what was issued is for the common name {found:?}, and the broker takes that for the user: expected {expected:?}")]
+    OtherName {
+        /// The Device's name.
+        expected: String,
+        /// That of the certificate; empty where it has none, or several.
+        found: String,
+    },
+
+    /// Clients that present it would be turned away.
+    #[error(
+        "the broker would not accept what was issued: it has to be valid now, for client authentication, and signed by one that {secret} trusts"
+    )]
+    Untrusted {
+        /// Name of the Secret with the trusted certificates.
+        secret: String,
+        /// Why not.
+        #[source]
+        source: rustls::Error,
+    },
+}
+
+/// A certificate that a device can connect with.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Usable {
+    /// Its serial number, in hexadecimal digits.
+    pub serial_number: String,
+    /// Up to here it, and all that it leads to, is valid.
+    pub not_after: Timestamp,
+}
+
+impl TrustedAuthorities {
+    /// From PEM, the authority that signs first, or the root above it.
+    ///
+    /// # Errors
+    /// When there is none, or none that a broker would trust.
+    pub fn parse(certificates: &[u8]) -> Result<Self, AuthorityError> {
+        let trusted = trusted_certificates(certificates, &[])?;
+        let ders: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(certificates).filter_map(Result::ok).collect();
+        let first = ders.first().ok_or(CertificateError::NoCertificate)?;
+        let parse = |der: &CertificateDer<'_>| Certificate::from_der(der).map_err(|_| AuthorityError::ParseTrusted);
+        let parsed = parse(first)?;
+        check_usage(&parsed)?;
+        let mut roots = RootCertStore::empty();
+        let mut roots_until = Timestamp::MIN;
+        for der in &ders {
+            let certificate = parse(der)?;
+            if issued_by(&certificate, &certificate) {
+                roots.add(der.clone()).map_err(|_| AuthorityError::ParseTrusted)?;
+                roots_until = roots_until.max(timestamp(certificate.tbs_certificate.validity.not_after));
+            }
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().map_err(|_| AuthorityError::NoRoot)?;
+        let validity = parsed.tbs_certificate.validity;
+        Ok(Self {
+            trusted,
+            verifier,
+            fingerprint: authority_fingerprint(&parsed),
+            not_before: timestamp(validity.not_before),
+            not_after: timestamp(validity.not_after),
+            roots_until,
+        })
+    }
+
+    /// Whether a device of this name and key can connect with what was issued to it: `chain`, its own certificate first.
+    ///
+    /// # Errors
+    /// When it cannot, now.
+    pub fn check(&self, chain: &[u8], device: &str, key: KeyDigest, secret: &str, now: Timestamp) -> Result<Usable, UnusableCertificate> {
+        if chain.len() > MOST_BYTES {
+            return Err(UnusableCertificate::Unreadable);
+        }
+        let ders: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+        let ders: Vec<CertificateDer<'_>> = ders.map_err(|_| UnusableCertificate::Unreadable)?;
+        let (leaf, intermediates) = ders.split_first().ok_or(UnusableCertificate::Unreadable)?;
+        let parsed = Certificate::from_der(leaf).map_err(|_| UnusableCertificate::Unreadable)?.tbs_certificate;
+        let public = parsed.subject_public_key_info.to_der().map_err(|_| UnusableCertificate::Unreadable)?;
+        if KeyDigest::of(&public) != key {
+            return Err(UnusableCertificate::OtherKey);
+        }
+        let found = common_name(&parsed).unwrap_or_default();
+        if found != device {
+            return Err(UnusableCertificate::OtherName { expected: device.to_owned(), found });
+        }
+        let since = std::time::Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default());
+        self.verifier
+            .verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(since))
+            .map_err(|source| UnusableCertificate::Untrusted { secret: secret.to_owned(), source })?;
+        let mut serial_number = String::new();
+        for byte in parsed.serial_number.as_bytes() {
+            // A String takes whatever is written to it.
+            let _ = write!(serial_number, "{byte:02x}");
+        }
+        // Some issuers give what outlives themselves, and brokers look at the whole chain.
+        let above =
+            intermediates.iter().filter_map(|der| Some(timestamp(Certificate::from_der(der).ok()?.tbs_certificate.validity.not_after)));
+        let not_after = above.chain([self.roots_until]).fold(timestamp(parsed.validity.not_after), Timestamp::min);
+        Ok(Usable { serial_number, not_after })
+    }
+
+    /// The certificates with which a broker checks those that were issued, as PEM.
+    #[must_use]
+    pub fn trusted(&self) -> &str {
+        &self.trusted
+    }
+
+    /// Tells one authority from another, as [`super::client::ClientAuthority::fingerprint`] does.
+    #[must_use]
+    pub const fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    /// When the first of them is valid.
+    #[must_use]
+    pub const fn validity(&self) -> (Timestamp, Timestamp) {
+        (self.not_before, self.not_after)
+    }
+}
+
+impl fmt::Debug for TrustedAuthorities {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("TrustedAuthorities").field("not_after", &self.not_after).finish_non_exhaustive()
+    }
+}
+
+/// The common name of a subject that has one and no more.
+fn common_name(certificate: &x509_cert::TbsCertificate) -> Option<String> {
+    let attributes = certificate.subject.0.iter().flat_map(|relative| relative.0.iter());
+    let mut names = attributes.filter(|attribute| attribute.oid == CN).map(|attribute| text(&attribute.value));
+    let first = names.next()?;
+    first.filter(|_| names.next().is_none())
+}
+
+fn text(value: &Any) -> Option<String> {
+    let utf8 = Utf8StringRef::try_from(value).map(|text| text.as_str().to_owned());
+    utf8.or_else(|_| PrintableStringRef::try_from(value).map(|text| text.as_str().to_owned())).ok()
+}
+
+#[cfg(test)]
+#[path = "trust_tests.rs"]
+mod tests;
