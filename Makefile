@@ -28,7 +28,7 @@ e2e: ## the tests on the local Kubernetes alone; TEST=name for some of them
 
 fmt: ## formats the sources
 	@cargo fmt --all
-	@gofmt -w e2e/health
+	@gofmt -w e2e/health e2e/cert-manager
 
 image: ## builds the images and prints where they are
 	@cargo build --locked --release --bin fleetwright

@@ -76,7 +76,8 @@ prepare() {
     cluster up
     nice -n 10 "$FLEETWRIGHT_HEALTH" --prepare
     nice -n 10 "$ROOT/e2e/clients/sparkplug.sh" --prepare
-    nice -n 10 "$ROOT/e2e/clients/paho.sh" --prepare ) >"$LOGS/prepare" 2>&1 </dev/null &
+    nice -n 10 "$ROOT/e2e/clients/paho.sh" --prepare
+    nice -n 10 "$FLEETWRIGHT_CLUSTER" cert-manager --prepare ) >"$LOGS/prepare" 2>&1 </dev/null &
   PREPARING=$!
   set +m
 }

@@ -10,8 +10,9 @@
 #   cluster.sh kubectl ARGS...
 #   cluster.sh status              what runs, and what it takes
 #   cluster.sh env                 prints its settings, to be sourced
+#   cluster.sh cert-manager        starts cert-manager in it, or finds it running; with --prepare it is only built
 #   cluster.sh stop|start|kill|restart COMPONENT   one of: etcd apiserver controller-manager scheduler containerd coredns
-#                                  kubelet kube-proxy volumes (kill: without asking)
+#                                  kubelet kube-proxy volumes cert-manager (kill: without asking)
 #   cluster.sh logs [COMPONENT]    where the logs are, or one of them
 #   cluster.sh recycle-volumes     empties the volumes whose claims are gone (it happens by itself as well)
 #
@@ -26,6 +27,7 @@ set -euo pipefail
 . "$ROOT/e2e/cluster/binaries.sh"
 . "$ROOT/e2e/cluster/pki.sh"
 . "$ROOT/e2e/cluster/components.sh"
+. "$ROOT/e2e/cluster/cert-manager.sh"
 
 INSTANCE=${INSTANCE:-demo-$(printf '%s' "$ROOT" | sha256sum | cut -c1-6)}
 CLUSTER=${CLUSTER:-local}
@@ -224,14 +226,15 @@ logs() { if [ $# -eq 0 ]; then ls -1 "$STATE"/log/*; else cat "$STATE/log/$1.log
 usage() { sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; exit 2; }
 
 if [ "$CLUSTER" != local ]; then . "$ROOT/e2e/cluster/foreign.sh"; foreign "$@"; exit; fi
-# Two `up` or `down` of one clone wait for each other. -o: what they start does not hold the lock.
-case ${1:-} in up|down)
+# Two of these of one clone wait for each other. -o: what they start does not hold the lock.
+case ${1:-} in up|down|cert-manager)
   if [ -z "${FLEETWRIGHT_LOCKED:-}" ]; then FLEETWRIGHT_LOCKED=1 exec flock -o "$ROOT/e2e/cluster" "$0" "$@"; fi ;;
 esac
 unset FLEETWRIGHT_LOCKED
 command=${1:-}; [ $# -eq 0 ] || shift
 case $command in
   up|down|load|status|logs) "$command" "$@" ;;
+  cert-manager) cert_manager "$@" ;;
   kubectl) require_alive; kubectl "$@" ;;
   exec) run_in "$@" ;;
   env) settings ;;

@@ -2,7 +2,7 @@
 # One function a component: writes its configuration, then starts it inside the instance. All of them are idempotent.
 
 # shellcheck disable=SC2034  # for cluster.sh
-COMPONENTS=(etcd apiserver controller-manager scheduler containerd coredns kubelet kube-proxy volumes)
+COMPONENTS=(etcd apiserver controller-manager scheduler containerd coredns kubelet kube-proxy volumes cert-manager)
 # shellcheck disable=SC2034  # for cluster.sh
 NODE_IP=10.77.0.1 PODS=10.244.0.0/24 SERVICE_IP=10.96.0.1 SERVICES=10.96.0.0/16
 VOLUMES=40
@@ -32,6 +32,7 @@ start_component() {
   case $1 in
     controller-manager) start_controller_manager ;;
     kube-proxy) start_kube_proxy ;;
+    cert-manager) start_cert_manager ;;
     *) "start_$1" ;;
   esac
 }

@@ -9,6 +9,7 @@ foreign() {
     up) foreign_up ;;
     down) foreign_down ;;
     load) foreign_load "$@" ;;
+    cert-manager) foreign_cert_manager "$@" ;;
     kubectl) exec kubectl "$@" ;;
     exec) foreign_exec "$@" ;;
     env) printf 'export KUBECONFIG=%q\n' "${KUBECONFIG:-$HOME/.kube/config}" ;;
@@ -57,6 +58,12 @@ foreign_load() {
     step "load $image" kind load image-archive --name "${context#kind-}" "$archive"
     "$ROOT/e2e/images.sh" name "$image"
   done
+}
+
+foreign_cert_manager() {
+  [ "${1:-}" != --prepare ] || return 0
+  kubectl get crd certificaterequests.cert-manager.io >/dev/null ||
+    fail "the cluster has no cert-manager: install it (https://cert-manager.io/docs/installation)"
 }
 
 foreign_exec() {

@@ -32,6 +32,7 @@ pub fn resource(kind: &str) -> ApiResource {
         "NetworkPolicy" => ("networking.k8s.io", "v1"),
         "HorizontalPodAutoscaler" => ("autoscaling", "v2"),
         "PodDisruptionBudget" => ("policy", "v1"),
+        "Certificate" | "CertificateRequest" | "Issuer" => ("cert-manager.io", "v1"),
         _ => ("", "v1"),
     };
     ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
@@ -74,6 +75,11 @@ pub async fn stop_component(component: &str) -> Result<()> {
 /// Starts it again.
 pub async fn start_component(component: &str) -> Result<()> {
     output(Command::new(cluster_script()).args(["start", component])).await.map(drop)
+}
+
+/// Starts cert-manager in the cluster, where it does not run yet.
+pub async fn start_cert_manager() -> Result<()> {
+    output(Command::new(cluster_script()).arg("cert-manager")).await.map(drop)
 }
 
 /// What a command prints, when it succeeds.

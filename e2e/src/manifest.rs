@@ -17,6 +17,12 @@ pub fn device(name: &str, gateway: &str) -> Value {
     json!({"apiVersion": "fleetwright.io/v1alpha1", "kind": "Device", "metadata": {"name": name}, "spec": {"gatewayRef": {"name": gateway}}})
 }
 
+/// A Device that asks for a certificate, and has no password.
+#[must_use]
+pub fn device_with_request(name: &str, gateway: &str, request: &str) -> Value {
+    with(device(name, gateway), "/spec/authentication", json!({"x509": {"certificateSigningRequest": request}}))
+}
+
 /// A Pipeline of every Gateway into the table `reading`: milliseconds in `/ts`, and a required number in `/value`.
 #[must_use]
 pub fn pipeline(name: &str) -> Value {

@@ -1,63 +1,21 @@
 //! Devices that connect by certificate: keys that never leave the device, certificates that come back in the Device's status.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use fleetwright_e2e::certificate::Authority;
 use fleetwright_e2e::client::{Listener, Session, mosquitto_pub};
 use fleetwright_e2e::fleet::READY_WITHIN;
-use fleetwright_e2e::manifest::{device, gateway, with};
+use fleetwright_e2e::machine::Machine;
+use fleetwright_e2e::manifest::{device_with_request, gateway, with};
 use fleetwright_e2e::wait::{seconds, until};
 use fleetwright_e2e::{Fleet, run};
 use kube::ResourceExt;
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::process::Command;
 
 /// Ports of the listeners for certificates, and for both.
 const CERTIFICATES: u16 = 8884;
 const BOTH: u16 = 8885;
-
-/// A device's own folder: its key, its request, and what it fetches.
-struct Machine(TempDir);
-
-impl Machine {
-    /// A machine makes a key, and a request that `openssl` signs with it.
-    async fn new() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let mut command = Command::new("openssl");
-        command.args(["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=device"]);
-        command.args(["-keyout", "key", "-out", "request"]).current_dir(folder.path());
-        ensure!(command.output().await?.status.success(), "openssl failed");
-        Ok(Self(folder))
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn request(&self) -> Result<String> {
-        Ok(std::fs::read_to_string(self.file("request"))?)
-    }
-
-    /// The machine fetches its certificate from the Device's status; gives the serial number.
-    async fn fetch(&self, fleet: &Fleet, name: &str) -> Result<String> {
-        let object = fleet.api("Device").get(name).await?;
-        let certificate = object.data.pointer("/status/certificate").context("no certificate in the status")?;
-        std::fs::write(self.file("certificate"), certificate["pem"].as_str().context("no pem")?)?;
-        ensure!(certificate["notAfter"].is_string() && certificate["renewalTime"].is_string(), "it has no times: {certificate}");
-        Ok(certificate["serialNumber"].as_str().context("no serialNumber")?.to_owned())
-    }
-
-    fn identity(&self) -> (PathBuf, PathBuf) {
-        (self.file("certificate"), self.file("key"))
-    }
-}
-
-fn with_request(name: &str, request: &str) -> Value {
-    with(device(name, "plant-1"), "/spec/authentication", json!({"x509": {"certificateSigningRequest": request}}))
-}
 
 /// A Gateway with a listener for certificates and one for both.
 fn plant() -> Value {
@@ -70,10 +28,16 @@ fn plant() -> Value {
 #[test]
 fn a_device_connects_by_its_certificate_and_is_out_within_a_second_once_it_is_disabled() {
     run("by-certificate", async |fleet| {
-        let (authority, machine) = (Authority::new()?, Machine::new().await?);
-        fleet.apply_all([authority.own_secret("devices-ca"), plant(), with_request("press-1", &machine.request()?)]).await?;
+        let (authority, machine) = (Authority::new()?, Machine::new("device").await?);
+        fleet.apply_all([authority.own_secret("devices-ca"), plant(), machine.device("press-1")?]).await?;
         // What cannot be a request harms that Device alone.
-        fleet.apply(with_request("press-2", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n")).await?;
+        fleet
+            .apply(device_with_request(
+                "press-2",
+                "plant-1",
+                "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n",
+            ))
+            .await?;
         fleet.all_ready(&["Gateway/plant-1", "Device/press-1"]).await?;
         let told = fleet.condition("Device", "press-2", "Accepted", "False", "UnreadableSigningRequest").await?;
         ensure!(told.message.contains("openssl req"), "it does not say what to do: {}", told.message);
@@ -120,8 +84,8 @@ fn a_device_connects_by_its_certificate_and_is_out_within_a_second_once_it_is_di
 
 /// A machine is replaced: the new one has another key.
 async fn replace(fleet: &Fleet, listener: &Listener) -> Result<()> {
-    let replacement = Machine::new().await?;
-    fleet.apply(with_request("press-1", &replacement.request()?)).await?;
+    let replacement = Machine::new("device").await?;
+    fleet.apply(replacement.device("press-1")?).await?;
     fleet.ready("Device", "press-1").await?;
     ensure!(mosquitto_pub(listener, "", "", "devices/press-1/telemetry", "1").await.is_err(), "the former key is accepted");
     replacement.fetch(fleet, "press-1").await?;
@@ -131,8 +95,8 @@ async fn replace(fleet: &Fleet, listener: &Listener) -> Result<()> {
 
 /// A device that has both needs both where both are asked for.
 async fn both(fleet: &Fleet, listener: &Listener) -> Result<()> {
-    let machine = Machine::new().await?;
-    fleet.apply(with(with_request("press-3", &machine.request()?), "/spec/authentication/password", json!({}))).await?;
+    let machine = Machine::new("device").await?;
+    fleet.apply(with(machine.device("press-3")?, "/spec/authentication/password", json!({}))).await?;
     fleet.ready("Device", "press-3").await?;
     machine.fetch(fleet, "press-3").await?;
     let password = fleet.password("press-3").await?;
@@ -148,8 +112,8 @@ async fn authority_goes_and_comes(fleet: &Fleet) -> Result<()> {
     fleet.delete("Secret", "devices-ca").await?;
     let told = fleet.condition("Gateway", "plant-1", "ClientAuthorityValid", "False", "SecretNotFound").await?;
     ensure!(told.message.contains("devices-ca"), "it does not say what is missing: {}", told.message);
-    let machine = Machine::new().await?;
-    fleet.apply(with_request("press-4", &machine.request()?)).await?;
+    let machine = Machine::new("device").await?;
+    fleet.apply(machine.device("press-4")?).await?;
     fleet.condition("Device", "press-4", "Reconciling", "True", "ClientAuthorityUnusable").await?;
     fleet.ready("Device", "press-3").await?;
     fleet.apply(Authority::new()?.own_secret("devices-ca")).await?;

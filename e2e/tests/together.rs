@@ -14,5 +14,6 @@ mod full;
 mod given;
 mod growth;
 mod health;
+mod issuer;
 mod refusal;
 mod validation;

@@ -1,0 +1,51 @@
+//! A machine that proves by certificate who it is.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::Fleet;
+use crate::cluster::output;
+use crate::manifest::device_with_request;
+
+/// Its own folder: its key, which stays there, its request, and what it fetches.
+pub struct Machine(TempDir);
+
+impl Machine {
+    /// A machine makes a key, and a request for a name that `openssl` signs with it.
+    pub async fn new(common_name: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let mut command = Command::new("openssl");
+        command.args(["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
+        command.args(["-subj", &format!("/CN={common_name}"), "-keyout", "key", "-out", "request"]).current_dir(folder.path());
+        output(&mut command).await?;
+        Ok(Self(folder))
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A Device of the Gateway `plant-1` with this machine's request.
+    pub fn device(&self, name: &str) -> Result<Value> {
+        Ok(device_with_request(name, "plant-1", &std::fs::read_to_string(self.file("request"))?))
+    }
+
+    /// The machine fetches its certificate from the Device's status; gives the serial number.
+    pub async fn fetch(&self, fleet: &Fleet, name: &str) -> Result<String> {
+        let object = fleet.api("Device").get(name).await?;
+        let certificate = object.data.pointer("/status/certificate").context("no certificate in the status")?;
+        std::fs::write(self.file("certificate"), certificate["pem"].as_str().context("no pem")?)?;
+        ensure!(certificate["notAfter"].is_string() && certificate["renewalTime"].is_string(), "it has no times: {certificate}");
+        Ok(certificate["serialNumber"].as_str().context("no serialNumber")?.to_owned())
+    }
+
+    /// Files with what it has fetched, and with its key.
+    #[must_use]
+    pub fn identity(&self) -> (PathBuf, PathBuf) {
+        (self.file("certificate"), self.file("key"))
+    }
+}
