@@ -65,6 +65,10 @@ fn run(role: Role) -> anyhow::Result<()> {
         return api::crd::write(output.as_deref(), reference.as_deref());
     }
     runtime::telemetry::start();
+    let mut tokio = tokio::runtime::Builder::new_multi_thread();
+    if let Role::Ingest(_) = role {
+        tokio.worker_threads(ingest::threads());
+    }
     // Boxed: tokio's `block_on` is compiled for either kind of runtime, and would be twice with all that a role does in it.
     let work: LocalBoxFuture<'_, anyhow::Result<()>> = Box::pin(async {
         let shutdown = runtime::shutdown::on_signal()?;
@@ -77,5 +81,5 @@ fn run(role: Role) -> anyhow::Result<()> {
             Role::Check(_) | Role::Crds { .. } => Ok(()),
         }
     });
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    tokio.enable_all().build()?.block_on(work)
 }
