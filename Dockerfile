@@ -55,5 +55,7 @@ ENTRYPOINT ["/usr/local/bin/timescaledb-entrypoint"]
 FROM base AS fleetwright
 ARG BINARY=target/release/fleetwright
 COPY --chmod=0755 ${BINARY} /usr/local/bin/fleetwright
+# Memory that is free goes back to the kernel at once, and not within a second: a worker that drains a queue held 6 MiB more.
+ENV MIMALLOC_PURGE_DELAY=0
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/fleetwright"]

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use fleetwright::{agent, api, check, ingest, operator, runtime, simulate};
+use futures::future::LocalBoxFuture;
 use tracing::error;
 
 #[global_allocator]
@@ -64,16 +65,21 @@ fn run(role: Role) -> anyhow::Result<()> {
         return api::crd::write(output.as_deref(), reference.as_deref());
     }
     runtime::telemetry::start();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+    let mut tokio = tokio::runtime::Builder::new_multi_thread();
+    if let Role::Ingest(_) = role {
+        tokio.worker_threads(ingest::threads());
+    }
+    // Boxed: tokio's `block_on` is compiled for either kind of runtime, and would be twice with all that a role does in it.
+    let work: LocalBoxFuture<'_, anyhow::Result<()>> = Box::pin(async {
         let shutdown = runtime::shutdown::on_signal()?;
         match role {
-            // Its reconcilers together make a future of tens of kilobytes, which does not belong on the stack.
-            Role::Operator(arguments) => Box::pin(operator::run(arguments, shutdown)).await,
+            Role::Operator(arguments) => operator::run(arguments, shutdown).await,
             Role::Agent(arguments) => agent::run(arguments, shutdown).await,
             Role::Ingest(arguments) => ingest::run(arguments, shutdown).await,
             Role::Replay(arguments) => ingest::replay::run(arguments, shutdown).await,
             Role::Simulate(arguments) => simulate::run(arguments, shutdown).await,
             Role::Check(_) | Role::Crds { .. } => Ok(()),
         }
-    })
+    });
+    tokio.enable_all().build()?.block_on(work)
 }

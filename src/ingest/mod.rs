@@ -19,4 +19,4 @@ mod worker;
 use crate::decode;
 use crate::decode::refusal as dead_letter;
 
-pub use worker::{Arguments, run};
+pub use worker::{Arguments, run, threads};

@@ -182,6 +182,8 @@ fn worker(folder: &Path, broker: &Broker, database: &Database, http: u16) -> any
     let mut command = Command::new(std::env::current_exe()?.with_file_name("fleetwright"));
     command.args(["ingest", "--config", "ingest.json", "--database-uri-file", "uri", "--password-file", "password", "--ordinal", "0"]);
     command.args(["--http", &format!("127.0.0.1:{http}")]);
+    // As its image has it.
+    command.env("MIMALLOC_PURGE_DELAY", "0");
     Ok(command)
 }
 
