@@ -10,7 +10,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 INSTANCE=${INSTANCE:-$(instance test)}; export INSTANCE
-export FLEETWRIGHT_PARTS=$ROOT/e2e/parts.sh FLEETWRIGHT_HEALTH=$ROOT/e2e/health/health.sh FLEETWRIGHT_CLUSTER=$CLUSTER_SH
+export FLEETWRIGHT_PARTS=$ROOT/e2e/parts.sh FLEETWRIGHT_BROKER=$ROOT/e2e/broker/broker.sh FLEETWRIGHT_HEALTH=$ROOT/e2e/health/health.sh FLEETWRIGHT_CLUSTER=$CLUSTER_SH
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 E2E_THREADS=${E2E_THREADS:-4}
 CARGO_DENY_VERSION=0.20.2
@@ -110,7 +110,7 @@ static_checks() {
 }
 
 unit_tests() { cargo_tests "unit and property tests" cargo test "${WORKSPACE[@]}" --workspace --exclude fleetwright-e2e --lib --bins ${TEST:+"$TEST"}; }
-all_tests() { cargo_tests "unit, property and component tests, on real Mosquitto and TimescaleDB" cargo test "${WORKSPACE[@]}" --workspace --exclude fleetwright-e2e --no-fail-fast; }
+all_tests() { cargo_tests "unit, property and component tests, on real brokers and TimescaleDB" cargo test "${WORKSPACE[@]}" --workspace --exclude fleetwright-e2e --no-fail-fast; }
 health_tests() { check "health as Flux and Argo CD read it" go test -C "$ROOT/e2e/health" ./...; }
 
 chart_checks() {
@@ -162,6 +162,7 @@ case ${1:-all} in
     static_checks
     health_tests
     "$FLEETWRIGHT_PARTS" prepare >/dev/null
+    "$FLEETWRIGHT_BROKER" --prepare
     all_tests
     end_to_end all ;;
   *) fail "usage: test.sh [all|unit|e2e]" ;;

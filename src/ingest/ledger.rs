@@ -3,9 +3,11 @@
 //! A reading timed by its arrival gets another time when the broker sends it again, and a dead letter has no key at all. So the
 //! transaction that stores one also stores the packet identifier and a hash of its message. When a session is resumed, the
 //! broker first sends again what it holds for unacknowledged, under the same packet identifiers (MQTT 5.0, 4.4): of these, what
-//! stands here is acknowledged, and not stored again. The mark DUP is not asked for: Mosquitto 2.1 forgets it when it is
-//! killed (measured). That the resending is over shows by the answer to a PINGREQ that was sent right after the login; what was
-//! not sent again by then was acknowledged. Otherwise an entry goes when a PINGREQ behind its acknowledgement is answered.
+//! stands here is acknowledged, and not stored again. The mark DUP is not asked for at first: Mosquitto 2.1 forgets it when it is
+//! killed (measured). A broker that does all in order has sent all of it again before it answers a PINGREQ that was sent right after the
+//! login. One whose connections fetch what is queued from elsewhere may answer first (RMQTT 0.24 does, measured): after the answer, what
+//! is marked is still looked for, until the first regular PINGREQ is answered. What was not sent again by then was acknowledged.
+//! Otherwise an entry goes when a PINGREQ behind its acknowledgement is answered.
 
 use std::collections::HashMap;
 
@@ -71,7 +73,7 @@ struct Held {
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: HashMap<u16, Held>,
-    /// Whether the broker may still send messages again.
+    /// Whether what comes may have been sent before, though it is not marked so.
     resending: bool,
     /// How many entries each batch has left.
     left: HashMap<i64, usize>,
@@ -96,7 +98,12 @@ impl Ledger {
         }
     }
 
-    /// The broker has sent again all that it will: what was not among it is acknowledged.
+    /// A broker that does all in order has sent again all that it will.
+    pub fn expect_marked(&mut self) {
+        self.resending = false;
+    }
+
+    /// Every broker has sent again all that it will: what was not among it is acknowledged.
     pub fn end_resending(&mut self) {
         self.resending = false;
         let acknowledged: Vec<u16> = self.entries.iter().filter(|(_, held)| !held.current).map(|(packet_id, _)| *packet_id).collect();
@@ -106,10 +113,11 @@ impl Ledger {
     }
 
     /// A message has come under a packet identifier: whether it is committed already. If it is not, the broker has used the
-    /// identifier again, and the entry of the message before goes. `hash` is asked for only where there is an entry.
-    pub fn holds(&mut self, packet_id: u16, hash: impl FnOnce() -> u64) -> bool {
+    /// identifier again, and the entry of the message before goes. `duplicate`: it is marked as sent before. `hash` is asked for only
+    /// where there is an entry.
+    pub fn holds(&mut self, packet_id: u16, duplicate: bool, hash: impl FnOnce() -> u64) -> bool {
         let Some(held) = self.entries.get_mut(&packet_id) else { return false };
-        if self.resending && !held.current && held.hash == hash() {
+        if (duplicate || self.resending) && !held.current && held.hash == hash() {
             held.current = true;
             return true;
         }
@@ -175,7 +183,11 @@ mod tests {
     }
 
     fn holds(ledger: &mut Ledger, entry: Entry) -> bool {
-        ledger.holds(entry.packet_id, || entry.hash)
+        ledger.holds(entry.packet_id, false, || entry.hash)
+    }
+
+    fn holds_marked(ledger: &mut Ledger, entry: Entry) -> bool {
+        ledger.holds(entry.packet_id, true, || entry.hash)
     }
 
     #[test]
@@ -203,6 +215,21 @@ mod tests {
         ledger.end_resending();
         assert!(!holds(&mut ledger, entry(1, "a")), "the same payload under the same identifier, much later");
         assert!(ledger.acknowledge(2).is_some());
+    }
+
+    /// As RMQTT does it.
+    #[test]
+    fn what_is_sent_again_late_is_known_by_its_mark() {
+        let mut ledger = Ledger::default();
+        ledger.commit(1, [entry(1, "a"), entry(2, "b"), entry(3, "c"), entry(4, "d")]);
+        ledger.resume();
+        ledger.expect_marked();
+        assert!(holds_marked(&mut ledger, entry(1, "a")));
+        assert!(!holds_marked(&mut ledger, entry(2, "x")), "another message, sent before and never received");
+        assert!(!holds(&mut ledger, entry(3, "c")), "the same payload under the same identifier, for the first time");
+        ledger.end_resending();
+        assert!(!holds_marked(&mut ledger, entry(4, "d")));
+        assert!(ledger.acknowledge(1).is_some());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of tests fails by panicking")]
 #![allow(clippy::missing_panics_doc, reason = "a helper of tests")]
 
+pub mod cluster;
 pub mod mosquitto;
 pub mod postgres;
 pub mod proxy;

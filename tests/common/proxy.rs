@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ const STALLS: u8 = 1;
 const REFUSES: u8 = 2;
 const ENDED: u8 = 3;
 
-/// A proxy in front of a server of this machine; it ends when this is dropped.
+/// A proxy in front of servers of this machine; it ends when this is dropped.
 pub struct Proxy {
     /// Where it listens.
     pub port: u16,
@@ -42,7 +42,11 @@ pub struct Proxy {
 }
 
 struct Shared {
-    server: u16,
+    /// Ports of the servers, which take their turns.
+    servers: Vec<u16>,
+    turn: AtomicUsize,
+    /// Whether a server may say to its end what it has to say to a client that is gone.
+    drains: bool,
     mode: AtomicU8,
     links: Mutex<Vec<Arc<Link>>>,
     /// Told of every change of `mode`, and of every end of a connection.
@@ -68,8 +72,19 @@ impl Link {
 impl Proxy {
     /// A proxy in front of this port.
     pub fn start(server: u16) -> Self {
+        Self::start_with(vec![server], false)
+    }
+
+    /// A proxy that connects to one of these ports after the other, as a load balancer does. A server is told in order that a client is
+    /// gone: nothing that it sends is refused until it has closed too.
+    pub fn balance(servers: Vec<u16>) -> Self {
+        Self::start_with(servers, true)
+    }
+
+    fn start_with(servers: Vec<u16>, drains: bool) -> Self {
         let port = free_port();
-        let shared = Arc::new(Shared { server, mode: AtomicU8::new(PASSES), links: Mutex::default(), changed: Default::default() });
+        let (turn, mode) = (AtomicUsize::new(0), AtomicU8::new(PASSES));
+        let shared = Arc::new(Shared { servers, turn, drains, mode, links: Mutex::default(), changed: Default::default() });
         let accepting = shared.clone();
         std::thread::spawn(move || accepting.accept(port));
         let proxy = Self { port, shared };
@@ -90,6 +105,13 @@ impl Proxy {
             link.end();
         }
         self.shared.tell();
+    }
+
+    /// Breaks the connection that is the oldest, for its client.
+    pub fn cut_oldest(&self) {
+        if let Some(link) = self.shared.links.lock().unwrap().first() {
+            let _ = link.sides[0].shutdown(Shutdown::Both);
+        }
     }
 
     /// From now on nothing passes, but connections stay and new ones are taken.
@@ -147,7 +169,8 @@ impl Shared {
     }
 
     fn link(self: Arc<Self>, client: TcpStream) {
-        let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.server)) else { return };
+        let server = self.servers[self.turn.fetch_add(1, Ordering::SeqCst) % self.servers.len()];
+        let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)) else { return };
         for side in [&client, &server] {
             side.set_nonblocking(false).unwrap();
             side.set_nodelay(true).unwrap();
@@ -179,6 +202,7 @@ impl Shared {
                 // An end of one direction is passed on as that.
                 Ok(0) => return drop(to.shutdown(Shutdown::Write)),
                 Ok(read) => read,
+                Err(_) if self.drains && way == Way::Up => return drop(to.shutdown(Shutdown::Write)),
                 Err(_) => return link.end(),
             };
             self.wait_while_stalled(link);
@@ -197,6 +221,7 @@ impl Shared {
                 None => read,
             };
             if to.write_all(&buffer[..passes]).is_err() {
+                while self.drains && way == Way::Down && from.read(&mut buffer).is_ok_and(|read| read > 0) {}
                 return link.end();
             }
             match fault {

@@ -24,8 +24,8 @@ use super::proxy::Proxy;
 const DEVICES: i32 = 9;
 
 /// A broker, a database with the Pipeline's table, and a worker.
-pub struct Chain {
-    pub broker: Mosquitto,
+pub struct Chain<B = Mosquitto> {
+    pub broker: B,
     pub postgres: Arc<Postgres>,
     pub database: String,
     pub client: Client,
@@ -60,19 +60,6 @@ impl Chain {
         chain
     }
 
-    /// A chain that reads a broker of somebody else, which is the Gateway plant-1; with these files for the worker, which need not be
-    /// ready.
-    pub async fn start_reading(
-        broker: Mosquitto,
-        gateway: Value,
-        files: &[(&str, &str)],
-        topic: &str,
-        decode: &Value,
-        postgres: Arc<Postgres>,
-    ) -> Self {
-        Self::make(broker, None, gateway, files, &[], topic, decode, postgres).await
-    }
-
     /// A chain with a proxy on each side of the worker, which is ready.
     pub async fn start_between_proxies(topic: &str, decode: &Value, postgres: Arc<Postgres>) -> Self {
         let broker = broker();
@@ -83,9 +70,30 @@ impl Chain {
         chain
     }
 
+    /// Publishes one message as this user.
+    pub fn publish(&self, topic: &str, payload: &str) {
+        let output = self.broker.publish(("device", "password"), &["-t", topic, "-m", payload]);
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
+impl<B> Chain<B> {
+    /// A chain that reads a broker of somebody else, which is the Gateway plant-1; with these files for the worker, which need not be
+    /// ready.
+    pub async fn start_reading(
+        broker: B,
+        gateway: Value,
+        files: &[(&str, &str)],
+        topic: &str,
+        decode: &Value,
+        postgres: Arc<Postgres>,
+    ) -> Self {
+        Self::make(broker, None, gateway, files, &[], topic, decode, postgres).await
+    }
+
     #[allow(clippy::too_many_arguments, reason = "each is a part of the chain")]
     async fn make(
-        broker: Mosquitto,
+        broker: B,
         proxies: Option<Proxies>,
         gateway: Value,
         files: &[(&str, &str)],
@@ -220,12 +228,6 @@ impl Chain {
             );
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
-    }
-
-    /// Publishes one message as this user.
-    pub fn publish(&self, topic: &str, payload: &str) {
-        let output = self.broker.publish(("device", "password"), &["-t", topic, "-m", payload]);
-        assert!(output.status.success(), "{output:?}");
     }
 }
 

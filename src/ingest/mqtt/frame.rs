@@ -32,6 +32,8 @@ pub enum FrameError {
 pub struct Publish {
     /// The packet identifier to acknowledge; 0 where nothing is to be acknowledged (QoS 0).
     pub packet_id: u16,
+    /// Whether the broker marks it as sent before (DUP).
+    pub duplicate: bool,
     /// Where the topic stands.
     pub topic: Range<usize>,
     /// Where the payload stands.
@@ -112,7 +114,8 @@ fn publish(block: &[u8], first: u8, body: Range<usize>) -> Option<Publish> {
     let properties = block.get(position.checked_sub(1)?..body.end)?;
     let (header, length) = measure(properties).ok()??;
     let payload = position + header - 1 + length..body.end;
-    (payload.start <= payload.end && topic.end <= body.end && quality < 3).then_some(Publish { packet_id, topic, payload })
+    let duplicate = first & 8 != 0;
+    (payload.start <= payload.end && topic.end <= body.end && quality < 3).then_some(Publish { packet_id, duplicate, topic, payload })
 }
 
 fn number(block: &[u8], position: usize, end: usize) -> Option<u16> {
@@ -138,10 +141,12 @@ mod tests {
         bytes.to_vec()
     }
 
-    fn located(block: &Bytes) -> Vec<(u16, Vec<u8>, Vec<u8>)> {
+    fn located(block: &Bytes) -> Vec<(u16, bool, Vec<u8>, Vec<u8>)> {
         frames(block)
             .filter_map(|frame| match frame.unwrap() {
-                Frame::Publish(found) => Some((found.packet_id, block[found.topic].to_vec(), block[found.payload].to_vec())),
+                Frame::Publish(found) => {
+                    Some((found.packet_id, found.duplicate, block[found.topic].to_vec(), block[found.payload].to_vec()))
+                }
                 Frame::Other(_) => None,
             })
             .collect()
@@ -178,7 +183,7 @@ mod tests {
                 let mut ping = BytesMut::new();
                 PingResp::write(&mut ping).unwrap();
                 stream.extend_from_slice(&ping);
-                expected.push((id, topic.into_bytes(), payload));
+                expected.push((id, duplicate, topic.into_bytes(), payload));
             }
             let (mut input, mut found, mut rest) = (BytesMut::new(), Vec::new(), &stream[..]);
             for cut in cuts.iter().cycle() {

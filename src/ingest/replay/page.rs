@@ -155,7 +155,7 @@ impl Letters {
         block.extend_from_slice(payload);
         let arrival = row.try_get("time")?;
         let message = Arrived {
-            publish: Publish { packet_id: 0, topic: 0..topic.len(), payload: topic.len()..block.len() },
+            publish: Publish { packet_id: 0, duplicate: false, topic: 0..topic.len(), payload: topic.len()..block.len() },
             block: block.freeze(),
             // Nobody is to be told.
             place: Window::default().arrive(0),

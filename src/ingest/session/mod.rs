@@ -248,7 +248,7 @@ impl Running {
             }
             if pulse.wants_ping(Instant::now(), reads)? {
                 connection.ping()?;
-                self.store.fence();
+                self.store.pulse();
             }
         }
     }

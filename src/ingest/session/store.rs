@@ -57,10 +57,12 @@ const BATCH_BITS: u32 = 40;
 /// A PINGREQ.
 #[derive(Debug)]
 enum Fence {
-    /// The first one of a connection: the broker has sent again before the answer what it has to send again.
-    Resending,
+    /// The first one of a connection: most brokers have sent again before the answer what they have to send again.
+    Login,
     /// The broker has processed these before the answer.
     Acknowledged(Vec<Acknowledged>),
+    /// The same; and it is so long since the login that every broker has sent that again.
+    Regular(Vec<Acknowledged>),
 }
 
 impl Store {
@@ -133,7 +135,7 @@ impl Store {
 
     fn is_redelivery(&mut self, block: &Bytes, publish: &Publish) -> bool {
         let hash = || Entry::new(publish.packet_id, &block[publish.topic.clone()], &block[publish.payload.clone()]).hash;
-        self.ledger.holds(publish.packet_id, hash)
+        self.ledger.holds(publish.packet_id, publish.duplicate, hash)
     }
 
     /// Takes the messages whose devices the registry has answered for by now.
@@ -265,21 +267,32 @@ impl Store {
         !self.acknowledged.is_empty()
     }
 
-    /// A PINGREQ is sent.
+    /// A PINGREQ is sent behind acknowledgements.
     pub fn fence(&mut self) {
         self.fences.push_back(Fence::Acknowledged(std::mem::take(&mut self.acknowledged)));
+    }
+
+    /// A PINGREQ is sent because it is time for one: some seconds after the login or the one before.
+    pub fn pulse(&mut self) {
+        self.fences.push_back(Fence::Regular(std::mem::take(&mut self.acknowledged)));
     }
 
     /// A PINGREQ is answered: the broker has processed what was sent before it.
     pub fn fence_answered(&mut self) {
         match self.fences.pop_front() {
-            Some(Fence::Resending) => self.ledger.end_resending(),
-            Some(Fence::Acknowledged(acknowledged)) => {
-                for acknowledged in acknowledged {
-                    self.ledger.confirm(acknowledged);
-                }
+            Some(Fence::Login) => self.ledger.expect_marked(),
+            Some(Fence::Acknowledged(acknowledged)) => self.confirm(acknowledged),
+            Some(Fence::Regular(acknowledged)) => {
+                self.confirm(acknowledged);
+                self.ledger.end_resending();
             }
             None => {}
+        }
+    }
+
+    fn confirm(&mut self, acknowledged: Vec<Acknowledged>) {
+        for acknowledged in acknowledged {
+            self.ledger.confirm(acknowledged);
         }
     }
 
@@ -297,7 +310,7 @@ impl Store {
         } else {
             self.ledger.clear();
         }
-        self.fences.push_back(Fence::Resending);
+        self.fences.push_back(Fence::Login);
     }
 
     /// Whether everything that was read is committed.

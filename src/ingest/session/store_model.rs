@@ -19,7 +19,7 @@ pub struct Published {
 
 #[derive(Debug)]
 pub enum Down {
-    Publish { packet_id: u16, message: usize },
+    Publish { packet_id: u16, duplicate: bool, message: usize },
     Pong,
 }
 
@@ -39,19 +39,36 @@ pub struct Broker {
     sent: VecDeque<u16>,
     pub down: VecDeque<Down>,
     pub up: VecDeque<Up>,
+    /// Whether it answers the first PINGREQ of a connection before it sends again; with the mark DUP, then.
+    resends_late: bool,
+    /// What it has to send again on this connection.
+    again: VecDeque<(u16, usize)>,
 }
 
 impl Broker {
+    pub fn new(resends_late: bool) -> Self {
+        Self { resends_late, ..Self::default() }
+    }
+
     pub fn send(&mut self) {
+        if let Some((packet_id, message)) = self.again.pop_front() {
+            self.put(packet_id, true, message);
+            return;
+        }
         let Some(message) = self.queue.pop_front() else { return };
         let packet_id = (1..=u16::MAX).find(|id| self.in_flight.iter().all(|(used, _)| used != id)).unwrap();
         self.in_flight.push((packet_id, message));
-        self.put(packet_id, message);
+        self.put(packet_id, false, message);
     }
 
-    pub fn put(&mut self, packet_id: u16, message: usize) {
+    fn put(&mut self, packet_id: u16, duplicate: bool, message: usize) {
         self.sent.push_back(packet_id);
-        self.down.push_back(Down::Publish { packet_id, message });
+        self.down.push_back(Down::Publish { packet_id, duplicate, message });
+    }
+
+    /// Whether there is nothing on its way, or to be sent.
+    pub fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.in_flight.is_empty() && self.up.is_empty() && self.down.is_empty()
     }
 
     pub fn receive(&mut self, database: &Database) -> Result<(), TestCaseError> {
@@ -70,11 +87,13 @@ impl Broker {
 
     /// A connection begins: what is not acknowledged is sent again. Otherwise all is forgotten.
     pub fn connect(&mut self, present: bool) -> Vec<usize> {
-        (self.down, self.up, self.sent) = Default::default();
+        (self.down, self.up, self.sent, self.again) = Default::default();
         let mut forgotten = Vec::new();
-        if present {
+        if present && self.resends_late {
+            self.again.extend(self.in_flight.iter().copied());
+        } else if present {
             for (packet_id, message) in self.in_flight.clone() {
-                self.put(packet_id, message);
+                self.put(packet_id, false, message);
             }
         } else {
             forgotten.extend(self.in_flight.drain(..).map(|(_, message)| message));
