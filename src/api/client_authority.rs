@@ -20,7 +20,8 @@ pub struct ClientAuthority {
 
     /// An issuer of cert-manager that signs in place of the operator, so that the authority's key may be anywhere. For each
     /// `certificateSigningRequest` of a Device the operator creates a CertificateRequest (`<device>-certificate`), waits until it is
-    /// approved and signed, and deletes it. The subject is what the request says: it has to be `CN=<device>`. `secretName` then
+    /// approved and signed, and deletes it. The subject is what the request says: it has to be `CN=<device>`, and nothing else may be
+    /// asked for. `secretName` then
     /// names a Secret of any type with the certificates to trust, in `ca.crt` or, where that is missing, in `tls.crt`, the
     /// issuer's own first; no key is read. Left out: the operator signs.
     #[serde(default, skip_serializing_if = "Option::is_none")]

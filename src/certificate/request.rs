@@ -26,12 +26,13 @@ const SIGNATURES: [&str; 6] = [
     "1.3.101.112",
 ];
 
-/// A request whose signature shows that its sender holds the private key. Its extensions are not looked at, and its subject only
-/// where somebody else signs: what is issued here is decided here, not by the request.
+/// A request whose signature shows that its sender holds the private key. Its subject and extensions matter only where somebody else
+/// signs: what is issued here is decided here, not by the request.
 #[derive(Debug)]
 pub struct SigningRequest {
     key: SubjectPublicKeyInfo,
-    common_name: Option<String>,
+    der: Vec<u8>,
+    sole_name: Option<String>,
 }
 
 /// Why no certificate can be issued for a request.
@@ -114,9 +115,10 @@ impl SigningRequest {
         if verify {
             request.verify_signature().map_err(|_| RequestError::InvalidSignature)?;
         }
-        let mut names = request.certification_request_info.subject.iter_common_name();
-        let first = names.next().and_then(|name| name.as_str().ok()).map(str::to_owned);
-        Ok(Self { key, common_name: first.filter(|_| names.next().is_none()) })
+        let asked = &request.certification_request_info;
+        let name = asked.subject.iter_common_name().next().and_then(|name| name.as_str().ok()).map(str::to_owned);
+        let is_sole = asked.subject.iter_attributes().count() == 1 && asked.attributes().is_empty();
+        Ok(Self { key, sole_name: name.filter(|_| is_sole), der: der.to_vec() })
     }
 
     /// The same as `SubjectPublicKeyInfo` (DER).
@@ -125,10 +127,17 @@ impl SigningRequest {
         self.key.subject_public_key_info()
     }
 
-    /// The common name of its subject, where that has one and no more.
+    /// The common name that it asks for, where it asks for nothing else: neither for other parts of a subject nor for extensions.
     #[must_use]
-    pub fn common_name(&self) -> Option<&str> {
-        self.common_name.as_deref()
+    pub fn sole_name(&self) -> Option<&str> {
+        self.sole_name.as_deref()
+    }
+
+    /// This very request as PEM, and nothing that stood beside it.
+    #[must_use]
+    pub fn pem(&self) -> String {
+        let format = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+        pem::encode_config(&pem::Pem::new("CERTIFICATE REQUEST", self.der.as_slice()), format)
     }
 
     /// The public key that the certificate will hold.

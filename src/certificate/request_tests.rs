@@ -75,19 +75,37 @@ fn another_text_is_another_request() {
 }
 
 #[test]
-fn tells_the_common_name_where_there_is_one() {
-    let of = |names: &[&str]| {
+fn tells_the_name_of_a_request_for_a_name_alone() {
+    let of = |names: &[(rcgen::DnType, &str)], host: Option<&str>| {
         let mut parameters = rcgen::CertificateParams::default();
         parameters.distinguished_name = rcgen::DistinguishedName::new();
-        // The second under a type that is written out: a name holds each of its types once.
-        let types = [rcgen::DnType::CommonName, rcgen::DnType::CustomDnType(vec![2, 5, 4, 3])];
-        for (type_, name) in types.into_iter().zip(names) {
-            parameters.distinguished_name.push(type_, *name);
+        for (type_, name) in names {
+            parameters.distinguished_name.push(type_.clone(), *name);
         }
+        parameters.subject_alt_names = host.map(|host| rcgen::SanType::DnsName(host.try_into().unwrap())).into_iter().collect();
         let pem = parameters.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
-        SigningRequest::parse(&pem).unwrap().common_name().map(str::to_owned)
+        SigningRequest::parse(&pem).unwrap().sole_name().map(str::to_owned)
     };
-    assert_eq!(of(&["press-1"]).as_deref(), Some("press-1"));
-    assert_eq!(of(&[]), None);
-    assert_eq!(of(&["press-1", "press-2"]), None);
+    let common = (rcgen::DnType::CommonName, "press-1");
+    // A name holds each of its types once, so that the second has a type that is written out.
+    let second = (rcgen::DnType::CustomDnType(vec![2, 5, 4, 3]), "press-2");
+    let organization = (rcgen::DnType::OrganizationName, "system:masters");
+    assert_eq!(of(std::slice::from_ref(&common), None).as_deref(), Some("press-1"));
+    assert_eq!(of(&[], None), None);
+    assert_eq!(of(&[common.clone(), second], None), None);
+    assert_eq!(of(std::slice::from_ref(&organization), None), None);
+    assert_eq!(of(&[common.clone(), organization], None), None);
+    assert_eq!(of(&[common], Some("example.org")), None, "an alternative name");
+}
+
+#[test]
+fn passes_on_nothing_that_stands_beside_it() {
+    let request = |label: &str| {
+        let pem = rcgen::CertificateParams::default().serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+        pem.replace("CERTIFICATE REQUEST", label)
+    };
+    let own = request("CERTIFICATE REQUEST");
+    let parsed = SigningRequest::parse(&format!("{}{own}", request("NEW CERTIFICATE REQUEST"))).unwrap();
+    assert_eq!(parsed.pem(), own.replace('\r', ""));
+    assert_eq!(parsed.public_key(), SigningRequest::parse(&own).unwrap().public_key());
 }

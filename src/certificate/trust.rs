@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
@@ -23,6 +23,9 @@ use crate::credential::KeyDigest;
 /// The longest chain that is taken, in bytes of PEM: it stands in the status of a Device.
 const MOST_BYTES: usize = 16 << 10;
 
+/// A certificate may be valid from this long ahead of our clock, as the operator's own are from that long before it.
+const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
+
 /// Authorities whose keys are elsewhere.
 pub struct TrustedAuthorities {
     /// As PEM.
@@ -31,8 +34,7 @@ pub struct TrustedAuthorities {
     fingerprint: u64,
     not_before: Timestamp,
     not_after: Timestamp,
-    /// The last of the roots is valid up to here.
-    roots_until: Timestamp,
+    roots: Vec<Certificate>,
 }
 
 /// Why a certificate is none that a device could connect with.
@@ -53,6 +55,13 @@ pub enum UnusableCertificate {
         expected: String,
         /// That of the certificate; empty where it has none, or several.
         found: String,
+    },
+
+    /// Its time is over, or that of one that it leads to.
+    #[error("what was issued, or what it leads to, is valid up to {not_after} only: renew the issuer's own certificate")]
+    Expired {
+        /// Up to when.
+        not_after: Timestamp,
     },
 
     /// Clients that present it would be turned away.
@@ -81,35 +90,33 @@ impl TrustedAuthorities {
     /// From PEM, the authority that signs first, or the root above it.
     ///
     /// # Errors
-    /// When there is none, or none that a broker would trust.
-    pub fn parse(certificates: &[u8]) -> Result<Self, AuthorityError> {
+    /// When there is none, or none that a broker would trust now.
+    pub fn parse(certificates: &[u8], now: Timestamp) -> Result<Self, AuthorityError> {
         let trusted = trusted_certificates(certificates, &[])?;
         let ders: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(certificates).filter_map(Result::ok).collect();
         let first = ders.first().ok_or(CertificateError::NoCertificate)?;
         let parse = |der: &CertificateDer<'_>| Certificate::from_der(der).map_err(|_| AuthorityError::ParseTrusted);
         let parsed = parse(first)?;
         check_usage(&parsed)?;
-        let mut roots = RootCertStore::empty();
-        let mut roots_until = Timestamp::MIN;
+        let (not_before, not_after) = validity(&parsed);
+        if now >= not_after {
+            return Err(CertificateError::Expired { not_after }.into());
+        }
+        if now < not_before {
+            return Err(CertificateError::NotYetValid { not_before }.into());
+        }
+        let (mut anchors, mut roots) = (RootCertStore::empty(), Vec::new());
         for der in &ders {
             let certificate = parse(der)?;
             if issued_by(&certificate, &certificate) {
-                roots.add(der.clone()).map_err(|_| AuthorityError::ParseTrusted)?;
-                roots_until = roots_until.max(timestamp(certificate.tbs_certificate.validity.not_after));
+                anchors.add(der.clone()).map_err(|_| AuthorityError::ParseTrusted)?;
+                roots.push(certificate);
             }
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().map_err(|_| AuthorityError::NoRoot)?;
-        let validity = parsed.tbs_certificate.validity;
-        Ok(Self {
-            trusted,
-            verifier,
-            fingerprint: authority_fingerprint(&parsed),
-            not_before: timestamp(validity.not_before),
-            not_after: timestamp(validity.not_after),
-            roots_until,
-        })
+            WebPkiClientVerifier::builder_with_provider(Arc::new(anchors), provider).build().map_err(|_| AuthorityError::NoRoot)?;
+        Ok(Self { trusted, verifier, fingerprint: authority_fingerprint(&parsed), not_before, not_after, roots })
     }
 
     /// Whether a device of this name and key can connect with what was issued to it: `chain`, its own certificate first.
@@ -123,29 +130,37 @@ impl TrustedAuthorities {
         let ders: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
         let ders: Vec<CertificateDer<'_>> = ders.map_err(|_| UnusableCertificate::Unreadable)?;
         let (leaf, intermediates) = ders.split_first().ok_or(UnusableCertificate::Unreadable)?;
-        let parsed = Certificate::from_der(leaf).map_err(|_| UnusableCertificate::Unreadable)?.tbs_certificate;
-        let public = parsed.subject_public_key_info.to_der().map_err(|_| UnusableCertificate::Unreadable)?;
+        let parse = |der: &CertificateDer<'_>| Certificate::from_der(der).map_err(|_| UnusableCertificate::Unreadable);
+        let chain: Vec<Certificate> = ders.iter().map(parse).collect::<Result<_, _>>()?;
+        let (Some(own), Some(last)) = (chain.first(), chain.last()) else { return Err(UnusableCertificate::Unreadable) };
+        let public = own.tbs_certificate.subject_public_key_info.to_der().map_err(|_| UnusableCertificate::Unreadable)?;
         if KeyDigest::of(&public) != key {
             return Err(UnusableCertificate::OtherKey);
         }
-        let found = common_name(&parsed).unwrap_or_default();
+        let found = common_name(&own.tbs_certificate).unwrap_or_default();
         if found != device {
             return Err(UnusableCertificate::OtherName { expected: device.to_owned(), found });
         }
-        let since = std::time::Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default());
+        // An issuer's clock may be ahead of ours.
+        let from = validity(own).0;
+        let at = if from.duration_since(now) <= CLOCK_SKEW { now.max(from) } else { now };
+        let since = std::time::Duration::from_secs(u64::try_from(at.as_second()).unwrap_or_default());
         self.verifier
             .verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(since))
             .map_err(|source| UnusableCertificate::Untrusted { secret: secret.to_owned(), source })?;
-        let mut serial_number = String::new();
-        for byte in parsed.serial_number.as_bytes() {
-            // A String takes whatever is written to it.
-            let _ = write!(serial_number, "{byte:02x}");
+        // Some issuers give what outlives themselves, and brokers look at the whole chain, roots included.
+        let root = self.roots.iter().filter(|root| issued_by(last, root)).map(|root| validity(root).1).max();
+        let not_after = chain.iter().map(|certificate| validity(certificate).1).chain(root).fold(Timestamp::MAX, Timestamp::min);
+        if not_after <= now {
+            return Err(UnusableCertificate::Expired { not_after });
         }
-        // Some issuers give what outlives themselves, and brokers look at the whole chain.
-        let above =
-            intermediates.iter().filter_map(|der| Some(timestamp(Certificate::from_der(der).ok()?.tbs_certificate.validity.not_after)));
-        let not_after = above.chain([self.roots_until]).fold(timestamp(parsed.validity.not_after), Timestamp::min);
-        Ok(Usable { serial_number, not_after })
+        Ok(Usable { serial_number: hexadecimal(own.tbs_certificate.serial_number.as_bytes()), not_after })
+    }
+
+    /// Nothing that leads to one of the roots is valid for longer.
+    #[must_use]
+    pub fn roots_until(&self) -> Timestamp {
+        self.roots.iter().map(|root| validity(root).1).max().unwrap_or(self.not_after)
     }
 
     /// The certificates with which a broker checks those that were issued, as PEM.
@@ -171,6 +186,19 @@ impl fmt::Debug for TrustedAuthorities {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("TrustedAuthorities").field("not_after", &self.not_after).finish_non_exhaustive()
     }
+}
+
+fn validity(certificate: &Certificate) -> (Timestamp, Timestamp) {
+    let validity = certificate.tbs_certificate.validity;
+    (timestamp(validity.not_before), timestamp(validity.not_after))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut digits, byte| {
+        // A String takes whatever is written to it.
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
 }
 
 /// The common name of a subject that has one and no more.

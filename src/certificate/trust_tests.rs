@@ -44,7 +44,7 @@ impl Chain {
 
     fn check(&self, trusted: &str, issued: &str, now: i64) -> Result<Usable, UnusableCertificate> {
         let key = KeyDigest::of(&self.key.subject_public_key_info());
-        TrustedAuthorities::parse(trusted.as_bytes()).unwrap().check(issued.as_bytes(), "press-1", key, "devices-ca", at(now))
+        TrustedAuthorities::parse(trusted.as_bytes(), at(5)).unwrap().check(issued.as_bytes(), "press-1", key, "devices-ca", at(now))
     }
 }
 
@@ -71,6 +71,13 @@ fn a_certificate_ends_with_its_issuer_however_long_it_was_given_for() {
     set_validity(&mut root, at(0), at(20_000));
     let root = root.self_signed(chain.issuer.key()).unwrap().pem();
     assert_eq!(chain.check(&root, &alone, 5).unwrap().not_after, at(20_000), "no more than the root");
+    let other = Chain::new();
+    assert_eq!(chain.check(&(root.clone() + &other.root), &alone, 5).unwrap().not_after, at(20_000), "its own root");
+    assert!(matches!(chain.check(&root, &alone, 20_000), Err(UnusableCertificate::Expired { .. })));
+    set_validity(&mut wanted, at(100), at(90_000));
+    assert!(chain.check(&chain.root, &chain.issue(&wanted), 5).is_ok(), "the issuer's clock is ahead");
+    set_validity(&mut wanted, at(700), at(90_000));
+    assert!(matches!(chain.check(&chain.root, &chain.issue(&wanted), 5), Err(UnusableCertificate::Untrusted { .. })));
 }
 
 #[test]
@@ -103,7 +110,7 @@ fn any_other_is_not() {
 #[test]
 fn brokers_trust_roots_alone() {
     let chain = Chain::new();
-    let parse = |certificates: &str| TrustedAuthorities::parse(certificates.as_bytes());
+    let parse = |certificates: &str| TrustedAuthorities::parse(certificates.as_bytes(), at(5));
     assert!(matches!(parse("").unwrap_err(), AuthorityError::NoRoot));
     assert!(matches!(parse(&chain.middle).unwrap_err(), AuthorityError::NoRoot));
     let leaf = parameters("press-1", false).self_signed(&chain.key).unwrap().pem();
@@ -112,4 +119,6 @@ fn brokers_trust_roots_alone() {
     assert_eq!(one.fingerprint(), parse(&format!("{}{}", chain.root, chain.middle)).unwrap().fingerprint(), "the first counts");
     assert_ne!(one.fingerprint(), parse(&Chain::new().root).unwrap().fingerprint());
     assert_eq!(one.validity(), (at(0), at(10_000)));
+    let later = TrustedAuthorities::parse(chain.root.as_bytes(), at(10_000)).unwrap_err();
+    assert!(matches!(later, AuthorityError::Certificate(CertificateError::Expired { .. })));
 }

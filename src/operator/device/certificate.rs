@@ -44,6 +44,9 @@ impl Authority {
 /// A certificate of an issuer is renewed no sooner than after this long.
 const SOONEST_RENEWAL: SignedDuration = SignedDuration::from_mins(1);
 
+/// An issuer that has not answered is asked again after so many seconds, though nothing was heard of it.
+pub const LOOK_AGAIN: i64 = 300;
+
 /// Who signs.
 #[derive(Debug)]
 pub enum Source {
@@ -81,11 +84,11 @@ impl Signer {
         }
     }
 
-    /// Nothing that it issues lasts longer; of an issuer that is not known.
+    /// Nothing that it issues lasts longer.
     fn not_after(&self) -> Timestamp {
         match &self.source {
             Source::Own(authority) => authority.not_after(),
-            Source::Issuer { .. } => Timestamp::MAX,
+            Source::Issuer { trusted, .. } => trusted.roots_until(),
         }
     }
 
@@ -240,12 +243,13 @@ impl Certificate {
         self.asked.get_or_insert_default().until = Some(until);
     }
 
-    /// Takes over what came of asking an issuer for a certificate for a request with this digest. Returns whether its refusal is news.
+    /// Takes over what came of asking an issuer for a certificate for a request with this digest. Returns whether its refusal is news
+    /// while there is a certificate still.
     pub fn take_answer(&mut self, digest: u64, mut answer: Asked) -> bool {
         if self.digest != digest {
             return false;
         }
-        let news = answer.refusal.is_some() && self.refusal() != answer.refusal.as_ref();
+        let news = !self.is_missing() && answer.refusal.is_some() && self.refusal() != answer.refusal.as_ref();
         if self.asked.as_ref().is_some_and(|asked| asked.until.is_none()) {
             answer.until = None;
         }
@@ -258,6 +262,12 @@ impl Certificate {
         if let Some(asked) = &mut self.asked {
             asked.until = None;
         }
+    }
+
+    /// Whether an issuer is being asked.
+    #[must_use]
+    pub fn is_asked_for(&self) -> bool {
+        self.asked.is_some()
     }
 
     /// Why the issuer gives none.
@@ -284,6 +294,12 @@ impl Certificate {
     #[must_use]
     pub fn is_expired(&self) -> bool {
         self.expired
+    }
+
+    /// Whether the device has none that it could connect with.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        self.expired || !self.is_issued()
     }
 
     /// Whether this authority is to issue another. Near its own end it has none to give that would last longer.

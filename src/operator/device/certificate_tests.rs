@@ -24,7 +24,8 @@ fn issuer(key: &KeyPair, name: &str) -> Signer {
     let mut parameters = CertificateParams::default();
     parameters.distinguished_name.push(DnType::CommonName, "devices");
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let trusted = TrustedAuthorities::parse(parameters.self_signed(key).unwrap().pem().as_bytes()).unwrap();
+    set_validity(&mut parameters, at(0), at(100_000));
+    let trusted = TrustedAuthorities::parse(parameters.self_signed(key).unwrap().pem().as_bytes(), at(1)).unwrap();
     let reference = IssuerReference { name: name.to_owned(), kind: "Issuer".to_owned(), group: "cert-manager.io".to_owned() };
     let source = Source::Issuer { reference, trusted, secret: "devices-ca".to_owned() };
     Signer { source, validity: SignedDuration::from_secs(90_000) }
@@ -168,13 +169,13 @@ fn an_issuer_is_asked_again_when_something_is_heard_or_time_has_passed() {
     certificate.ask_issuer(300);
     assert!(!certificate.wants(&signer), "it is being asked");
     assert_eq!(certificate.deadline(), Some(300));
-    assert!(certificate.take_answer(digest, refused(false, 3600)), "news");
+    assert!(!certificate.take_answer(digest, refused(false, 3600)), "a condition tells");
     assert!(!certificate.wants(&signer) && certificate.refusal().is_some());
     assert_eq!(certificate.deadline(), Some(3600));
     certificate.look_again();
     assert!(certificate.wants(&signer) && certificate.refusal().is_some(), "what is known goes on being said");
     certificate.ask_issuer(300);
-    assert!(!certificate.take_answer(digest, refused(false, 3600)), "no news");
+    certificate.take_answer(digest, refused(false, 3600));
     assert!(certificate.advance(3600) && certificate.wants(&signer));
     certificate.ask_issuer(7200);
     certificate.look_again();
@@ -195,7 +196,14 @@ fn another_issuer_or_another_authority_behind_it_issues_anew() {
     assert!(!certificate.wants(&signer) && !certificate.wants(&issuer(&one, "a")));
     assert!(certificate.wants(&issuer(&one, "b")) && certificate.wants(&issuer(&other, "a")));
     assert!(Authority::Usable(Arc::new(issuer(&one, "a"))).differs(&Authority::Usable(Arc::new(issuer(&other, "a")))));
-    assert!(certificate.advance(60_000) && certificate.wants(&signer), "renewed, however long the issuer's own life is");
+    assert!(certificate.advance(60_000) && certificate.wants(&signer), "renewed");
+    assert!(
+        certificate.take_answer(request::digest(&text), refused(false, 70_000)),
+        "news, for the status does not say that it is missing"
+    );
+    assert!(!certificate.take_answer(request::digest(&text), refused(false, 80_000)), "no news");
+    certificate.take(request::digest(&text), issued(&signer, 100_000));
+    assert!(certificate.advance(99_999) && !certificate.wants(&signer), "nothing lasts longer than the root");
     let renewal = issued(&signer, 30).renewal_time.unwrap().0;
     assert_eq!(renewal, at(30), "never in less than a minute");
 }

@@ -282,7 +282,7 @@ impl Driver {
 
     fn start_step(&mut self, key: DeviceKey, now: Instant) {
         let waited = self.waiting_since.get(&key).is_some_and(|since| now.duration_since(*since) >= WORTH_A_STATUS);
-        let step = self.context.fleet.lock().step(&key, waited);
+        let step = self.context.fleet.lock().begin(&key, waited, Timestamp::now().as_second());
         let (writer, recorder, fleet) = (self.writer.clone(), Arc::clone(&self.recorder), self.context.fleet.clone());
         self.work.spawn(async move {
             let result = carry_out::step(&writer, &recorder, &fleet, &key, step).await;

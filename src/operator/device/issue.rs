@@ -5,7 +5,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use tracing::warn;
 
-use super::certificate::{Asked, Refusal, Signer, Source};
+use super::certificate::{self, Asked, Refusal, Signer, Source};
 use super::certificate_request::{Answer, CertificateRequest, answer, asks_for, wanted};
 use super::fleet::SharedFleet;
 use super::key::DeviceKey;
@@ -20,19 +20,13 @@ use crate::operator::apply::{WriteError, Writer, read};
 use crate::runtime::error::chain;
 
 /// A CertificateRequest that is still open is looked at after this long though nothing was heard of it.
-const LOOK_AGAIN: SignedDuration = SignedDuration::from_mins(5);
+const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(certificate::LOOK_AGAIN);
 
-/// What may be mended at any time without a word to us is looked at after this long.
+/// What may be mended at any time without a word to us (a webhook that is away, a right that is missing) is looked at after this long.
 const LOOK_AGAIN_SOON: SignedDuration = SignedDuration::from_secs(30);
 
 /// One that was refused is made anew after this long: as cert-manager does for its own Certificates.
 const TRY_AGAIN: SignedDuration = SignedDuration::from_hours(1);
-
-/// A CertificateRequest that the API server refused is tried again after this long: nothing tells when it would take it.
-const TRY_AGAIN_CREATING: SignedDuration = SignedDuration::from_mins(5);
-
-/// How the API server refuses an object: 400 Bad Request, 403 Forbidden, 422 Unprocessable Content.
-const REFUSED: [u16; 3] = [400, 403, 422];
 
 /// The longest message of an issuer that is passed on, in characters.
 const MOST_CHARACTERS: usize = 500;
@@ -73,14 +67,13 @@ pub async fn issue(
     let asking = Asking { writer, recorder, fleet, key, uid, signer, spread, device, text, request };
     match &signer.source {
         Source::Own(authority) => asking.sign(authority).await,
-        Source::Issuer { reference, trusted, secret } => {
-            fleet.lock().asking_for_certificate(key, (Timestamp::now() + LOOK_AGAIN).as_second());
-            let asked = asking.ask(reference, trusted, secret).await;
-            if asked.is_err() {
-                fleet.lock().certificate_request_changed(key);
+        Source::Issuer { reference, trusted, secret } => match asking.ask(reference, trusted, secret).await {
+            Err(error) if !error.is_namespace_terminating() => {
+                // Told, and tried again in time: nothing else of the Device is to wait for it.
+                asking.refused(error.reason(), shortened(&chain(&error)), LOOK_AGAIN_SOON).await;
             }
-            return asked;
-        }
+            outcome => return outcome,
+        },
     }
     Ok(())
 }
@@ -128,19 +121,18 @@ impl Asking<'_> {
 
     async fn ask(&self, issuer: &IssuerReference, trusted: &TrustedAuthorities, secret: &str) -> Result<(), WriteError> {
         let name = name::certificate_request(&self.key.name);
-        if self.request.common_name() != Some(&*self.key.name) {
+        if self.request.sole_name() != Some(&*self.key.name) {
             let message = format!(
-                "the subject of certificateSigningRequest has to be CN={} where an issuer signs, for it keeps the subject, and the broker takes \
-                 the common name for the user; found {}: make the request again with `openssl req -new -key device.key -subj /CN={}`",
-                self.key.name,
-                self.request.common_name().map_or_else(|| "none, or several".to_owned(), |found| format!("CN={found}")),
-                self.key.name
+                "certificateSigningRequest has to ask for the subject CN={} and for nothing else, neither other names nor extensions, where an \
+                 issuer signs: for it gives what is asked for, and the broker takes the common name for the user. Make the request again with \
+                 `openssl req -new -key device.key -subj /CN={}`",
+                self.key.name, self.key.name
             );
             let cause = Cause::new("CommonNameMismatch", message);
             self.answered(Some(Refusal { cause, is_final: true }), TRY_AGAIN).await;
             return Ok(());
         }
-        let wanted = wanted(self.key, self.uid, &self.text, issuer, self.signer);
+        let wanted = wanted(self.key, self.uid, &self.request.pem(), issuer, self.signer);
         let namespace = &self.key.gateway.namespace;
         match read::<CertificateRequest>(self.writer.client(), namespace, &name).await? {
             None => self.create(&wanted).await,
@@ -156,17 +148,15 @@ impl Asking<'_> {
 
     async fn create(&self, wanted: &CertificateRequest) -> Result<(), WriteError> {
         match self.writer.create(wanted).await {
-            Ok(_) => Ok(()),
-            // Neither the object nor its kind.
+            Ok(_) => {
+                self.answered(None, LOOK_AGAIN).await;
+                Ok(())
+            }
+            // Neither the object nor its kind. Should that come, the watch tells.
             Err(error) if error.is_not_found() => {
                 let message = "the Gateway's clientAuthority names an issuer of cert-manager, and cert-manager is not installed in this cluster: \
                                install it, or leave issuerRef out";
-                self.refused("CertManagerNotFound", message.to_owned(), LOOK_AGAIN_SOON).await;
-                Ok(())
-            }
-            // cert-manager's webhook looks at the request, or the operator lacks the right.
-            Err(error) if !error.is_namespace_terminating() && error.status().is_some_and(|status| REFUSED.contains(&status.code)) => {
-                self.refused("CertificateRefused", shortened(&chain(&error)), TRY_AGAIN_CREATING).await;
+                self.refused("CertManagerNotFound", message.to_owned(), TRY_AGAIN).await;
                 Ok(())
             }
             Err(error) => Err(error),
@@ -197,6 +187,17 @@ impl Asking<'_> {
                 return Ok(());
             }
             Answer::Issued(chain) => match self.check(chain, (trusted, secret), now) {
+                // What was taken over before, and could not be deleted.
+                Ok((_, serial, _))
+                    if self
+                        .device
+                        .status
+                        .as_ref()
+                        .and_then(|status| status.certificate.as_ref())
+                        .is_some_and(|known| known.serial_number == serial) =>
+                {
+                    return self.replace(wanted).await;
+                }
                 Ok(issued) => {
                     self.issued(issued, now);
                     return self.writer.delete::<CertificateRequest>(&self.key.gateway.namespace, &name).await;

@@ -171,7 +171,11 @@ fn delete_secret(fleet: &mut Fleet, secret: &Secret) {
 
 /// That it is gone is news as well: it may have been deleted so that it is made anew.
 fn certificate_request(fleet: &mut Fleet, event: Event<PartialObjectMeta<CertificateRequest>>) {
-    let (Event::InitApply(request) | Event::Apply(request) | Event::Delete(request)) = event else { return };
+    let request = match event {
+        Event::Init => return,
+        Event::InitDone => return fleet.certificate_requests_listed(),
+        Event::InitApply(request) | Event::Apply(request) | Event::Delete(request) => request,
+    };
     let device = request.owner_references().iter().find(|owner| owner.kind == Device::kind(&()));
     if let (Some(gateway), Some(device)) = (request.labels().get(GATEWAY_LABEL), device) {
         let gateway = GatewayKey::new(&request.namespace().unwrap_or_default(), gateway);

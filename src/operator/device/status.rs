@@ -103,7 +103,9 @@ fn verdict(device: &str, record: &Record, around: Surroundings<'_>, live: bool) 
     }
     if live && record.enabled {
         let message = format!("the broker of Gateway {gateway} has proven that it accepts this credential");
-        let cause = Cause::new("Proven", message.clone());
+        let refusal = record.certificate().and_then(Certificate::refusal);
+        let besides = refusal.map(|refusal| format!("; but its certificate is not renewed: {}", refusal.cause.message)).unwrap_or_default();
+        let cause = Cause::new("Proven", format!("{message}{besides}"));
         return Some((vec![accepted, Finding::holds(CREDENTIALS_LIVE, "Proven", message)], Readiness::Ready(cause)));
     }
     if live {
@@ -173,7 +175,7 @@ fn without_certificate(
         let accepted = Finding::holds(ACCEPTED, "Accepted", "the spec can be carried out");
         (vec![accepted, Finding::fails(CREDENTIALS_LIVE, cause.clone())], Readiness::Reconciling(cause))
     };
-    let missing = certificate.is_expired() || !certificate.is_issued();
+    let missing = certificate.is_missing();
     match around.authority {
         Authority::Usable(_) if missing && let Some(refusal) = certificate.refusal() => {
             let cause = refusal.cause.clone();
@@ -195,7 +197,9 @@ fn without_certificate(
         }
         _ if certificate.is_expired() => {
             let message = format!(
-                "the certificate has expired, and the authority of Gateway {gateway} gives none that lasts longer: renew that authority"
+                "the certificate has expired, and the authority of Gateway {gateway} has given none that lasts longer: renew that authority or, \
+                 where it is an issuer, see the CertificateRequest {}",
+                name::certificate_request(device)
             );
             Some(Some(failing(Cause::new("CertificateExpired", message))))
         }

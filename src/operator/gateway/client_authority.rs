@@ -91,7 +91,7 @@ fn source(declared: &Declared, secret: Option<&Secret>, now: Timestamp) -> Resul
             let certificates = certificates
                 .ok_or_else(|| missing(format!("{TLS_AUTHORITIES} and no key {TLS_CERTIFICATE}: expected the certificates to trust")))?;
             let issuer = |trusted| Source::Issuer { reference: reference.clone(), trusted, secret: name.clone() };
-            TrustedAuthorities::parse(certificates).map(issuer)
+            TrustedAuthorities::parse(certificates, now).map(issuer)
         }
     };
     read.map_err(|error| unusable(name, &error))

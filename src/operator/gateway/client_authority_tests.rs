@@ -108,6 +108,7 @@ fn with_an_issuer_the_secret_says_whom_to_trust_and_needs_no_key() {
         (vec![], "SecretKeyNotFound"),
         (vec![("ca.crt", "x".to_owned())], "InvalidClientAuthority"),
         (vec![("ca.crt", leaf)], "InvalidClientAuthority"),
+        (vec![("ca.crt", authority(true, "2025-12-31T00:00:00Z").remove(0).1)], "CertificateExpired"),
     ] {
         let trust = of_issuer(data);
         assert_eq!(trust.awaiting.unwrap().reason, reason);

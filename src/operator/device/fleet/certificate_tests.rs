@@ -186,7 +186,7 @@ fn what_an_issuer_refuses_is_said_on_the_device_until_it_gives_a_certificate() {
     let (request, ca) = (signing_request(), KeyPair::generate().unwrap());
     let mut parameters = CertificateParams::default();
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let trusted = TrustedAuthorities::parse(parameters.self_signed(&ca).unwrap().pem().as_bytes()).unwrap();
+    let trusted = TrustedAuthorities::parse(parameters.self_signed(&ca).unwrap().pem().as_bytes(), Timestamp::now()).unwrap();
     let reference = IssuerReference { name: "i".to_owned(), kind: "Issuer".to_owned(), group: "cert-manager.io".to_owned() };
     let source = Source::Issuer { reference, trusted, secret: "s".to_owned() };
     let signer = Arc::new(Signer { source, validity: SignedDuration::from_hours(24) });
@@ -195,19 +195,19 @@ fn what_an_issuer_refuses_is_said_on_the_device_until_it_gives_a_certificate() {
     fleet.authority_observed(&gateway(), "uid-g", Authority::Usable(Arc::clone(&signer)));
     assert!(fleet.asks_issuers() && matches!(fleet.step(&key(), false), Step::IssueCertificate { .. }));
     let digest = request::digest(&request);
-    fleet.asking_for_certificate(&key(), 300);
+    assert!(matches!(fleet.begin(&key(), false, 0), Step::IssueCertificate { .. }));
     assert!(matches!(fleet.step(&key(), false), Step::AwaitBroker), "asked, and no status before there is something to say");
     assert_eq!(condition(&status(&fleet, true), CREDENTIALS_LIVE), is("False", "AwaitingCertificate"));
     for (is_final, accepted, type_, reason) in
         [(false, "True", RECONCILING, "CertificateDenied"), (true, "False", STALLED, "CommonNameMismatch")]
     {
         let refusal = Refusal { cause: Cause::new(reason, "no"), is_final };
-        assert!(fleet.certificate_asked(&key(), "uid-d", digest, Asked { refusal: Some(refusal), until: Some(300) }));
+        assert!(!fleet.certificate_asked(&key(), "uid-d", digest, Asked { refusal: Some(refusal), until: Some(300) }), "a condition tells");
         let told = status(&fleet, false);
         assert_eq!((condition(&told, ACCEPTED).0.as_str(), condition(&told, type_)), (accepted, is("True", reason)));
     }
     fleet.take_changes();
-    fleet.certificate_request_changed(&key());
+    fleet.certificate_requests_listed();
     assert!(fleet.take_changes().devices.contains(&key()) && matches!(fleet.step(&key(), false), Step::IssueCertificate { .. }));
     let end = Timestamp::now() + SignedDuration::from_hours(24);
     fleet.certificate_issued(
@@ -217,7 +217,14 @@ fn what_an_issuer_refuses_is_said_on_the_device_until_it_gives_a_certificate() {
         signer.certificate(("pem".to_owned(), "0a".to_owned(), end), digest, 0, Timestamp::now()),
     );
     flush(&mut fleet);
-    assert_eq!(condition(&status(&fleet, false), READY), is("True", "Proven"));
+    let ready = status(&fleet, false);
+    assert_eq!(condition(&ready, READY), is("True", "Proven"));
+    fleet.status_written(&key(), &device(&x509(&request), true, 2, Some(&ready)));
+    let refusal = Refusal { cause: Cause::new("CertificateDenied", "no"), is_final: false };
+    assert!(fleet.certificate_asked(&key(), "uid-d", digest, Asked { refusal: Some(refusal), until: Some(300) }), "an event tells");
+    let told = status(&fleet, false);
+    assert_eq!(condition(&told, READY), is("True", "Proven"));
+    assert!(told.conditions.iter().any(|condition| condition.type_ == READY && condition.message.contains("not renewed")));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::Fleet;
 use crate::api::condition::Cause;
 use crate::api::device::DeviceCertificate;
 use crate::operator::apply::WriteError;
-use crate::operator::device::certificate::Asked;
+use crate::operator::device::certificate::{Asked, Certificate};
 use crate::operator::device::key::DeviceKey;
 use crate::operator::device::record::{PasswordSource, PasswordState};
 use crate::runtime::error::chain;
@@ -34,15 +34,8 @@ impl Fleet {
         self.changes.devices.insert(key.clone());
     }
 
-    /// An issuer is about to be asked for a certificate for a Device; what is heard until this time is worth another look.
-    pub fn asking_for_certificate(&mut self, key: &DeviceKey, until: i64) {
-        if let Some(certificate) = self.record_mut(key).and_then(super::Record::certificate_mut) {
-            certificate.ask_issuer(until);
-        }
-    }
-
     /// An issuer was asked for a certificate for a Device (of this uid) and the request with this digest. Returns whether its refusal is
-    /// news.
+    /// news while there is a certificate still.
     pub fn certificate_asked(&mut self, key: &DeviceKey, uid: &str, digest: u64, answer: Asked) -> bool {
         let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return false };
         let news = record.certificate_mut().is_some_and(|certificate| certificate.take_answer(digest, answer));
@@ -51,11 +44,18 @@ impl Fleet {
         news
     }
 
-    /// What an issuer was asked for a Device has changed, or could not be looked at.
+    /// What an issuer was asked for a Device has changed.
     pub fn certificate_request_changed(&mut self, key: &DeviceKey) {
         if let Some(certificate) = self.record_mut(key).and_then(super::Record::certificate_mut) {
             certificate.look_again();
             self.changes.devices.insert(key.clone());
+        }
+    }
+
+    /// All that issuers were asked has been listed: what became of it meanwhile is to be looked at.
+    pub fn certificate_requests_listed(&mut self) {
+        for key in self.keys_of(|record| record.certificate().is_some_and(Certificate::is_asked_for)) {
+            self.certificate_request_changed(&key);
         }
     }
 

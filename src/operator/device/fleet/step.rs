@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::Fleet;
 use crate::api::DeviceStatus;
-use crate::operator::device::certificate::{Authority, Signer};
+use crate::operator::device::certificate::{Authority, LOOK_AGAIN, Signer, Source};
 use crate::operator::device::endpoint::Endpoint;
 use crate::operator::device::key::DeviceKey;
-use crate::operator::device::record::{PasswordSource, PasswordState};
+use crate::operator::device::record::{PasswordSource, PasswordState, Record};
 use crate::operator::device::status::{Surroundings, status};
 
 /// What is to be done for a Device next.
@@ -68,6 +68,19 @@ pub enum Step {
 }
 
 impl Fleet {
+    /// As [`Self::step`], for the one who carries it out: what is heard of an issuer from here on is worth another look.
+    pub fn begin(&mut self, key: &DeviceKey, waited: bool, now: i64) -> Step {
+        let step = self.step(key, waited);
+        if let Step::IssueCertificate { signer, .. } = &step
+            && matches!(signer.source, Source::Issuer { .. })
+            && let Some(certificate) = self.record_mut(key).and_then(Record::certificate_mut)
+        {
+            certificate.ask_issuer(now + LOOK_AGAIN);
+            self.schedule(key);
+        }
+        step
+    }
+
     /// What is to be done for a Device next. `waited`: whether it has been waiting for the broker long enough.
     #[must_use]
     pub fn step(&self, key: &DeviceKey, waited: bool) -> Step {
