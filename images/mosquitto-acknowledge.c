@@ -26,6 +26,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -51,6 +52,8 @@ MOSQUITTO_PLUGIN_DECLARE_VERSION(5);
 extern __typeof__(send) own_send __attribute__((alias("send"), visibility("hidden")));
 
 static bool loaded;
+/* When the monotonic clock began, as the time of day was when the broker started; in seconds. */
+static time_t boot;
 /* A turn of the main loop begins with the commit of the one before it. */
 static uint64_t turn = 1;
 static bool uncommitted;
@@ -136,12 +139,20 @@ int SSL_get_error(const SSL *ssl, int result)
 	return next(ssl, result);
 }
 
-/* Mosquitto tells whether a tick is due by the time of day, and asks for that for nothing else. Were the clock set back, nothing would
- * be committed until it has caught up, and nothing acknowledged. */
+/* Mosquitto tells whether a tick is due by the time of day. Were the clock set back, nothing would be committed until it has caught up, and
+ * nothing acknowledged. So from the start on, the time of day goes on as evenly as the monotonic clock. It stays one of day, for it is
+ * also what Mosquitto makes the identifiers of messages from: the time since the boot comes again, at the next boot or on another node. */
 int clock_gettime(clockid_t clock, struct timespec *now)
 {
+	int rc;
 	NEXT(clock_gettime)
-	return next(loaded && clock == CLOCK_REALTIME ? CLOCK_MONOTONIC : clock, now);
+
+	if(!loaded || clock != CLOCK_REALTIME){
+		return next(clock, now);
+	}
+	rc = next(CLOCK_MONOTONIC, now);
+	now->tv_sec += boot;
+	return rc;
 }
 
 /* The persistence plugin has just committed. Or it is about to: no callback of a tick writes to a socket. */
@@ -180,6 +191,7 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 		MOSQ_EVT_PERSIST_CLIENT_MSG_DELETE,
 		MOSQ_EVT_PERSIST_CLIENT_MSG_UPDATE,
 	};
+	struct timespec of_day, since_boot;
 	int rc;
 
 	(void)userdata;
@@ -191,6 +203,11 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 			" would be acknowledged before they are committed");
 		return MOSQ_ERR_INVAL;
 	}
+	if(clock_gettime(CLOCK_REALTIME, &of_day) != 0 || clock_gettime(CLOCK_MONOTONIC, &since_boot) != 0){
+		mosquitto_log_printf(MOSQ_LOG_ERR, NAME ": cannot read the clocks: %s", strerror(errno));
+		return MOSQ_ERR_ERRNO;
+	}
+	boot = of_day.tv_sec - since_boot.tv_sec;
 	loaded = true;
 	rc = mosquitto_callback_register(identifier, MOSQ_EVT_TICK, on_tick, NULL, NULL);
 	for(size_t i = 0; rc == MOSQ_ERR_SUCCESS && i < sizeof(changes) / sizeof(*changes); i++){
