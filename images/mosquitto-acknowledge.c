@@ -35,6 +35,7 @@
 #include <openssl/ssl.h>
 
 #define NAME "acknowledge"
+#define NANOSECONDS 1000000000
 
 /* As many as Linux allows a process (fs.nr_open) where nobody has raised it. What lies beyond counts as read in every turn. */
 #define MOST_SOCKETS (1 << 20)
@@ -52,8 +53,8 @@ MOSQUITTO_PLUGIN_DECLARE_VERSION(5);
 extern __typeof__(send) own_send __attribute__((alias("send"), visibility("hidden")));
 
 static bool loaded;
-/* When the monotonic clock began, as the time of day was when the broker started; in seconds. */
-static time_t boot;
+/* When the monotonic clock began, as the time of day was when the broker started; in nanoseconds. */
+static int64_t boot;
 /* A turn of the main loop begins with the commit of the one before it. */
 static uint64_t turn = 1;
 static bool uncommitted;
@@ -139,11 +140,18 @@ int SSL_get_error(const SSL *ssl, int result)
 	return next(ssl, result);
 }
 
+static int64_t nanoseconds(const struct timespec *time)
+{
+	return (int64_t)time->tv_sec * NANOSECONDS + time->tv_nsec;
+}
+
 /* Mosquitto tells whether a tick is due by the time of day. Were the clock set back, nothing would be committed until it has caught up, and
  * nothing acknowledged. So from the start on, the time of day goes on as evenly as the monotonic clock. It stays one of day, for it is
- * also what Mosquitto makes the identifiers of messages from: the time since the boot comes again, at the next boot or on another node. */
+ * also what Mosquitto makes the identifiers of messages from: the time since the boot comes again, at the next boot or on another node.
+ * And to the nanosecond, or a broker that starts again at once would give those of its last second again. */
 int clock_gettime(clockid_t clock, struct timespec *now)
 {
+	int64_t of_day;
 	int rc;
 	NEXT(clock_gettime)
 
@@ -151,7 +159,9 @@ int clock_gettime(clockid_t clock, struct timespec *now)
 		return next(clock, now);
 	}
 	rc = next(CLOCK_MONOTONIC, now);
-	now->tv_sec += boot;
+	of_day = boot + nanoseconds(now);
+	now->tv_sec = of_day / NANOSECONDS;
+	now->tv_nsec = of_day % NANOSECONDS;
 	return rc;
 }
 
@@ -207,7 +217,7 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 		mosquitto_log_printf(MOSQ_LOG_ERR, NAME ": cannot read the clocks: %s", strerror(errno));
 		return MOSQ_ERR_ERRNO;
 	}
-	boot = of_day.tv_sec - since_boot.tv_sec;
+	boot = nanoseconds(&of_day) - nanoseconds(&since_boot);
 	loaded = true;
 	rc = mosquitto_callback_register(identifier, MOSQ_EVT_TICK, on_tick, NULL, NULL);
 	for(size_t i = 0; rc == MOSQ_ERR_SUCCESS && i < sizeof(changes) / sizeof(*changes); i++){
