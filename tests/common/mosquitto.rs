@@ -50,7 +50,7 @@ impl Mosquitto {
     fn begin(folder: TempDir, configuration: &str, port: u16, volume: Option<Volume>, preload: Option<String>) -> Self {
         std::fs::write(folder.path().join("mosquitto.conf"), format!("log_type all\n{configuration}")).unwrap();
         let process = spawn(folder.path(), volume.as_ref(), preload.as_deref());
-        let mut broker = Self { port, process, folder, volume, preload };
+        let mut broker = Self { port, folder, process, volume, preload };
         broker.ready();
         broker
     }
@@ -116,9 +116,15 @@ impl Mosquitto {
 
     /// `mosquitto_pub` as this user: a message for each line, until the broker has acknowledged them all.
     pub fn publish_lines(&self, login: (&str, &str), arguments: &[&str], lines: &str) {
-        let mut process = self.client("mosquitto_pub", login, arguments).arg("-l").stdin(Stdio::piped()).spawn().unwrap();
+        assert!(self.pour(login, arguments, lines).status.success());
+    }
+
+    /// The same, until the broker has answered them all.
+    pub fn pour(&self, login: (&str, &str), arguments: &[&str], lines: &str) -> Output {
+        let mut client = self.client("mosquitto_pub", login, arguments);
+        let mut process = client.arg("-l").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         process.stdin.take().unwrap().write_all(format!("{lines}\n").as_bytes()).unwrap();
-        assert!(process.wait().unwrap().success());
+        process.wait_with_output().unwrap()
     }
 
     /// `mosquitto_sub` with these arguments alone, which becomes this client, in the background.
