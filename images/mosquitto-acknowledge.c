@@ -26,6 +26,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -34,6 +35,7 @@
 #include <openssl/ssl.h>
 
 #define NAME "acknowledge"
+#define NANOSECONDS 1000000000
 
 /* As many as Linux allows a process (fs.nr_open) where nobody has raised it. What lies beyond counts as read in every turn. */
 #define MOST_SOCKETS (1 << 20)
@@ -51,6 +53,8 @@ MOSQUITTO_PLUGIN_DECLARE_VERSION(5);
 extern __typeof__(send) own_send __attribute__((alias("send"), visibility("hidden")));
 
 static bool loaded;
+/* When the monotonic clock began, as the time of day was when the broker started; in nanoseconds. */
+static int64_t boot;
 /* A turn of the main loop begins with the commit of the one before it. */
 static uint64_t turn = 1;
 static bool uncommitted;
@@ -136,12 +140,29 @@ int SSL_get_error(const SSL *ssl, int result)
 	return next(ssl, result);
 }
 
-/* Mosquitto tells whether a tick is due by the time of day, and asks for that for nothing else. Were the clock set back, nothing would
- * be committed until it has caught up, and nothing acknowledged. */
+static int64_t nanoseconds(const struct timespec *time)
+{
+	return (int64_t)time->tv_sec * NANOSECONDS + time->tv_nsec;
+}
+
+/* Mosquitto tells whether a tick is due by the time of day. Were the clock set back, nothing would be committed until it has caught up, and
+ * nothing acknowledged. So from the start on, the time of day goes on as evenly as the monotonic clock. It stays one of day, for it is
+ * also what Mosquitto makes the identifiers of messages from: the time since the boot comes again, at the next boot or on another node.
+ * And to the nanosecond, or a broker that starts again at once would give those of its last second again. */
 int clock_gettime(clockid_t clock, struct timespec *now)
 {
+	int64_t of_day;
+	int rc;
 	NEXT(clock_gettime)
-	return next(loaded && clock == CLOCK_REALTIME ? CLOCK_MONOTONIC : clock, now);
+
+	if(!loaded || clock != CLOCK_REALTIME){
+		return next(clock, now);
+	}
+	rc = next(CLOCK_MONOTONIC, now);
+	of_day = boot + nanoseconds(now);
+	now->tv_sec = of_day / NANOSECONDS;
+	now->tv_nsec = of_day % NANOSECONDS;
+	return rc;
 }
 
 /* The persistence plugin has just committed. Or it is about to: no callback of a tick writes to a socket. */
@@ -180,6 +201,7 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 		MOSQ_EVT_PERSIST_CLIENT_MSG_DELETE,
 		MOSQ_EVT_PERSIST_CLIENT_MSG_UPDATE,
 	};
+	struct timespec of_day, since_boot;
 	int rc;
 
 	(void)userdata;
@@ -191,6 +213,11 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 			" would be acknowledged before they are committed");
 		return MOSQ_ERR_INVAL;
 	}
+	if(clock_gettime(CLOCK_REALTIME, &of_day) != 0 || clock_gettime(CLOCK_MONOTONIC, &since_boot) != 0){
+		mosquitto_log_printf(MOSQ_LOG_ERR, NAME ": cannot read the clocks: %s", strerror(errno));
+		return MOSQ_ERR_ERRNO;
+	}
+	boot = nanoseconds(&of_day) - nanoseconds(&since_boot);
 	loaded = true;
 	rc = mosquitto_callback_register(identifier, MOSQ_EVT_TICK, on_tick, NULL, NULL);
 	for(size_t i = 0; rc == MOSQ_ERR_SUCCESS && i < sizeof(changes) / sizeof(*changes); i++){

@@ -10,8 +10,8 @@
  *            what it has just accepted.
  *   disk     no more is free on the volume than a reserve for the database's journal: an eighth of the volume, at least 64 MiB and
  *            at most 1 GiB. What SQLite has set free inside its file counts as free, and the journal as a part of the reserve: it
- *            gives neither back. One transaction deletes all that a worker acknowledges in a turn of the loop, up to all that
- *            is under way to it, and Debian's SQLite writes each page that it sets free: some 35 MiB for 16 MiB of payloads.
+ *            gives neither back. One transaction deletes all that a worker acknowledges in a turn of the loop, or a whole
+ *            queue whose session ends (see `leave_deleted`).
  *
  *   global_plugin /usr/lib/mosquitto/bounds.so
  *   plugin_opt_when_full refuse            or disconnect
@@ -56,7 +56,6 @@ enum bound { QUEUE, MEMORY, DISK, BOUNDS };
 static const char *const names[BOUNDS] = {"queue", "memory", "disk"};
 
 struct state {
-	mosquitto_plugin_id_t *identifier;
 	struct volume volume;
 	/* Options. */
 	bool disconnects;
@@ -363,16 +362,15 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 		return MOSQ_ERR_NOMEM;
 	}
 	*userdata = state;
-	state->identifier = identifier;
 	mosquitto_plugin_set_info(identifier, NAME, NULL);
 	if(!configure(state, options, option_count)){
 		mosquitto_log_printf(MOSQ_LOG_ERR, NAME ": expected persistence_location, plugin_opt_when_full refuse or disconnect, and"
 			" numbers above 0; plugin_opt_session_prefix with plugin_opt_session_bytes");
 		return MOSQ_ERR_INVAL;
 	}
-	if(state->queues.most_bytes == 0){
-		count = 2;
-	}
+	count = state->queues.most_bytes == 0 ? 2 : count;
+	/* For the database that the persistence plugin opens, which is loaded after this one. */
+	sqlite3_auto_extension((void (*)(void))leave_deleted);
 	for(size_t i = 0; rc == MOSQ_ERR_SUCCESS && i < count; i++){
 		rc = mosquitto_callback_register(identifier, callbacks[i].event, callbacks[i].callback, NULL, state);
 	}
@@ -386,6 +384,7 @@ int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int 
 
 	(void)options;
 	(void)option_count;
+	sqlite3_cancel_auto_extension((void (*)(void))leave_deleted);
 	if(state){
 		while(state->queues.count > 0){
 			forget(&state->queues, state->queues.list);

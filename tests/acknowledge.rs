@@ -3,26 +3,29 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 #![allow(clippy::print_stdout, reason = "a test that fails says what led there")]
 
+#[path = "acknowledge/clocks.rs"]
+mod clocks;
 mod common;
+#[path = "acknowledge/device.rs"]
+mod device;
+#[path = "acknowledge/subscriptions.rs"]
+mod subscriptions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use bytes::BytesMut;
-use common::mosquitto::{Mosquitto, PATIENCE, wait_until};
+use common::mosquitto::{Mosquitto, Subscriber, wait_until};
 use common::worker::broker_configuration;
 use common::{free_port, parts};
+use device::{Device, Door};
 use rcgen::{CertificateParams, KeyPair};
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v5::{Connect, ConnectAuth, ConnectProperties, ConnectReturnCode, Packet, PubAck, PubComp, PubRel, Publish};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
 
 /// How often the broker is killed.
 const ROUNDS: u32 = 8;
@@ -30,151 +33,72 @@ const ROUNDS: u32 = 8;
 /// Devices that publish at once.
 const DEVICES: usize = 4;
 
-/// Messages of a device that are not acknowledged.
-const WINDOW: usize = 200;
-
 /// Acknowledged messages between two kills.
 const LOAD: u64 = 3_000;
 
 const LOGIN: (&str, &str) = ("reader", "password");
 
-trait Stream: Read + Write {}
-impl<T: Read + Write> Stream for T {}
-
-/// Where devices connect to.
-struct Door {
-    port: u16,
-    tls: Option<Arc<ClientConfig>>,
-}
-
-impl Door {
-    fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
-        let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        let Some(tls) = &self.tls else { return Ok(Box::new(socket)) };
-        let name = ServerName::from(std::net::IpAddr::from(Ipv4Addr::LOCALHOST));
-        Ok(Box::new(StreamOwned::new(ClientConnection::new(Arc::clone(tls), name).unwrap(), socket)))
-    }
-}
-
-/// A device with a session, which knows what of its messages is acknowledged and sends the rest again.
-struct Device {
+/// One that has subscribed, and is away.
+struct Reader {
     name: String,
-    qos: QoS,
-    next: u64,
-    /// Messages by packet identifier: those that the broker has not answered, and of QoS 2 those that it has received.
-    sent: BTreeMap<u16, String>,
-    received: BTreeMap<u16, String>,
-    acknowledged: BTreeSet<String>,
+    session: Vec<String>,
+    topic: String,
+    level: String,
 }
 
-impl Device {
-    fn new(number: usize, qos: QoS) -> Self {
-        let name = format!("press-{number}");
-        Self { name, qos, next: 0, sent: BTreeMap::new(), received: BTreeMap::new(), acknowledged: BTreeSet::new() }
+impl Reader {
+    fn new(broker: &Mosquitto, number: u32, topic: &str, qos: QoS) -> Self {
+        let (name, level) = (format!("reader-{number}"), (qos as u8).to_string());
+        let session = ["-i", &name, "-c", "-x", "4294967295", "-t", topic, "-q", &level].map(str::to_owned).to_vec();
+        let reader = Self { name, session, topic: topic.to_owned(), level };
+        drop(reader.connect(broker));
+        reader
     }
 
-    /// Publishes until the connection ends. Without a topic it sends nothing new, and goes once all is acknowledged.
-    fn work(&mut self, door: &Door, topic: Option<&str>, count: &AtomicU64) -> std::io::Result<()> {
-        let mut stream = door.connect()?;
-        let (mut input, mut output, mut chunk) = (BytesMut::new(), BytesMut::new(), [0; 8192]);
-        let properties = ConnectProperties { session_expiry_interval: Some(600), ..ConnectProperties::new() };
-        let connect = Connect { keep_alive: 60, client_id: self.name.clone(), clean_start: false, properties: Some(properties) };
-        Packet::Connect(connect, None, ConnectAuth::None).write(&mut output, None).unwrap();
-        stream.write_all(&output)?;
-        output.clear();
-        loop {
-            match Packet::read(&mut input, None) {
-                Ok(packet) => {
-                    self.take(packet, &mut output, count);
-                    if let Some(topic) = topic {
-                        self.fill(topic, &mut output);
-                    }
-                    continue;
-                }
-                Err(rumqttc::mqttbytes::Error::InsufficientBytes(_)) => {}
-                Err(error) => panic!("{error}"),
-            }
-            // What the broker said before it was killed can still be read when nothing can be written any more.
-            let _ = stream.write_all(&output);
-            output.clear();
-            if topic.is_none() && self.sent.is_empty() && self.received.is_empty() {
-                return Ok(());
-            }
-            let read = stream.read(&mut chunk)?;
-            if read == 0 {
-                return Err(ErrorKind::UnexpectedEof.into());
-            }
-            input.extend_from_slice(&chunk[..read]);
+    fn connect(&self, broker: &Mosquitto) -> Subscriber {
+        let session: Vec<&str> = self.session.iter().map(String::as_str).collect();
+        broker.subscribe((&self.name, LOGIN.1), &session)
+    }
+
+    /// What its queue holds, and how often.
+    fn take_queue(&self, broker: &Mosquitto) -> BTreeMap<String, usize> {
+        // Of the same quality: one of QoS 2 is printed when it is released, and would come after a later one of QoS 1.
+        assert!(broker.publish(LOGIN, &["-t", &self.topic, "-m", "end", "-q", &self.level]).status.success());
+        let queue = self.connect(broker);
+        wait_until("the end of the queue", || queue.output().lines().any(|line| line == "end"));
+        let mut held = BTreeMap::new();
+        for line in queue.output().lines() {
+            *held.entry(line.to_owned()).or_insert(0) += 1;
         }
+        held
     }
+}
 
-    fn take(&mut self, packet: Packet, output: &mut BytesMut, count: &AtomicU64) {
-        match packet {
-            Packet::ConnAck(answer) => {
-                assert_eq!(answer.code, ConnectReturnCode::Success);
-                for id in self.received.keys() {
-                    PubRel::new(*id, None).write(output).unwrap();
-                }
-                let again: Vec<_> = self.sent.iter().map(|(id, message)| (*id, message.clone())).collect();
-                for (id, message) in again {
-                    self.publish(id, message, true, output);
-                }
-            }
-            Packet::PubRec(answer) => {
-                if let Some(message) = self.sent.remove(&answer.pkid) {
-                    self.received.insert(answer.pkid, message);
-                    PubRel::new(answer.pkid, None).write(output).unwrap();
-                }
-            }
-            Packet::PubAck(PubAck { pkid, .. }) | Packet::PubComp(PubComp { pkid, .. }) => self.complete(pkid, count),
-            other => panic!("{other:?}"),
+/// Lets devices publish, and kills the broker once more than so many messages are acknowledged; gives how many were.
+fn load_and_kill(broker: &mut Mosquitto, door: &Door, devices: &mut [Device], topic: &str, load: u64) -> AtomicU64 {
+    let (count, killed) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for device in devices {
+            scope.spawn(|| {
+                let error = device.work(door, Some(topic), &count).unwrap_err();
+                assert!(killed.load(Ordering::Relaxed), "the broker has ended a connection: {error}");
+            });
         }
-    }
-
-    fn complete(&mut self, id: u16, count: &AtomicU64) {
-        if let Some(message) = self.sent.remove(&id).or_else(|| self.received.remove(&id)) {
-            self.acknowledged.insert(message);
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn fill(&mut self, topic: &str, output: &mut BytesMut) {
-        while self.sent.len() + self.received.len() < WINDOW {
-            let free = (1..=u16::MAX).find(|id| !self.sent.contains_key(id) && !self.received.contains_key(id)).unwrap();
-            self.publish(free, format!("{topic} {} {}", self.name, self.next), false, output);
-            self.next += 1;
-        }
-    }
-
-    /// A message begins with its topic.
-    fn publish(&mut self, id: u16, message: String, again: bool, output: &mut BytesMut) {
-        let mut publish = Publish::new(message.split(' ').next().unwrap(), self.qos, message.clone(), None);
-        publish.pkid = id;
-        publish.dup = again;
-        publish.write(output).unwrap();
-        self.sent.insert(id, message);
-    }
+        wait_until("progress", || count.load(Ordering::Relaxed) > load);
+        killed.store(true, Ordering::Relaxed);
+        broker.kill();
+    });
+    count
 }
 
 /// Kills the broker again and again while devices publish, and looks each time what its queue holds afterwards.
 fn judge((mut broker, door): (Mosquitto, Door), qos: QoS) {
     let mut devices: Vec<Device> = (0..DEVICES).map(|number| Device::new(number, qos)).collect();
-    let level = (qos as u8).to_string();
     let (mut acknowledged, mut lost, mut doubled) = (0, Vec::new(), 0);
     for round in 0..ROUNDS {
         let topic = format!("load/{round}");
-        let reader = format!("reader-{round}");
-        let session = ["-i", &reader, "-c", "-x", "4294967295", "-t", &topic, "-q", &level];
-        drop(broker.subscribe((&reader, LOGIN.1), &session));
-        let count = AtomicU64::new(0);
-        std::thread::scope(|scope| {
-            for device in &mut devices {
-                scope.spawn(|| device.work(&door, Some(&topic), &count).unwrap_err());
-            }
-            wait_until("progress", || count.load(Ordering::Relaxed) > LOAD);
-            broker.kill();
-        });
+        let reader = Reader::new(&broker, round, &topic, qos);
+        let count = load_and_kill(&mut broker, &door, &mut devices, &topic, LOAD);
         broker.start_again();
         // As a device does whose broker is back: what it was not told of, it sends again.
         let before: BTreeSet<String> = devices.iter().flat_map(|device| device.acknowledged.clone()).collect();
@@ -187,14 +111,7 @@ fn judge((mut broker, door): (Mosquitto, Door), qos: QoS) {
                 device.sent.clear();
             }
         }
-        // Of the same quality: one of QoS 2 is printed when it is released, and would come after a later one of QoS 1.
-        assert!(broker.publish(LOGIN, &["-t", &topic, "-m", "end", "-q", &level]).status.success());
-        let queue = broker.subscribe((&reader, LOGIN.1), &session);
-        wait_until("the end of the queue", || queue.output().lines().any(|line| line == "end"));
-        let mut held = BTreeMap::new();
-        for line in queue.output().lines() {
-            *held.entry(line.to_owned()).or_insert(0) += 1;
-        }
+        let held = reader.take_queue(&broker);
         let after: BTreeSet<String> = devices.iter_mut().flat_map(|device| std::mem::take(&mut device.acknowledged)).collect();
         let missing: Vec<String> = after.iter().filter(|message| !held.contains_key(*message)).cloned().collect();
         println!("round {round}: {} of {} are missing", missing.len(), after.len());
@@ -243,6 +160,21 @@ fn a_killed_broker_keeps_what_it_has_acknowledged_over_tls() {
 #[test]
 fn a_killed_broker_keeps_exactly_once_what_it_has_acknowledged_so() {
     judge(broker(), QoS::ExactlyOnce);
+}
+
+#[test]
+fn a_device_that_is_thrown_out_in_the_turn_of_its_message_is_told_nothing_and_sends_it_again() {
+    let (broker, door) = broker();
+    for (number, qos) in [(0, QoS::AtLeastOnce), (1, QoS::ExactlyOnce)] {
+        let topic = format!("load/{number}");
+        let reader = Reader::new(&broker, number, &topic, qos);
+        let mut device = Device::new(DEVICES, qos);
+        assert_eq!(device.be_thrown_out(&door, &topic), [], "neither an acknowledgement nor a reason");
+        let message = device.sent[&1].clone();
+        device.work(&door, None, &AtomicU64::new(0)).unwrap();
+        let times = reader.take_queue(&broker).get(&message).copied().unwrap_or_default();
+        assert!(times == 1 || qos == QoS::AtLeastOnce && times > 1, "{times} times at {qos:?}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 """An edge node of Sparkplug B with one device, led by commands: a birth names its metrics, data give them by alias alone.
 
-Arguments: HOST PORT GROUP NODE DEVICE.
+Arguments: HOST PORT PASSWORD GROUP NODE DEVICE; the node logs in by its name.
 Standard input: commands, each a line: "birth"; "data VALUE", which sends the metric `level` by its alias; "lose", which gives
 a number to a message that is never sent.
 Standard output: "connected"; "born" for each birth; "sent" for each message of data; "lost"; "rebirth" when a host has asked for a birth, which follows.
@@ -11,7 +11,7 @@ import threading
 
 import pysparkplug as sparkplug
 
-host, port, group, node, device = sys.argv[1:]
+host, port, password, group, node, device = sys.argv[1:]
 printing, numbers = threading.Lock(), threading.Lock()
 sequence = 0
 # Time of the last message, in milliseconds: with the device it is the key of a row, so that no two messages may share it.
@@ -60,7 +60,7 @@ def on_command(_client, message):
             birth()
 
 
-client = sparkplug.Client(client_id=node)
+client = sparkplug.Client(client_id=node, username=node, password=password)
 commands = sparkplug.Topic(message_type=sparkplug.MessageType.NCMD, group_id=group, edge_node_id=node)
 client.subscribe(commands, sparkplug.QoS.AT_LEAST_ONCE, on_command)
 client.connect(host, port=int(port), callback=lambda _: say("connected"))

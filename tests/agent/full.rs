@@ -205,6 +205,73 @@ async fn slow_disconnects_those_who_could_be_told_too() {
     assert_eq!(answers, ["published 0"], "the first exceeds the bound and is taken; the second is not");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_refuses_messages_of_qos_2_and_loses_nothing() {
+    // All are under way at once: these exceed the bound by less than the margin of Mosquitto's own.
+    let (taken, refusals) = (0..24, 36);
+    let site = Site::new(&json!({"limits": {"queuedBytesPerClient": "20000"}}));
+    let (mut broker, agent) = site.start(&users(), None).await;
+    leave_a_queue(&broker);
+    // Mosquitto's own client: Paho takes no notice of the reason in a PUBREC. Gives how many were refused.
+    let pour = |numbers: Range<usize>| {
+        let lines: Vec<String> = numbers.map(|number| numbered(number, 1000)).collect();
+        let client = broker.pour(("press-1", PASSWORD), &["-t", "devices/press-1/telemetry", "-q", "2"], &lines.join("\n"));
+        String::from_utf8(client.stderr).unwrap().lines().filter(|line| line.ends_with("failed: Quota exceeded.")).count()
+    };
+    assert_eq!(pour(taken.clone()), 0);
+    assert_eq!(pour(taken.end..taken.end + refusals), refusals);
+    wait_until("a count", || refused(&agent, "queue") == refusals);
+
+    broker.kill();
+    broker.start_again();
+    let worker = take_queue(&broker);
+    wait_for_fullness(&broker, &agent, Fullness::Nothing).await;
+    assert!(publish(&broker, "press-1", "at the end"));
+    worker.wait_for("at the end");
+    assert_exactly(&worker.output(), &taken, 0..taken.end + refusals);
+}
+
+/// To end a session takes no more room than its queue leaves, and gives it back.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_session_frees_the_volume_that_its_queue_fills() {
+    let (mut broker, mut agent) = Site::new(&json!({})).start_on(&users(), None, Some("128m")).await;
+    leave_a_queue(&broker);
+    Paho::modern(&broker, "press-1").fill("devices/press-1/telemetry", 0..3500, 20_000);
+    wait_for_fullness(&broker, &agent, Fullness::Disk).await;
+    agent.hold(&users()[..3]).await;
+    wait_until("the end of its session", || agent.metrics.sessions_ended.get() == 1);
+    wait_for_fullness(&broker, &agent, Fullness::Nothing).await;
+    broker.kill();
+    broker.start_again();
+    wait_for_fullness(&broker, &agent, Fullness::Nothing).await;
+    assert!(publish(&broker, "press-1", "there is room again"));
+}
+
+/// SQLite keeps the journal as large as one transaction has needed it: that is no room for messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_has_grown_once_does_not_count_as_room() {
+    const MESSAGES: usize = 90_000;
+    let spec = json!({"resources": {"limits": {"memory": "1Gi"}}});
+    let (mut broker, mut agent) = Site::new(&spec).start_on(&users(), None, Some("288m")).await;
+    leave_a_queue(&broker);
+    let lines: Vec<String> = (0..MESSAGES).map(|number| numbered(number, 1000)).collect();
+    broker.publish_lines(("press-1", PASSWORD), &["-t", "devices/press-1/telemetry"], &lines.join("\n"));
+    agent.hold(&users()[..3]).await;
+    wait_until("the end of its session", || agent.metrics.sessions_ended.get() == 1);
+    agent.hold(&users()).await;
+    leave_a_queue(&broker);
+    let messages = 0..450;
+    let taken = Paho::modern(&broker, "press-1").fill("devices/press-1/telemetry", messages.clone(), 500_000);
+    wait_for_fullness(&broker, &agent, Fullness::Disk).await;
+    broker.kill();
+    broker.start_again();
+    let worker = take_queue(&broker);
+    wait_for_fullness(&broker, &agent, Fullness::Nothing).await;
+    assert!(publish(&broker, "press-1", "at the end"));
+    worker.wait_for("at the end");
+    assert_exactly(&worker.output(), &taken, messages);
+}
+
 /// The queue of a device that is away holds up nobody: what is beyond its bound is dropped, and that is told.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_queue_of_a_device_that_is_away_stops_nobody() {

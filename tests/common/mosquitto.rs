@@ -27,6 +27,7 @@ pub struct Mosquitto {
     pub folder: TempDir,
     process: Child,
     volume: Option<Volume>,
+    preload: Option<String>,
 }
 
 impl Mosquitto {
@@ -37,9 +38,19 @@ impl Mosquitto {
 
     /// The same, where its folder `data` is a volume of this size, if one is given.
     pub fn start_on(folder: TempDir, configuration: &str, port: u16, size: Option<&str>) -> Self {
-        std::fs::write(folder.path().join("mosquitto.conf"), format!("log_type all\n{configuration}")).unwrap();
         let volume = size.map(|size| Volume::mount(&folder.path().join("data"), size));
-        let mut broker = Self { port, process: spawn(folder.path(), volume.as_ref()), folder, volume };
+        Self::begin(folder, configuration, port, volume, None)
+    }
+
+    /// The same as [`Self::start`], with this in `LD_PRELOAD`.
+    pub fn start_preloading(folder: TempDir, configuration: &str, port: u16, preload: &str) -> Self {
+        Self::begin(folder, configuration, port, None, Some(preload.to_owned()))
+    }
+
+    fn begin(folder: TempDir, configuration: &str, port: u16, volume: Option<Volume>, preload: Option<String>) -> Self {
+        std::fs::write(folder.path().join("mosquitto.conf"), format!("log_type all\n{configuration}")).unwrap();
+        let process = spawn(folder.path(), volume.as_ref(), preload.as_deref());
+        let mut broker = Self { port, folder, process, volume, preload };
         broker.ready();
         broker
     }
@@ -59,6 +70,16 @@ impl Mosquitto {
         signal(&self.process, "-HUP");
     }
 
+    /// Halts it, until [`Self::resume`].
+    pub fn pause(&self) {
+        signal(&self.process, "-STOP");
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        signal(&self.process, "-CONT");
+    }
+
     /// Kills it as a crash would (SIGKILL), and waits for its end.
     pub fn kill(&mut self) {
         self.process.kill().unwrap();
@@ -75,7 +96,7 @@ impl Mosquitto {
 
     /// Starts it again after [`Self::kill`] or [`Self::stop`].
     pub fn start_again(&mut self) {
-        self.process = spawn(self.folder.path(), self.volume.as_ref());
+        self.process = spawn(self.folder.path(), self.volume.as_ref(), self.preload.as_deref());
         self.ready();
     }
 
@@ -95,9 +116,15 @@ impl Mosquitto {
 
     /// `mosquitto_pub` as this user: a message for each line, until the broker has acknowledged them all.
     pub fn publish_lines(&self, login: (&str, &str), arguments: &[&str], lines: &str) {
-        let mut process = self.client("mosquitto_pub", login, arguments).arg("-l").stdin(Stdio::piped()).spawn().unwrap();
+        assert!(self.pour(login, arguments, lines).status.success());
+    }
+
+    /// The same, until the broker has answered them all.
+    pub fn pour(&self, login: (&str, &str), arguments: &[&str], lines: &str) -> Output {
+        let mut client = self.client("mosquitto_pub", login, arguments);
+        let mut process = client.arg("-l").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         process.stdin.take().unwrap().write_all(format!("{lines}\n").as_bytes()).unwrap();
-        assert!(process.wait().unwrap().success());
+        process.wait_with_output().unwrap()
     }
 
     /// `mosquitto_sub` with these arguments alone, which becomes this client, in the background.
@@ -278,12 +305,13 @@ impl Drop for Volume {
     }
 }
 
-fn spawn(folder: &Path, volume: Option<&Volume>) -> Child {
+fn spawn(folder: &Path, volume: Option<&Volume>, preload: Option<&str>) -> Child {
     let log = File::options().create(true).append(true).open(folder.join("mosquitto.log")).unwrap();
     let configuration = folder.join("mosquitto.conf");
     volume
         .map_or_else(|| Command::new(parts()), |volume| volume.command(&parts()))
         .args(["mosquitto", "-c", configuration.to_str().unwrap()])
+        .envs(preload.map(|preload| ("PARTS_PRELOAD", preload)))
         .current_dir(folder)
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())

@@ -121,7 +121,8 @@ pub fn mosquitto_configuration(valid: &Valid) -> String {
     }
     let inflight = valid.memory_limit.map_or(MOST_INFLIGHT_BYTES, |bytes| (bytes / INFLIGHT_MEMORY_SHARE).min(MOST_INFLIGHT_BYTES));
     let _ = writeln!(text, "max_inflight_bytes {inflight}");
-    let _ = write!(text, "\npersistence_location {DATA_FOLDER}/\n{}\n{}", persistence(valid.spec.durability), bounds_plugin(valid));
+    // The bounds first: they have a say in how the database is opened.
+    let _ = write!(text, "\npersistence_location {DATA_FOLDER}/\n{}\n{}", bounds_plugin(valid), persistence(valid.spec.durability));
     // For workers and the agent; a NetworkPolicy keeps everyone else out. Never full because devices are many.
     let _ = write!(text, "\n{}", listener(name::INTERNAL_MQTT_PORT, -1, true));
     for declared in started(valid) {

@@ -1,0 +1,74 @@
+//! Sessions and subscriptions of a broker that is killed.
+
+use std::io::Write;
+
+use bytes::BytesMut;
+use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v5::{Packet, PubAckReason, Publish, Subscribe, SubscribeFilter};
+
+use super::*;
+use crate::device::{Stream, hello, next_packet};
+
+/// Sessions that begin in one turn of the broker.
+const SESSIONS: u16 = 200;
+
+/// What begins the session `topic` and subscribes to the topic.
+fn subscription(topic: &str) -> BytesMut {
+    let mut packets = hello(topic);
+    let mut subscribe = Subscribe::new(SubscribeFilter::new(topic, QoS::AtLeastOnce), None);
+    subscribe.pkid = 1;
+    subscribe.write(&mut packets).unwrap();
+    packets
+}
+
+/// Whether this connection brings the acknowledgement of a subscription before it ends.
+fn is_subscribed(stream: &mut dyn Stream) -> bool {
+    let mut input = BytesMut::new();
+    std::iter::from_fn(|| next_packet(stream, &mut input)).any(|packet| matches!(packet, Packet::SubAck(_)))
+}
+
+/// Those of these topics that nobody has subscribed to: the broker tells a publisher.
+fn without_subscriber(door: &Door, topics: &[String]) -> Vec<String> {
+    let mut stream = door.connect().unwrap();
+    let (mut input, mut output) = (BytesMut::new(), hello("publisher"));
+    for (id, topic) in (1..).zip(topics) {
+        let mut publish = Publish::new(topic, QoS::AtLeastOnce, "1", None);
+        publish.pkid = id;
+        publish.write(&mut output).unwrap();
+    }
+    stream.write_all(&output).unwrap();
+    let mut missing = Vec::new();
+    for packet in std::iter::from_fn(|| next_packet(&mut *stream, &mut input)).skip(1).take(topics.len()) {
+        let Packet::PubAck(answer) = packet else { panic!("{packet:?}") };
+        if answer.reason == PubAckReason::NoMatchingSubscribers {
+            missing.push(topics[usize::from(answer.pkid) - 1].clone());
+        }
+    }
+    missing
+}
+
+#[test]
+fn a_killed_broker_keeps_the_subscriptions_it_has_acknowledged() {
+    let (mut broker, door) = broker();
+    let (mut acknowledged, mut lost) = (0, Vec::new());
+    for round in 0..ROUNDS {
+        let topics: Vec<String> = (0..SESSIONS).map(|number| format!("load/{round}/{number}")).collect();
+        let mut streams: Vec<_> = topics.iter().map(|_| door.connect().unwrap()).collect();
+        // So that it finds them all at once, and is killed in the middle of them.
+        broker.pause();
+        for (stream, topic) in streams.iter_mut().zip(&topics) {
+            stream.write_all(&subscription(topic)).unwrap();
+        }
+        broker.resume();
+        assert!(is_subscribed(&mut *streams[0]));
+        broker.kill();
+        let told = streams.iter_mut().zip(&topics).skip(1).filter_map(|(stream, topic)| is_subscribed(&mut **stream).then_some(topic));
+        let told: Vec<String> = topics[..1].iter().chain(told).cloned().collect();
+        broker.start_again();
+        let missing = without_subscriber(&door, &told);
+        println!("round {round}: {} of {} are missing", missing.len(), told.len());
+        acknowledged += told.len();
+        lost.extend(missing);
+    }
+    assert!(lost.is_empty(), "{} of {acknowledged} acknowledged subscriptions are lost: {lost:?}", lost.len());
+}
