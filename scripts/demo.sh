@@ -18,6 +18,7 @@ demo() {
   step "the database answers" kubectl --namespace "$NAMESPACE" rollout status statefulset/timescaledb --timeout=180s
   step "gateways, devices and pipelines are Ready" wait_ready
   step "the first rows arrive" await_rows
+  step "all devices are connected" await_connected
   show
   say ""
   say "Done in $(since "$started") s."
@@ -62,6 +63,15 @@ rows_of() { sql "SELECT count(*) FROM \"$1\" WHERE time > now() - interval '$2 s
 await_rows() {
   local table i; table=$(table)
   for ((i = 0; i < 120; i++)); do [ "$(rows_of "$table" 60)" -eq 0 ] || return 0; sleep 0.5; done
+  return 1
+}
+
+# The totals of a Gateway follow its broker by a second or two.
+await_connected() {
+  local totals='{range .items[*]}{.status.devices.connected} {.status.devices.declared}{"\n"}{end}' i
+  for ((i = 0; i < 120; i++)); do
+    kubectl get gateways.fleetwright.io --namespace "$NAMESPACE" -o "jsonpath=$totals" | awk '$1 != $2 {exit 1}' && return; sleep 0.5
+  done
   return 1
 }
 
