@@ -12,7 +12,7 @@ use super::free_port;
 use super::proxy::Proxy;
 
 /// How long the nodes may take until they have found one another.
-const FORMED_WITHIN: Duration = Duration::from_secs(60);
+const FORMED_WITHIN: Duration = Duration::from_mins(1);
 
 /// A cluster whose nodes end when this is dropped.
 pub struct Cluster {
