@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::Fleet;
+use crate::client::Listener;
 use crate::cluster::output;
 use crate::manifest::device_with_request;
 
@@ -41,6 +42,13 @@ impl Machine {
         std::fs::write(self.file("certificate"), certificate["pem"].as_str().context("no pem")?)?;
         ensure!(certificate["notAfter"].is_string() && certificate["renewalTime"].is_string(), "it has no times: {certificate}");
         Ok(certificate["serialNumber"].as_str().context("no serialNumber")?.to_owned())
+    }
+
+    /// The listener of the Gateway `plant-1` at this port, with what the machine shows there and whom it trusts.
+    pub async fn listener(&self, fleet: &Fleet, port: u16) -> Result<Listener> {
+        let trusted = self.file("trusted");
+        std::fs::write(&trusted, fleet.secret("plant-1-tls", "ca.crt").await?)?;
+        Ok(Listener { host: fleet.address("plant-1").await?, port, authority: Some(trusted), identity: Some(self.identity()) })
     }
 
     /// Files with what it has fetched, and with its key.

@@ -46,14 +46,7 @@ fn a_device_connects_by_its_certificate_and_is_out_within_a_second_once_it_is_di
         ensure!(secrets.iter().all(|secret| secret.name_any() != "press-1-credentials"), "it has a password besides");
 
         let serial = machine.fetch(&fleet, "press-1").await?;
-        let trusted = tempfile::NamedTempFile::new()?;
-        std::fs::write(trusted.path(), fleet.secret("plant-1-tls", "ca.crt").await?)?;
-        let listener = Listener {
-            host: fleet.address("plant-1").await?,
-            port: CERTIFICATES,
-            authority: Some(trusted.path().to_owned()),
-            identity: Some(machine.identity()),
-        };
+        let listener = machine.listener(&fleet, CERTIFICATES).await?;
         mosquitto_pub(&listener, "", "", "devices/press-1/telemetry", "1").await.context("with its certificate")?;
         let anonymous = Listener { identity: None, ..listener.clone() };
         ensure!(mosquitto_pub(&anonymous, "press-1", "x", "devices/press-1/telemetry", "1").await.is_err(), "without a certificate");

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use fleetwright_e2e::certificate::Authority;
-use fleetwright_e2e::client::{Listener, mosquitto_pub};
+use fleetwright_e2e::client::mosquitto_pub;
 use fleetwright_e2e::cluster::{output, start_cert_manager, start_component, stop_component};
 use fleetwright_e2e::fleet::{READY_WITHIN, conditions, summary};
 use fleetwright_e2e::machine::Machine;
@@ -65,14 +65,7 @@ async fn waits(fleet: &Fleet, name: &str, reason: &str, word: &str) -> Result<()
 async fn publishes(fleet: &Fleet, machine: &Machine, name: &str) -> Result<()> {
     fleet.ready("Device", name).await?;
     machine.fetch(fleet, name).await?;
-    let trusted = tempfile::NamedTempFile::new()?;
-    std::fs::write(trusted.path(), fleet.secret("plant-1-tls", "ca.crt").await?)?;
-    let listener = Listener {
-        host: fleet.address("plant-1").await?,
-        port: CERTIFICATES,
-        authority: Some(trusted.path().to_owned()),
-        identity: Some(machine.identity()),
-    };
+    let listener = machine.listener(fleet, CERTIFICATES).await?;
     mosquitto_pub(&listener, "", "", &format!("devices/{name}/telemetry"), "1").await
 }
 

@@ -21,15 +21,14 @@ pub struct ClientAuthority {
     /// An issuer of cert-manager that signs in place of the operator, so that the authority's key may be anywhere. For each
     /// `certificateSigningRequest` of a Device the operator creates a CertificateRequest (`<device>-certificate`), waits until it is
     /// approved and signed, and deletes it. The subject is what the request says: it has to be `CN=<device>`, and nothing else may be
-    /// asked for. `secretName` then
-    /// names a Secret of any type with the certificates to trust, in `ca.crt` or, where that is missing, in `tls.crt`, the
-    /// issuer's own first; no key is read. Left out: the operator signs.
+    /// asked for. `secretName` then names a Secret of any type with the certificates to trust, in `ca.crt` or, where that is missing,
+    /// in `tls.crt`, the issuer's own first; no key is read. Left out: the operator signs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer_ref: Option<IssuerReference>,
 
     /// For how long a device's certificate is valid, such as `90d`: a number and `s`, `m`, `h`, `d` or `w`; never longer than the
-    /// authority's own, and with an issuer no longer than that gives. When two thirds of that are over, at the latest, the Device's status holds a new one, and the device has
-    /// the last third to fetch it.
+    /// authority's own, and with an issuer no longer than that gives. When two thirds of that are over, at the latest, the Device's
+    /// status holds a new one, and the device has the last third to fetch it.
     #[serde(default = "default_validity")]
     #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[smhdw]$"))]
     pub validity: String,

@@ -103,9 +103,9 @@ pub struct CertificateAuthentication {
     /// ec_paramgen_curve:P-256 -nodes -keyout device.key -subj /CN=<name>`: made on the device, whose private key never leaves
     /// it. Of the request only the public key counts (ECDSA P-256 or P-384, Ed25519, or RSA of 2048 to 8192 bits), and that its
     /// signature is by that key; the subject is always the Device's name. Where the Gateway names an issuer of cert-manager, the
-    /// request has to ask for that subject itself, `/CN=<name of the Device>`, and for nothing else. The certificate comes back in `status.certificate`, and
-    /// is renewed there in time for the same key. With a request for another key, all certificates of the former key are refused,
-    /// and their sessions end.
+    /// request has to ask for that subject itself, `/CN=<name of the Device>`, and for nothing else. The certificate comes back in
+    /// `status.certificate`, and is renewed there in time for the same key. With a request for another key, all certificates of the
+    /// former key are refused, and their sessions end.
     #[schemars(length(min = 1, max = 16384))]
     pub certificate_signing_request: String,
 }

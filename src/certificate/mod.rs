@@ -1,7 +1,7 @@
 //! X.509: what brokers show to clients, and who signs it. Reading and issuing, all pure but for the randomness of keys.
 //!
 //! [`server`]: a listener's certificate, checked before a broker is given it; [`authority`]: who issues it where the user names
-//! none. [`request`]: what a device sends; [`client`]: who signs it.
+//! none. [`request`]: what a device sends; [`client`]: who signs it; [`trust`]: whom brokers trust where somebody else does.
 
 pub mod authority;
 pub mod client;
@@ -15,6 +15,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rcgen::{CertificateParams, date_time_ymd};
 use sha2::{Digest, Sha256};
+use x509_cert::Certificate;
 use x509_cert::time::Time;
 
 /// Sets when a certificate that is to be issued is valid. Times before 1970 are taken for 1970.
@@ -31,11 +32,21 @@ fn since_1970(time: Timestamp) -> Duration {
 #[must_use]
 pub fn fingerprint(certificate: &[u8]) -> String {
     let digest: [u8; 32] = Sha256::digest(certificate).into();
-    digest.iter().fold(String::with_capacity(64), |mut text, byte| {
+    hexadecimal(&digest)
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+/// When a certificate that was read is valid.
+fn validity(certificate: &Certificate) -> (Timestamp, Timestamp) {
+    let validity = certificate.tbs_certificate.validity;
+    (timestamp(validity.not_before), timestamp(validity.not_after))
 }
 
 /// A time of a certificate that was read.
@@ -47,7 +58,6 @@ pub fn timestamp(time: Time) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use x509_cert::Certificate;
     use x509_cert::der::Decode;
 
     use super::*;

@@ -17,7 +17,7 @@ use x509_cert::der::Decode;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, SubjectAltName, SubjectKeyIdentifier};
 
-use super::{fingerprint, timestamp};
+use super::fingerprint;
 
 /// A certificate chain and its key, as PEM, that fit one another.
 #[derive(Clone, Eq, PartialEq)]
@@ -110,7 +110,7 @@ impl ServerCertificate {
         let leaf = certificates.first().ok_or(CertificateError::NoCertificate)?;
         let leaf = leaf.clone();
         let parsed = parse_each(&certificates)?;
-        let validity = parsed.first().ok_or(CertificateError::NoCertificate)?.tbs_certificate.validity;
+        let (not_before, not_after) = super::validity(parsed.first().ok_or(CertificateError::NoCertificate)?);
         let private = PrivateKeyDer::from_pem_slice(key).map_err(|_| CertificateError::NoKey)?;
         CertifiedKey::from_der(certificates, private, &provider()).map_err(|source| match source {
             rustls::Error::InvalidCertificate(_) => CertificateError::ParseCertificate { position: 1, source: source.into() },
@@ -118,14 +118,7 @@ impl ServerCertificate {
             _ => CertificateError::NoKey,
         })?;
         check_order(&parsed)?;
-        Ok(Self {
-            chain: chain.to_vec(),
-            key: key.to_vec(),
-            not_before: timestamp(validity.not_before),
-            not_after: timestamp(validity.not_after),
-            fingerprint: fingerprint(&leaf),
-            leaf,
-        })
+        Ok(Self { chain: chain.to_vec(), key: key.to_vec(), not_before, not_after, fingerprint: fingerprint(&leaf), leaf })
     }
 
     /// Whether clients that reach the broker under these names, now, would accept it.
@@ -161,14 +154,19 @@ impl ServerCertificate {
     /// # Errors
     /// When it is not.
     pub fn check_time(&self, now: Timestamp) -> Result<(), CertificateError> {
-        if now >= self.not_after {
-            return Err(CertificateError::Expired { not_after: self.not_after });
-        }
-        if now < self.not_before {
-            return Err(CertificateError::NotYetValid { not_before: self.not_before });
-        }
-        Ok(())
+        check_time((self.not_before, self.not_after), now)
     }
+}
+
+/// Whether what is valid from the first to the second time is valid now.
+pub(super) fn check_time((not_before, not_after): (Timestamp, Timestamp), now: Timestamp) -> Result<(), CertificateError> {
+    if now >= not_after {
+        return Err(CertificateError::Expired { not_after });
+    }
+    if now < not_before {
+        return Err(CertificateError::NotYetValid { not_before });
+    }
+    Ok(())
 }
 
 impl std::fmt::Debug for ServerCertificate {
@@ -183,8 +181,7 @@ impl std::fmt::Debug for ServerCertificate {
 /// When it cannot be read.
 pub fn validity(certificate: &CertificateDer<'_>) -> Result<(Timestamp, Timestamp), CertificateError> {
     let parsed = parse(certificate).map_err(|source| CertificateError::ParseCertificate { position: 1, source: source.into() })?;
-    let validity = parsed.tbs_certificate.validity;
-    Ok((timestamp(validity.not_before), timestamp(validity.not_after)))
+    Ok(super::validity(&parsed))
 }
 
 fn provider() -> Arc<CryptoProvider> {

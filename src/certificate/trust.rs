@@ -1,6 +1,6 @@
 //! Whom brokers trust where somebody else signs the certificates of devices, and whether such a certificate can be used. Pure.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -16,9 +16,8 @@ use x509_cert::der::oid::db::rfc4519::CN;
 use x509_cert::der::{Any, Decode, Encode};
 
 use super::client::{AuthorityError, authority_fingerprint, check_usage, trusted_certificates};
-use super::server::{CertificateError, issued_by};
-use super::timestamp;
-use crate::credential::KeyDigest;
+use super::server::{CertificateError, check_time, issued_by};
+use super::{hexadecimal, validity};
 
 /// The longest chain that is taken, in bytes of PEM: it stands in the status of a Device.
 const MOST_BYTES: usize = 16 << 10;
@@ -99,12 +98,7 @@ impl TrustedAuthorities {
         let parsed = parse(first)?;
         check_usage(&parsed)?;
         let (not_before, not_after) = validity(&parsed);
-        if now >= not_after {
-            return Err(CertificateError::Expired { not_after }.into());
-        }
-        if now < not_before {
-            return Err(CertificateError::NotYetValid { not_before }.into());
-        }
+        check_time((not_before, not_after), now)?;
         let (mut anchors, mut roots) = (RootCertStore::empty(), Vec::new());
         for der in &ders {
             let certificate = parse(der)?;
@@ -119,11 +113,11 @@ impl TrustedAuthorities {
         Ok(Self { trusted, verifier, fingerprint: authority_fingerprint(&parsed), not_before, not_after, roots })
     }
 
-    /// Whether a device of this name and key can connect with what was issued to it: `chain`, its own certificate first.
+    /// Whether a device of this name and this key (`SubjectPublicKeyInfo`, DER) can connect with what was issued to it: `chain`, its own certificate first.
     ///
     /// # Errors
     /// When it cannot, now.
-    pub fn check(&self, chain: &[u8], device: &str, key: KeyDigest, secret: &str, now: Timestamp) -> Result<Usable, UnusableCertificate> {
+    pub fn check(&self, chain: &[u8], device: &str, key: &[u8], secret: &str, now: Timestamp) -> Result<Usable, UnusableCertificate> {
         if chain.len() > MOST_BYTES {
             return Err(UnusableCertificate::Unreadable);
         }
@@ -134,7 +128,7 @@ impl TrustedAuthorities {
         let chain: Vec<Certificate> = ders.iter().map(parse).collect::<Result<_, _>>()?;
         let (Some(own), Some(last)) = (chain.first(), chain.last()) else { return Err(UnusableCertificate::Unreadable) };
         let public = own.tbs_certificate.subject_public_key_info.to_der().map_err(|_| UnusableCertificate::Unreadable)?;
-        if KeyDigest::of(&public) != key {
+        if public != key {
             return Err(UnusableCertificate::OtherKey);
         }
         let found = common_name(&own.tbs_certificate).unwrap_or_default();
@@ -186,19 +180,6 @@ impl fmt::Debug for TrustedAuthorities {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("TrustedAuthorities").field("not_after", &self.not_after).finish_non_exhaustive()
     }
-}
-
-fn validity(certificate: &Certificate) -> (Timestamp, Timestamp) {
-    let validity = certificate.tbs_certificate.validity;
-    (timestamp(validity.not_before), timestamp(validity.not_after))
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut digits, byte| {
-        // A String takes whatever is written to it.
-        let _ = write!(digits, "{byte:02x}");
-        digits
-    })
 }
 
 /// The common name of a subject that has one and no more.

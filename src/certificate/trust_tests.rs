@@ -43,8 +43,8 @@ impl Chain {
     }
 
     fn check(&self, trusted: &str, issued: &str, now: i64) -> Result<Usable, UnusableCertificate> {
-        let key = KeyDigest::of(&self.key.subject_public_key_info());
-        TrustedAuthorities::parse(trusted.as_bytes(), at(5)).unwrap().check(issued.as_bytes(), "press-1", key, "devices-ca", at(now))
+        let key = self.key.subject_public_key_info();
+        TrustedAuthorities::parse(trusted.as_bytes(), at(5)).unwrap().check(issued.as_bytes(), "press-1", &key, "devices-ca", at(now))
     }
 }
 

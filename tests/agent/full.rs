@@ -145,6 +145,15 @@ fn assert_exactly(output: &str, taken: &Range<usize>, messages: Range<usize>) {
     }
 }
 
+/// Takes everything out of a broker, which is not full any longer then and takes one more message. Gives what came, that included.
+async fn drain(broker: &Mosquitto, agent: &Agent) -> String {
+    let worker = take_queue(broker);
+    wait_for_fullness(broker, agent, Fullness::Nothing).await;
+    assert!(publish(broker, "press-1", "at the end"));
+    worker.wait_for("at the end");
+    worker.output()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses_what_it_would_get_and_loses_nothing() {
     const MESSAGES: usize = 60;
@@ -224,11 +233,7 @@ async fn a_full_queue_refuses_messages_of_qos_2_and_loses_nothing() {
 
     broker.kill();
     broker.start_again();
-    let worker = take_queue(&broker);
-    wait_for_fullness(&broker, &agent, Fullness::Nothing).await;
-    assert!(publish(&broker, "press-1", "at the end"));
-    worker.wait_for("at the end");
-    assert_exactly(&worker.output(), &taken, 0..taken.end + refusals);
+    assert_exactly(&drain(&broker, &agent).await, &taken, 0..taken.end + refusals);
 }
 
 /// To end a session takes no more room than its queue leaves, and gives it back.
@@ -265,11 +270,7 @@ async fn a_journal_that_has_grown_once_does_not_count_as_room() {
     wait_for_fullness(&broker, &agent, Fullness::Disk).await;
     broker.kill();
     broker.start_again();
-    let worker = take_queue(&broker);
-    wait_for_fullness(&broker, &agent, Fullness::Nothing).await;
-    assert!(publish(&broker, "press-1", "at the end"));
-    worker.wait_for("at the end");
-    assert_exactly(&worker.output(), &taken, messages);
+    assert_exactly(&drain(&broker, &agent).await, &taken, messages);
 }
 
 /// The queue of a device that is away holds up nobody: what is beyond its bound is dropped, and that is told.
@@ -309,12 +310,9 @@ async fn fills_and_drains(site: Site, volume: Option<&str>, bytes: usize, messag
     // It may have room for some more, for nobody is connected any more.
     let more = Paho::modern(&broker, "press-3").fill("devices/press-3/telemetry", second.clone(), bytes);
     wait_for_fullness(&broker, &agent, expected).await;
-    let worker = take_queue(&broker);
-    wait_for_fullness(&broker, &agent, Fullness::Nothing).await;
-    assert!(publish(&broker, "press-1", "at the end"));
-    worker.wait_for("at the end");
-    assert_exactly(&worker.output(), &taken, first);
-    assert_exactly(&worker.output(), &more, second);
+    let output = drain(&broker, &agent).await;
+    assert_exactly(&output, &taken, first);
+    assert_exactly(&output, &more, second);
     assert!(!broker.log().contains("out of memory"), "{}", broker.log());
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use rcgen::PublicKeyData;
 
 use crate::api::Device;
 use crate::api::client_authority::IssuerReference;
@@ -44,8 +43,8 @@ impl Authority {
 /// A certificate of an issuer is renewed no sooner than after this long.
 const SOONEST_RENEWAL: SignedDuration = SignedDuration::from_mins(1);
 
-/// An issuer that has not answered is asked again after so many seconds, though nothing was heard of it.
-pub const LOOK_AGAIN: i64 = 300;
+/// An issuer that has not answered is asked again after this long, though nothing was heard of it.
+pub const LOOK_AGAIN: SignedDuration = SignedDuration::from_mins(5);
 
 /// Who signs.
 #[derive(Debug)]
@@ -53,14 +52,18 @@ pub enum Source {
     /// The operator, with this key.
     Own(ClientAuthority),
     /// An issuer of cert-manager, that is asked.
-    Issuer {
-        /// Which one.
-        reference: IssuerReference,
-        /// Whom brokers trust.
-        trusted: TrustedAuthorities,
-        /// Name of the Secret that says so.
-        secret: String,
-    },
+    Issuer(Issuer),
+}
+
+/// An issuer of cert-manager.
+#[derive(Debug)]
+pub struct Issuer {
+    /// Which one.
+    pub reference: IssuerReference,
+    /// Whom brokers trust.
+    pub trusted: TrustedAuthorities,
+    /// Name of the Secret that says so.
+    pub secret: String,
 }
 
 /// An authority that can sign, and for how long what it signs is valid.
@@ -70,34 +73,40 @@ pub struct Signer {
     pub source: Source,
     /// For how long.
     pub validity: SignedDuration,
+    /// Tells one authority from another.
+    fingerprint: u64,
+    /// Nothing that it issues lasts longer.
+    not_after: Timestamp,
 }
 
 impl Signer {
-    /// Tells one authority from another.
+    /// One that signs for so long.
     #[must_use]
-    pub fn fingerprint(&self) -> u64 {
-        match &self.source {
-            Source::Own(authority) => authority.fingerprint(),
-            Source::Issuer { reference, trusted, .. } => {
-                request::digest(&format!("{}/{}/{} {:016x}", reference.group, reference.kind, reference.name, trusted.fingerprint()))
+    pub fn new(source: Source, validity: SignedDuration) -> Self {
+        // Each Device that asks for a certificate is compared with both at each of its steps.
+        let (fingerprint, not_after) = match &source {
+            Source::Own(authority) => (authority.fingerprint(), authority.not_after()),
+            Source::Issuer(Issuer { reference, trusted, .. }) => {
+                let text = format!("{}/{}/{} {:016x}", reference.group, reference.kind, reference.name, trusted.fingerprint());
+                (request::digest(&text), trusted.roots_until())
             }
-        }
+        };
+        Self { source, validity, fingerprint, not_after }
     }
 
-    /// Nothing that it issues lasts longer.
-    fn not_after(&self) -> Timestamp {
+    /// The issuer that is to be asked, if it is not the operator that signs.
+    #[must_use]
+    pub fn issuer(&self) -> Option<&Issuer> {
         match &self.source {
-            Source::Own(authority) => authority.not_after(),
-            Source::Issuer { trusted, .. } => trusted.roots_until(),
+            Source::Own(_) => None,
+            Source::Issuer(issuer) => Some(issuer),
         }
     }
 
     fn differs(&self, other: &Self) -> bool {
-        let trusted = |signer: &Self| match &signer.source {
-            Source::Own(_) => None,
-            Source::Issuer { trusted, .. } => Some(trusted.trusted().to_owned()),
-        };
-        let identity = |signer: &Self| (signer.fingerprint(), signer.not_after(), signer.validity, trusted(signer));
+        fn identity(signer: &Signer) -> (u64, Timestamp, SignedDuration, Option<&str>) {
+            (signer.fingerprint, signer.not_after, signer.validity, signer.issuer().map(|issuer| issuer.trusted.trusted()))
+        }
         identity(self) != identity(other)
     }
 
@@ -109,7 +118,7 @@ impl Signer {
         let life = not_after.duration_since(now);
         let early = life / 10 / 1024 * i32::try_from(spread % 1024).unwrap_or_default();
         let mut renewal = Timestamp::from_second((not_after - life / 3 - early).as_second()).unwrap_or(not_after);
-        if matches!(self.source, Source::Issuer { .. }) {
+        if self.issuer().is_some() {
             // Near its own end an issuer gives ever shorter ones.
             renewal = renewal.max(now + SOONEST_RENEWAL).min(not_after);
         }
@@ -118,7 +127,7 @@ impl Signer {
             serial_number,
             not_after: Some(Time(not_after)),
             renewal_time: Some(Time(renewal)),
-            issued_for: issued_for(digest, self.fingerprint()),
+            issued_for: issued_for(digest, self.fingerprint),
             revision: None,
         }
     }
@@ -208,7 +217,7 @@ impl Certificate {
         // Its signature was checked before something was issued for it: after a restart that saves seconds for a large fleet.
         let known = written.as_ref().is_some_and(|issued| issued.request == digest);
         let parsed = if known { SigningRequest::parse_known(text) } else { SigningRequest::parse(text) };
-        let key = parsed.map(|request| KeyDigest::of(&request.key().subject_public_key_info()));
+        let key = parsed.map(|request| KeyDigest::of(&request.public_key()));
         let issued = before.and_then(|before| before.issued);
         Some(Box::new(Self { digest, key, issued, pending: None, due: false, expired: false, asked: None }))
     }
@@ -309,8 +318,8 @@ impl Certificate {
             && self.asked.as_ref().is_none_or(|asked| asked.until.is_none())
             && self.issued.as_ref().is_none_or(|issued| {
                 issued.request != self.digest
-                    || issued.authority != signer.fingerprint()
-                    || (self.due && issued.not_after < signer.not_after().as_second())
+                    || issued.authority != signer.fingerprint
+                    || (self.due && issued.not_after < signer.not_after.as_second())
             })
     }
 

@@ -16,7 +16,7 @@ fn signer(key: &KeyPair, to: i64, validity: i64) -> Signer {
     set_validity(&mut parameters, at(0), at(to));
     let certificate = parameters.self_signed(key).unwrap().pem();
     let authority = ClientAuthority::parse(certificate.as_bytes(), key.serialize_pem().as_bytes(), None, at(1)).unwrap();
-    Signer { source: Source::Own(authority), validity: SignedDuration::from_secs(validity) }
+    Signer::new(Source::Own(authority), SignedDuration::from_secs(validity))
 }
 
 /// An issuer that is trusted by a certificate of this key.
@@ -27,8 +27,8 @@ fn issuer(key: &KeyPair, name: &str) -> Signer {
     set_validity(&mut parameters, at(0), at(100_000));
     let trusted = TrustedAuthorities::parse(parameters.self_signed(key).unwrap().pem().as_bytes(), at(1)).unwrap();
     let reference = IssuerReference { name: name.to_owned(), kind: "Issuer".to_owned(), group: "cert-manager.io".to_owned() };
-    let source = Source::Issuer { reference, trusted, secret: "devices-ca".to_owned() };
-    Signer { source, validity: SignedDuration::from_secs(90_000) }
+    let source = Source::Issuer(Issuer { reference, trusted, secret: "devices-ca".to_owned() });
+    Signer::new(source, SignedDuration::from_secs(90_000))
 }
 
 fn request(key: &KeyPair) -> String {

@@ -162,7 +162,7 @@ impl Driver {
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                 () = self.context.fleet.woken() => {}
             }
-            if self.context.fleet.lock().asks_issuers() {
+            if of_issuers.is_some() && self.context.fleet.lock().asks_issuers() {
                 observations.extend(of_issuers.take());
             }
             self.collect();

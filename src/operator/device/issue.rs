@@ -5,22 +5,16 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use tracing::warn;
 
-use super::certificate::{self, Asked, Refusal, Signer, Source};
+use super::certificate::{Asked, Issuer, LOOK_AGAIN, Refusal, Signer, Source};
 use super::certificate_request::{Answer, CertificateRequest, answer, asks_for, wanted};
 use super::fleet::SharedFleet;
 use super::key::DeviceKey;
-use crate::api::client_authority::IssuerReference;
 use crate::api::condition::Cause;
 use crate::api::{Device, name};
 use crate::certificate::client::ClientAuthority;
 use crate::certificate::request::{self, SigningRequest};
-use crate::certificate::trust::TrustedAuthorities;
-use crate::credential::KeyDigest;
 use crate::operator::apply::{WriteError, Writer, read};
 use crate::runtime::error::chain;
-
-/// A CertificateRequest that is still open is looked at after this long though nothing was heard of it.
-const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(certificate::LOOK_AGAIN);
 
 /// What may be mended at any time without a word to us (a webhook that is away, a right that is missing) is looked at after this long.
 const LOOK_AGAIN_SOON: SignedDuration = SignedDuration::from_secs(30);
@@ -67,7 +61,7 @@ pub async fn issue(
     let asking = Asking { writer, recorder, fleet, key, uid, signer, spread, device, text, request };
     match &signer.source {
         Source::Own(authority) => asking.sign(authority).await,
-        Source::Issuer { reference, trusted, secret } => match asking.ask(reference, trusted, secret).await {
+        Source::Issuer(issuer) => match asking.ask(issuer).await {
             Err(error) if !error.is_namespace_terminating() => {
                 // Told, and tried again in time: nothing else of the Device is to wait for it.
                 asking.refused(error.reason(), shortened(&chain(&error)), LOOK_AGAIN_SOON).await;
@@ -119,7 +113,7 @@ impl Asking<'_> {
         self.answered(Some(Refusal { cause: Cause::new(reason, message), is_final: false }), look_again).await;
     }
 
-    async fn ask(&self, issuer: &IssuerReference, trusted: &TrustedAuthorities, secret: &str) -> Result<(), WriteError> {
+    async fn ask(&self, issuer: &Issuer) -> Result<(), WriteError> {
         let name = name::certificate_request(&self.key.name);
         if self.request.sole_name() != Some(&*self.key.name) {
             let message = format!(
@@ -132,7 +126,7 @@ impl Asking<'_> {
             self.answered(Some(Refusal { cause, is_final: true }), TRY_AGAIN).await;
             return Ok(());
         }
-        let wanted = wanted(self.key, self.uid, &self.request.pem(), issuer, self.signer);
+        let wanted = wanted(self.key, self.uid, &self.request.pem(), &issuer.reference, self.signer);
         let namespace = &self.key.gateway.namespace;
         match read::<CertificateRequest>(self.writer.client(), namespace, &name).await? {
             None => self.create(&wanted).await,
@@ -142,7 +136,7 @@ impl Asking<'_> {
                 Ok(())
             }
             Some(found) if !asks_for(&found, &wanted) => self.replace(&wanted).await,
-            Some(found) => self.follow(&found, &wanted, (trusted, secret)).await,
+            Some(found) => self.follow(&found, &wanted, issuer).await,
         }
     }
 
@@ -168,12 +162,7 @@ impl Asking<'_> {
         self.create(wanted).await
     }
 
-    async fn follow(
-        &self,
-        found: &CertificateRequest,
-        wanted: &CertificateRequest,
-        (trusted, secret): (&TrustedAuthorities, &str),
-    ) -> Result<(), WriteError> {
+    async fn follow(&self, found: &CertificateRequest, wanted: &CertificateRequest, issuer: &Issuer) -> Result<(), WriteError> {
         let name = wanted.name_any();
         let now = Timestamp::now();
         let (reason, message) = match answer(found) {
@@ -186,20 +175,11 @@ impl Asking<'_> {
                 self.refused("AwaitingIssuer", message, LOOK_AGAIN).await;
                 return Ok(());
             }
-            Answer::Issued(chain) => match self.check(chain, (trusted, secret), now) {
+            Answer::Issued(chain) => match self.check(chain, issuer, now) {
                 // What was taken over before, and could not be deleted.
-                Ok((_, serial, _))
-                    if self
-                        .device
-                        .status
-                        .as_ref()
-                        .and_then(|status| status.certificate.as_ref())
-                        .is_some_and(|known| known.serial_number == serial) =>
-                {
-                    return self.replace(wanted).await;
-                }
-                Ok(issued) => {
-                    self.issued(issued, now);
+                Ok((_, serial, _)) if self.has(&serial) => return self.replace(wanted).await,
+                Ok(usable) => {
+                    self.issued(usable, now);
                     return self.writer.delete::<CertificateRequest>(&self.key.gateway.namespace, &name).await;
                 }
                 Err(message) => ("CertificateUnusable", message),
@@ -216,15 +196,16 @@ impl Asking<'_> {
         Ok(())
     }
 
-    fn check(
-        &self,
-        issued: &[u8],
-        (trusted, secret): (&TrustedAuthorities, &str),
-        now: Timestamp,
-    ) -> Result<(String, String, Timestamp), String> {
-        let key = KeyDigest::of(&self.request.public_key());
-        let usable = trusted.check(issued, &self.key.name, key, secret, now).map_err(|error| chain(&error))?;
-        Ok((String::from_utf8_lossy(issued).into_owned(), usable.serial_number, usable.not_after))
+    /// Whether the status tells of the certificate with this serial number.
+    fn has(&self, serial: &str) -> bool {
+        let known = self.device.status.as_ref().and_then(|status| status.certificate.as_ref());
+        known.is_some_and(|known| known.serial_number == serial)
+    }
+
+    fn check(&self, pem: &[u8], issuer: &Issuer, now: Timestamp) -> Result<(String, String, Timestamp), String> {
+        let checked = issuer.trusted.check(pem, &self.key.name, &self.request.public_key(), &issuer.secret, now);
+        let usable = checked.map_err(|error| chain(&error))?;
+        Ok((String::from_utf8_lossy(pem).into_owned(), usable.serial_number, usable.not_after))
     }
 }
 

@@ -89,10 +89,10 @@ fn verdict(device: &str, record: &Record, around: Surroundings<'_>, live: bool) 
     }
     if let Err(error) = record.entry(device) {
         let cause = Cause::new("InvalidAuthorization", chain(&error));
-        return Some((vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause)));
+        return Some(stalled(cause));
     }
     if let Some(cause) = record.twin().and_then(Twin::refusal) {
-        return Some((vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause)));
+        return Some(stalled(cause));
     }
     let accepted = Finding::holds(ACCEPTED, "Accepted", "the spec can be carried out");
     if let PasswordState::Failing(cause) = record.password() {
@@ -121,7 +121,7 @@ fn verdict(device: &str, record: &Record, around: Surroundings<'_>, live: bool) 
 fn external(record: &Record, around: Surroundings<'_>, reached: bool) -> Option<(Vec<Finding>, Readiness)> {
     let gateway = around.gateway;
     if let Some(cause) = record.twin().and_then(Twin::refusal) {
-        return Some((vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause)));
+        return Some(stalled(cause));
     }
     if record.certificate().is_some() {
         let message = format!(
@@ -129,7 +129,7 @@ fn external(record: &Record, around: Surroundings<'_>, reached: bool) -> Option<
              the certificate signed by an authority that this broker trusts"
         );
         let cause = Cause::new("NoClientAuthority", message);
-        return Some((vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause)));
+        return Some(stalled(cause));
     }
     let elsewhere = format!(
         "the broker of Gateway {gateway} runs elsewhere: with what this device logs in there, and what it may do, is left to that broker"
@@ -166,7 +166,7 @@ fn without_certificate(
     let gateway = around.gateway;
     if let Err(error) = certificate.key() {
         let cause = Cause::new(error.reason(), error.to_string());
-        return Some(Some((vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause))));
+        return Some(Some(stalled(cause)));
     }
     if !record.enabled {
         return None;
@@ -179,7 +179,6 @@ fn without_certificate(
     match around.authority {
         Authority::Usable(_) if missing && let Some(refusal) = certificate.refusal() => {
             let cause = refusal.cause.clone();
-            let stalled = |cause: Cause| (vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause));
             Some(Some(if refusal.is_final { stalled(cause) } else { failing(cause) }))
         }
         Authority::Undeclared => {
@@ -213,6 +212,10 @@ fn without_certificate(
         }
         _ => None,
     }
+}
+
+fn stalled(cause: Cause) -> (Vec<Finding>, Readiness) {
+    (vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause))
 }
 
 fn refused(cause: Cause) -> (Vec<Finding>, Readiness) {

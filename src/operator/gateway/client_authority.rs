@@ -14,7 +14,7 @@ use crate::certificate::client::{AuthorityError, ClientAuthority};
 use crate::certificate::server::CertificateError;
 use crate::certificate::trust::TrustedAuthorities;
 use crate::configuration::agent::{TLS_AUTHORITIES, TLS_CERTIFICATE, TLS_KEY};
-use crate::operator::device::certificate::{Authority, Signer, Source};
+use crate::operator::device::certificate::{Authority, Issuer, Signer, Source};
 use crate::runtime::error::chain;
 
 /// What is known of a Gateway's client authority.
@@ -47,7 +47,7 @@ pub fn client_trust(observed: &Observed, now: Timestamp) -> ClientTrust {
         Ok(source) => {
             let (trusted, validity) = match &source {
                 Source::Own(authority) => (authority.trusted(), (authority.not_before(), authority.not_after())),
-                Source::Issuer { trusted, .. } => (trusted.trusted(), trusted.validity()),
+                Source::Issuer(issuer) => (issuer.trusted.trusted(), issuer.trusted.validity()),
             };
             let seconds = duration_seconds(&declared.validity).unwrap_or(DEFAULT_VALIDITY_SECONDS);
             ClientTrust {
@@ -55,7 +55,7 @@ pub fn client_trust(observed: &Observed, now: Timestamp) -> ClientTrust {
                 awaiting: None,
                 expiring: tls::expires_soon("authority", &declared.secret_name, validity, now),
                 turns: tls::turns_of(validity).collect(),
-                authority: Authority::Usable(Arc::new(Signer { source, validity: SignedDuration::from_secs(seconds) })),
+                authority: Authority::Usable(Arc::new(Signer::new(source, SignedDuration::from_secs(seconds)))),
             }
         }
         Err(cause) => ClientTrust {
@@ -90,7 +90,7 @@ fn source(declared: &Declared, secret: Option<&Secret>, now: Timestamp) -> Resul
             let certificates = authorities.or_else(|| value(TLS_CERTIFICATE));
             let certificates = certificates
                 .ok_or_else(|| missing(format!("{TLS_AUTHORITIES} and no key {TLS_CERTIFICATE}: expected the certificates to trust")))?;
-            let issuer = |trusted| Source::Issuer { reference: reference.clone(), trusted, secret: name.clone() };
+            let issuer = |trusted| Source::Issuer(Issuer { reference: reference.clone(), trusted, secret: name.clone() });
             TrustedAuthorities::parse(certificates, now).map(issuer)
         }
     };

@@ -100,7 +100,7 @@ fn with_an_issuer_the_secret_says_whom_to_trust_and_needs_no_key() {
     {
         let trust = of_issuer(data);
         let Authority::Usable(signer) = &trust.authority else { panic!("{:?}", trust.awaiting) };
-        let Source::Issuer { reference, secret, .. } = &signer.source else { panic!("the operator would sign") };
+        let Source::Issuer(Issuer { reference, secret, .. }) = &signer.source else { panic!("the operator would sign") };
         assert_eq!((&*reference.kind, &*reference.group, &**secret), ("Issuer", "cert-manager.io", "devices-ca"));
         assert_eq!(trust.trusted.unwrap().replace('\r', ""), root.replace('\r', ""));
     }

@@ -16,7 +16,7 @@ use crate::certificate::client::ClientAuthority;
 use crate::certificate::request::{self, SigningRequest};
 use crate::certificate::trust::TrustedAuthorities;
 use crate::credential::shard::{self, Shard};
-use crate::operator::device::certificate::{Asked, Authority, Refusal, Signer, Source};
+use crate::operator::device::certificate::{Asked, Authority, Issuer, Refusal, Signer, Source};
 use crate::operator::device::endpoint::Endpoint;
 use crate::operator::device::fleet::Fleet;
 use crate::operator::device::key::{DeviceKey, GatewayKey};
@@ -39,7 +39,7 @@ fn authority(key: &KeyPair) -> Authority {
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let certificate = parameters.self_signed(key).unwrap().pem();
     let authority = ClientAuthority::parse(certificate.as_bytes(), key.serialize_pem().as_bytes(), None, Timestamp::now()).unwrap();
-    Authority::Usable(Arc::new(Signer { source: Source::Own(authority), validity: SignedDuration::from_hours(24) }))
+    Authority::Usable(Arc::new(Signer::new(Source::Own(authority), SignedDuration::from_hours(24))))
 }
 
 fn device(authentication: &Value, enabled: bool, version: u64, status: Option<&DeviceStatus>) -> Device {
@@ -188,8 +188,8 @@ fn what_an_issuer_refuses_is_said_on_the_device_until_it_gives_a_certificate() {
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let trusted = TrustedAuthorities::parse(parameters.self_signed(&ca).unwrap().pem().as_bytes(), Timestamp::now()).unwrap();
     let reference = IssuerReference { name: "i".to_owned(), kind: "Issuer".to_owned(), group: "cert-manager.io".to_owned() };
-    let source = Source::Issuer { reference, trusted, secret: "s".to_owned() };
-    let signer = Arc::new(Signer { source, validity: SignedDuration::from_hours(24) });
+    let source = Source::Issuer(Issuer { reference, trusted, secret: "s".to_owned() });
+    let signer = Arc::new(Signer::new(source, SignedDuration::from_hours(24)));
     let mut fleet = fleet(&x509(&request));
     assert!(!fleet.asks_issuers());
     fleet.authority_observed(&gateway(), "uid-g", Authority::Usable(Arc::clone(&signer)));

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use super::Fleet;
 use crate::credential::entry::Entry;
 use crate::credential::shard::Data;
-use crate::operator::device::certificate::{Authority, Source};
+use crate::operator::device::certificate::Authority;
 use crate::operator::device::endpoint::Endpoint;
 use crate::operator::device::gateway::{GatewayState, ShardPlan};
 use crate::operator::device::key::{DeviceKey, GatewayKey};
@@ -59,7 +59,7 @@ impl Fleet {
         if same {
             return;
         }
-        self.asks_issuers |= matches!(&authority, Authority::Usable(signer) if matches!(signer.source, Source::Issuer { .. }));
+        self.asks_issuers |= matches!(&authority, Authority::Usable(signer) if signer.issuer().is_some());
         state.authority = Some((uid.into(), authority));
         for (name, record) in &mut state.devices {
             if let Some(certificate) = record.certificate_mut() {

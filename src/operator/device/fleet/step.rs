@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Fleet;
 use crate::api::DeviceStatus;
-use crate::operator::device::certificate::{Authority, LOOK_AGAIN, Signer, Source};
+use crate::operator::device::certificate::{Authority, LOOK_AGAIN, Signer};
 use crate::operator::device::endpoint::Endpoint;
 use crate::operator::device::key::DeviceKey;
 use crate::operator::device::record::{PasswordSource, PasswordState, Record};
@@ -72,10 +72,10 @@ impl Fleet {
     pub fn begin(&mut self, key: &DeviceKey, waited: bool, now: i64) -> Step {
         let step = self.step(key, waited);
         if let Step::IssueCertificate { signer, .. } = &step
-            && matches!(signer.source, Source::Issuer { .. })
+            && signer.issuer().is_some()
             && let Some(certificate) = self.record_mut(key).and_then(Record::certificate_mut)
         {
-            certificate.ask_issuer(now + LOOK_AGAIN);
+            certificate.ask_issuer(now + LOOK_AGAIN.as_secs());
             self.schedule(key);
         }
         step
