@@ -110,7 +110,7 @@ fn decode(decoder: &Decoder, memory: &mut Memory, topic: &str, payload: &[u8]) -
         return 0;
     }
     let arrival = Time::from_text("2026-05-04T12:00:00Z").unwrap();
-    let outcome = decoder.decode(memory, topic, payload, arrival, |time, values| {
+    let outcome = decoder.decode(memory, topic, payload, arrival, &mut |time, values| {
         judge(time, values);
         readings += 1;
     });

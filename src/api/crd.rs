@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn committed_definitions_equal_the_types() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crds");
         for definition in definitions() {
             let path = folder.join(format!("{}.yaml", definition.spec.names.plural));
             let committed = std::fs::read_to_string(&path).unwrap_or_default();

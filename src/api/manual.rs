@@ -94,11 +94,11 @@ fn one_line(schema: &JSONSchemaProps) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::crd::definitions;
+    use crate::crd::definitions;
 
     #[test]
     fn the_committed_reference_equals_the_types() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference.md");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference.md");
         let committed = std::fs::read_to_string(path).unwrap_or_default();
         assert!(committed == reference(&definitions()), "docs/reference.md is not what the types say: run `make crds`");
     }

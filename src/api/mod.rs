@@ -7,6 +7,7 @@ pub mod condition;
 pub mod crd;
 pub mod dead_letter;
 pub mod decode;
+pub mod descriptor;
 pub mod device;
 pub mod external;
 pub mod gateway;

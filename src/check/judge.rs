@@ -7,11 +7,12 @@ use kube::core::Selector;
 
 use super::manifest::Manifest;
 use crate::api::condition::Cause;
+use crate::api::descriptor;
 use crate::api::topic::TopicPattern;
 use crate::decode::refusal::Refusal;
 use crate::decode::stream::Stream;
 use crate::decode::time::Time;
-use crate::decode::{Decoder, Outcome, Value, descriptor};
+use crate::decode::{Decoder, Outcome, Value};
 use crate::timescale::schema::{Owner, Table, desired};
 
 /// What becomes of the messages of a Pipeline.
@@ -76,7 +77,7 @@ impl Judge {
             Err(refusal) => return Verdict { rows, refusal: Some(refusal) },
         };
         let arrival = self.stream.arrival(arrival);
-        let outcome = self.stream.decode(topic, payload, arrival, |time, is_of_arrival, values| {
+        let outcome = self.stream.decode(topic, payload, arrival, &mut |time, is_of_arrival, values| {
             rows.push(Row {
                 time,
                 is_of_arrival,

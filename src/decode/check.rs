@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use super::refusal::{Reason, Refusal, excerpt};
 use super::time::Time;
 use super::{CompileError, Raw, Value};
-use crate::api::decode::default_max_ahead;
-use crate::api::pipeline::{Decode, Field, FieldType, TimeUnit};
+use fleetwright_api::decode::default_max_ahead;
+use fleetwright_api::pipeline::{Decode, Field, FieldType, TimeUnit};
 
 /// What a field's value must be.
 #[derive(Clone, Debug)]
@@ -154,8 +154,10 @@ pub(super) struct Timing {
 impl Timing {
     /// Compiles the times of a `decode`.
     pub fn compile(decode: &Decode) -> Result<Self, CompileError> {
-        let time =
-            decode.time.clone().unwrap_or_else(|| crate::api::pipeline::TimeField { max_ahead: default_max_ahead(), ..Default::default() });
+        let time = decode
+            .time
+            .clone()
+            .unwrap_or_else(|| fleetwright_api::pipeline::TimeField { max_ahead: default_max_ahead(), ..Default::default() });
         let earliest =
             time.max_age.as_ref().map_or_else(|| "from the year 2000".to_owned(), |age| format!("from {age} before the arrival"));
         Ok(Self {

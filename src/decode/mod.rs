@@ -1,17 +1,20 @@
-//! From a payload to readings: what a Pipeline's `decode` says, compiled once.
+//! From a payload to readings: what a Pipeline's `decode` says, compiled once; and on to the rows of a COPY.
 //!
 //! The payload is read in one pass, without a value of its own for what stands in it: numbers, and texts that need no
 //! unescaping, go from the payload into a reused slot a field, are checked, and are handed over as a reading.
+//!
+//! A crate of its own because each reading goes through it: it is compiled for speed, where all the rest is compiled for its size.
+//! So nothing here is generic in what the callers bring: that would be compiled with them.
 
 mod cbor;
 mod check;
-pub mod descriptor;
 mod pack;
 mod plain_text;
 mod pointer;
 pub mod protobuf;
 mod reading;
 pub mod refusal;
+pub mod rows;
 mod senml;
 pub mod sparkplug;
 pub mod stream;
@@ -28,11 +31,12 @@ use self::pack::Names;
 use self::pointer::Node;
 use self::protobuf::Reader;
 use self::reading::Message;
+pub use self::reading::Take;
 use self::refusal::{Reason, Refusal};
 use self::sparkplug::Memory;
 use self::time::Time;
-use crate::api::condition::Cause;
-use crate::api::pipeline::{Decode, Format};
+use fleetwright_api::condition::Cause;
+use fleetwright_api::pipeline::{Decode, Format};
 
 /// A value that passed its checks.
 #[derive(Clone, Debug, PartialEq)]
@@ -200,17 +204,9 @@ impl Decoder {
         }
     }
 
-    /// Decodes a message that arrived at `arrival`, and hands each good reading over: its time, if the payload gives one,
-    /// and a value a field, in the order of the fields.
-    pub fn decode(
-        &self,
-        memory: &Memory,
-        topic: &str,
-        payload: &[u8],
-        arrival: Time,
-        reading: impl FnMut(Option<Time>, &[Value<'_>]),
-    ) -> Outcome {
-        let mut message = Message::new(self, arrival, reading);
+    /// Decodes a message that arrived at `arrival`, and hands each good reading over.
+    pub fn decode<'a>(&'a self, memory: &Memory, topic: &str, payload: &[u8], arrival: Time, take: &'a mut Take<'a>) -> Outcome {
+        let mut message = Message::new(self, arrival, take);
         let read = match &self.plan {
             Plan::Json(document) => walk::json(&mut message, document, payload),
             Plan::Cbor(document) => walk::cbor(&mut message, document, payload),
@@ -262,7 +258,7 @@ impl Document {
         let mut root = Node::default();
         for (slot, field) in decode.fields.iter().enumerate() {
             let pointer = field.pointer.clone().unwrap_or_else(|| format!("/{}", field.name));
-            root.insert(&pointer, slot, field.type_ == crate::api::pipeline::FieldType::Json)?;
+            root.insert(&pointer, slot, field.type_ == fleetwright_api::pipeline::FieldType::Json)?;
         }
         if let Some(pointer) = decode.time.as_ref().and_then(|time| time.pointer.as_ref()) {
             root.insert(pointer, decode.fields.len(), false)?;

@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 
 use super::Raw;
-use super::Value;
 use super::reading::Message;
 use super::refusal::{Reason, Refusal};
 use super::time::Time;
-use crate::api::pipeline::Decode;
+use fleetwright_api::pipeline::Decode;
 
 /// Which fields take the value of a name.
 #[derive(Clone, Debug)]
@@ -70,7 +69,7 @@ impl<'de> Pack<'de> {
     }
 
     /// Hands the readings over.
-    pub fn finish<F: FnMut(Option<Time>, &[Value<'_>])>(self, message: &mut Message<'_, 'de, F>) {
+    pub fn finish(self, message: &mut Message<'_, 'de>) {
         let several = self.readings.len() > 1;
         for (index, reading) in self.readings.into_iter().enumerate() {
             let mut refusal = reading.refusal;

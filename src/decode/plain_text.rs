@@ -4,14 +4,10 @@ use std::borrow::Cow;
 
 use super::reading::Message;
 use super::refusal::Refusal;
-use super::time::Time;
-use super::{Raw, Value, malformed};
-use crate::api::pipeline::FieldType;
+use super::{Raw, malformed};
+use fleetwright_api::pipeline::FieldType;
 
-pub(super) fn decode<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
-    message: &mut Message<'_, 'de, F>,
-    payload: &'de [u8],
-) -> Result<(), Refusal> {
+pub(super) fn decode<'de>(message: &mut Message<'_, 'de>, payload: &'de [u8]) -> Result<(), Refusal> {
     let text = std::str::from_utf8(payload).map_err(|error| malformed(format!("expected UTF-8: {error}")))?;
     let type_ = message.decoder.rules.first().map_or(FieldType::Text, super::check::Rule::type_);
     if let Some(slot) = message.slots.first_mut() {

@@ -7,8 +7,11 @@ use super::{Decoder, Outcome, Raw, Value};
 /// How many refused readings of a message the dead letter names; of the others it gives the number.
 const NAMED: usize = 3;
 
+/// Takes a good reading: its time, if the payload gives one, and a value a field, in the order of the fields.
+pub type Take<'a> = dyn FnMut(Option<Time>, &[Value<'_>]) + 'a;
+
 /// The state of one message.
-pub(super) struct Message<'a, 'de, F> {
+pub(super) struct Message<'a, 'de> {
     pub decoder: &'a Decoder,
     pub arrival: Time,
     /// What stands where a field points to; the last slot is the time's.
@@ -16,12 +19,12 @@ pub(super) struct Message<'a, 'de, F> {
     values: Vec<Value<'de>>,
     refused: usize,
     refusal: Option<Refusal>,
-    reading: F,
+    take: &'a mut Take<'a>,
 }
 
-impl<'a, F: FnMut(Option<Time>, &[Value<'_>])> Message<'a, '_, F> {
+impl<'a> Message<'a, '_> {
     /// A message of which nothing was read yet.
-    pub fn new(decoder: &'a Decoder, arrival: Time, reading: F) -> Self {
+    pub fn new(decoder: &'a Decoder, arrival: Time, take: &'a mut Take<'a>) -> Self {
         Self {
             decoder,
             arrival,
@@ -29,7 +32,7 @@ impl<'a, F: FnMut(Option<Time>, &[Value<'_>])> Message<'a, '_, F> {
             values: Vec::with_capacity(decoder.rules.len()),
             refused: 0,
             refusal: None,
-            reading,
+            take,
         }
     }
 
@@ -54,7 +57,7 @@ impl<'a, F: FnMut(Option<Time>, &[Value<'_>])> Message<'a, '_, F> {
             }
         }
         match time.and_then(|time| first.map_or(Ok(time), Err)) {
-            Ok(time) => (self.reading)(time, &self.values),
+            Ok(time) => (self.take)(time, &self.values),
             Err(refusal) => self.refuse(index, &refusal),
         }
         self.values.clear();

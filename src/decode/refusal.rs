@@ -1,6 +1,6 @@
 //! Why a message, or a reading of it, is not a row.
 
-pub use crate::api::dead_letter::DeadLetterReason as Reason;
+pub use fleetwright_api::dead_letter::DeadLetterReason as Reason;
 
 /// The most characters of a detail. Enough for the names of a few fields with what was expected and found; a payload may be
 /// hundreds of megabytes, and stands in the dead letter anyway.

@@ -9,8 +9,8 @@ use super::pack::{Names, Pack};
 use super::reading::Message;
 use super::refusal::{Reason, Refusal, excerpt};
 use super::time::Time;
-use super::{Raw, Value, from_cbor, from_json};
-use crate::api::pipeline::TimeUnit;
+use super::{Decoder, Raw, from_cbor, from_json};
+use fleetwright_api::pipeline::TimeUnit;
 
 /// The version of SenML that is understood (RFC 8428, 4.4).
 const VERSION: f64 = 10.0;
@@ -22,26 +22,18 @@ const RELATIVE_BELOW: f64 = 268_435_456.0;
 const SUM: &str = "#sum";
 
 /// Reads a pack in JSON.
-pub(super) fn json<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
-    message: &mut Message<'_, 'de, F>,
-    names: &Names,
-    payload: &'de [u8],
-) -> Result<(), Refusal> {
-    let pack = from_json(payload, Resolver::new(message, names))?;
+pub(super) fn json<'de>(message: &mut Message<'_, 'de>, names: &Names, payload: &'de [u8]) -> Result<(), Refusal> {
+    let pack = from_json(payload, Resolver::new(message.decoder, message.arrival, names))?;
     finish(message, pack)
 }
 
 /// Reads a pack in CBOR.
-pub(super) fn cbor<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
-    message: &mut Message<'_, 'de, F>,
-    names: &Names,
-    payload: &'de [u8],
-) -> Result<(), Refusal> {
-    let pack = from_cbor(payload, Resolver::new(message, names))?;
+pub(super) fn cbor<'de>(message: &mut Message<'_, 'de>, names: &Names, payload: &'de [u8]) -> Result<(), Refusal> {
+    let pack = from_cbor(payload, Resolver::new(message.decoder, message.arrival, names))?;
     finish(message, pack)
 }
 
-fn finish<'de, F: FnMut(Option<Time>, &[Value<'_>])>(message: &mut Message<'_, 'de, F>, pack: Pack<'de>) -> Result<(), Refusal> {
+fn finish<'de>(message: &mut Message<'_, 'de>, pack: Pack<'de>) -> Result<(), Refusal> {
     if pack.is_empty() {
         return Err(Refusal::new(Reason::MissingField, "expected a record with the name of a field, found none"));
     }
@@ -64,11 +56,11 @@ struct Resolver<'m, 'de> {
 }
 
 impl<'m, 'de> Resolver<'m, 'de> {
-    fn new<F>(message: &Message<'m, 'de, F>, names: &'m Names) -> Self {
+    fn new(decoder: &'m Decoder, arrival: Time, names: &'m Names) -> Self {
         Self {
             names,
-            units: message.decoder.rules.iter().map(|rule| rule.unit.as_deref()).collect(),
-            arrival: message.arrival,
+            units: decoder.rules.iter().map(|rule| rule.unit.as_deref()).collect(),
+            arrival,
             name: Cow::Borrowed(""),
             time: 0.0,
             unit: None,

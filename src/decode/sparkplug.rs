@@ -16,9 +16,9 @@ use super::reading::Message;
 use super::refusal::{Reason, Refusal, excerpt};
 use super::time::Time;
 use super::wire::{Content, Wire};
-use super::{Raw, Value, malformed};
-use crate::api::pipeline::TimeUnit;
-use crate::api::topic::SPARKPLUG;
+use super::{Raw, malformed};
+use fleetwright_api::pipeline::TimeUnit;
+use fleetwright_api::topic::SPARKPLUG;
 
 /// The most metrics that are remembered of all nodes of a broker; some 40 bytes each. A birth beyond it is not
 /// remembered: what it holds becomes a row, but later messages that give its metrics by alias alone, or without a type, are refused
@@ -205,8 +205,8 @@ fn be_born(names: &Names, memory: &mut Memory, topic: &Topic<'_>, payload: Paylo
 }
 
 /// Reads the metrics of a message.
-pub(super) fn decode<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
-    message: &mut Message<'_, 'de, F>,
+pub(super) fn decode<'de>(
+    message: &mut Message<'_, 'de>,
     names: &Names,
     memory: &Memory,
     topic: &str,

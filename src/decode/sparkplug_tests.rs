@@ -2,7 +2,7 @@ use prost::Message as _;
 use serde_json::json;
 
 use super::*;
-use crate::decode::{Decoder, Outcome};
+use crate::{Decoder, Outcome, Value};
 
 const ARRIVAL: &str = "2026-05-04T12:00:00Z";
 const MILLISECONDS: u64 = 1_777_863_721_500;
@@ -39,7 +39,7 @@ impl Host {
             return None;
         }
         let mut rows = Vec::new();
-        let outcome = self.decoder.decode(&self.memory, topic, payload, Time::from_text(ARRIVAL).unwrap(), |time, values| {
+        let outcome = self.decoder.decode(&self.memory, topic, payload, Time::from_text(ARRIVAL).unwrap(), &mut |time, values| {
             assert_eq!(time, Time::from_text("2026-05-04T03:02:01.5Z"));
             rows.push(values.iter().cloned().map(Value::into_owned).collect());
         });
@@ -137,11 +137,12 @@ fn a_gap_and_an_unknown_alias_ask_for_a_birth() {
     host.take("spBv1.0/g/DDATA/n/d", &data(2, 4));
     assert_eq!(host.memory.take_rebirths(), ["spBv1.0/g/NCMD/n"]);
 
-    let topic = crate::api::topic::TopicPattern::compile("spBv1.0/{group}/+/{node}/{device}", crate::api::pipeline::Format::SparkplugB);
-    let mut stream = crate::decode::stream::Stream::new(topic.unwrap().into(), decoder().into());
+    let topic =
+        fleetwright_api::topic::TopicPattern::compile("spBv1.0/{group}/+/{node}/{device}", fleetwright_api::pipeline::Format::SparkplugB);
+    let mut stream = crate::stream::Stream::new(topic.unwrap().into(), decoder().into());
     let topic = b"spBv1.0/g/DDATA/n/d";
     assert!(stream.observe(topic, &data(9, 2)));
-    assert!(matches!(stream.decode(topic, &data(9, 2), Time::now(), |_, _, _| ()), Outcome::Malformed(_)));
+    assert!(matches!(stream.decode(topic, &data(9, 2), Time::now(), &mut |_, _, _| ()), Outcome::Malformed(_)));
     assert_eq!(stream.take_rebirths(), ["spBv1.0/g/NCMD/n"]);
 }
 

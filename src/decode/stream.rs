@@ -6,8 +6,8 @@ use super::refusal::{Reason, Refusal};
 use super::sparkplug::Memory;
 use super::time::Time;
 use super::{Decoder, Outcome, Value};
-use crate::api::external::MOST_SESSIONS;
-use crate::api::topic::TopicPattern;
+use fleetwright_api::external::MOST_SESSIONS;
+use fleetwright_api::topic::TopicPattern;
 
 /// Takes the messages of one gateway apart.
 #[derive(Debug)]
@@ -112,14 +112,14 @@ impl Stream {
 
     /// Decodes a message that was observed and whose topic was read. Hands each good reading over: its time, whether that is the
     /// time of arrival, and a value a field.
-    pub fn decode(&mut self, topic: &[u8], payload: &[u8], arrival: Time, mut reading: impl FnMut(Time, bool, &[Value<'_>])) -> Outcome {
+    pub fn decode(&mut self, topic: &[u8], payload: &[u8], arrival: Time, reading: &mut dyn FnMut(Time, bool, &[Value<'_>])) -> Outcome {
         let (last, grid) = (&mut self.last_arrival, self.grid);
         let next = |last: &mut Time| {
             *last = grid.next(*last, arrival);
             *last
         };
         let topic = std::str::from_utf8(topic).unwrap_or_default();
-        let outcome = self.decoder.decode(&self.memory, topic, payload, arrival, |time, values| match time {
+        let outcome = self.decoder.decode(&self.memory, topic, payload, arrival, &mut |time, values| match time {
             Some(time) => reading(time, false, values),
             None => reading(next(last), true, values),
         });

@@ -27,7 +27,7 @@ pub(super) type Readings = Vec<(Option<Time>, Vec<Value<'static>>)>;
 
 pub(super) fn run(decoder: &Decoder, payload: &[u8]) -> (Outcome, Readings) {
     let mut readings = Vec::new();
-    let outcome = decoder.decode(&Memory::default(), "", payload, Time::from_text(ARRIVAL).unwrap(), |time, values| {
+    let outcome = decoder.decode(&Memory::default(), "", payload, Time::from_text(ARRIVAL).unwrap(), &mut |time, values| {
         readings.push((time, values.iter().cloned().map(Value::into_owned).collect()));
     });
     if matches!(outcome, Outcome::Malformed(_)) {

@@ -7,7 +7,7 @@ use bytes::{BufMut, BytesMut};
 use jiff::Timestamp;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
-use crate::api::pipeline::TimeUnit;
+use fleetwright_api::pipeline::TimeUnit;
 
 /// 2000-01-01T00:00:00Z in microseconds since 1970: PostgreSQL's epoch.
 const EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;

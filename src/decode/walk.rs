@@ -11,25 +11,16 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 use super::pointer::Node;
 use super::reading::Message;
 use super::refusal::{Reason, Refusal};
-use super::time::Time;
-use super::{Document, Raw, Value, from_cbor, from_json};
+use super::{Document, Raw, from_cbor, from_json};
 
 /// Reads a message in JSON.
-pub(super) fn json<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
-    message: &mut Message<'_, 'de, F>,
-    document: &Document,
-    payload: &'de [u8],
-) -> Result<(), Refusal> {
+pub(super) fn json<'de>(message: &mut Message<'_, 'de>, document: &Document, payload: &'de [u8]) -> Result<(), Refusal> {
     let found = from_json(payload, Root::new(message, document))?;
     check_found(found, document)
 }
 
 /// Reads a message in CBOR.
-pub(super) fn cbor<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
-    message: &mut Message<'_, 'de, F>,
-    document: &Document,
-    payload: &'de [u8],
-) -> Result<(), Refusal> {
+pub(super) fn cbor<'de>(message: &mut Message<'_, 'de>, document: &Document, payload: &'de [u8]) -> Result<(), Refusal> {
     let found = from_cbor(payload, Root::new(message, document))?;
     check_found(found, document)
 }
@@ -42,19 +33,19 @@ fn check_found(found: bool, document: &Document) -> Result<(), Refusal> {
 }
 
 /// The place of the readings: an object or an array; or a place above it. Whether there is one.
-struct Root<'m, 'a, 'de, F> {
-    message: &'m mut Message<'a, 'de, F>,
+struct Root<'m, 'a, 'de> {
+    message: &'m mut Message<'a, 'de>,
     node: &'m Node,
     above: &'m [String],
 }
 
-impl<'m, 'a, 'de, F> Root<'m, 'a, 'de, F> {
-    fn new(message: &'m mut Message<'a, 'de, F>, document: &'m Document) -> Self {
+impl<'m, 'a, 'de> Root<'m, 'a, 'de> {
+    fn new(message: &'m mut Message<'a, 'de>, document: &'m Document) -> Self {
         Self { message, node: &document.root, above: &document.readings }
     }
 }
 
-impl<'de, F: FnMut(Option<Time>, &[Value<'_>])> DeserializeSeed<'de> for Root<'_, '_, 'de, F> {
+impl<'de> DeserializeSeed<'de> for Root<'_, '_, 'de> {
     type Value = bool;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
@@ -62,7 +53,7 @@ impl<'de, F: FnMut(Option<Time>, &[Value<'_>])> DeserializeSeed<'de> for Root<'_
     }
 }
 
-impl<'de, F: FnMut(Option<Time>, &[Value<'_>])> Visitor<'de> for Root<'_, '_, 'de, F> {
+impl<'de> Visitor<'de> for Root<'_, '_, 'de> {
     type Value = bool;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -99,19 +90,19 @@ impl<'de, F: FnMut(Option<Time>, &[Value<'_>])> Visitor<'de> for Root<'_, '_, 'd
 }
 
 /// One element of the array.
-struct Element<'m, 'a, 'de, F> {
-    message: &'m mut Message<'a, 'de, F>,
+struct Element<'m, 'a, 'de> {
+    message: &'m mut Message<'a, 'de>,
     root: &'m Node,
     index: usize,
 }
 
-impl<F: FnMut(Option<Time>, &[Value<'_>])> Element<'_, '_, '_, F> {
+impl Element<'_, '_, '_> {
     fn refuse(self, found: &str) {
         self.message.refuse(Some(self.index), &Refusal::new(Reason::WrongType, &format!("expected an object, found {found}")));
     }
 }
 
-impl<'de, F: FnMut(Option<Time>, &[Value<'_>])> DeserializeSeed<'de> for Element<'_, '_, 'de, F> {
+impl<'de> DeserializeSeed<'de> for Element<'_, '_, 'de> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -119,7 +110,7 @@ impl<'de, F: FnMut(Option<Time>, &[Value<'_>])> DeserializeSeed<'de> for Element
     }
 }
 
-impl<'de, F: FnMut(Option<Time>, &[Value<'_>])> Visitor<'de> for Element<'_, '_, 'de, F> {
+impl<'de> Visitor<'de> for Element<'_, '_, 'de> {
     type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 
 use super::batch::Batch;
-use super::batch::rows::Key;
 use super::dead_letter::{Reason, Refusal, excerpt};
 use super::decode::Outcome;
+use super::decode::rows::Key;
 use super::decode::stream::Stream;
 use super::decode::time::Time;
 use super::mqtt::frame::Publish;
@@ -92,7 +92,7 @@ impl Intake {
     fn decode(&mut self, message: &Arrived, arrival: Time, device: &Device, tags: &[&str], number: u32, batch: &mut Batch) {
         let before = batch.rows.len();
         let rows = &mut batch.rows;
-        let outcome = self.stream.decode(message.topic(), message.payload(), arrival, |time, _, values| {
+        let outcome = self.stream.decode(message.topic(), message.payload(), arrival, &mut |time, _, values| {
             rows.push(number, Key { time, device: device.id }, tags, values);
         });
         match outcome {

@@ -3,8 +3,8 @@
 use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 
 use super::{DescribeError, Member, Shape, TIMESTAMP, Type};
-use crate::api::pipeline::{Decode, FieldType, TimeUnit};
-use crate::decode::pointer::Node;
+use crate::pointer::Node;
+use fleetwright_api::pipeline::{Decode, FieldType, TimeUnit};
 
 /// What the compiler needs to know of the fields.
 pub(super) struct Compiler<'a> {

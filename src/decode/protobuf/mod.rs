@@ -12,8 +12,8 @@ use self::compile::{Compiler, member};
 use super::reading::Message;
 use super::time::Time;
 use super::wire::{Content, Wire, WireError};
-use super::{Document, Raw, Value};
-use crate::api::pipeline::{Decode, TimeUnit};
+use super::{Document, Raw};
+use fleetwright_api::pipeline::{Decode, TimeUnit};
 
 /// Full name of the message that is a time.
 const TIMESTAMP: &str = "google.protobuf.Timestamp";
@@ -133,11 +133,7 @@ impl Reader {
     }
 
     /// Reads a message.
-    pub fn decode<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
-        &self,
-        message: &mut Message<'_, 'de, F>,
-        payload: &'de [u8],
-    ) -> Result<(), WireError> {
+    pub fn decode<'de>(&self, message: &mut Message<'_, 'de>, payload: &'de [u8]) -> Result<(), WireError> {
         if self.above.is_empty() {
             self.shape.read(payload, &mut message.slots)?;
             message.finish(None);
@@ -146,13 +142,7 @@ impl Reader {
         self.descend(&self.above, payload, message, &mut 0)
     }
 
-    fn descend<'de, F: FnMut(Option<Time>, &[Value<'_>])>(
-        &self,
-        above: &[u32],
-        bytes: &'de [u8],
-        message: &mut Message<'_, 'de, F>,
-        index: &mut usize,
-    ) -> Result<(), WireError> {
+    fn descend<'de>(&self, above: &[u32], bytes: &'de [u8], message: &mut Message<'_, 'de>, index: &mut usize) -> Result<(), WireError> {
         let Some((wanted, below)) = above.split_first() else {
             self.shape.read(bytes, &mut message.slots)?;
             message.finish(Some(*index));

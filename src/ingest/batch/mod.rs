@@ -1,14 +1,13 @@
 //! Messages on their way into the database, gathered into transactions.
 
 pub mod due;
-pub mod rows;
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use self::rows::Rows;
 use super::dead_letter::Refusal;
+use super::decode::rows::{Key, Rows};
 use super::decode::time::Time;
 use super::ledger::Entry;
 use super::mqtt::frame::Publish;
@@ -147,7 +146,7 @@ impl Batch {
 
 /// The refusal of a row whose key another row has.
 #[must_use]
-pub fn conflict(key: rows::Key) -> Refusal {
+pub fn conflict(key: Key) -> Refusal {
     Refusal::new(super::dead_letter::Reason::Conflict, &format!("there is a reading of {} of this device with other values", key.time))
 }
 

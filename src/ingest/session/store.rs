@@ -12,7 +12,7 @@ use tracing::debug;
 
 use crate::ingest::batch::Batch;
 use crate::ingest::batch::due::{MOST_BYTES, Pace, is_full};
-use crate::ingest::batch::rows::Rows;
+use crate::ingest::decode::rows::Rows;
 use crate::ingest::decode::time::Time;
 use crate::ingest::intake::{Arrived, Intake, Pending};
 use crate::ingest::ledger::{Acknowledged, Entry, Ledger};

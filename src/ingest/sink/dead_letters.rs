@@ -11,7 +11,7 @@ use super::allowance::{Allowance, ROW_BYTES};
 use super::statements::{count_dead_letters, read_kept_bytes};
 use super::transaction::Written;
 use crate::ingest::batch::Batch;
-use crate::ingest::batch::rows::{HEADER, PIECE, TRAILER};
+use crate::ingest::decode::rows::{HEADER, PIECE, TRAILER};
 
 /// The columns: time, namespace, pipeline, gateway, topic, payload, reason, detail, partial.
 const COLUMNS: u16 = 9;

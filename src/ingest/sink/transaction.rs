@@ -17,9 +17,9 @@ use tokio_postgres::{Client, CopyInSink, Statement, Transaction};
 
 use super::statements::{Statements, commit_entries, forget_batches, is_committed};
 use super::{Job, Target};
-use crate::ingest::batch::rows::{Key, Rows};
 use crate::ingest::batch::{Batch, conflict};
 use crate::ingest::dead_letter::{Reason, Refusal};
+use crate::ingest::decode::rows::{Key, Rows};
 use crate::ingest::decode::time::Time;
 use crate::ingest::ledger::Entry;
 use crate::ingest::sink::dead_letters;

@@ -9,10 +9,10 @@ use tokio::time::timeout;
 
 use super::database::Databases;
 use crate::api::condition::Cause;
+use crate::api::descriptor;
 use crate::api::external::ExternalBroker;
 use crate::api::{Gateway, Pipeline, name};
 use crate::credential::password::Password;
-use crate::decode::descriptor;
 use crate::operator::apply::{WriteError, read, read_all};
 use crate::operator::device::secret::PASSWORD_KEY;
 use crate::runtime::error::chain;

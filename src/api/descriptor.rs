@@ -2,8 +2,8 @@
 
 use k8s_openapi::api::core::v1::ConfigMap;
 
-use crate::api::condition::Cause;
-use crate::api::reference::DescriptorReference;
+use super::condition::Cause;
+use super::reference::DescriptorReference;
 
 /// The longest FileDescriptorSet, in bytes: in base64 it stands in the ConfigMap of the workers, which holds 1 MiB.
 pub const MOST_DESCRIPTOR: usize = 512 * 1024;

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::ingest::decode::Value;
-use crate::ingest::decode::time::Time;
+use super::Value;
+use super::time::Time;
 
 /// Signature, flags and an empty extension.
 pub const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
@@ -57,13 +57,14 @@ pub struct Key {
 
 impl Rows {
     /// The number of rows.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.index.len()
     }
 
     /// Whether there is none.
-    #[cfg(test)]
-    fn is_empty(&self) -> bool {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.index.is_empty()
     }
 
