@@ -6,107 +6,20 @@
 
 #include <mosquitto.h>
 
-#define FIRST_SLOTS 1024
+#include "mosquitto-bounds-table.h"
+
 /* Once full, it is full until a sixteenth is free, so that it does not turn at every message. */
 #define SLACK 16
 
-/* A message in a queue. An identifier of 0 marks a free slot; Mosquitto's contain the time. */
-struct slot {
-	uint64_t id;
-	uint32_t bytes;
-};
-
-/* What waits for a session: a hash table with linear probing, at most half full. */
+/* What waits for a session. */
 struct queue {
-	char *client; /* NULL: not of a session, and not bounded */
-	struct slot *slots;
-	size_t capacity, count;
-	uint64_t bytes;
+	char *client;
+	struct table waiting;
+	struct table unreleased; /* what it will get of messages of QoS 2 that are accepted already */
 	char **filters;
 	size_t filter_count;
 	bool full;
 };
-
-static size_t place(const struct queue *queue, uint64_t id)
-{
-	return (size_t)((id * 0x9E3779B97F4A7C15ULL) >> 32) & (queue->capacity - 1);
-}
-
-/* The slot of this message, or the free one where it would be. */
-static struct slot *find(const struct queue *queue, uint64_t id)
-{
-	size_t i = place(queue, id);
-
-	while(queue->slots[i].id != 0 && queue->slots[i].id != id){
-		i = (i + 1) & (queue->capacity - 1);
-	}
-	return &queue->slots[i];
-}
-
-static bool grow(struct queue *queue)
-{
-	struct queue larger = *queue;
-
-	larger.capacity = queue->capacity ? 2 * queue->capacity : FIRST_SLOTS;
-	larger.slots = calloc(larger.capacity, sizeof(*larger.slots));
-	if(!larger.slots){
-		return false;
-	}
-	for(size_t i = 0; i < queue->capacity; i++){
-		if(queue->slots[i].id != 0){
-			*find(&larger, queue->slots[i].id) = queue->slots[i];
-		}
-	}
-	free(queue->slots);
-	*queue = larger;
-	return true;
-}
-
-static void put(struct queue *queue, uint64_t id, uint32_t bytes)
-{
-	struct slot *slot;
-
-	if(2 * (queue->count + 1) > queue->capacity && !grow(queue)){
-		mosquitto_log_printf(MOSQ_LOG_ERR, "bounds: out of memory: a message of %u bytes is not counted", bytes);
-		return;
-	}
-	slot = find(queue, id);
-	if(slot->id == 0){
-		queue->count++;
-	}else{
-		queue->bytes -= slot->bytes;
-	}
-	slot->id = id;
-	slot->bytes = bytes;
-	queue->bytes += bytes;
-}
-
-static void take_out(struct queue *queue, uint64_t id)
-{
-	size_t hole, i;
-
-	if(queue->count == 0 || find(queue, id)->id == 0){
-		return;
-	}
-	hole = (size_t)(find(queue, id) - queue->slots);
-	queue->bytes -= queue->slots[hole].bytes;
-	queue->count--;
-	/* What was put further on because of this one moves up. */
-	for(i = (hole + 1) & (queue->capacity - 1); queue->slots[i].id != 0; i = (i + 1) & (queue->capacity - 1)){
-		size_t wanted = place(queue, queue->slots[i].id);
-
-		if(((i - wanted) & (queue->capacity - 1)) >= ((i - hole) & (queue->capacity - 1))){
-			queue->slots[hole] = queue->slots[i];
-			hole = i;
-		}
-	}
-	queue->slots[hole].id = 0;
-	if(queue->count == 0 && queue->capacity > FIRST_SLOTS){
-		free(queue->slots);
-		queue->slots = NULL;
-		queue->capacity = 0;
-	}
-}
 
 static void clear(struct queue *queue)
 {
@@ -114,7 +27,8 @@ static void clear(struct queue *queue)
 		free(queue->filters[i]);
 	}
 	free(queue->filters);
-	free(queue->slots);
+	clear_table(&queue->waiting);
+	clear_table(&queue->unreleased);
 	free(queue->client);
 	memset(queue, 0, sizeof(*queue));
 }
@@ -176,17 +90,21 @@ struct queues {
 	size_t count, full;
 	char *prefix;
 	uint64_t most_bytes; /* of each */
+	struct table incoming; /* stored messages of QoS 2 that are not released yet */
+	struct slot latest; /* the last message that was stored */
+	uint64_t latest_fingerprint; /* 0 unless it is of QoS 2 */
 };
 
 static void judge(struct queues *queues, struct queue *queue)
 {
-	bool full = queue->client && is_full(queue->full, queue->bytes, queues->most_bytes);
+	uint64_t bytes = queue->waiting.bytes + queue->unreleased.bytes;
+	bool full = is_full(queue->full, bytes, queues->most_bytes);
 
 	if(full != queue->full){
 		queue->full = full;
 		queues->full += full ? 1 : (size_t)-1;
 		mosquitto_log_printf(MOSQ_LOG_NOTICE, "bounds: %llu bytes wait for %s, of %llu that may: publishers %s",
-			(unsigned long long)queue->bytes, queue->client, (unsigned long long)queues->most_bytes, full ? "are held up" : "may go on");
+			(unsigned long long)bytes, queue->client, (unsigned long long)queues->most_bytes, full ? "are held up" : "may go on");
 	}
 }
 

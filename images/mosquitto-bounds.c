@@ -3,8 +3,8 @@
  * Mosquitto drops what it cannot queue, and acknowledges it to the publisher all the same. So this plugin looks at each message
  * before Mosquitto does, and where it could not be kept, refuses it. Three things can be full:
  *
- *   queue    of a session whose client identifier begins with `session_prefix`: as many bytes of payloads wait for it, those that
- *            are under way included, as `session_bytes` says. Only messages that this session would get are refused. The queues of
+ *   queue    of a session whose client identifier begins with `session_prefix`: as many bytes of payloads wait for it as
+ *            `session_bytes` says. Those that are under way to it count, and those of QoS 2 that their publishers may still release. Only messages that this session would get are refused. The queues of
  *            other sessions are left to Mosquitto: were they to refuse, a device that is away could silence a whole plant.
  *   memory   the broker's own count of the memory that it uses has reached `memory_bytes`; beyond its `memory_limit` it would lose
  *            what it has just accepted.
@@ -22,8 +22,7 @@
  *
  * `refuse`: a client of MQTT 5 is told with each message (reason 0x97, Quota exceeded); one of MQTT 3.1.1, which cannot be told, is
  * disconnected without an acknowledgement. `disconnect`: both are. QoS 0 knows no answer: such messages are never queued, and
- * are left out only where memory is full. Last wills and releases of QoS 2 do not come by here; Mosquitto's own bounds have to
- * stand so much higher.
+ * are left out only where memory is full. Last wills do not come by here; Mosquitto's own bounds have to stand so much higher.
  *
  * It tells in retained messages, once a second where they changed: `$SYS/broker/fleetwright/full` (`none`, `queue SESSION`,
  * `memory` or `disk`), and how many messages were refused since the start in `$SYS/broker/fleetwright/refused/queue`, `/memory`, `/disk`.
@@ -40,15 +39,12 @@
 #include <mosquitto/libcommon_memory.h>
 #include <sqlite3.h>
 
-#include "mosquitto-bounds-queue.h"
+#include "mosquitto-bounds-events.h"
 #include "mosquitto-bounds-volume.h"
 
 #define NAME "bounds"
 #define SYS_PREFIX "$SYS/broker/fleetwright/"
 #define TICK_MILLISECONDS 100
-
-/* Of a message that a client sends; the others (1) are on their way to one. */
-#define INCOMING 0
 
 MOSQUITTO_PLUGIN_DECLARE_VERSION(5);
 
@@ -62,8 +58,6 @@ struct state {
 	int trusted_port;
 	uint64_t memory_bytes;
 	struct queues queues;
-	struct queue incoming; /* of QoS 2, which their publishers have not released yet */
-	struct slot latest; /* the last message that was stored */
 	bool memory_full;
 	uint64_t refused[BOUNDS];
 	/* As published last. */
@@ -101,6 +95,7 @@ static int on_message(int event, void *event_data, void *userdata)
 {
 	const struct mosquitto_evt_message *message = event_data;
 	struct state *state = userdata;
+	const char *client = mosquitto_client_id(message->client);
 	enum bound bound;
 
 	(void)event;
@@ -109,6 +104,11 @@ static int on_message(int event, void *event_data, void *userdata)
 	}
 	bound = obstacle(state, message);
 	if(bound == BOUNDS){
+		if(message->qos == 2 && state->queues.count > 0){
+			uint64_t print = fingerprint(client, message->topic, message->payload, message->payloadlen);
+
+			reserve(&state->queues, message->topic, (struct slot){print, message->payloadlen, owner(client, WITH_CONNECTION)});
+		}
 		return MOSQ_ERR_SUCCESS;
 	}
 	state->refused[bound]++;
@@ -119,103 +119,21 @@ static int on_message(int event, void *event_data, void *userdata)
 	return MOSQ_ERR_SERVER_BUSY;
 }
 
-static int on_stored(int event, void *event_data, void *userdata)
-{
-	const struct mosquitto_evt_persist_base_msg *message = event_data;
-	struct state *state = userdata;
-
-	(void)event;
-	state->latest.id = message->data.store_id;
-	state->latest.bytes = message->data.payloadlen;
-	return MOSQ_ERR_SUCCESS;
-}
-
-static struct queue *queue_for(struct state *state, const struct mosquitto_client_msg *message, bool make)
-{
-	return message->direction == INCOMING ? &state->incoming : queue_of(&state->queues, message->clientid, make);
-}
-
-/* Right after the message was stored; but for those of QoS 2, which come again when their publisher releases them. */
-static int on_queued(int event, void *event_data, void *userdata)
-{
-	const struct mosquitto_evt_persist_client_msg *message = event_data;
-	struct state *state = userdata;
-	struct queue *queue = queue_for(state, &message->data, true);
-	uint64_t id = message->data.store_id;
-	uint32_t bytes = 0;
-
-	(void)event;
-	if(queue){
-		if(state->latest.id == id){
-			bytes = state->latest.bytes;
-		}else if(state->incoming.count > 0){
-			bytes = find(&state->incoming, id)->bytes;
-		}
-		put(queue, id, bytes);
-		judge(&state->queues, queue);
-	}
-	return MOSQ_ERR_SUCCESS;
-}
-
-static int on_taken(int event, void *event_data, void *userdata)
-{
-	const struct mosquitto_evt_persist_client_msg *message = event_data;
-	struct state *state = userdata;
-	struct queue *queue = queue_for(state, &message->data, false);
-
-	(void)event;
-	if(queue){
-		take_out(queue, message->data.store_id);
-		judge(&state->queues, queue);
-	}
-	return MOSQ_ERR_SUCCESS;
-}
-
-static int on_session_end(int event, void *event_data, void *userdata)
-{
-	const struct mosquitto_evt_persist_client *session = event_data;
-	struct state *state = userdata;
-	struct queue *queue = queue_of(&state->queues, session->data.clientid, false);
-
-	(void)event;
-	if(queue){
-		forget(&state->queues, queue);
-	}
-	return MOSQ_ERR_SUCCESS;
-}
-
-static int on_subscribed(int event, void *event_data, void *userdata)
-{
-	const struct mosquitto_evt_persist_subscription *subscription = event_data;
-	struct queue *queue = queue_of(&((struct state *)userdata)->queues, subscription->data.clientid, true);
-
-	(void)event;
-	if(queue){
-		subscribe(queue, subscription->data.topic_filter);
-	}
-	return MOSQ_ERR_SUCCESS;
-}
-
-static int on_unsubscribed(int event, void *event_data, void *userdata)
-{
-	const struct mosquitto_evt_persist_subscription *subscription = event_data;
-	struct queue *queue = queue_of(&((struct state *)userdata)->queues, subscription->data.clientid, false);
-
-	(void)event;
-	if(queue){
-		unsubscribe(queue, subscription->data.topic_filter);
-	}
-	return MOSQ_ERR_SUCCESS;
-}
-
 static void take_message(void *userdata, sqlite3_stmt *row)
 {
 	struct state *state = userdata;
-	bool incoming = sqlite3_column_int(row, 1) == INCOMING;
-	struct queue *queue = incoming ? &state->incoming : queue_of(&state->queues, (const char *)sqlite3_column_text(row, 0), true);
+	const char *client = (const char *)sqlite3_column_text(row, 0);
+	struct slot slot = {(uint64_t)sqlite3_column_int64(row, 2), (uint32_t)sqlite3_column_int64(row, 3), owner(client, WITH_SESSION)};
+	struct queue *queue;
 
+	if(sqlite3_column_int(row, 1) == INCOMING){
+		put(&state->queues.incoming, slot);
+		reserve(&state->queues, (const char *)sqlite3_column_text(row, 4), slot);
+		return;
+	}
+	queue = queue_of(&state->queues, client, true);
 	if(queue){
-		put(queue, (uint64_t)sqlite3_column_int64(row, 2), (uint32_t)sqlite3_column_int64(row, 3));
+		put(&queue->waiting, slot);
 	}
 }
 
@@ -237,11 +155,11 @@ static int on_restore(int event, void *event_data, void *userdata)
 	(void)event;
 	(void)event_data;
 	if(!open_database(&state->volume)
-			|| !query(&state->volume, "SELECT m.client_id, m.direction, m.store_id, b.payloadlen FROM client_msgs AS m"
-				" JOIN base_msgs AS b ON b.store_id = m.store_id"
-				" WHERE m.direction = 0 OR substr(m.client_id, 1, length(?1)) = ?1", state->queues.prefix, take_message, state)
 			|| !query(&state->volume, "SELECT client_id, topic FROM subscriptions WHERE substr(client_id, 1, length(?1)) = ?1",
-				state->queues.prefix, take_subscription, state)){
+				state->queues.prefix, take_subscription, state)
+			|| !query(&state->volume, "SELECT m.client_id, m.direction, m.store_id, b.payloadlen, b.topic FROM client_msgs AS m"
+				" JOIN base_msgs AS b ON b.store_id = m.store_id"
+				" WHERE m.direction = 0 OR substr(m.client_id, 1, length(?1)) = ?1", state->queues.prefix, take_message, state)){
 		mosquitto_log_printf(MOSQ_LOG_ERR, NAME ": cannot read what is queued (%s): the queues count as empty",
 			sqlite3_errmsg(state->volume.database));
 	}
@@ -342,19 +260,21 @@ static bool configure(struct state *state, const struct mosquitto_opt *options, 
 
 int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, struct mosquitto_opt *options, int option_count)
 {
-	const struct { int event; MOSQ_FUNC_generic_callback callback; } callbacks[] = {
-		{MOSQ_EVT_MESSAGE_IN, on_message},
-		{MOSQ_EVT_TICK, on_tick},
-		/* From here on: only with SQLite, for the classic persistence refuses them. */
-		{MOSQ_EVT_PERSIST_RESTORE, on_restore},
-		{MOSQ_EVT_PERSIST_BASE_MSG_ADD, on_stored},
-		{MOSQ_EVT_PERSIST_CLIENT_MSG_ADD, on_queued},
-		{MOSQ_EVT_PERSIST_CLIENT_MSG_DELETE, on_taken},
-		{MOSQ_EVT_PERSIST_CLIENT_DELETE, on_session_end},
-		{MOSQ_EVT_PERSIST_SUBSCRIPTION_ADD, on_subscribed},
-		{MOSQ_EVT_PERSIST_SUBSCRIPTION_DELETE, on_unsubscribed},
-	};
 	struct state *state = calloc(1, sizeof(*state));
+	struct queues *queues = state ? &state->queues : NULL;
+	const struct { int event; MOSQ_FUNC_generic_callback callback; void *userdata; } callbacks[] = {
+		{MOSQ_EVT_MESSAGE_IN, on_message, state},
+		{MOSQ_EVT_TICK, on_tick, state},
+		/* From here on: only with SQLite, for the classic persistence refuses them. */
+		{MOSQ_EVT_PERSIST_RESTORE, on_restore, state},
+		{MOSQ_EVT_PERSIST_BASE_MSG_ADD, on_stored, queues},
+		{MOSQ_EVT_PERSIST_CLIENT_MSG_ADD, on_queued, queues},
+		{MOSQ_EVT_PERSIST_CLIENT_MSG_DELETE, on_taken, queues},
+		{MOSQ_EVT_DISCONNECT, on_disconnect, queues},
+		{MOSQ_EVT_PERSIST_CLIENT_DELETE, on_session_end, queues},
+		{MOSQ_EVT_PERSIST_SUBSCRIPTION_ADD, on_subscribed, queues},
+		{MOSQ_EVT_PERSIST_SUBSCRIPTION_DELETE, on_unsubscribed, queues},
+	};
 	size_t count = sizeof(callbacks) / sizeof(*callbacks);
 	int rc = MOSQ_ERR_SUCCESS;
 
@@ -368,11 +288,11 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 			" numbers above 0; plugin_opt_session_prefix with plugin_opt_session_bytes");
 		return MOSQ_ERR_INVAL;
 	}
-	count = state->queues.most_bytes == 0 ? 2 : count;
+	count = queues->most_bytes == 0 ? 2 : count;
 	/* For the database that the persistence plugin opens, which is loaded after this one. */
 	sqlite3_auto_extension((void (*)(void))leave_deleted);
 	for(size_t i = 0; rc == MOSQ_ERR_SUCCESS && i < count; i++){
-		rc = mosquitto_callback_register(identifier, callbacks[i].event, callbacks[i].callback, NULL, state);
+		rc = mosquitto_callback_register(identifier, callbacks[i].event, callbacks[i].callback, NULL, callbacks[i].userdata);
 	}
 	return rc;
 }
@@ -391,7 +311,7 @@ int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int 
 		}
 		free(state->queues.list);
 		free(state->queues.prefix);
-		clear(&state->incoming);
+		clear_table(&state->queues.incoming);
 		sqlite3_close(state->volume.database);
 		free(state->told_full);
 		free(state);

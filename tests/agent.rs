@@ -9,6 +9,8 @@ mod common;
 mod full;
 #[path = "agent/renewal.rs"]
 mod renewal;
+#[path = "agent/unreleased.rs"]
+mod unreleased;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -14,7 +14,7 @@ use super::*;
 const QUOTA_EXCEEDED: &str = "published 151";
 
 /// A script of `e2e/clients` with Eclipse Paho.
-struct Paho {
+pub struct Paho {
     process: Child,
     input: Option<ChildStdin>,
     lines: Arc<Mutex<Vec<String>>>,
@@ -34,7 +34,7 @@ impl Paho {
     }
 
     /// A device with MQTT 5 that publishes what it is told to, and then stays.
-    fn modern(broker: &Mosquitto, username: &str) -> Self {
+    pub fn modern(broker: &Mosquitto, username: &str) -> Self {
         let client = Self::start(
             "session.py",
             &json!({"host": "127.0.0.1", "port": broker.port, "ca": null, "identity": null, "username": username, "password": PASSWORD}),
@@ -58,7 +58,7 @@ impl Paho {
         writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    fn publish(&mut self, topic: &str, payload: &str) {
+    pub fn publish(&mut self, topic: &str, payload: &str) {
         self.say(&json!({"publish": topic, "payload": payload}));
     }
 
@@ -66,13 +66,13 @@ impl Paho {
         self.lines.lock().unwrap().clone()
     }
 
-    fn count(&self, begin: &str) -> usize {
+    pub fn count(&self, begin: &str) -> usize {
         self.lines.lock().unwrap().iter().filter(|line| line.starts_with(begin)).count()
     }
 
     /// Publishes messages of so many bytes, each of which begins with its number; gives the numbers of those that the broker has
     /// taken: they come before the first that it refused.
-    fn fill(&mut self, topic: &str, numbers: Range<usize>, bytes: usize) -> Range<usize> {
+    pub fn fill(&mut self, topic: &str, numbers: Range<usize>, bytes: usize) -> Range<usize> {
         let (before, messages, first) = (self.count("published"), numbers.len(), numbers.start);
         for number in numbers {
             self.publish(topic, &numbered(number, bytes));
@@ -105,11 +105,11 @@ impl Drop for Paho {
     }
 }
 
-fn numbered(number: usize, bytes: usize) -> String {
+pub fn numbered(number: usize, bytes: usize) -> String {
     format!("{number:06}-{}", "x".repeat(bytes - 7))
 }
 
-fn users() -> Vec<Entry> {
+pub fn users() -> Vec<Entry> {
     let mut users: Vec<Entry> = (1..=3).map(|number| device(&format!("press-{number}"), &[])).collect();
     users.push(worker());
     users
@@ -138,7 +138,7 @@ fn refused(agent: &Agent, bound: &str) -> usize {
 }
 
 /// Of these messages those that were taken are there, and none of the others.
-fn assert_exactly(output: &str, taken: &Range<usize>, messages: Range<usize>) {
+pub fn assert_exactly(output: &str, taken: &Range<usize>, messages: Range<usize>) {
     let found: BTreeSet<&str> = output.lines().filter_map(|line| line.get(..6)).collect();
     for number in messages {
         assert_eq!(found.contains(format!("{number:06}").as_str()), taken.contains(&number), "message {number}; taken were {taken:?}");
@@ -146,7 +146,7 @@ fn assert_exactly(output: &str, taken: &Range<usize>, messages: Range<usize>) {
 }
 
 /// Takes everything out of a broker, which is not full any longer then and takes one more message. Gives what came, that included.
-async fn drain(broker: &Mosquitto, agent: &Agent) -> String {
+pub async fn drain(broker: &Mosquitto, agent: &Agent) -> String {
     let worker = take_queue(broker);
     wait_for_fullness(broker, agent, Fullness::Nothing).await;
     assert!(publish(broker, "press-1", "at the end"));
@@ -215,9 +215,9 @@ async fn slow_disconnects_those_who_could_be_told_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_refuses_messages_of_qos_2_and_loses_nothing() {
-    // All are under way at once: these exceed the bound by less than the margin of Mosquitto's own.
-    let (taken, refusals) = (0..24, 36);
+async fn a_full_queue_refuses_messages_of_qos_2() {
+    // More than the margin of Mosquitto's own bound are under way at once.
+    let (taken, refusals) = (0..20, 40);
     let site = Site::new(&json!({"limits": {"queuedBytesPerClient": "20000"}}));
     let (mut broker, agent) = site.start(&users(), None).await;
     leave_a_queue(&broker);
@@ -227,13 +227,13 @@ async fn a_full_queue_refuses_messages_of_qos_2_and_loses_nothing() {
         let client = broker.pour(("press-1", PASSWORD), &["-t", "devices/press-1/telemetry", "-q", "2"], &lines.join("\n"));
         String::from_utf8(client.stderr).unwrap().lines().filter(|line| line.ends_with("failed: Quota exceeded.")).count()
     };
-    assert_eq!(pour(taken.clone()), 0);
-    assert_eq!(pour(taken.end..taken.end + refusals), refusals);
+    assert_eq!(pour(0..taken.end + refusals), refusals);
     wait_until("a count", || refused(&agent, "queue") == refusals);
 
     broker.kill();
     broker.start_again();
-    assert_exactly(&drain(&broker, &agent).await, &taken, 0..taken.end + refusals);
+    // It may go before it has released what was taken: `unreleased` shows that nothing of that is lost.
+    assert_exactly(&drain(&broker, &agent).await, &(0..0), taken.end..taken.end + refusals);
 }
 
 /// To end a session takes no more room than its queue leaves, and gives it back.

@@ -50,7 +50,7 @@ const SNAPSHOT_SECONDS: u32 = 60;
 const MAX_INFLIGHT: u32 = 65_534;
 
 /// By which part Mosquitto's own bound of queues is higher than the plugin's, for what does not come by the plugin: last wills, and
-/// messages of QoS 2 that were under way.
+/// what operator and workers publish.
 pub const QUEUE_MARGIN: i64 = 4;
 
 /// What the Maximum Packet Size of MQTT counts beyond the Remaining Length: one byte of type and up to four of length.

@@ -1,0 +1,141 @@
+//! Messages of QoS 2 that the broker has accepted, and that their publisher has not released yet: a queue keeps room for them.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::ops::Range;
+
+use bytes::BytesMut;
+use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v5::{Connect, ConnectAuth, ConnectProperties, Packet, PubRecReason, PubRel, Publish};
+
+use super::full::{Paho, assert_exactly, drain, numbered, users};
+use super::*;
+
+/// What each message has, and the bound of the queue: room for twenty, beside the few bytes of another message.
+const BYTES: usize = 1000;
+const BOUND: &str = "20000";
+
+/// A device that releases its messages when it is told to.
+struct Device {
+    stream: TcpStream,
+    input: BytesMut,
+}
+
+impl Device {
+    /// Logs in, with a session that outlives the connection or without.
+    fn connect(broker: &Mosquitto, outlives: bool) -> Self {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, broker.port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut device = Self { stream, input: BytesMut::new() };
+        let properties = ConnectProperties { session_expiry_interval: Some(if outlives { 600 } else { 0 }), ..ConnectProperties::new() };
+        let connect = Connect { keep_alive: 60, client_id: "press-1".to_owned(), clean_start: !outlives, properties: Some(properties) };
+        let auth = ConnectAuth::UsernamePassword { username: "press-1".to_owned(), password: PASSWORD.into() };
+        device.send(&Packet::Connect(connect, None, auth));
+        assert!(matches!(device.receive(), Packet::ConnAck(_)));
+        device
+    }
+
+    fn send(&mut self, packet: &Packet) {
+        let mut output = BytesMut::new();
+        packet.clone().write(&mut output, None).unwrap();
+        self.stream.write_all(&output).unwrap();
+    }
+
+    fn receive(&mut self) -> Packet {
+        let mut chunk = [0; 1024];
+        loop {
+            if let Ok(packet) = Packet::read(&mut self.input, None) {
+                return packet;
+            }
+            let read = self.stream.read(&mut chunk).unwrap();
+            assert!(read > 0, "the broker ended the connection");
+            self.input.extend_from_slice(&chunk[..read]);
+        }
+    }
+
+    /// Publishes messages, of which each has its number as its packet identifier; how many the broker has accepted.
+    fn publish(&mut self, numbers: Range<u16>) -> usize {
+        for number in numbers.clone() {
+            let mut publish = Publish::new("devices/press-1/telemetry", QoS::ExactlyOnce, numbered(number.into(), BYTES), None);
+            publish.pkid = number;
+            self.send(&Packet::Publish(publish));
+        }
+        let accepted = PubRecReason::Success;
+        let answers = numbers.map(|_| self.receive());
+        answers.filter(|answer| matches!(answer, Packet::PubRec(answer) if answer.reason == accepted)).count()
+    }
+
+    fn release(&mut self, numbers: Range<u16>) {
+        for number in numbers {
+            self.send(&Packet::PubRel(PubRel::new(number, None)));
+            assert!(matches!(self.receive(), Packet::PubComp(_)));
+        }
+    }
+}
+
+async fn start() -> (Mosquitto, Agent) {
+    let site = Site::new(&json!({"limits": {"queuedBytesPerClient": BOUND}}));
+    let (broker, agent) = site.start(&users(), None).await;
+    leave_a_queue(&broker);
+    (broker, agent)
+}
+
+/// How many of ten messages of another device find room.
+fn room(broker: &Mosquitto, first: usize) -> usize {
+    let mut other = Paho::modern(broker, "press-2");
+    for number in first..first + 10 {
+        other.publish("devices/press-2/telemetry", &numbered(number, BYTES));
+    }
+    wait_until("all answers", || other.count("published") == 10);
+    other.count("published 0")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_accepted_finds_room_when_it_is_released() {
+    let (mut broker, agent) = start().await;
+    let mut device = Device::connect(&broker, false);
+    assert_eq!(device.publish(1..16), 15);
+    assert_eq!(room(&broker, 100), 5);
+    assert_eq!(device.publish(16..20), 0);
+    device.release(1..16);
+    broker.kill();
+    broker.start_again();
+    let output = drain(&broker, &agent).await;
+    assert_exactly(&output, &(1..16), 1..20);
+    assert_exactly(&output, &(100..105), 100..110);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_connection_frees_what_goes_with_it() {
+    let (broker, _agent) = start().await;
+    let mut device = Device::connect(&broker, false);
+    assert_eq!(device.publish(1..20), 19);
+    assert_eq!(room(&broker, 100), 1);
+    drop(device);
+    wait_until("room", || room(&broker, 200) == 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_outlives_its_connection_keeps_its_room() {
+    let (mut broker, agent) = start().await;
+    assert_eq!(Device::connect(&broker, true).publish(1..20), 19);
+    assert_eq!(room(&broker, 100), 1);
+    broker.kill();
+    broker.start_again();
+    assert_eq!(room(&broker, 200), 0);
+
+    Device::connect(&broker, true).release(1..20);
+    assert_eq!(room(&broker, 300), 0);
+    let output = drain(&broker, &agent).await;
+    assert_exactly(&output, &(1..20), 1..20);
+    assert_exactly(&output, &(100..101), 100..110);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_session_frees_its_room() {
+    let (broker, _agent) = start().await;
+    assert_eq!(Device::connect(&broker, true).publish(1..20), 19);
+    assert_eq!(room(&broker, 100), 1);
+    drop(Device::connect(&broker, false));
+    wait_until("room", || room(&broker, 200) == 10);
+}
