@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 /// client's, not the broker's.
 pub const LONGEST_LINE: usize = 999;
 
+/// How the broker tells that a client closed a connection without a word of TLS: SSL_R_UNEXPECTED_EOF_WHILE_READING of OpenSSL 3.
+const UNEXPECTED_END: &str = "OpenSSL Error while trying to get the error[0]: error:0A000126:";
+
 /// What a line says, and when.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Line<'a> {
@@ -50,6 +53,10 @@ pub enum Event<'a> {
         /// Why.
         reason: Reason,
     },
+
+    /// The connection that ends with the next line was closed by its client in the midst of TLS: what tells a probe that only opens the
+    /// port from a handshake that failed.
+    TlsBrokenOff,
 
     /// A connection was turned away at once, for the listener has its number.
     Denied {
@@ -183,6 +190,9 @@ fn whole(message: &str) -> Option<Event<'_>> {
     }
     if let Some(rest) = message.strip_prefix("Client ") {
         return disconnected(rest);
+    }
+    if message.starts_with(UNEXPECTED_END) {
+        return Some(Event::TlsBrokenOff);
     }
     let state = message.strip_prefix("mosquitto version ")?.split_once(' ')?.1;
     match state {

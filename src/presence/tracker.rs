@@ -65,6 +65,8 @@ pub struct Tracker {
     refused: Refused,
     /// Addresses of the agent's own connections that try out what is refused.
     own: VecDeque<Box<str>>,
+    /// Whether the connection that ends next was broken off.
+    broken_off: bool,
 }
 
 /// All that a tracker knows, to be kept in a file.
@@ -90,6 +92,7 @@ impl Tracker {
             connected: 0,
             refused: Refused::default(),
             own: VecDeque::new(),
+            broken_off: false,
         }
     }
 
@@ -160,7 +163,14 @@ impl Tracker {
                 }
                 Meaning::Connected
             }
-            Event::Disconnected { client, address, reason } => self.disconnected(client, address, reason, time),
+            Event::TlsBrokenOff => {
+                self.broken_off = true;
+                Meaning::Nothing
+            }
+            Event::Disconnected { client, address, reason } => {
+                let broken_off = std::mem::take(&mut self.broken_off) && reason == Reason::TlsHandshakeFailed;
+                self.disconnected(client, address, if broken_off { Reason::ClosedByClient } else { reason }, time)
+            }
             Event::Denied { address } => self.refused(address, address, Reason::ConnectionLimit, time),
             Event::Cut { client } => self.refused(client, "", Reason::Other, time),
         }

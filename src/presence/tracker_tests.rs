@@ -198,6 +198,15 @@ fn memory_survives_a_file() {
 }
 
 #[test]
+fn the_probe_of_a_load_balancer_is_not_counted() {
+    let end =
+        "2026-11-29T00:57:16: OpenSSL Error while trying to get the error[0]: error:0A000126:SSL routines::unexpected eof while reading";
+    let goes = |address| disconnect("10.0.0.9", address, "Protocol error", 10);
+    let meanings = feed(&mut tracker(&[]), &[end, &goes("10.0.0.9:1"), &goes("10.0.0.9:2")]);
+    assert_eq!(meanings, [Meaning::Nothing, Meaning::Nothing, Meaning::Refused(Reason::TlsHandshakeFailed)]);
+}
+
+#[test]
 fn what_the_agent_tries_out_is_not_counted() {
     let mut tracker = tracker(&[]);
     tracker.expect_own("127.0.0.1:1");
