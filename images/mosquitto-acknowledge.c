@@ -19,6 +19,10 @@
  * own client sent, so that all others stem from turns that are committed. Nobody waits for longer than a turn. A client that
  * is disconnected in the same turn gets no acknowledgement, and no DISCONNECT behind it; it has to send again what it sent.
  *
+ * Mosquitto's SQLite persistence takes no notice of what SQLite could not write: it goes on, and what it has stored in that turn is
+ * in memory alone. So this object looks at what SQLite answers as well, and where the storage fails, the broker ends before it has
+ * acknowledged anything of that turn: as after a kill, its clients send it again.
+ *
  * Preloaded alone it does nothing. As a plugin alone it could do nothing, and refuses to start. Not for listeners of WebSockets, whose
  * frames hide what is in them: there Mosquitto is as it was.
  */
@@ -26,6 +30,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -33,6 +38,7 @@
 
 #include <mosquitto.h>
 #include <openssl/ssl.h>
+#include <sqlite3.h>
 
 #define NAME "acknowledge"
 #define NANOSECONDS 1000000000
@@ -138,6 +144,46 @@ int SSL_get_error(const SSL *ssl, int result)
 		return SSL_ERROR_WANT_WRITE;
 	}
 	return next(ssl, result);
+}
+
+/* Whether the storage has failed. What SQL itself refuses is not the storage's fault, and comes again after each start. */
+static bool is_lost(int result)
+{
+	switch(result & 0xFF){
+		case SQLITE_NOMEM:
+		case SQLITE_READONLY:
+		case SQLITE_IOERR:
+		case SQLITE_CORRUPT:
+		case SQLITE_FULL:
+		case SQLITE_CANTOPEN:
+		case SQLITE_NOTADB:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/* A connection that only reads may fail: whoever has it sees that. */
+static int judge(sqlite3 *database, int result)
+{
+	if(loaded && is_lost(result) && sqlite3_db_readonly(database, "main") == 0){
+		mosquitto_log_printf(MOSQ_LOG_ERR, NAME ": cannot store what clients have sent (%s, %s): the broker ends before it acknowledges that."
+			" Look at the volume of %s", sqlite3_errstr(result), strerror(sqlite3_system_errno(database)), mosquitto_persistence_location());
+		_exit(EXIT_FAILURE);
+	}
+	return result;
+}
+
+int sqlite3_step(sqlite3_stmt *statement)
+{
+	NEXT(sqlite3_step)
+	return judge(sqlite3_db_handle(statement), next(statement));
+}
+
+int sqlite3_exec(sqlite3 *database, const char *text, int (*row)(void *, int, char **, char **), void *userdata, char **error)
+{
+	NEXT(sqlite3_exec)
+	return judge(database, next(database, text, row, userdata, error));
 }
 
 static int64_t nanoseconds(const struct timespec *time)

@@ -236,6 +236,33 @@ async fn a_full_queue_refuses_messages_of_qos_2() {
     assert_exactly(&drain(&broker, &agent).await, &(0..0), taken.end..taken.end + refusals);
 }
 
+/// Whatever has taken the last of the volume: what cannot be stored is not acknowledged, and nothing that was is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_cannot_store_ends_before_it_acknowledges() {
+    let site = Site::new(&json!({}));
+    let internal_port = site.internal_port.to_string();
+    let (mut broker, agent) = site.start_on(&users(), None, Some("128m")).await;
+    leave_a_queue(&broker);
+    assert!(publish(&broker, "press-1", "in time"));
+    let other = broker.data().join("other");
+    let mut file = std::fs::File::create(&other).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+    drop(file);
+
+    // Whom the bounds do not hold up.
+    let large = numbered(1, 100_000);
+    let publisher = broker.publish(("press-1", PASSWORD), &["-p", &internal_port, "-t", "devices/press-1/telemetry", "-m", &large]);
+    assert!(!publisher.status.success());
+    wait_until("the broker's end", || broker.has_ended());
+    assert!(broker.log().contains("Look at the volume"), "{}", broker.log());
+
+    std::fs::remove_file(other).unwrap();
+    broker.start_again();
+    wait_for_fullness(&broker, &agent, Fullness::Nothing).await;
+    let output = drain(&broker, &agent).await;
+    assert!(output.contains("in time") && output.contains("queued"), "{output}");
+}
+
 /// To end a session takes no more room than its queue leaves, and gives it back.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_a_session_frees_the_volume_that_its_queue_fills() {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -84,6 +84,18 @@ impl Mosquitto {
     pub fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_some()
+    }
+
+    /// Its folder `data`, from here.
+    pub fn data(&self) -> PathBuf {
+        let folder = self.folder.path().join("data");
+        let Some(volume) = &self.volume else { return folder };
+        Path::new(&format!("/proc/{}/root", volume.0.id())).join(folder.strip_prefix("/").unwrap())
     }
 
     /// Stops it in order (SIGTERM), and waits for its end.
