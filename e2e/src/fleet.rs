@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::FutureExt;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Event, Namespace};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
@@ -190,6 +190,18 @@ impl Fleet {
                     && condition.observed_generation == object.metadata.generation
             });
             found.with_context(|| format!("it is {}", summary(&object)))
+        })
+        .await
+    }
+
+    /// Waits for an Event of an object, of the type `Normal` or `Warning`; what it says.
+    pub async fn event(&self, kind: &str, name: &str, type_: &str, reason: &str) -> Result<String> {
+        let selector = format!("involvedObject.kind={kind},involvedObject.name={name},type={type_},reason={reason}");
+        until(READY_WITHIN, format!("{kind} {name} has a {type_} Event {reason}"), async || {
+            let events =
+                Api::<Event>::namespaced(self.client.clone(), &self.namespace).list(&ListParams::default().fields(&selector)).await?;
+            let event = events.items.into_iter().next().context("there is none")?;
+            Ok(event.message.unwrap_or_default())
         })
         .await
     }

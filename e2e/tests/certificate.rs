@@ -10,9 +10,6 @@ use fleetwright_e2e::manifest::{device, gateway, with};
 use fleetwright_e2e::publisher::Publisher;
 use fleetwright_e2e::wait::{seconds, until};
 use fleetwright_e2e::{Fleet, run};
-use k8s_openapi::api::core::v1::Event;
-use kube::Api;
-use kube::api::ListParams;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
@@ -106,17 +103,7 @@ async fn refuses_a_bad_one(fleet: &Fleet, authority: &Authority, listener: &List
     fleet.condition("Gateway", "plant-1", "Ready", "False", "InvalidCertificate").await?;
     ensure!(presented(listener).await? == good, "the good certificate is not presented any more");
     ensure!(certificate(fleet).await?["sha256"] == good, "status tells of another certificate");
-    until(READY_WITHIN, "an event tells of it", async || {
-        let events = Api::<Event>::namespaced(fleet.client.clone(), &fleet.namespace).list(&ListParams::default()).await?;
-        let tells = |event: &Event| {
-            event.involved_object.kind.as_deref() == Some("Gateway")
-                && event.reason.as_deref() == Some("InvalidCertificate")
-                && event.type_.as_deref() == Some("Warning")
-        };
-        ensure!(events.items.iter().any(tells), "there is none");
-        Ok(())
-    })
-    .await?;
+    fleet.event("Gateway", "plant-1", "Warning", "InvalidCertificate").await?;
     // Mended, all is well without any further step.
     fleet.apply(other).await?;
     fleet.condition("Gateway", "plant-1", "CertificateValid", "True", "CertificateProven").await?;

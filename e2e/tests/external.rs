@@ -82,6 +82,16 @@ fn a_broker_that_runs_elsewhere_is_part_of_the_fleet() {
         })
         .await?;
 
+        // Of a broker that does not answer, an Event says what is left there.
+        fleet.apply(pipeline("late")).await?;
+        fleet.ready("Pipeline", "late").await?;
+        fleet.delete("Pod", "foreign").await?;
+        fleet.gone("Pod", "foreign", SHOWS_WITHIN).await?;
+        fleet.delete("Pipeline", "late").await?;
+        let told = fleet.event("Pipeline", "late", "Warning", "SessionsNotEnded").await?;
+        ensure!(told.contains("Gateway far") && told.contains("fwi"), "it does not say which client to end: {told}");
+        fleet.gone("Pipeline", "late", SHOWS_WITHIN).await?;
+
         // A Gateway stays what it is.
         let error = fleet.apply(gateway("far")).await.err().context("an external Gateway became one of ours")?;
         ensure!(format!("{error:#}").contains("for good"), "{error:#}");

@@ -1,14 +1,12 @@
 //! A broker that is full says so, refuses what it cannot keep, and goes on by itself once there is room.
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use fleetwright_e2e::client::{Listener, Session};
-use fleetwright_e2e::cluster::output;
 use fleetwright_e2e::fleet::GONE_WITHIN;
 use fleetwright_e2e::manifest::{device, gateway, pipeline, with};
 use fleetwright_e2e::wait::{seconds, until};
-use fleetwright_e2e::{Fleet, fault, metrics, run};
+use fleetwright_e2e::{fault, metrics, run};
 use serde_json::json;
-use tokio::process::Command;
 
 /// Messages that are published while nobody reads; the bound below has room for some of them.
 const MESSAGES: i64 = 150;
@@ -39,7 +37,7 @@ fn a_broker_whose_queue_is_full_refuses_and_tells() {
         let full = fleet.condition("Gateway", "plant-1", "BrokerFull", "True", "QueueFull").await?;
         ensure!(full.message.contains("Pipeline readings"), "{}", full.message);
         fleet.ready("Gateway", "plant-1").await?;
-        event(&fleet, "QueueFull", "Warning").await?;
+        fleet.event("Gateway", "plant-1", "Warning", "QueueFull").await?;
         let counted = format!("fleetwright_broker_messages_refused{{bound=\"queue\"}} {}", MESSAGES - taken);
         until(seconds(20), "the metric counts", async || {
             let text = metrics::scrape(&fault::pod(&fleet.client, &fleet.namespace, "plant-1-broker").await?).await?;
@@ -53,22 +51,10 @@ fn a_broker_whose_queue_is_full_refuses_and_tells() {
         ensure!(session.publish("devices/press-1/telemetry", &reading(MESSAGES)).await? == 0, "there is room again");
         database.reaches(seconds(20), "SELECT count(*) FROM reading", taken + 1).await?;
         fleet.condition("Gateway", "plant-1", "BrokerFull", "False", "AcceptingMessages").await?;
-        event(&fleet, "AcceptingMessages", "Normal").await
+        fleet.event("Gateway", "plant-1", "Normal", "AcceptingMessages").await.map(drop)
     });
 }
 
 fn reading(number: i64) -> String {
     format!(r#"{{"ts": {}, "value": {number}}}"#, 1_790_000_000_000 + number)
-}
-
-/// Waits for an Event of the Gateway.
-async fn event(fleet: &Fleet, reason: &str, type_: &str) -> Result<()> {
-    until(seconds(20), format!("the event {reason}"), async || {
-        let selector = format!("involvedObject.kind=Gateway,involvedObject.name=plant-1,reason={reason},type={type_}");
-        let mut kubectl = Command::new("kubectl");
-        let events = output(kubectl.args(["-n", &fleet.namespace, "get", "events", "-o", "name", "--field-selector", &selector])).await?;
-        ensure!(!events.trim().is_empty(), "there is none");
-        Ok(())
-    })
-    .await
 }
