@@ -59,6 +59,8 @@ MOSQUITTO_PLUGIN_DECLARE_VERSION(5);
 extern __typeof__(send) own_send __attribute__((alias("send"), visibility("hidden")));
 
 static bool loaded;
+/* What was stored before is read, and clients are let in. */
+static bool running;
 /* When the monotonic clock began, as the time of day was when the broker started; in nanoseconds. */
 static int64_t boot;
 /* A turn of the main loop begins with the commit of the one before it. */
@@ -150,6 +152,7 @@ int SSL_get_error(const SSL *ssl, int result)
 static bool is_lost(int result)
 {
 	switch(result & 0xFF){
+		case SQLITE_BUSY: /* another process writes there, where none has any business */
 		case SQLITE_NOMEM:
 		case SQLITE_READONLY:
 		case SQLITE_IOERR:
@@ -166,7 +169,7 @@ static bool is_lost(int result)
 /* A connection that only reads may fail: whoever has it sees that. */
 static int judge(sqlite3 *database, int result)
 {
-	if(loaded && is_lost(result) && sqlite3_db_readonly(database, "main") == 0){
+	if(running && is_lost(result) && sqlite3_db_readonly(database, "main") == 0){
 		mosquitto_log_printf(MOSQ_LOG_ERR, NAME ": cannot store what clients have sent (%s, %s): the broker ends before it acknowledges that."
 			" Look at the volume of %s", sqlite3_errstr(result), strerror(sqlite3_system_errno(database)), mosquitto_persistence_location());
 		_exit(EXIT_FAILURE);
@@ -219,6 +222,7 @@ static int on_tick(int event, void *event_data, void *userdata)
 	(void)userdata;
 	turn++;
 	uncommitted = false;
+	running = true;
 	return MOSQ_ERR_SUCCESS;
 }
 

@@ -26,6 +26,7 @@ static int on_queued(int event, void *event_data, void *userdata)
 	const struct mosquitto_client_msg *message = &((struct mosquitto_evt_persist_client_msg *)event_data)->data;
 	struct queues *queues = userdata;
 	bool is_latest = queues->latest.id == message->store_id;
+	uint64_t print = is_latest ? queues->latest_fingerprint : 0;
 	struct slot slot = {.id = message->store_id};
 	struct queue *queue;
 
@@ -36,16 +37,18 @@ static int on_queued(int event, void *event_data, void *userdata)
 		slot.bytes = find(&queues->incoming, slot.id)->bytes;
 	}
 	if(message->direction == INCOMING){
-		slot.owner = owner(message->clientid, WITH_SESSION);
-		put(&queues->incoming, slot);
-		rename_reserved(queues, is_latest ? queues->latest_fingerprint : 0, slot);
+		slot.owner = owning_session(message->clientid);
+		take_in(queues, print, slot);
 		return MOSQ_ERR_SUCCESS;
+	}
+	/* It is released: who has not got it by the end of this call does not get it. */
+	if(print != 0 || queues->incoming.count > 0){
+		drop_reserved(queues, slot.id);
+		drop_reserved(queues, print);
 	}
 	queue = queue_of(queues, message->clientid, true);
 	if(queue){
 		put(&queue->waiting, slot);
-		take_out(&queue->unreleased, slot.id);
-		take_out(&queue->unreleased, is_latest ? queues->latest_fingerprint : 0);
 		judge(queues, queue);
 	}
 	return MOSQ_ERR_SUCCESS;
@@ -59,8 +62,7 @@ static int on_taken(int event, void *event_data, void *userdata)
 
 	(void)event;
 	if(message->direction == INCOMING){
-		take_out(&queues->incoming, message->store_id);
-		drop_reserved(queues, message->store_id);
+		let_go(queues, message->store_id);
 		return MOSQ_ERR_SUCCESS;
 	}
 	queue = queue_of(queues, message->clientid, false);
@@ -71,12 +73,13 @@ static int on_taken(int event, void *event_data, void *userdata)
 	return MOSQ_ERR_SUCCESS;
 }
 
+/* Its session may outlive it. */
 static int on_disconnect(int event, void *event_data, void *userdata)
 {
-	const struct mosquitto_evt_disconnect *end = event_data;
+	const struct mosquitto *connection = event == MOSQ_EVT_DISCONNECT ? ((struct mosquitto_evt_disconnect *)event_data)->client
+		: ((struct mosquitto_evt_client_offline *)event_data)->client;
 
-	(void)event;
-	drop_all_reserved(userdata, owner(mosquitto_client_id(end->client), WITH_CONNECTION));
+	drop_all_reserved(userdata, owning_connection(connection));
 	return MOSQ_ERR_SUCCESS;
 }
 
@@ -87,8 +90,7 @@ static int on_session_end(int event, void *event_data, void *userdata)
 	struct queue *queue = queue_of(queues, client, false);
 
 	(void)event;
-	take_out_all(&queues->incoming, owner(client, WITH_SESSION));
-	drop_all_reserved(queues, owner(client, WITH_SESSION));
+	let_go_all(queues, owning_session(client));
 	if(queue){
 		forget(queues, queue);
 	}

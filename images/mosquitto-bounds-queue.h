@@ -91,6 +91,8 @@ struct queues {
 	char *prefix;
 	uint64_t most_bytes; /* of each */
 	struct table incoming; /* stored messages of QoS 2 that are not released yet */
+	struct table fingerprints; /* of these, by their identifiers */
+	struct table known; /* these fingerprints */
 	struct slot latest; /* the last message that was stored */
 	uint64_t latest_fingerprint; /* 0 unless it is of QoS 2 */
 };

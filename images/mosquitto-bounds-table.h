@@ -10,8 +10,13 @@
 /* An identifier of 0 marks a free slot; Mosquitto's contain the time. */
 struct slot {
 	uint64_t id;
-	uint32_t bytes;
-	uint32_t owner; /* whose it is, where that matters */
+	union {
+		struct {
+			uint32_t bytes;
+			uint32_t owner; /* whose it is, where that matters */
+		};
+		uint64_t fingerprint; /* in a table of these, which counts no bytes */
+	};
 };
 
 struct table {
@@ -25,7 +30,7 @@ static size_t place(const struct table *table, uint64_t id)
 	return (size_t)((id * 0x9E3779B97F4A7C15ULL) >> 32) & (table->capacity - 1);
 }
 
-/* The slot of this message, or the free one where it would be. The table must have been put into. */
+/* The slot of this message, or the free one, all zero, where it would be. The table must have been put into. */
 static struct slot *find(const struct table *table, uint64_t id)
 {
 	size_t i = place(table, id);
@@ -95,7 +100,7 @@ static struct slot take_out(struct table *table, uint64_t id)
 			hole = i;
 		}
 	}
-	table->slots[hole].id = 0;
+	table->slots[hole] = (struct slot){0};
 	if(table->count == 0 && table->capacity > FIRST_SLOTS){
 		free(table->slots);
 		table->slots = NULL;
@@ -115,6 +120,11 @@ static void take_out_all(struct table *table, uint32_t owner)
 			i++;
 		}
 	}
+}
+
+static bool has(const struct table *table, uint64_t id)
+{
+	return table->count > 0 && find(table, id)->id != 0;
 }
 
 static void clear_table(struct table *table)

@@ -3,7 +3,7 @@
  *
  * Mosquitto tells of a release by what it queues, and names a message by an identifier that it has only once it is stored. A
  * message of a session that outlives its connection is stored when it comes; one of any other when it is queued. Until then its
- * fingerprint names it: what a publisher sends again is the same message.
+ * fingerprint names it. What a publisher sends again is the same message: where it is stored, it is let in without being counted again.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -37,12 +37,15 @@ static uint64_t fingerprint(const char *client, const char *topic, const void *p
 	return fingerprint_of(print, payload, bytes) | 1;
 }
 
-/* What a message goes with that is not released. */
-enum end { WITH_CONNECTION, WITH_SESSION };
-
-static uint32_t owner(const char *client, enum end end)
+/* Whose a message is: of a connection, which is told by where Mosquitto keeps it, or of a session. */
+static uint32_t owning_connection(const struct mosquitto *connection)
 {
-	return ((uint32_t)(fingerprint_of_text(FNV_START, client) >> 32) & ~1U) | end;
+	return (uint32_t)fingerprint_of(FNV_START, &connection, sizeof(connection)) | 1;
+}
+
+static uint32_t owning_session(const char *client)
+{
+	return (uint32_t)fingerprint_of_text(FNV_START, client) & ~1U;
 }
 
 static void reserve(struct queues *queues, const char *topic, struct slot message)
@@ -51,16 +54,6 @@ static void reserve(struct queues *queues, const char *topic, struct slot messag
 		if(would_get(&queues->list[i], topic)){
 			put(&queues->list[i].unreleased, message);
 			judge(queues, &queues->list[i]);
-		}
-	}
-}
-
-/* A message is stored before its release: from now on its identifier names it. */
-static void rename_reserved(struct queues *queues, uint64_t print, struct slot message)
-{
-	for(size_t i = 0; i < queues->count; i++){
-		if(take_out(&queues->list[i].unreleased, print).id != 0){
-			put(&queues->list[i].unreleased, message);
 		}
 	}
 }
@@ -81,6 +74,41 @@ static void drop_all_reserved(struct queues *queues, uint32_t owner)
 		if(queues->list[i].unreleased.count > 0){
 			take_out_all(&queues->list[i].unreleased, owner);
 			judge(queues, &queues->list[i]);
+		}
+	}
+}
+
+/* A message is stored before its release: from now on its identifier names it. */
+static void take_in(struct queues *queues, uint64_t print, struct slot message)
+{
+	put(&queues->incoming, message);
+	if(print == 0){
+		return;
+	}
+	put(&queues->fingerprints, (struct slot){.id = message.id, .fingerprint = print});
+	put(&queues->known, (struct slot){.id = print});
+	for(size_t i = 0; i < queues->count; i++){
+		if(take_out(&queues->list[i].unreleased, print).id != 0){
+			put(&queues->list[i].unreleased, message);
+		}
+	}
+}
+
+static void let_go(struct queues *queues, uint64_t id)
+{
+	take_out(&queues->incoming, id);
+	take_out(&queues->known, take_out(&queues->fingerprints, id).fingerprint);
+	drop_reserved(queues, id);
+}
+
+static void let_go_all(struct queues *queues, uint32_t owner)
+{
+	for(size_t i = 0; queues->incoming.count > 0 && i < queues->incoming.capacity; ){
+		/* Another may have moved up into its place. */
+		if(queues->incoming.slots[i].id != 0 && queues->incoming.slots[i].owner == owner){
+			let_go(queues, queues->incoming.slots[i].id);
+		}else{
+			i++;
 		}
 	}
 }

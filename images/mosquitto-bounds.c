@@ -95,19 +95,25 @@ static int on_message(int event, void *event_data, void *userdata)
 {
 	const struct mosquitto_evt_message *message = event_data;
 	struct state *state = userdata;
-	const char *client = mosquitto_client_id(message->client);
+	uint64_t print = 0;
 	enum bound bound;
 
 	(void)event;
 	if(mosquitto_client_port(message->client) == state->trusted_port){
 		return MOSQ_ERR_SUCCESS;
 	}
+	if(message->qos == 2 && state->queues.count > 0){
+		print = fingerprint(mosquitto_client_id(message->client), message->topic, message->payload, message->payloadlen);
+		if(has(&state->queues.known, print)){
+			return MOSQ_ERR_SUCCESS;
+		}
+	}
 	bound = obstacle(state, message);
 	if(bound == BOUNDS){
-		if(message->qos == 2 && state->queues.count > 0){
-			uint64_t print = fingerprint(client, message->topic, message->payload, message->payloadlen);
+		if(print != 0){
+			struct slot slot = {.id = print, .bytes = message->payloadlen, .owner = owning_connection(message->client)};
 
-			reserve(&state->queues, message->topic, (struct slot){print, message->payloadlen, owner(client, WITH_CONNECTION)});
+			reserve(&state->queues, message->topic, slot);
 		}
 		return MOSQ_ERR_SUCCESS;
 	}
@@ -123,12 +129,15 @@ static void take_message(void *userdata, sqlite3_stmt *row)
 {
 	struct state *state = userdata;
 	const char *client = (const char *)sqlite3_column_text(row, 0);
-	struct slot slot = {(uint64_t)sqlite3_column_int64(row, 2), (uint32_t)sqlite3_column_int64(row, 3), owner(client, WITH_SESSION)};
+	struct slot slot = {.id = (uint64_t)sqlite3_column_int64(row, 2), .bytes = (uint32_t)sqlite3_column_int64(row, 3)};
 	struct queue *queue;
 
 	if(sqlite3_column_int(row, 1) == INCOMING){
-		put(&state->queues.incoming, slot);
-		reserve(&state->queues, (const char *)sqlite3_column_text(row, 4), slot);
+		const char *topic = (const char *)sqlite3_column_text(row, 4);
+
+		slot.owner = owning_session(client);
+		take_in(&state->queues, fingerprint(client, topic, sqlite3_column_blob(row, 5), slot.bytes), slot);
+		reserve(&state->queues, topic, slot);
 		return;
 	}
 	queue = queue_of(&state->queues, client, true);
@@ -157,7 +166,8 @@ static int on_restore(int event, void *event_data, void *userdata)
 	if(!open_database(&state->volume)
 			|| !query(&state->volume, "SELECT client_id, topic FROM subscriptions WHERE substr(client_id, 1, length(?1)) = ?1",
 				state->queues.prefix, take_subscription, state)
-			|| !query(&state->volume, "SELECT m.client_id, m.direction, m.store_id, b.payloadlen, b.topic FROM client_msgs AS m"
+			|| !query(&state->volume, "SELECT m.client_id, m.direction, m.store_id, b.payloadlen, b.topic,"
+				" CASE m.direction WHEN 0 THEN b.payload END FROM client_msgs AS m"
 				" JOIN base_msgs AS b ON b.store_id = m.store_id"
 				" WHERE m.direction = 0 OR substr(m.client_id, 1, length(?1)) = ?1", state->queues.prefix, take_message, state)){
 		mosquitto_log_printf(MOSQ_LOG_ERR, NAME ": cannot read what is queued (%s): the queues count as empty",
@@ -271,6 +281,7 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 		{MOSQ_EVT_PERSIST_CLIENT_MSG_ADD, on_queued, queues},
 		{MOSQ_EVT_PERSIST_CLIENT_MSG_DELETE, on_taken, queues},
 		{MOSQ_EVT_DISCONNECT, on_disconnect, queues},
+		{MOSQ_EVT_CLIENT_OFFLINE, on_disconnect, queues},
 		{MOSQ_EVT_PERSIST_CLIENT_DELETE, on_session_end, queues},
 		{MOSQ_EVT_PERSIST_SUBSCRIPTION_ADD, on_subscribed, queues},
 		{MOSQ_EVT_PERSIST_SUBSCRIPTION_DELETE, on_unsubscribed, queues},
@@ -312,6 +323,8 @@ int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int 
 		free(state->queues.list);
 		free(state->queues.prefix);
 		clear_table(&state->queues.incoming);
+		clear_table(&state->queues.fingerprints);
+		clear_table(&state->queues.known);
 		sqlite3_close(state->volume.database);
 		free(state->told_full);
 		free(state);
