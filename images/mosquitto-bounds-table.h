@@ -109,17 +109,15 @@ static struct slot take_out(struct table *table, uint64_t id)
 	return taken;
 }
 
-/* Takes out all that is this owner's. */
-static void take_out_all(struct table *table, uint32_t owner)
+/* The next message of this owner from `*i` on; 0 after the last one. Where it is taken out, another may move up into its place: `*i` stays. */
+static uint64_t next_of(const struct table *table, uint32_t owner, size_t *i)
 {
-	for(size_t i = 0; table->count > 0 && i < table->capacity; ){
-		/* Another may have moved up into its place. */
-		if(table->slots[i].id != 0 && table->slots[i].owner == owner){
-			take_out(table, table->slots[i].id);
-		}else{
-			i++;
+	for(; table->count > 0 && *i < table->capacity; ++*i){
+		if(table->slots[*i].id != 0 && table->slots[*i].owner == owner){
+			return table->slots[*i].id;
 		}
 	}
+	return 0;
 }
 
 static bool has(const struct table *table, uint64_t id)

@@ -71,10 +71,13 @@ static void drop_reserved(struct queues *queues, uint64_t id)
 static void drop_all_reserved(struct queues *queues, uint32_t owner)
 {
 	for(size_t i = 0; i < queues->count; i++){
-		if(queues->list[i].unreleased.count > 0){
-			take_out_all(&queues->list[i].unreleased, owner);
-			judge(queues, &queues->list[i]);
+		struct table *unreleased = &queues->list[i].unreleased;
+		uint64_t id;
+
+		for(size_t at = 0; (id = next_of(unreleased, owner, &at)) != 0; ){
+			take_out(unreleased, id);
 		}
+		judge(queues, &queues->list[i]);
 	}
 }
 
@@ -103,12 +106,9 @@ static void let_go(struct queues *queues, uint64_t id)
 
 static void let_go_all(struct queues *queues, uint32_t owner)
 {
-	for(size_t i = 0; queues->incoming.count > 0 && i < queues->incoming.capacity; ){
-		/* Another may have moved up into its place. */
-		if(queues->incoming.slots[i].id != 0 && queues->incoming.slots[i].owner == owner){
-			let_go(queues, queues->incoming.slots[i].id);
-		}else{
-			i++;
-		}
+	uint64_t id;
+
+	for(size_t at = 0; (id = next_of(&queues->incoming, owner, &at)) != 0; ){
+		let_go(queues, id);
 	}
 }

@@ -4,7 +4,8 @@
  * before Mosquitto does, and where it could not be kept, refuses it. Three things can be full:
  *
  *   queue    of a session whose client identifier begins with `session_prefix`: as many bytes of payloads wait for it as
- *            `session_bytes` says. Those that are under way to it count, and those of QoS 2 that their publishers may still release. Only messages that this session would get are refused. The queues of
+ *            `session_bytes` says. Those that are under way to it count, and those of QoS 2 that their publishers may still
+ *            release. Only messages that this session would get are refused. The queues of
  *            other sessions are left to Mosquitto: were they to refuse, a device that is away could silence a whole plant.
  *   memory   the broker's own count of the memory that it uses has reached `memory_bytes`; beyond its `memory_limit` it would lose
  *            what it has just accepted.

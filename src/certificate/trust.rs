@@ -113,7 +113,8 @@ impl TrustedAuthorities {
         Ok(Self { trusted, verifier, fingerprint: authority_fingerprint(&parsed), not_before, not_after, roots })
     }
 
-    /// Whether a device of this name and this key (`SubjectPublicKeyInfo`, DER) can connect with what was issued to it: `chain`, its own certificate first.
+    /// Whether a device of this name and this key (`SubjectPublicKeyInfo`, DER) can connect with what was issued to it: `chain`, its own
+    /// certificate first.
     ///
     /// # Errors
     /// When it cannot, now.

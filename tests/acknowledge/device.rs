@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BytesMut;
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v5::{Connect, ConnectAuth, ConnectProperties, ConnectReturnCode, Packet, PubAck, PubComp, PubRel, Publish};
+use rumqttc::mqttbytes::v5::{ConnectAuth, ConnectReturnCode, Packet, PubAck, PubComp, PubRel, Publish};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
 
 use crate::common::mosquitto::PATIENCE;
+use crate::common::packets::{hello, next_packet};
 
 /// Messages of a device that are not acknowledged.
 const WINDOW: usize = 200;
@@ -57,7 +58,7 @@ impl Device {
     pub fn work(&mut self, door: &Door, topic: Option<&str>, count: &AtomicU64) -> std::io::Result<()> {
         let mut stream = door.connect()?;
         let (mut input, mut output, mut chunk) = (BytesMut::new(), BytesMut::new(), [0; 8192]);
-        stream.write_all(&hello(&self.name))?;
+        stream.write_all(&hello(&self.name, ConnectAuth::None, true))?;
         loop {
             match Packet::read(&mut input, None) {
                 Ok(packet) => {
@@ -135,39 +136,12 @@ impl Device {
     pub fn be_thrown_out(&mut self, door: &Door, topic: &str) -> Vec<Packet> {
         let mut stream = door.connect().unwrap();
         let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
-        stream.write_all(&hello(&self.name)).unwrap();
+        stream.write_all(&hello(&self.name, ConnectAuth::None, true)).unwrap();
         let welcome = next_packet(&mut *stream, &mut input);
         assert!(matches!(welcome, Some(Packet::ConnAck(_))), "{welcome:?}");
         self.publish(1, format!("{topic} {} {}", self.name, self.next), false, &mut output);
-        output.extend_from_slice(&hello(&self.name));
+        output.extend_from_slice(&hello(&self.name, ConnectAuth::None, true));
         stream.write_all(&output).unwrap();
         std::iter::from_fn(|| next_packet(&mut *stream, &mut input)).collect()
-    }
-}
-
-/// The beginning of a session that outlives its connection, or of a connection to it.
-pub fn hello(client_id: &str) -> BytesMut {
-    let properties = ConnectProperties { session_expiry_interval: Some(600), ..ConnectProperties::new() };
-    let connect = Connect { keep_alive: 60, client_id: client_id.to_owned(), clean_start: false, properties: Some(properties) };
-    let mut packet = BytesMut::new();
-    Packet::Connect(connect, None, ConnectAuth::None).write(&mut packet, None).unwrap();
-    packet
-}
-
-/// What the broker says next; nothing once the connection has ended.
-pub fn next_packet(stream: &mut dyn Stream, input: &mut BytesMut) -> Option<Packet> {
-    let mut chunk = [0; 8192];
-    loop {
-        match Packet::read(input, None) {
-            Ok(packet) => return Some(packet),
-            Err(rumqttc::mqttbytes::Error::InsufficientBytes(_)) => {}
-            Err(error) => panic!("{error}"),
-        }
-        match stream.read(&mut chunk) {
-            Ok(0) => return None,
-            Ok(read) => input.extend_from_slice(&chunk[..read]),
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
-            Err(error) => panic!("{error}"),
-        }
     }
 }

@@ -4,17 +4,18 @@ use std::io::Write;
 
 use bytes::BytesMut;
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v5::{Packet, PubAckReason, Publish, Subscribe, SubscribeFilter};
+use rumqttc::mqttbytes::v5::{ConnectAuth, Packet, PubAckReason, Publish, Subscribe, SubscribeFilter};
 
 use super::*;
-use crate::device::{Stream, hello, next_packet};
+use crate::common::packets::{hello, next_packet};
+use crate::device::Stream;
 
 /// Sessions that begin in one turn of the broker.
 const SESSIONS: u16 = 200;
 
 /// What begins the session `topic` and subscribes to the topic.
 fn subscription(topic: &str) -> BytesMut {
-    let mut packets = hello(topic);
+    let mut packets = hello(topic, ConnectAuth::None, true);
     let mut subscribe = Subscribe::new(SubscribeFilter::new(topic, QoS::AtLeastOnce), None);
     subscribe.pkid = 1;
     subscribe.write(&mut packets).unwrap();
@@ -30,7 +31,7 @@ fn is_subscribed(stream: &mut dyn Stream) -> bool {
 /// Those of these topics that nobody has subscribed to: the broker tells a publisher.
 fn without_subscriber(door: &Door, topics: &[String]) -> Vec<String> {
     let mut stream = door.connect().unwrap();
-    let (mut input, mut output) = (BytesMut::new(), hello("publisher"));
+    let (mut input, mut output) = (BytesMut::new(), hello("publisher", ConnectAuth::None, true));
     for (id, topic) in (1..).zip(topics) {
         let mut publish = Publish::new(topic, QoS::AtLeastOnce, "1", None);
         publish.pkid = id;

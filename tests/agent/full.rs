@@ -58,7 +58,7 @@ impl Paho {
         writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    pub fn publish(&mut self, topic: &str, payload: &str) {
+    fn publish(&mut self, topic: &str, payload: &str) {
         self.say(&json!({"publish": topic, "payload": payload}));
     }
 
@@ -66,19 +66,24 @@ impl Paho {
         self.lines.lock().unwrap().clone()
     }
 
-    pub fn count(&self, begin: &str) -> usize {
+    fn count(&self, begin: &str) -> usize {
         self.lines.lock().unwrap().iter().filter(|line| line.starts_with(begin)).count()
     }
 
-    /// Publishes messages of so many bytes, each of which begins with its number; gives the numbers of those that the broker has
-    /// taken: they come before the first that it refused.
-    pub fn fill(&mut self, topic: &str, numbers: Range<usize>, bytes: usize) -> Range<usize> {
-        let (before, messages, first) = (self.count("published"), numbers.len(), numbers.start);
+    /// Publishes messages of so many bytes, each of which begins with its number; gives the answers.
+    pub fn answers(&mut self, topic: &str, numbers: Range<usize>, bytes: usize) -> Vec<String> {
+        let (before, messages) = (self.count("published"), numbers.len());
         for number in numbers {
             self.publish(topic, &numbered(number, bytes));
         }
         wait_until("all answers", || self.count("published") == before + messages);
-        let answers: Vec<String> = self.lines().into_iter().filter(|line| line.starts_with("published")).skip(before).collect();
+        self.lines().into_iter().filter(|line| line.starts_with("published")).skip(before).collect()
+    }
+
+    /// The same; gives the numbers of those that the broker has taken: they come before the first that it refused.
+    fn fill(&mut self, topic: &str, numbers: Range<usize>, bytes: usize) -> Range<usize> {
+        let (messages, first) = (numbers.len(), numbers.start);
+        let answers = self.answers(topic, numbers, bytes);
         let taken = answers.iter().take_while(|answer| *answer == "published 0").count();
         assert!(taken < messages, "the broker is not full");
         assert!(answers[taken..].iter().all(|answer| answer == QUOTA_EXCEEDED), "{:?}", &answers[taken..]);

@@ -1,13 +1,14 @@
 //! Messages of QoS 2 that the broker has accepted, and that their publisher has not released yet: a queue keeps room for them.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
 use std::ops::Range;
 
 use bytes::BytesMut;
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v5::{Connect, ConnectAuth, ConnectProperties, Packet, PubRecReason, PubRel, Publish};
+use rumqttc::mqttbytes::v5::{Packet, PubRecReason, PubRel, Publish};
 
+use super::common::packets::{hello, login, next_packet};
 use super::full::{Paho, assert_exactly, drain, numbered, users};
 use super::*;
 
@@ -27,10 +28,7 @@ impl Device {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, broker.port)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut device = Self { stream, input: BytesMut::new() };
-        let properties = ConnectProperties { session_expiry_interval: Some(if outlives { 600 } else { 0 }), ..ConnectProperties::new() };
-        let connect = Connect { keep_alive: 60, client_id: "press-1".to_owned(), clean_start: !outlives, properties: Some(properties) };
-        let auth = ConnectAuth::UsernamePassword { username: "press-1".to_owned(), password: PASSWORD.into() };
-        device.send(&Packet::Connect(connect, None, auth));
+        device.stream.write_all(&hello("press-1", login(("press-1", PASSWORD)), outlives)).unwrap();
         assert!(matches!(device.receive(), Packet::ConnAck(_)));
         device
     }
@@ -42,15 +40,7 @@ impl Device {
     }
 
     fn receive(&mut self) -> Packet {
-        let mut chunk = [0; 1024];
-        loop {
-            if let Ok(packet) = Packet::read(&mut self.input, None) {
-                return packet;
-            }
-            let read = self.stream.read(&mut chunk).unwrap();
-            assert!(read > 0, "the broker ended the connection");
-            self.input.extend_from_slice(&chunk[..read]);
-        }
+        next_packet(&mut self.stream, &mut self.input).expect("a connection that goes on")
     }
 
     /// Publishes messages, of which each has its number as its packet identifier; how many the broker has accepted.
@@ -83,11 +73,8 @@ async fn start() -> (Mosquitto, Agent) {
 /// How many of ten messages of another device find room.
 fn room(broker: &Mosquitto, first: usize) -> usize {
     let mut other = Paho::modern(broker, "press-2");
-    for number in first..first + 10 {
-        other.publish("devices/press-2/telemetry", &numbered(number, BYTES));
-    }
-    wait_until("all answers", || other.count("published") == 10);
-    other.count("published 0")
+    let answers = other.answers("devices/press-2/telemetry", first..first + 10, BYTES);
+    answers.iter().filter(|answer| *answer == "published 0").count()
 }
 
 #[tokio::test(flavor = "multi_thread")]

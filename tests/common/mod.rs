@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod mosquitto;
+pub mod packets;
 pub mod postgres;
 pub mod proxy;
 pub mod publisher;

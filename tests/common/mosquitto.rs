@@ -11,9 +11,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use rumqttc::mqttbytes::v5::{Connect, ConnectAuth, ConnectProperties, Disconnect, DisconnectProperties, DisconnectReasonCode, Packet};
+use rumqttc::mqttbytes::v5::{ConnAck, Disconnect, DisconnectProperties, DisconnectReasonCode, Packet};
 use tempfile::TempDir;
 
+use super::packets::{hello, login, next_packet};
 use super::parts;
 
 /// How long anything may take on two busy cores.
@@ -179,32 +180,21 @@ impl Mosquitto {
     }
 
     /// Whether it keeps a session of this client, which stays as it is. That ends the connection of whoever has it.
-    pub fn has_session(&self, (username, password): (&str, &str), client_id: &str) -> bool {
+    pub fn has_session(&self, user: (&str, &str), client_id: &str) -> bool {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
-        let mut output = BytesMut::new();
-        let properties = ConnectProperties { session_expiry_interval: Some(600), ..ConnectProperties::new() };
-        let connect = Connect { keep_alive: 60, client_id: client_id.to_owned(), clean_start: false, properties: Some(properties) };
-        let auth = ConnectAuth::UsernamePassword { username: username.to_owned(), password: password.to_owned().into() };
-        Packet::Connect(connect, None, auth).write(&mut output, None).unwrap();
-        stream.write_all(&output).unwrap();
-        let (mut input, mut chunk) = (BytesMut::new(), [0; 1024]);
-        let present = loop {
-            let read = stream.read(&mut chunk).unwrap();
-            input.extend_from_slice(&chunk[..read]);
-            match Packet::read(&mut input, None) {
-                Ok(Packet::ConnAck(answer)) => break answer.session_present,
-                other => assert!(other.is_err() && read > 0, "{other:?}"),
-            }
-        };
+        stream.write_all(&hello(client_id, login(user), true)).unwrap();
+        let mut input = BytesMut::new();
+        let answer = next_packet(&mut stream, &mut input);
+        let Some(Packet::ConnAck(ConnAck { session_present: present, .. })) = answer else { unreachable!("{answer:?}") };
         let expiry = (!present).then_some(0);
         let properties =
             DisconnectProperties { session_expiry_interval: expiry, reason_string: None, user_properties: vec![], server_reference: None };
         let mut goodbye = Disconnect::new(DisconnectReasonCode::NormalDisconnection);
         goodbye.properties = Some(properties);
-        output.clear();
+        let mut output = BytesMut::new();
         Packet::Disconnect(goodbye).write(&mut output, None).unwrap();
         stream.write_all(&output).unwrap();
-        while stream.read(&mut chunk).is_ok_and(|read| read > 0) {}
+        while next_packet(&mut stream, &mut input).is_some() {}
         present
     }
 
