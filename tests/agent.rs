@@ -28,12 +28,12 @@ use fleetwright::agent::session::Address;
 use fleetwright::agent::state::{Change, Origin, Subject};
 use fleetwright::api::Gateway;
 use fleetwright::api::device::{Access, Acl};
+use fleetwright::broker::credential::shard::{Data, Shard, revision};
+use fleetwright::broker::credential::{Entry, Password, hash};
 use fleetwright::certificate::fingerprint;
 use fleetwright::configuration::agent::{
     AgentConfiguration, CLIENT_AUTHORITIES_FILE, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FOLDER, RUNTIME_FOLDER, TlsListener,
 };
-use fleetwright::credential::shard::{Data, Shard, revision};
-use fleetwright::credential::{Entry, Password, hash};
 use fleetwright::operator::gateway::build::mosquitto_configuration;
 use fleetwright::operator::gateway::client_authority::ClientTrust;
 use fleetwright::operator::gateway::tls::Certificates;

@@ -13,10 +13,12 @@ use fleetwright::operator::device::fleet::SharedFleet;
 use fleetwright::operator::device::key::key_of;
 use fleetwright::operator::pipeline::database::{Database, Databases, RegistryState};
 use fleetwright::operator::pipeline::registry::Devices;
-use fleetwright::registry::DeviceRow;
-use fleetwright::registry::fill::{change, sync};
-use fleetwright::timescale::schema::{Owner, desired};
-use fleetwright::timescale::{execute, system};
+use fleetwright::sink::timescale::execute;
+use fleetwright::sink::timescale::schema::desired;
+use fleetwright::state::owner::Owner;
+use fleetwright::state::registry::DeviceRow;
+use fleetwright::state::registry::fill::{change, sync};
+use fleetwright::state::system;
 use serde_json::json;
 use tokio::sync::broadcast;
 use tokio_postgres::Client;
@@ -106,7 +108,7 @@ async fn a_change_is_notified_once_and_no_change_is_not() {
     let client = postgres.client(&database).await;
     client.batch_execute("CREATE EXTENSION timescaledb").await.unwrap();
     client.batch_execute(&system::statements("public").join(";")).await.unwrap();
-    let (listener, mut connection) = fleetwright::timescale::connect::connect(&postgres.uri(&database), "listener").await.unwrap();
+    let (listener, mut connection) = fleetwright::database::connect::connect(&postgres.uri(&database), "listener").await.unwrap();
     let (notified, mut notifications) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {

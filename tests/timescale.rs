@@ -9,12 +9,13 @@ use std::sync::Arc;
 use common::postgres::Postgres;
 use fleetwright::api::PipelineSpec;
 use fleetwright::api::pipeline::DeletionPolicy;
-use fleetwright::timescale::connect::{connect, drive};
-use fleetwright::timescale::dead_letter::{self, DeadLetters};
-use fleetwright::timescale::execute::{apply, look, release};
-use fleetwright::timescale::plan::plan;
-use fleetwright::timescale::retention::{Swept, sweep};
-use fleetwright::timescale::schema::{Desired, Owner, desired};
+use fleetwright::database::connect::{connect, drive};
+use fleetwright::sink::timescale::execute::{apply, look, release};
+use fleetwright::sink::timescale::plan::plan;
+use fleetwright::sink::timescale::schema::{Desired, desired};
+use fleetwright::state::dead_letter::{self, DeadLetters};
+use fleetwright::state::dead_letter_retention::{Swept, sweep};
+use fleetwright::state::owner::Owner;
 use proptest::prelude::Strategy;
 use proptest::sample::{select, subsequence};
 use proptest::strategy::ValueTree;
@@ -196,7 +197,7 @@ async fn a_deleted_pipeline_leaves_or_drops_its_table() {
 async fn release_from_a_database_that_never_was_touched() {
     let mut fixture = Fixture::new().await;
     release(&mut fixture.client, &owner("vibration"), "vibration", DeletionPolicy::Delete).await.unwrap();
-    assert_eq!(look(&fixture.client, "vibration").await.unwrap(), fleetwright::timescale::observe::Observed::default());
+    assert_eq!(look(&fixture.client, "vibration").await.unwrap(), fleetwright::sink::timescale::observe::Observed::default());
 }
 
 #[tokio::test]

@@ -20,9 +20,9 @@ use super::process;
 use super::session::{Address, LoginError, Session, end_session};
 use super::state::{Change, Content, Refusal, State, Waiting};
 use crate::api::name::CANARY_USERNAME;
+use crate::broker::credential::Password;
+use crate::broker::credential::entry::EntryError;
 use crate::configuration::agent::AgentConfiguration;
-use crate::credential::Password;
-use crate::credential::entry::EntryError;
 use crate::runtime::error::chain;
 use crate::runtime::readiness::Readiness;
 

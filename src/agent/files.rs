@@ -11,10 +11,10 @@ use thiserror::Error;
 use tracing::warn;
 
 use super::state::{Change, Content, Origin, Subject};
+use crate::broker::credential::file::BrokerFiles;
 use crate::configuration::agent::{
     ACL_FILE, CERTIFICATE_KEYS_FILE, PASSWORD_FILE, PREVIOUS_PASSWORD_FILE, TLS_CERTIFICATE, TLS_KEY, tls_folder,
 };
-use crate::credential::file::BrokerFiles;
 
 /// For the owner alone, who Mosquitto is too.
 const FILE_MODE: u32 = 0o600;

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::fullness::{self, BOUNDS, FULL, REFUSED};
 use super::metrics::Metrics;
-use crate::credential::Password;
+use crate::broker::credential::Password;
 
 /// The longest a login may take. A broker that reloads answers after that: measured, under a second for 15,000 clients.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(5);

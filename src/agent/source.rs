@@ -17,8 +17,8 @@ use tracing::{info, warn};
 
 use super::state::{Change, Origin, Subject};
 use crate::api::name::{MAX_SHARDS, auth_shard};
+use crate::broker::credential::shard::{self, ACLS_KEY, CERTIFICATE_KEYS_KEY, COUNT_KEY, Data, PASSWORDS_KEY};
 use crate::configuration::agent::{AgentConfiguration, TLS_CERTIFICATE, TLS_KEY, shard_folder, tls_folder};
-use crate::credential::shard::{self, ACLS_KEY, CERTIFICATE_KEYS_KEY, COUNT_KEY, Data, PASSWORDS_KEY};
 use crate::runtime::error::chain;
 
 /// How long the API server has for its first answers before the volume stands in. The volume is a minute behind.

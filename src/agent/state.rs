@@ -6,12 +6,12 @@ use jiff::Timestamp;
 use thiserror::Error;
 
 use crate::api::name::INGEST_USERNAME_PREFIX;
+use crate::broker::credential::entry::EntryError;
+use crate::broker::credential::file::BrokerFiles;
+use crate::broker::credential::shard::{self, Data, Incomplete, Shard, ShardError};
+use crate::broker::credential::{Entry, Password, hash};
 use crate::certificate::server::{CertificateError, ServerCertificate};
 use crate::configuration::agent::{TLS_CERTIFICATE, TLS_KEY};
-use crate::credential::entry::EntryError;
-use crate::credential::file::BrokerFiles;
-use crate::credential::shard::{self, Data, Incomplete, Shard, ShardError};
-use crate::credential::{Entry, Password, hash};
 
 /// News of a Secret. `data` is `None` where the API server says that there is no such Secret.
 #[derive(Debug)]

@@ -13,7 +13,8 @@ use crate::decode::refusal::Refusal;
 use crate::decode::stream::Stream;
 use crate::decode::time::Time;
 use crate::decode::{Decoder, Outcome, Value};
-use crate::timescale::schema::{Owner, Table, desired};
+use crate::sink::timescale::schema::{Table, desired};
+use crate::state::owner::Owner;
 
 /// What becomes of the messages of a Pipeline.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::judge::{Row, Verdict};
 use crate::api::condition::Cause;
 use crate::decode::Value;
-use crate::timescale::schema::Table;
+use crate::sink::timescale::schema::Table;
 
 /// Why the Pipeline is refused.
 pub fn cause(cause: &Cause) -> String {

@@ -12,11 +12,11 @@ use tracing::warn;
 
 use super::sink::WRITERS;
 use super::sink::health::Health;
+use crate::database::connect::{ConnectError, connect, drive};
+use crate::database::uri::ConnectionUri;
 use crate::runtime::error::chain;
-use crate::timescale::assignment::{Assigned, read_assigned};
-use crate::timescale::connect::{ConnectError, connect, drive};
-use crate::timescale::schema::Owner;
-use crate::timescale::uri::ConnectionUri;
+use crate::state::assignment::{Assigned, read_assigned};
+use crate::state::owner::Owner;
 
 /// How often the database is asked: a gateway that moves to this worker is taken over within this time. One read of a few
 /// rows.

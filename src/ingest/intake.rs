@@ -8,9 +8,9 @@ use super::decode::Outcome;
 use super::decode::rows::Key;
 use super::decode::stream::Stream;
 use super::decode::time::Time;
-use super::mqtt::frame::Publish;
-use super::mqtt::window::Place;
-use crate::registry::follow::{Device, Devices, Lookup};
+use crate::mqtt::frame::Publish;
+use crate::mqtt::window::Place;
+use crate::state::registry::follow::{Device, Devices, Lookup};
 
 /// What takes the messages of one gateway apart.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ mod batch;
 mod intake;
 mod ledger;
 mod metrics;
-mod mqtt;
+
 mod own;
 pub mod replay;
 mod session;

@@ -5,7 +5,7 @@
 //! the shared subscription before any other begins, and goes back to its own subscription after all others have ended.
 
 use crate::configuration::ingest::{IngestGateway, SHARED};
-use crate::timescale::assignment::{Assigned, gateway_of, session_name, worker_of};
+use crate::state::assignment::{Assigned, gateway_of, session_name, worker_of};
 
 /// A session that is this worker's.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -59,7 +59,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::timescale::assignment::{Assignment, assign};
+    use crate::state::assignment::{Assignment, assign};
 
     const PLAIN: &str = "devices/+/telemetry";
 

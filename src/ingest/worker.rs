@@ -22,7 +22,6 @@ use super::decode::Decoder;
 use super::decode::stream::Stream;
 use super::intake::Intake;
 use super::metrics::Metrics;
-use super::mqtt::login::{Access, Login};
 use super::own::{Own, own};
 use super::replay::wish::carry_out;
 use super::session::{End, Session, check};
@@ -32,12 +31,13 @@ use super::sink::{Sink, Target};
 use crate::api::name::{external_session_client, ingest_username};
 use crate::api::topic::TopicPattern;
 use crate::configuration::ingest::{ExternalAccess, IngestConfiguration};
-use crate::registry::follow::{Registry, follow};
+use crate::database::uri::ConnectionUri;
+use crate::mqtt::login::{Access, Login};
 use crate::runtime::http;
 use crate::runtime::readiness::Readiness;
-use crate::timescale::assignment::Assigned;
-use crate::timescale::schema::Owner;
-use crate::timescale::uri::ConnectionUri;
+use crate::state::assignment::Assigned;
+use crate::state::owner::Owner;
+use crate::state::registry::follow::{Registry, follow};
 
 /// The most memory that messages on their way may hold, in all sessions together, in bytes: two batches being written and one
 /// being gathered. What comes meanwhile waits with the broker, which bounds it by the Gateway's own limits. With 3 MiB

@@ -11,10 +11,10 @@ use kube::{Client, Resource, ResourceExt};
 use prometheus::Registry;
 use tracing::{debug, info, warn};
 
-use super::apply::{WriteError, WriteMetrics, Writer, is_namespace_terminating};
 use super::device::fleet::SharedFleet;
-use super::link::external::SharedExternals;
+use super::kubernetes::apply::{WriteError, WriteMetrics, Writer, is_namespace_terminating};
 use super::presence::totals::SharedTotals;
+use super::twin_sync::external::SharedExternals;
 use crate::api::condition::{BROKER_FULL, CERTIFICATE_EXPIRES_SOON, MESSAGES_DROPPED, READY, TOO_MANY_REFUSED};
 use crate::runtime::error::chain;
 

@@ -1,14 +1,12 @@
 //! The role `operator`: the control plane. A reconciler a kind, one lease that gates all writing, and one place that writes.
 
-pub mod apply;
 pub mod context;
 pub mod device;
-pub mod difference;
 pub mod gateway;
-pub mod link;
+pub mod kubernetes;
 pub mod pipeline;
 pub mod presence;
-pub mod watch;
+pub mod twin_sync;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -29,10 +27,10 @@ use crate::runtime::{http, telemetry};
 use context::{Context, Images};
 use device::driver::{Driver, Subscribers};
 use gateway::Notices;
-use link::Links;
 use pipeline::registry::Devices;
 use pipeline::retention::Retention;
 use presence::Presence;
+use twin_sync::Links;
 
 /// The longest a single read of a response may take; long enough for a watch's bookmarks (one a minute).
 const READ_TIMEOUT: Duration = Duration::from_secs(295);
@@ -84,7 +82,7 @@ pub struct Arguments {
     presence_writes_per_second: f64,
 
     /// Most writes a second of what devices report of their state, of all Devices together
-    #[arg(long, env = "FLEETWRIGHT_REPORT_WRITES_PER_SECOND", default_value_t = link::reports::DEFAULT_WRITES_PER_SECOND, value_parser = positive)]
+    #[arg(long, env = "FLEETWRIGHT_REPORT_WRITES_PER_SECOND", default_value_t = twin_sync::reports::DEFAULT_WRITES_PER_SECOND, value_parser = positive)]
     report_writes_per_second: f64,
 
     /// Address of the endpoint for probes and metrics

@@ -8,9 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use fleetwright::api::PipelineSpec;
-use fleetwright::timescale::assignment::spread;
-use fleetwright::timescale::execute::apply;
-use fleetwright::timescale::schema::{Desired, Owner, desired};
+use fleetwright::sink::timescale::execute::apply;
+use fleetwright::sink::timescale::schema::{Desired, desired};
+use fleetwright::state::assignment::spread;
+use fleetwright::state::owner::Owner;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_postgres::Client;

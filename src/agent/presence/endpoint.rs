@@ -1,4 +1,4 @@
-//! `GET /presence`: what the agent tells the operator, see [`crate::presence::wire`]. It changes nothing.
+//! `GET /presence`: what the agent tells the operator, see [`crate::broker::log::wire`]. It changes nothing.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{Presence, now};
-use crate::presence::wire::{self, LONGEST_WAIT_SECONDS, Page};
+use crate::broker::log::wire::{self, LONGEST_WAIT_SECONDS, Page};
 
 #[derive(Clone)]
 struct Endpoint {

@@ -19,9 +19,9 @@ use super::metrics::Metrics;
 use super::{Presence, epoch, now};
 use crate::agent::files::write;
 use crate::agent::process;
+use crate::broker::log::line;
+use crate::broker::log::tracker::{Memory, Tracker};
 use crate::configuration::agent::LOG_FILE;
-use crate::presence::line;
-use crate::presence::tracker::{Memory, Tracker};
 use crate::runtime::error::chain;
 
 /// How often is looked for new lines: a compromise of speed (a tenth of a second is at once, for people) and of what an idle

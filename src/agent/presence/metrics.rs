@@ -2,8 +2,8 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use crate::presence::line::Reason;
-use crate::presence::tracker::Meaning;
+use crate::broker::log::line::Reason;
+use crate::broker::log::tracker::Meaning;
 
 /// The metrics. They count from the agent's start on; what the log tells of before is not in them.
 #[derive(Clone, Debug)]

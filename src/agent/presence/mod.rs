@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use crate::presence::tracker::Tracker;
+use crate::broker::log::tracker::Tracker;
 
 /// What is known of the broker's clients, shared by the follower and the endpoint.
 #[derive(Clone, Debug)]

@@ -10,8 +10,8 @@ use super::dead_letter::Refusal;
 use super::decode::rows::{Key, Rows};
 use super::decode::time::Time;
 use super::ledger::Entry;
-use super::mqtt::frame::Publish;
-use super::mqtt::window::Place;
+use crate::mqtt::frame::Publish;
+use crate::mqtt::window::Place;
 
 /// What one transaction stores: the rows of some messages, the dead letters of others, and how to find back to each message.
 #[derive(Debug, Default)]

@@ -8,7 +8,7 @@ use tokio_postgres::types::{ToSql, Type};
 use crate::api::dead_letter::Replay;
 use crate::decode::time::Time;
 use crate::ingest::dead_letter::Reason;
-use crate::timescale::schema::microseconds;
+use crate::sink::timescale::schema::microseconds;
 
 /// What a dead letter must have to be put through again; all of what is given.
 #[derive(Args, Clone, Debug, Default)]

@@ -31,9 +31,9 @@ use crate::api::Pipeline;
 use crate::api::pipeline::Decode;
 use crate::api::topic::TopicPattern;
 use crate::configuration::ingest::IngestConfiguration;
-use crate::registry::follow::Devices;
-use crate::timescale::connect::{connect, drive};
-use crate::timescale::uri::ConnectionUri;
+use crate::database::connect::{connect, drive};
+use crate::database::uri::ConnectionUri;
+use crate::state::registry::follow::Devices;
 
 /// How often progress is printed.
 const PROGRESS: Duration = Duration::from_secs(1);

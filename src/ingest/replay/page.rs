@@ -15,12 +15,12 @@ use crate::decode::refusal::Refusal;
 use crate::decode::stream::Stream;
 use crate::ingest::batch::Batch;
 use crate::ingest::intake::{Arrived, Intake};
-use crate::ingest::mqtt::frame::Publish;
-use crate::ingest::mqtt::window::Window;
 use crate::ingest::sink::statements::Statements;
 use crate::ingest::sink::transaction::{Written, stage};
-use crate::registry::follow::Devices;
-use crate::timescale::system::SCHEMA;
+use crate::mqtt::frame::Publish;
+use crate::mqtt::window::Window;
+use crate::state::registry::follow::Devices;
+use crate::state::system::SCHEMA;
 
 /// The most dead letters of a transaction: enough that the commit costs little, and few enough to be done in a fraction of a second.
 const MOST_LETTERS: i64 = 1_000;

@@ -5,8 +5,8 @@ use tokio_postgres::{Client, Error, Transaction};
 
 use super::filter::Condition;
 use super::page::Replayed;
-use crate::timescale::schema::Owner;
-use crate::timescale::system::SCHEMA;
+use crate::state::owner::Owner;
+use crate::state::system::SCHEMA;
 
 /// Where a replay is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

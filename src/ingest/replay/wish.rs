@@ -16,9 +16,9 @@ use super::progress::{begin, fail, finish, read};
 use super::{Source, replayer};
 use crate::api::dead_letter::Replay;
 use crate::configuration::ingest::IngestConfiguration;
-use crate::timescale::connect::{connect, drive};
-use crate::timescale::schema::Owner;
-use crate::timescale::uri::ConnectionUri;
+use crate::database::connect::{connect, drive};
+use crate::database::uri::ConnectionUri;
+use crate::state::owner::Owner;
 
 /// The shortest and the longest wait after a failure; doubled at each.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));

@@ -30,15 +30,15 @@ use super::decode::sparkplug::rebirth;
 use super::decode::time::Time;
 use super::intake::Intake;
 use super::metrics::SessionMetrics;
-use super::mqtt::connection::{Connection, ConnectionError, packets};
-use super::mqtt::frame::{Frame, Publish};
-use super::mqtt::login::Access;
 use super::sink::{Done, Sink};
 use crate::configuration::ingest::IngestGateway;
-use crate::registry::follow::Registry;
+use crate::database::uri::ConnectionUri;
+use crate::mqtt::connection::{Connection, ConnectionError, packets};
+use crate::mqtt::frame::{Frame, Publish};
+use crate::mqtt::login::Access;
 use crate::runtime::error::chain;
 use crate::runtime::readiness::Readiness;
-use crate::timescale::uri::ConnectionUri;
+use crate::state::registry::follow::Registry;
 
 /// How long an orderly stop waits for the commits; less than a pod is given to end (30 s). What is not committed by then
 /// stays with the broker.

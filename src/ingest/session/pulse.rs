@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::mqtt::connection::{ConnectionError, KEEP_ALIVE_SECONDS};
+use crate::mqtt::connection::{ConnectionError, KEEP_ALIVE_SECONDS};
 
 /// How often a quiet connection is tried.
 const PING_INTERVAL: Duration = Duration::from_secs(KEEP_ALIVE_SECONDS as u64 / 2);

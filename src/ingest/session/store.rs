@@ -17,11 +17,11 @@ use crate::ingest::decode::time::Time;
 use crate::ingest::intake::{Arrived, Intake, Pending};
 use crate::ingest::ledger::{Acknowledged, Entry, Ledger};
 use crate::ingest::metrics::SessionMetrics;
-use crate::ingest::mqtt::connection::RECEIVE_MAXIMUM;
-use crate::ingest::mqtt::frame::Publish;
-use crate::ingest::mqtt::window::Window;
 use crate::ingest::sink::{Done, Job, SessionKey, WRITERS};
-use crate::registry::follow::Registry;
+use crate::mqtt::connection::RECEIVE_MAXIMUM;
+use crate::mqtt::frame::Publish;
+use crate::mqtt::window::Window;
+use crate::state::registry::follow::Registry;
 
 /// The most messages that wait for the registry to answer for their device. Reading stops beyond it, until it has answered.
 const MOST_PARKED: usize = 1_000;

@@ -15,7 +15,7 @@ use crate::decode::Decoder;
 use crate::decode::stream::Stream;
 use crate::ingest::metrics::Metrics;
 use crate::ingest::sink::WRITERS;
-use crate::registry::follow::Device;
+use crate::state::registry::follow::Device;
 
 mod store_model;
 

@@ -24,9 +24,9 @@ use self::transaction::{Turn, WriteError, Writer, Written};
 use super::batch::Batch;
 use super::ledger::Entry;
 use super::metrics::Metrics;
+use crate::database::connect::{ConnectError, connect};
+use crate::database::uri::ConnectionUri;
 use crate::runtime::error::chain;
-use crate::timescale::connect::{ConnectError, connect};
-use crate::timescale::uri::ConnectionUri;
 
 /// How many batches are being written at once: while one waits for its commit, the next one's rows are inserted. More gain
 /// nothing (measured).

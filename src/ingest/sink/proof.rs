@@ -8,7 +8,7 @@ use tokio_postgres::error::SqlState;
 
 use super::Target;
 use super::statements::{COLUMNS, SET_UP};
-use crate::timescale::system::SCHEMA;
+use crate::state::system::SCHEMA;
 
 /// Why nothing can be written. All that arrives is held until it can.
 #[derive(Debug, thiserror::Error)]

@@ -7,9 +7,9 @@ use tokio_postgres::Client;
 
 use super::SessionKey;
 use super::statements::{forget_session, is_session_held, open_session, read_entries, reopen_session, set_filters};
+use crate::database::connect::{ConnectError, connect, drive};
+use crate::database::uri::ConnectionUri;
 use crate::ingest::ledger::Entry;
-use crate::timescale::connect::{ConnectError, connect, drive};
-use crate::timescale::uri::ConnectionUri;
 
 /// How long a query may take. Taking a session over waits for the last transaction of the process that had it.
 const TIMEOUT: Duration = Duration::from_secs(90);

@@ -1,9 +1,9 @@
 //! The statements of a Pipeline, written once.
 
 use crate::api::pipeline::Field;
-use crate::timescale::identifier::identifier;
-use crate::timescale::schema::ColumnType;
-use crate::timescale::system::SCHEMA;
+use crate::database::identifier::identifier;
+use crate::sink::timescale::schema::ColumnType;
+use crate::state::system::SCHEMA;
 
 /// Name of the temporary table through which batches with duplicates go.
 const STAGING: &str = "fleetwright_staging";

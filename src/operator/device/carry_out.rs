@@ -19,11 +19,11 @@ use super::secret::{self, Role};
 use crate::api::condition::{Cause, READY};
 use crate::api::device::{DeviceCertificate, ReportedStatus};
 use crate::api::{Device, DeviceStatus, name};
-use crate::credential::password::Password;
-use crate::credential::shard::OPTIONAL_KEYS;
-use crate::operator::apply::{WriteError, Writer, prepare, read};
+use crate::broker::credential::password::Password;
+use crate::broker::credential::shard::OPTIONAL_KEYS;
 use crate::operator::context::publish_change;
-use crate::operator::difference::merge_patch;
+use crate::operator::kubernetes::apply::{WriteError, Writer, prepare, read};
+use crate::operator::kubernetes::diff::merge_patch;
 
 /// Shards of a Gateway that are written at the same time: with 100,000 Devices there may be 32 of them, of 64 KiB each.
 const SHARDS_AT_ONCE: usize = 4;

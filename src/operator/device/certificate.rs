@@ -9,10 +9,10 @@ use crate::api::Device;
 use crate::api::client_authority::IssuerReference;
 use crate::api::condition::Cause;
 use crate::api::device::DeviceCertificate;
+use crate::broker::credential::KeyDigest;
 use crate::certificate::client::ClientAuthority;
 use crate::certificate::request::{self, RequestError, SigningRequest};
 use crate::certificate::trust::TrustedAuthorities;
-use crate::credential::KeyDigest;
 
 /// Who signs the certificates of a Gateway's devices, as the reconciler of Gateways says it.
 #[derive(Clone, Debug, Default)]

@@ -11,7 +11,7 @@ use super::key::DeviceKey;
 use super::secret::owner;
 use crate::api::client_authority::IssuerReference;
 use crate::api::name::{self, GATEWAY_LABEL, ROLE_CERTIFICATE_REQUEST, ROLE_LABEL};
-use crate::operator::apply::standard_labels;
+use crate::operator::kubernetes::apply::standard_labels;
 
 /// The part of a CertificateRequest that is used.
 #[derive(Clone, CustomResource, Debug, Deserialize, Eq, PartialEq, Serialize)]

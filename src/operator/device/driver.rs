@@ -19,8 +19,8 @@ use super::key::{DeviceKey, GatewayKey};
 use super::observe::Observer;
 use super::queue::Queue;
 use super::watch::{certificate_requests, observations, secrets};
-use crate::operator::apply::{WriteError, Writer};
 use crate::operator::context::Context;
+use crate::operator::kubernetes::apply::{WriteError, Writer};
 use crate::runtime::error::chain;
 
 /// Changes of a Gateway's shards are gathered until none has come for this long …

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use super::gateway::GatewayState;
 use super::key::{DeviceKey, GatewayKey};
 use super::record::Record;
-use crate::registry::DeviceRow;
+use crate::state::registry::DeviceRow;
 
 mod connections;
 mod devices;

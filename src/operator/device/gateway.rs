@@ -10,9 +10,9 @@ use super::certificate::Authority;
 use super::endpoint::Endpoint;
 use super::record::{PasswordSource, PasswordState, Record};
 use crate::api::name::{self, GATEWAY_LABEL, ROLE_AUTH_SHARD, ROLE_LABEL};
-use crate::credential::entry::Entry;
-use crate::credential::shard::{self, Data, Shard};
-use crate::operator::apply::standard_labels;
+use crate::broker::credential::entry::Entry;
+use crate::broker::credential::shard::{self, Data, Shard};
+use crate::operator::kubernetes::apply::standard_labels;
 
 /// Plans that are remembered, so that a proof of an older one still counts. An agent is at most a few behind.
 const REMEMBERED_PLANS: u64 = 64;

@@ -13,7 +13,7 @@ use crate::api::condition::Cause;
 use crate::api::{Device, name};
 use crate::certificate::client::ClientAuthority;
 use crate::certificate::request::{self, SigningRequest};
-use crate::operator::apply::{WriteError, Writer, read};
+use crate::operator::kubernetes::apply::{WriteError, Writer, read};
 use crate::runtime::error::chain;
 
 /// What may be mended at any time without a word to us (a webhook that is away, a right that is missing) is looked at after this long.

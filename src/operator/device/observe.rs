@@ -20,7 +20,7 @@ use super::watch::{GatewayKind, Observation};
 use crate::api::name::GATEWAY_LABEL;
 use crate::api::{Device, Gateway};
 use crate::configuration::agent::{AgentReport, REPORT_KEY};
-use crate::operator::apply::owner_reference;
+use crate::operator::kubernetes::apply::owner_reference;
 
 /// Takes observations over into the fleet, and tells when enough has been seen to act: acting on half a view would create
 /// Secrets that are there, and throw devices out whose Secrets have not been read yet.

@@ -13,9 +13,9 @@ use super::written::WrittenStatus;
 use crate::api::condition::Cause;
 use crate::api::device::{Acl, Authentication};
 use crate::api::{Device, is_reconciliation_paused, name};
-use crate::credential::KeyDigest;
-use crate::credential::entry::{Entry, EntryError};
-use crate::credential::hash::{GENERATED_ITERATIONS, GIVEN_ITERATIONS};
+use crate::broker::credential::KeyDigest;
+use crate::broker::credential::entry::{Entry, EntryError};
+use crate::broker::credential::hash::{GENERATED_ITERATIONS, GIVEN_ITERATIONS};
 
 /// Revision of what the broker holds for a disabled Device: nothing.
 const DISABLED_REVISION: &str = "disabled";

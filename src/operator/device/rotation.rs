@@ -10,7 +10,7 @@ use super::endpoint;
 use crate::api::Device;
 use crate::api::device::{DEFAULT_OVERLAP_SECONDS, duration_seconds};
 use crate::api::name::{PASSWORD_SINCE_ANNOTATION, PREVIOUS_PASSWORD_ANNOTATION, ROTATE_PASSWORD_ANNOTATION};
-use crate::credential::hash;
+use crate::broker::credential::hash;
 
 /// What the Secret of a generated password says beside the password. Times are seconds since 1970.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

@@ -20,10 +20,10 @@ use crate::api::name::{
     ROLE_DEVICE_CREDENTIALS, ROLE_INGEST_CREDENTIALS, ROLE_LABEL, ROLE_LINK_CREDENTIALS,
 };
 use crate::api::name::{PASSWORD_SINCE_ANNOTATION, PREVIOUS_PASSWORD_ANNOTATION, ROTATE_PASSWORD_ANNOTATION};
-use crate::credential::entry::Entry;
-use crate::credential::hash::{self, GENERATED_ITERATIONS, GIVEN_ITERATIONS};
-use crate::credential::password::Password;
-use crate::operator::apply::standard_labels;
+use crate::broker::credential::entry::Entry;
+use crate::broker::credential::hash::{self, GENERATED_ITERATIONS, GIVEN_ITERATIONS};
+use crate::broker::credential::password::Password;
+use crate::operator::kubernetes::apply::standard_labels;
 
 /// Key of a Device's Secret and of a Pipeline's ingest Secret.
 pub const PASSWORD_KEY: &str = "password";

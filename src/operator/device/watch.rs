@@ -14,7 +14,7 @@ use tracing::warn;
 use super::certificate_request::CertificateRequest;
 use crate::api::name::{ROLE_AGENT_REPORT, ROLE_AUTH_SHARD, ROLE_CERTIFICATE_REQUEST, ROLE_LABEL};
 use crate::api::{Device, Gateway};
-use crate::operator::watch::readable;
+use crate::operator::kubernetes::watch::readable;
 
 /// Objects a page of a list: a compromise of requests and of what is in memory at once.
 const PAGE_SIZE: u32 = 500;

@@ -12,10 +12,10 @@ use crate::api::external::ExternalBroker;
 use crate::api::gateway::{Gateway, GatewayDevices, GatewayStatus};
 use crate::api::name;
 use crate::configuration::agent::TLS_AUTHORITIES;
-use crate::operator::apply::{WriteError, read};
 use crate::operator::context::Context;
 use crate::operator::device::key::GatewayKey;
-use crate::operator::link::session::{Login, Tls};
+use crate::operator::kubernetes::apply::{WriteError, read};
+use crate::operator::twin_sync::session::{Login, Tls};
 use crate::runtime::error::chain;
 use crate::runtime::tls::{Verification, client_configuration};
 

@@ -29,17 +29,17 @@ use self::observe::{Observed, observe};
 use self::status::{Outcome, status};
 use self::tls::Issued;
 use self::validate::{Valid, validate};
-use super::apply::{WriteError, Writer, owner_reference};
 use super::context::{Context, publish_change, publish_change_of, unless_terminating};
 use super::device::certificate::Authority;
 use super::device::endpoint::Endpoint;
 use super::device::key::GatewayKey;
+use super::kubernetes::apply::{WriteError, Writer, owner_reference};
 use crate::api::condition::{BROKER_FULL, CERTIFICATE_VALID, CLIENT_AUTHORITY_VALID, MESSAGES_DROPPED, READY};
 use crate::api::external::ExternalBroker;
 use crate::api::gateway::{Gateway, GatewayStatus, Listener, ListenerAuthentication};
 use crate::api::is_reconciliation_paused;
+use crate::broker::credential::Password;
 use crate::configuration::agent::TLS_AUTHORITIES;
-use crate::credential::Password;
 
 /// Name in metrics, events and managed fields.
 const CONTROLLER: &str = "gateway";
@@ -80,7 +80,7 @@ pub async fn run(context: Context, notices: Notices) {
         let _ = saw.send(GatewayKey::new(&gateway.namespace().unwrap_or_default(), &gateway.name_any()));
         totals::digest(gateway)
     };
-    let watching = super::watch::controller(&context.client, digest).with_config(config);
+    let watching = super::kubernetes::watch::controller(&context.client, digest).with_config(config);
     let gateways = watching.store();
     let controller = Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
         .with_name(CONTROLLER)

@@ -9,12 +9,12 @@ use tracing::warn;
 use super::tls;
 use crate::api::gateway::{GatewayClients, GatewayDevices, GatewayStatus};
 use crate::api::{Gateway, name};
+use crate::broker::credential::Password;
 use crate::configuration::agent::{AgentReport, CLIENT_AUTHORITIES_FILE, REPORT_KEY};
-use crate::credential::Password;
-use crate::operator::apply::{WriteError, read};
 use crate::operator::context::Context;
 use crate::operator::device::key::GatewayKey;
 use crate::operator::device::secret::PASSWORD_KEY;
+use crate::operator::kubernetes::apply::{WriteError, read};
 use crate::operator::presence::totals::GatewayTotals;
 
 /// What there is of a Gateway and of what it names. Without `Debug`, which would print private keys.

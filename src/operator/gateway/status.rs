@@ -11,7 +11,7 @@ use crate::api::condition::{
 };
 use crate::api::gateway::{Gateway, GatewayCertificate, GatewayStatus};
 use crate::api::name;
-use crate::operator::apply::WriteError;
+use crate::operator::kubernetes::apply::WriteError;
 use crate::runtime::error::chain;
 
 /// What became of a Gateway that was validated.

@@ -12,10 +12,10 @@ use tracing::warn;
 use super::observe::{clients, devices};
 use crate::api::gateway::{Gateway, GatewayStatus};
 use crate::api::is_reconciliation_paused;
-use crate::operator::apply::{WriteError, Writer};
 use crate::operator::context::Context;
 use crate::operator::device::key::GatewayKey;
 use crate::operator::device::queue::Queue;
+use crate::operator::kubernetes::apply::{WriteError, Writer};
 use crate::runtime::error::chain;
 
 /// A Gateway that was written is compared once more after this long: a look at it that had begun before may have written older totals.

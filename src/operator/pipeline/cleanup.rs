@@ -14,10 +14,10 @@ use super::observe::{cause, owner, read_uri};
 use super::sessions::{self, Unread};
 use crate::api::condition::Cause;
 use crate::api::{Pipeline, name};
-use crate::operator::apply::{WriteError, Writer, read};
-use crate::operator::link::external::SharedExternals;
+use crate::operator::kubernetes::apply::{WriteError, Writer, read};
+use crate::operator::twin_sync::external::SharedExternals;
 use crate::runtime::error::chain;
-use crate::timescale::execute::{ExecuteError, release};
+use crate::sink::timescale::execute::{ExecuteError, release};
 
 /// How long after the deletion of a Pipeline its database is still asked for its sessions, and to release its table.
 const PATIENCE: Duration = Duration::from_secs(30);

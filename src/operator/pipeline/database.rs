@@ -12,10 +12,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::registry::{Devices, keep};
 use crate::api::condition::Cause;
+use crate::database::connect::{ConnectError, connect, drive};
+use crate::database::uri::ConnectionUri;
 use crate::runtime::error::chain;
-use crate::timescale::connect::{ConnectError, connect, drive};
-use crate::timescale::schema::Owner;
-use crate::timescale::uri::ConnectionUri;
+use crate::state::owner::Owner;
 
 /// Pause after the first failed attempt to connect; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(500);

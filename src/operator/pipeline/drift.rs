@@ -14,10 +14,11 @@ use tracing::info;
 use super::database::{Database, RegistryState};
 use super::letters::View;
 use crate::api::Pipeline;
-use crate::timescale::dead_letter;
-use crate::timescale::execute::look;
-use crate::timescale::plan::plan;
-use crate::timescale::schema::{Desired, Owner};
+use crate::sink::timescale::execute::look;
+use crate::sink::timescale::plan::plan;
+use crate::sink::timescale::schema::Desired;
+use crate::state::dead_letter;
+use crate::state::owner::Owner;
 
 /// How often each table is looked at: some six small reads, on a connection that is there already.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);

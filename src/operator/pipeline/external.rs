@@ -14,7 +14,7 @@ use crate::api::external::ExternalBroker;
 use crate::api::{Pipeline, name};
 use crate::configuration::agent::TLS_AUTHORITIES;
 use crate::configuration::ingest::{AUTHORITIES_FILE, ExternalAccess, IngestGateway, PASSWORD_FILE, USERNAME_FILE};
-use crate::timescale::assignment::session_name;
+use crate::state::assignment::session_name;
 
 /// Where the worker finds the logins.
 pub const FOLDER: &str = "/etc/fleetwright/gateways";

@@ -4,7 +4,7 @@
 use crate::api::PipelineStatus;
 use crate::api::condition::{Cause, DEAD_LETTERS_DISCARDED, Finding, REPLAYED, TOO_MANY_REFUSED};
 use crate::api::dead_letter::{DeadLetterStatus, ReplayState, ReplayStatus};
-use crate::timescale::dead_letter::{DeadLetters, Replay};
+use crate::state::dead_letter::{DeadLetters, Replay};
 
 /// What is shown of dead letters.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

@@ -36,18 +36,18 @@ use self::registry::Devices;
 use self::retention::Retention;
 use self::status::{Outcome, Sources, TableOutcome, WorkersOutcome, status};
 use self::validate::{TableView, Valid, validate};
-use super::apply::{WriteError, Writer, owner_reference};
 use super::context::{Context, publish_change, publish_change_of, unless_terminating};
+use super::kubernetes::apply::{WriteError, Writer, owner_reference};
 
 use crate::api::condition::{Cause, DEAD_LETTERS_DISCARDED, REPLAYED};
 use crate::api::name::PIPELINE_LABEL;
 use crate::api::pipeline::DeletionPolicy;
 use crate::api::{Pipeline, is_reconciliation_paused};
-use crate::credential::password::Password;
+use crate::broker::credential::password::Password;
 use crate::runtime::error::chain;
-use crate::timescale::assignment::spread;
-use crate::timescale::execute::{self, ExecuteError};
-use crate::timescale::plan::{Plan, Step};
+use crate::sink::timescale::execute::{self, ExecuteError};
+use crate::sink::timescale::plan::{Plan, Step};
+use crate::state::assignment::spread;
 
 /// Name in metrics, events and managed fields.
 const CONTROLLER: &str = "pipeline";
@@ -86,7 +86,8 @@ pub async fn run(context: Context, devices: Devices, retention: Retention) {
         .with_name(CONTROLLER)
         .with_observer(context.observer())
         .with_controller(|_| {
-            let controller = super::watch::controller(&context.client, |_| None).with_config(Config::default().concurrency(CONCURRENCY));
+            let controller =
+                super::kubernetes::watch::controller(&context.client, |_| None).with_config(Config::default().concurrency(CONCURRENCY));
             watch::subscribe(controller, &context.client, drifted)
         });
     tokio::select! {

@@ -12,16 +12,17 @@ use crate::api::condition::Cause;
 use crate::api::descriptor;
 use crate::api::external::ExternalBroker;
 use crate::api::{Gateway, Pipeline, name};
-use crate::credential::password::Password;
-use crate::operator::apply::{WriteError, read, read_all};
+use crate::broker::credential::password::Password;
+use crate::database::uri;
+use crate::database::uri::ConnectionUri;
 use crate::operator::device::secret::PASSWORD_KEY;
+use crate::operator::kubernetes::apply::{WriteError, read, read_all};
 use crate::runtime::error::chain;
-use crate::timescale;
-use crate::timescale::dead_letter::{self, DeadLetters};
-use crate::timescale::execute::{ExecuteError, look};
-use crate::timescale::schema::Owner;
-use crate::timescale::system;
-use crate::timescale::uri::ConnectionUri;
+use crate::sink::timescale::execute::{ExecuteError, look};
+use crate::sink::timescale::observe;
+use crate::state::dead_letter::{self, DeadLetters};
+use crate::state::owner::Owner;
+use crate::state::system;
 
 /// How long the numbers of dead letters may take; they take milliseconds.
 const LETTERS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,7 +54,7 @@ pub enum DatabaseView {
     /// It does not let itself be looked at.
     Refused(Cause),
     /// This is there.
-    Seen(timescale::observe::Observed),
+    Seen(observe::Observed),
 }
 
 /// The Pipeline as the database knows it.
@@ -113,7 +114,7 @@ fn connection_uri(secret: Option<&Secret>, name: &str, key: &str) -> Result<Conn
     };
     let invalid = |error: &str| Cause::new("InvalidConnectionUri", format!("Secret {name}, key {key}: {error}"));
     let text = std::str::from_utf8(&value.0).map_err(|_| invalid("failed to read the URI: it is not UTF-8"))?;
-    text.parse().map_err(|error: timescale::uri::ConnectionUriError| invalid(&error.to_string()))
+    text.parse().map_err(|error: uri::ConnectionUriError| invalid(&error.to_string()))
 }
 
 /// The FileDescriptorSet in the ConfigMap that the Pipeline names.

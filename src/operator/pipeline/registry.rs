@@ -13,9 +13,9 @@ use super::database::{Connection, RegistryState, SessionGuard};
 use crate::api::condition::Cause;
 use crate::operator::device::fleet::SharedFleet;
 use crate::operator::device::key::DeviceKey;
-use crate::registry::DeviceRow;
-use crate::registry::fill::{FillError, change, sync};
 use crate::runtime::error::chain;
+use crate::state::registry::DeviceRow;
+use crate::state::registry::fill::{FillError, change, sync};
 
 /// Changes are gathered for this long: one statement for a folder of Devices, and still well before the broker has proven them.
 const GATHERING: Duration = Duration::from_millis(50);

@@ -11,11 +11,11 @@ use super::database::Connection;
 use super::observe::owner;
 use crate::api::condition::Cause;
 use crate::api::{Pipeline, name};
-use crate::operator::link::external::{SharedExternals, cause};
-use crate::operator::link::keep::LinkError;
-use crate::operator::link::session::{Login, discard};
+use crate::operator::twin_sync::external::{SharedExternals, cause};
+use crate::operator::twin_sync::keep::LinkError;
+use crate::operator::twin_sync::session::{Login, discard};
 use crate::runtime::error::chain;
-use crate::timescale::assignment::{Sessions, forget_sessions, gateway_of, read_sessions};
+use crate::state::assignment::{Sessions, forget_sessions, gateway_of, read_sessions};
 
 /// Of so many Gateways a note tells what the Pipeline's client is called: it has room for 1,024 characters.
 const MOST_TOLD: usize = 4;

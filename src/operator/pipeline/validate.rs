@@ -11,8 +11,8 @@ use crate::api::condition::Cause;
 use crate::api::external::ExternalBroker;
 use crate::api::topic::TopicPattern;
 use crate::decode::{CompileError, Decoder};
-use crate::timescale::plan::{Plan, plan};
-use crate::timescale::schema::{Desired, desired};
+use crate::sink::timescale::plan::{Plan, plan};
+use crate::sink::timescale::schema::{Desired, desired};
 
 /// A spec that can be carried out, and how far that is possible now.
 #[derive(Debug)]
@@ -110,8 +110,8 @@ pub(super) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::credential::password::Password;
-    use crate::timescale;
+    use crate::broker::credential::password::Password;
+    use crate::sink::timescale::observe;
 
     /// A Pipeline of this spec, merged into a plain one.
     pub fn pipeline(changes: Value) -> Pipeline {
@@ -147,7 +147,7 @@ pub(super) mod tests {
             gateways: [("plant-1".to_owned(), labels("north")), ("plant-2".to_owned(), labels("south"))].into(),
             externals: BTreeMap::new(),
             uri: Ok("postgresql://u:p@db:5433/fleet".parse().unwrap()),
-            database: DatabaseView::Seen(timescale::observe::Observed::default()),
+            database: DatabaseView::Seen(observe::Observed::default()),
             descriptor: Ok(None),
             letters: None,
             password: Some(Password::given(b"secret-of-the-workers").unwrap()),
@@ -209,7 +209,7 @@ pub(super) mod tests {
         assert!(
             matches!(validate(&pipeline(json!({})), &unseen).unwrap().table, TableView::Unknown(cause) if cause.reason == "SecretNotFound")
         );
-        let foreign = timescale::observe::Observed { table: Some(timescale::observe::ObservedTable::default()), ..Default::default() };
+        let foreign = observe::Observed { table: Some(observe::ObservedTable::default()), ..Default::default() };
         let foreign = Observed { database: DatabaseView::Seen(foreign), ..observed() };
         let table = validate(&pipeline(json!({})), &foreign).unwrap().table;
         assert!(matches!(table, TableView::Refused { cause, stalled: false } if cause.reason == "TableNotOurs"));

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioExecutor;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::presence::wire::{LONGEST_WAIT_SECONDS, PAGE_BYTES, PATH, Page, Query};
+use crate::broker::log::wire::{LONGEST_WAIT_SECONDS, PAGE_BYTES, PATH, Page, Query};
 
 /// The longest that a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -10,9 +10,9 @@ use tracing::{debug, info};
 
 use super::agent::Agents;
 use crate::api::name::{self, HTTP_PORT};
+use crate::broker::log::wire::{Page, Query};
 use crate::operator::device::connection::Connection;
 use crate::operator::device::key::GatewayKey;
-use crate::presence::wire::{Page, Query};
 use crate::runtime::error::chain;
 
 /// The pause after an answer: what changes in it comes in one page, and an agent that answers all the time, whatever its

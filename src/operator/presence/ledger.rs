@@ -10,11 +10,11 @@ use super::totals::{GatewayTotals, Told, clients};
 use super::waiting::Waiting;
 use crate::api::device::ConnectionState;
 use crate::api::gateway::GatewayClients;
+use crate::broker::log::damping::{Penalty, STORM_HOLD_SECONDS};
+use crate::broker::log::wire::{ClientState, Page, State};
 use crate::operator::device::connection::Connection;
 use crate::operator::device::fleet::{Fleet, SharedFleet};
 use crate::operator::device::key::{DeviceKey, GatewayKey};
-use crate::presence::damping::{Penalty, STORM_HOLD_SECONDS};
-use crate::presence::wire::{ClientState, Page, State};
 
 /// Where one Gateway stands.
 #[derive(Debug, Default)]

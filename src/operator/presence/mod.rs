@@ -1,7 +1,7 @@
 //! Presence: what brokers say of their clients ([`follow`], asking [`agent`]s) becomes `status.connection` of Devices and the
 //! totals of Gateways ([`totals`]), when that is worth a write and the budget allows it ([`ledger`], [`waiting`]).
 //!
-//! The devices of an external broker say themselves whether they are connected ([`super::link::connections`]).
+//! The devices of an external broker say themselves whether they are connected ([`super::twin_sync::connections`]).
 //!
 //! Nothing of it goes through the reconcilers: a Device that comes or goes is one merge patch of `status.connection`.
 
@@ -28,10 +28,10 @@ use self::agent::Agents;
 use self::follow::{News, follow};
 use self::ledger::Ledger;
 use self::metrics::Metrics;
-use super::apply::{WriteError, Writer};
 use super::context::Context;
 use super::device::connection::Connection;
 use super::device::key::{DeviceKey, GatewayKey};
+use super::kubernetes::apply::{WriteError, Writer};
 use crate::api::Device;
 use crate::runtime::error::chain;
 

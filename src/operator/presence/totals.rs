@@ -9,8 +9,8 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::api::gateway::{GatewayClients, RefusedClient};
+use crate::broker::log::refused::{self, clean};
 use crate::operator::device::key::GatewayKey;
-use crate::presence::refused::{self, clean};
 
 /// How many devices are connected is written at most this often …
 const CONNECTED_INTERVAL: Duration = Duration::from_secs(10);
@@ -128,7 +128,7 @@ pub fn clients(refused: u64, recently: &[refused::RefusedClient]) -> GatewayClie
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::presence::line::Reason;
+    use crate::broker::log::line::Reason;
 
     fn totals(connected: i64, refused: &[(&str, u64)]) -> GatewayTotals {
         let recently: Vec<refused::RefusedClient> = refused

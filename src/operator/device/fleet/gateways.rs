@@ -6,8 +6,8 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::Fleet;
-use crate::credential::entry::Entry;
-use crate::credential::shard::Data;
+use crate::broker::credential::entry::Entry;
+use crate::broker::credential::shard::Data;
 use crate::operator::device::certificate::Authority;
 use crate::operator::device::endpoint::Endpoint;
 use crate::operator::device::gateway::{GatewayState, ShardPlan};

@@ -3,10 +3,10 @@
 use super::Fleet;
 use crate::api::condition::Cause;
 use crate::api::device::DeviceCertificate;
-use crate::operator::apply::WriteError;
 use crate::operator::device::certificate::{Asked, Certificate};
 use crate::operator::device::key::DeviceKey;
 use crate::operator::device::record::{PasswordSource, PasswordState};
+use crate::operator::kubernetes::apply::WriteError;
 use crate::runtime::error::chain;
 
 /// A step that fails this often in a row is worth a status: some three seconds of trying.

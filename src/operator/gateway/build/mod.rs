@@ -21,8 +21,8 @@ pub use configuration::mosquitto_configuration;
 
 use super::validate::Valid;
 use crate::api::name;
-use crate::operator::apply::standard_labels;
 use crate::operator::context::Images;
+use crate::operator::kubernetes::apply::standard_labels;
 
 /// Label `app.kubernetes.io/component` of all that belongs to a broker.
 pub const COMPONENT: &str = "broker";

@@ -15,10 +15,10 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Valid, configuration, labels, metadata, selector};
 use crate::api::name::{self, HTTP_PORT, INTERNAL_MQTT_PORT, MAX_SHARDS};
+use crate::broker::credential::shard;
 use crate::configuration::agent::{
     self, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FOLDER, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER, TLS_CERTIFICATE, TLS_KEY,
 };
-use crate::credential::shard;
 use crate::operator::context::Images;
 
 /// User and group of both containers: the agent writes files that only Mosquitto may read, and signals it.

@@ -1,6 +1,6 @@
 //! The tables that all Pipelines of a database share, in the schema `fleetwright`.
 
-use super::identifier::identifier;
+use crate::database::identifier::identifier;
 
 /// Schema of Fleetwright's own tables.
 pub const SCHEMA: &str = "fleetwright";

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use crate::api::PipelineSpec;
 use crate::api::pipeline::FieldType;
 use crate::api::topic::{TopicError, TopicPattern};
+use crate::state::owner::Owner;
 
 /// The column with the time of a reading.
 pub const TIME: &str = "time";
@@ -86,23 +87,6 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// How much time one chunk covers, in microseconds.
     pub chunk_interval: i64,
-}
-
-/// The Pipeline that a table belongs to.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub struct Owner {
-    /// Namespace of the Pipeline.
-    pub namespace: String,
-    /// Name of the Pipeline.
-    pub pipeline: String,
-}
-
-impl Owner {
-    /// What the names of all its sessions begin with in the database.
-    #[must_use]
-    pub fn sessions(&self) -> String {
-        format!("{}/{}/", self.namespace, self.pipeline)
-    }
 }
 
 /// What a Pipeline wants of its database.

@@ -1,9 +1,10 @@
 //! From what is there to what is wanted: the steps, or why there are none to take. Pure.
 
-use super::identifier::{identifier, literal};
 use super::observe::{Observed, ObservedTable};
-use super::schema::{Column, DEVICE_ID, Desired, Owner, TIME, Table};
-use super::system;
+use super::schema::{Column, DEVICE_ID, Desired, TIME, Table};
+use crate::database::identifier::{identifier, literal};
+use crate::state::owner::Owner;
+use crate::state::system;
 
 /// The oldest TimescaleDB that is supported: it brought `by_range`.
 const OLDEST: [u32; 2] = [2, 13];

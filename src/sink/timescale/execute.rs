@@ -7,12 +7,13 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, GenericClient, Transaction};
 use tracing::info;
 
-use super::assignment::forget_all_sessions;
 use super::observe::{Observed, observe};
 use super::plan::{Plan, Refusal, Step, plan, qualified};
-use super::schema::{Desired, Owner};
-use super::system;
+use super::schema::Desired;
 use crate::api::pipeline::DeletionPolicy;
+use crate::state::assignment::forget_all_sessions;
+use crate::state::owner::Owner;
+use crate::state::system;
 
 /// How long a look at the catalog may take; it takes milliseconds.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);

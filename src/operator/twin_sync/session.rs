@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::api::name::{self, LINK_USERNAME};
-use crate::credential::Password;
+use crate::broker::credential::Password;
 
 /// The longest that a login may take, or the answer to a subscription. The broker may be about to reload.
 const TIMEOUT: Duration = Duration::from_secs(10);

@@ -12,10 +12,10 @@ use tokio_postgres::{AsyncMessage, Client};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::database::connect::{ConnectError, Connection, connect};
+use crate::database::uri::ConnectionUri;
 use crate::runtime::error::chain;
-use crate::timescale::connect::{ConnectError, Connection, connect};
-use crate::timescale::system::{DEVICE_CHANNEL, SCHEMA};
-use crate::timescale::uri::ConnectionUri;
+use crate::state::system::{DEVICE_CHANNEL, SCHEMA};
 
 /// How long a name stays unknown without a word from the database. A notification about the namespace ends it sooner; this is
 /// for a notification that was lost.

@@ -11,9 +11,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error};
 
-use super::identifier::identifier;
-use super::schema::Owner;
+use super::owner::Owner;
 use super::system::SCHEMA;
+use crate::database::identifier::identifier;
 
 /// How many dead letters one statement deletes: some tens of milliseconds.
 const MOST_ROWS: i64 = 5_000;

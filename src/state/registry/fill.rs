@@ -6,7 +6,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error};
 
 use super::DeviceRow;
-use crate::timescale::system::DEVICE_CHANNEL;
+use crate::state::system::DEVICE_CHANNEL;
 
 /// How long one call may take. 100,000 devices take a few seconds when all are new, and well below one when none is.
 const TIMEOUT: Duration = Duration::from_mins(1);

@@ -49,7 +49,7 @@ impl BrokerFiles {
 mod tests {
     use super::*;
     use crate::api::device::{Access, Acl};
-    use crate::credential::entry::KeyDigest;
+    use crate::broker::credential::entry::KeyDigest;
 
     #[test]
     fn users_and_canary() {

@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::api::device::ConnectionState;
+use crate::broker::log::can_be_device;
 use crate::operator::device::connection::Connection;
 use crate::operator::device::key::GatewayKey;
 use crate::operator::presence::follow::News;
-use crate::presence::can_be_device;
 
 /// Devices that are remembered. Any client of that broker may invent names; a broker of our own has at most as many
 /// (`presence::tracker`).

@@ -216,7 +216,7 @@ impl fmt::Debug for Entry {
 mod tests {
     use super::*;
     use crate::api::device::Access;
-    use crate::credential::Password;
+    use crate::broker::credential::Password;
 
     fn acl(topic: &str) -> Acl {
         Acl { topic: topic.to_owned(), access: Access::Write }

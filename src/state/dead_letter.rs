@@ -3,7 +3,7 @@
 use tokio_postgres::types::Type;
 use tokio_postgres::{Error, GenericClient};
 
-use super::schema::Owner;
+use super::owner::Owner;
 use super::system::SCHEMA;
 
 /// What there is of dead letters.

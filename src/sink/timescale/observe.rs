@@ -4,7 +4,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Error, GenericClient};
 
 use super::schema::{DEVICE_ID, TIME};
-use super::system;
+use crate::state::system;
 
 /// The state of a database as far as one table is concerned.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

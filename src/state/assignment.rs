@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, GenericClient, Transaction};
 
-use super::schema::Owner;
+use super::owner::Owner;
 use super::system::SCHEMA;
 
 /// Workers by session, as ordinals.

@@ -4,9 +4,9 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::*;
-use crate::timescale::observe::{Claim, Extension, ObservedColumn};
-use crate::timescale::schema::tests::{owner, spec};
-use crate::timescale::schema::{ColumnType, desired};
+use crate::sink::timescale::observe::{Claim, Extension, ObservedColumn};
+use crate::sink::timescale::schema::tests::{owner, spec};
+use crate::sink::timescale::schema::{ColumnType, desired};
 
 fn wanted(fields: &[(&str, &str)], chunk_interval: &str) -> Desired {
     desired(owner(), &spec("{site}/{device}", fields, chunk_interval)).unwrap()

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::device::{Access, Acl};
-use crate::credential::{KeyDigest, Password, hash};
+use crate::broker::credential::{KeyDigest, Password, hash};
 
 fn entry(username: &str, topics: &[&str]) -> Entry {
     let password = Password::given(username.as_bytes()).unwrap();

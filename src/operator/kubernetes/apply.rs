@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use super::difference::{covers, merge_patch};
+use super::diff::{covers, merge_patch};
 use crate::api::{GROUP, name};
 
 /// Annotation with the revision of the content that was applied last. It tells a removed field, which a comparison of the

@@ -1,0 +1,5 @@
+//! Access to the API server: writes, comparisons and watches.
+
+pub mod apply;
+pub mod diff;
+pub mod watch;

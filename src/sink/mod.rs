@@ -1,0 +1,3 @@
+//! The outputs of a Pipeline.
+
+pub mod timescale;
