@@ -1,5 +1,6 @@
 //! What every role needs to run: logs, an endpoint for probes and metrics, and an orderly stop.
 
+pub mod backoff;
 pub mod error;
 pub mod http;
 pub mod readiness;
