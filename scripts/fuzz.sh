@@ -19,7 +19,7 @@ TARGETS=(json cbor senml senml-cbor plain-text plain-number sparkplug protobuf t
 build() {
   need g++=g++
   RUSTC_WORKSPACE_WRAPPER=$ROOT/fuzz/rustc.sh cargo build --locked --manifest-path "$ROOT/Cargo.toml" \
-    --workspace --exclude fleetwright-e2e --features fleetwright-fuzz/libfuzzer --bin coverage
+    --workspace --features fleetwright-fuzz/libfuzzer --bin coverage
 }
 
 # libfuzzer TARGET ARGS...
