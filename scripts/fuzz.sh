@@ -32,7 +32,7 @@ libfuzzer() {
 fuzz() {
   local target=$1 kept=$ROOT/fuzz/corpus/$1 found log; found=$(target_dir)/fuzz/$1/corpus; log=$(target_dir)/fuzz/$1/log
   mkdir -p "$kept" "$found"
-  libfuzzer "$target" -max_total_time="$SECONDS_PER_TARGET" -max_len="$MAX_INPUT_BYTES" -timeout=10 -rss_limit_mb=2048 \
+  FLEETWRIGHT_FUZZ_SEEDS=$found libfuzzer "$target" -max_total_time="$SECONDS_PER_TARGET" -max_len="$MAX_INPUT_BYTES" -timeout=10 -rss_limit_mb=2048 \
     -print_final_stats=1 "$found" "$kept" >"$log" 2>&1 || { tail -n 40 "$log" >&2; return 1; }
   say "  $target: $(sed -nE 's/^stat::number_of_executed_units: *//p' "$log") inputs, coverage $(sed -nE 's/.*DONE.* cov: ([0-9]+).*/\1/p' "$log")"
   [ "$KEEP_CORPUS" = 0 ] || libfuzzer "$target" -merge=1 "$kept" "$found" >>"$log" 2>&1
