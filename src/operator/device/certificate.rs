@@ -41,10 +41,10 @@ impl Authority {
 }
 
 /// A certificate of an issuer is renewed no sooner than after this long.
-const SOONEST_RENEWAL: SignedDuration = SignedDuration::from_mins(1);
+const MIN_RENEWAL_DELAY: SignedDuration = SignedDuration::from_mins(1);
 
 /// An issuer that has not answered is asked again after this long, though nothing was heard of it.
-pub const LOOK_AGAIN: SignedDuration = SignedDuration::from_mins(5);
+pub const REQUEUE_AFTER: SignedDuration = SignedDuration::from_mins(5);
 
 /// Who signs.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ impl Signer {
         let mut renewal = Timestamp::from_second((not_after - life / 3 - early).as_second()).unwrap_or(not_after);
         if self.issuer().is_some() {
             // Near its own end an issuer gives ever shorter ones.
-            renewal = renewal.max(now + SOONEST_RENEWAL).min(not_after);
+            renewal = renewal.max(now + MIN_RENEWAL_DELAY).min(not_after);
         }
         DeviceCertificate {
             pem,
@@ -135,16 +135,16 @@ impl Signer {
 
 /// What came of asking an issuer that did not issue a certificate at once.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Asked {
+pub struct IssuerResponse {
     /// Why there is no certificate, as far as that is known.
-    pub refusal: Option<Refusal>,
+    pub refusal: Option<IssuanceRefusal>,
     /// When to look again without being told, in seconds since 1970; `None` is now.
     pub until: Option<i64>,
 }
 
 /// Why an issuer gives no certificate.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Refusal {
+pub struct IssuanceRefusal {
     /// Why.
     pub cause: Cause,
     /// Whether the Device has to change; else it may be given in time.
@@ -176,7 +176,7 @@ pub struct Certificate {
     /// Too old to be accepted.
     expired: bool,
     /// What came of asking an issuer. Boxed, for there are many Devices and few that wait.
-    asked: Option<Box<Asked>>,
+    asked: Option<Box<IssuerResponse>>,
 }
 
 /// A certificate as the status tells of it. Times are seconds since 1970.
@@ -254,7 +254,7 @@ impl Certificate {
 
     /// Takes over what came of asking an issuer for a certificate for a request with this digest. Returns whether its refusal is news
     /// while there is a certificate still.
-    pub fn take_answer(&mut self, digest: u64, mut answer: Asked) -> bool {
+    pub fn take_answer(&mut self, digest: u64, mut answer: IssuerResponse) -> bool {
         if self.digest != digest {
             return false;
         }
@@ -267,7 +267,7 @@ impl Certificate {
     }
 
     /// The issuer is worth another look.
-    pub fn look_again(&mut self) {
+    pub fn requeue(&mut self) {
         if let Some(asked) = &mut self.asked {
             asked.until = None;
         }
@@ -281,7 +281,7 @@ impl Certificate {
 
     /// Why the issuer gives none.
     #[must_use]
-    pub fn refusal(&self) -> Option<&Refusal> {
+    pub fn refusal(&self) -> Option<&IssuanceRefusal> {
         self.asked.as_ref()?.refusal.as_ref()
     }
 

@@ -71,7 +71,7 @@ pub struct CertificateRequestCondition {
 
 /// What a CertificateRequest came to.
 #[derive(Debug, Eq, PartialEq)]
-pub enum Answer<'a> {
+pub enum RequestState<'a> {
     /// Nothing yet; with what it waits for, as far as it says so.
     Pending(Option<&'a str>),
     /// A certificate.
@@ -82,7 +82,7 @@ pub enum Answer<'a> {
 
 /// What is asked for a Device (of this uid), whose signing request has this text.
 #[must_use]
-pub fn wanted(key: &DeviceKey, uid: &str, text: &str, issuer: &IssuerReference, signer: &Signer) -> CertificateRequest {
+pub fn desired(key: &DeviceKey, uid: &str, text: &str, issuer: &IssuerReference, signer: &Signer) -> CertificateRequest {
     let mut labels = standard_labels("device", &key.gateway.name);
     labels.insert(GATEWAY_LABEL.to_owned(), key.gateway.name.to_string());
     labels.insert(ROLE_LABEL.to_owned(), ROLE_CERTIFICATE_REQUEST.to_owned());
@@ -106,27 +106,29 @@ pub fn wanted(key: &DeviceKey, uid: &str, text: &str, issuer: &IssuerReference, 
 
 /// Whether a CertificateRequest asks for this. For how long is the issuer's to say.
 #[must_use]
-pub fn asks_for(found: &CertificateRequest, wanted: &CertificateRequest) -> bool {
+pub fn matches(found: &CertificateRequest, wanted: &CertificateRequest) -> bool {
     found.spec.request == wanted.spec.request && found.spec.issuer_ref == wanted.spec.issuer_ref
 }
 
 /// What a CertificateRequest came to.
 #[must_use]
-pub fn answer(request: &CertificateRequest) -> Answer<'_> {
-    let Some(status) = &request.status else { return Answer::Pending(None) };
+pub fn request_state(request: &CertificateRequest) -> RequestState<'_> {
+    let Some(status) = &request.status else { return RequestState::Pending(None) };
     let of = |type_: &str| status.conditions.iter().find(|condition| condition.type_ == type_);
     let holds = |type_: &str| of(type_).filter(|condition| condition.status == "True");
     if let Some(denied) = holds("Denied") {
-        return Answer::Refused("CertificateDenied", &denied.message);
+        return RequestState::Refused("CertificateDenied", &denied.message);
     }
     if let Some(invalid) = holds("InvalidRequest") {
-        return Answer::Refused("CertificateRefused", &invalid.message);
+        return RequestState::Refused("CertificateRefused", &invalid.message);
     }
     match (of("Ready"), &status.certificate) {
-        (Some(ready), Some(certificate)) if ready.status == "True" => Answer::Issued(&certificate.0),
-        (Some(ready), _) if ["Failed", "Denied"].contains(&ready.reason.as_str()) => Answer::Refused("CertificateRefused", &ready.message),
-        (Some(ready), _) => Answer::Pending(Some(&ready.message)),
-        (None, _) => Answer::Pending(None),
+        (Some(ready), Some(certificate)) if ready.status == "True" => RequestState::Issued(&certificate.0),
+        (Some(ready), _) if ["Failed", "Denied"].contains(&ready.reason.as_str()) => {
+            RequestState::Refused("CertificateRefused", &ready.message)
+        }
+        (Some(ready), _) => RequestState::Pending(Some(&ready.message)),
+        (None, _) => RequestState::Pending(None),
     }
 }
 
@@ -152,20 +154,20 @@ mod tests {
     fn a_request_is_followed_to_its_end() {
         let approved = condition("Approved", "True", "cert-manager.io");
         for (status, expected) in [
-            (Value::Null, Answer::Pending(None)),
-            (json!({}), Answer::Pending(None)),
-            (json!({"conditions": [approved]}), Answer::Pending(None)),
-            (json!({"conditions": [approved, condition("Ready", "False", "Pending")]}), Answer::Pending(Some("why"))),
-            (json!({"conditions": [approved, condition("Ready", "True", "Issued")], "certificate": "cGVt"}), Answer::Issued(b"pem")),
-            (json!({"conditions": [approved, condition("Ready", "False", "Failed")]}), Answer::Refused("CertificateRefused", "why")),
+            (Value::Null, RequestState::Pending(None)),
+            (json!({}), RequestState::Pending(None)),
+            (json!({"conditions": [approved]}), RequestState::Pending(None)),
+            (json!({"conditions": [approved, condition("Ready", "False", "Pending")]}), RequestState::Pending(Some("why"))),
+            (json!({"conditions": [approved, condition("Ready", "True", "Issued")], "certificate": "cGVt"}), RequestState::Issued(b"pem")),
+            (json!({"conditions": [approved, condition("Ready", "False", "Failed")]}), RequestState::Refused("CertificateRefused", "why")),
             (
                 json!({"conditions": [condition("Denied", "True", "x"), condition("Ready", "False", "Denied")]}),
-                Answer::Refused("CertificateDenied", "why"),
+                RequestState::Refused("CertificateDenied", "why"),
             ),
-            (json!({"conditions": [condition("Denied", "False", "x")]}), Answer::Pending(None)),
-            (json!({"conditions": [condition("InvalidRequest", "True", "x")]}), Answer::Refused("CertificateRefused", "why")),
+            (json!({"conditions": [condition("Denied", "False", "x")]}), RequestState::Pending(None)),
+            (json!({"conditions": [condition("InvalidRequest", "True", "x")]}), RequestState::Refused("CertificateRefused", "why")),
         ] {
-            assert_eq!(answer(&request(&status)), expected, "{status}");
+            assert_eq!(request_state(&request(&status)), expected, "{status}");
         }
     }
 
@@ -173,13 +175,13 @@ mod tests {
     fn another_request_or_issuer_asks_for_something_else() {
         let found = request(&Value::Null);
         let mut wanted = found.clone();
-        assert!(asks_for(&found, &wanted));
+        assert!(matches(&found, &wanted));
         wanted.spec.duration = Some("1s".to_owned());
-        assert!(asks_for(&found, &wanted), "as the issuer defaults it");
+        assert!(matches(&found, &wanted), "as the issuer defaults it");
         wanted.spec.issuer_ref.kind = "ClusterIssuer".to_owned();
-        assert!(!asks_for(&found, &wanted));
+        assert!(!matches(&found, &wanted));
         wanted = found.clone();
         wanted.spec.request = ByteString(b"other".to_vec());
-        assert!(!asks_for(&found, &wanted));
+        assert!(!matches(&found, &wanted));
     }
 }

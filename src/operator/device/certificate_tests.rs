@@ -155,8 +155,8 @@ fn a_bad_request_has_no_key_and_wants_nothing() {
     assert!(!certificate.wants(&signer(&KeyPair::generate().unwrap(), 1000, 1000)));
 }
 
-fn refused(is_final: bool, until: i64) -> Asked {
-    Asked { refusal: Some(Refusal { cause: Cause::new("CertificateDenied", "no"), is_final }), until: Some(until) }
+fn refused(is_final: bool, until: i64) -> IssuerResponse {
+    IssuerResponse { refusal: Some(IssuanceRefusal { cause: Cause::new("CertificateDenied", "no"), is_final }), until: Some(until) }
 }
 
 #[test]
@@ -172,14 +172,14 @@ fn an_issuer_is_asked_again_when_something_is_heard_or_time_has_passed() {
     assert!(!certificate.take_answer(digest, refused(false, 3600)), "a condition tells");
     assert!(!certificate.wants(&signer) && certificate.refusal().is_some());
     assert_eq!(certificate.deadline(), Some(3600));
-    certificate.look_again();
+    certificate.requeue();
     assert!(certificate.wants(&signer) && certificate.refusal().is_some(), "what is known goes on being said");
     certificate.ask_issuer(300);
     certificate.take_answer(digest, refused(false, 3600));
     assert!(certificate.advance(3600) && certificate.wants(&signer));
     certificate.ask_issuer(7200);
-    certificate.look_again();
-    certificate.take_answer(digest, Asked { refusal: None, until: Some(7200) });
+    certificate.requeue();
+    certificate.take_answer(digest, IssuerResponse { refusal: None, until: Some(7200) });
     assert!(certificate.wants(&signer) && certificate.refusal().is_none(), "what was heard meanwhile is not forgotten");
     certificate.take_answer(digest.wrapping_add(1), refused(true, 7200));
     assert!(certificate.refusal().is_none(), "an answer for another request");

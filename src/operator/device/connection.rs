@@ -7,14 +7,14 @@ use crate::api::device::{ConnectionState, DeviceConnection};
 
 /// Whether a device is connected, and since when.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Connection {
+pub struct CompactConnection {
     /// Whether.
     pub state: ConnectionState,
     /// Seconds since 1970; enough until 2106.
     since: u32,
 }
 
-impl Connection {
+impl CompactConnection {
     /// From seconds since 1970.
     #[must_use]
     pub fn new(state: ConnectionState, since: i64) -> Self {

@@ -8,14 +8,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 
 use super::certificate::Authority;
 use super::endpoint::Endpoint;
-use super::record::{PasswordSource, PasswordState, Record};
+use super::record::{DeviceRecord, PasswordSource, PasswordState};
 use crate::api::name::{self, GATEWAY_LABEL, ROLE_AUTH_SHARD, ROLE_LABEL};
 use crate::broker::credential::entry::Entry;
 use crate::broker::credential::shard::{self, Data, Shard};
 use crate::operator::kubernetes::apply::standard_labels;
 
 /// Plans that are remembered, so that a proof of an older one still counts. An agent is at most a few behind.
-const REMEMBERED_PLANS: u64 = 64;
+const MAX_PLANS: u64 = 64;
 
 /// What the Devices' side keeps of a Gateway.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ pub struct GatewayState {
     pub authority: Option<(Box<str>, Authority)>,
 
     /// Its devices by name. Boxed, for up to half of a map's places are empty.
-    pub devices: HashMap<Box<str>, Box<Record>>,
+    pub devices: HashMap<Box<str>, Box<DeviceRecord>>,
 
     /// Users of the workers that read it, by the Secret they come from.
     pub workers: BTreeMap<Box<str>, Vec<Entry>>,
@@ -42,7 +42,7 @@ pub struct GatewayState {
     pub appeared: bool,
 
     /// Whether the operator is logged in at its broker.
-    pub linked: bool,
+    pub broker_connected: bool,
 
     /// Number of the last plan.
     plan: u64,
@@ -141,7 +141,7 @@ impl GatewayState {
 
     /// Whether the broker has proven to hold the device as it is now.
     #[must_use]
-    pub fn has_proven(&self, device: &str, record: &Record) -> bool {
+    pub fn has_proven(&self, device: &str, record: &DeviceRecord) -> bool {
         let number = shard::shard_of(device, self.count.max(1));
         let proven = self.proven.get(&number).and_then(|revision| self.plans.get(&(number, revision.clone())));
         matches!((record.planned, proven), (Some(planned), Some(proven)) if *proven >= planned)
@@ -150,7 +150,7 @@ impl GatewayState {
     /// How many devices are declared, and how many the broker has proven to accept.
     #[must_use]
     pub fn totals(&self) -> (usize, usize) {
-        let proven = |record: &&Record| !self.external && record.enabled && record.written.ready;
+        let proven = |record: &&DeviceRecord| !self.external && record.enabled && record.last_written.ready;
         (self.devices.len(), self.devices.values().map(Box::as_ref).filter(proven).count())
     }
 
@@ -159,7 +159,7 @@ impl GatewayState {
     pub fn plan(&mut self, namespace: &str, gateway: &str) -> Option<ShardPlan> {
         let owner = self.owner.clone().filter(|_| !self.external)?;
         // A user's password that nobody has read yet would be missing from the plan, and its device be thrown out.
-        let unread = |record: &Record| {
+        let unread = |record: &DeviceRecord| {
             record.enabled && *record.password() == PasswordState::Unknown && matches!(record.source, PasswordSource::Given { .. })
         };
         if self.devices.values().any(|record| unread(record)) {
@@ -191,12 +191,12 @@ impl GatewayState {
     }
 
     /// Takes over that a plan has been carried out.
-    pub fn carried_out(&mut self, plan: ShardPlan, number: u64) {
+    pub fn completed(&mut self, plan: ShardPlan, number: u64) {
         self.count = plan.count;
         for (shard, revision) in &plan.revisions {
             self.plans.insert((*shard, revision.clone()), number);
         }
-        self.plans.retain(|_, plan| *plan + REMEMBERED_PLANS > number);
+        self.plans.retain(|_, plan| *plan + MAX_PLANS > number);
         self.live = plan.revisions;
     }
 

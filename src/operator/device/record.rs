@@ -6,10 +6,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use kube::ResourceExt;
 
 use super::certificate::Certificate;
-use super::connection::Connection;
+use super::connection::CompactConnection;
+use super::last_written_status::LastWrittenStatus;
 use super::rotation::{Lifetime, Rotation};
 use super::twin::Twin;
-use super::written::WrittenStatus;
 use crate::api::condition::Cause;
 use crate::api::device::{Acl, Authentication};
 use crate::api::{Device, is_reconciliation_paused, name};
@@ -82,7 +82,7 @@ impl PasswordState {
 /// What the operator keeps of one Device.
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own, and all combinations occur")]
 #[derive(Clone, Debug)]
-pub struct Record {
+pub struct DeviceRecord {
     /// `metadata.uid`.
     pub uid: Box<str>,
     /// `metadata.generation`.
@@ -95,7 +95,7 @@ pub struct Record {
     pub source: PasswordSource,
     /// When a generated password is replaced.
     pub rotation: Rotation,
-    /// What is known of the password. Changes by [`Record::set_password`].
+    /// What is known of the password. Changes by [`DeviceRecord::set_password`].
     password: PasswordState,
     /// Its certificate, where it asks for one.
     certificate: Option<Box<Certificate>>,
@@ -107,21 +107,21 @@ pub struct Record {
     /// For the registry.
     pub attributes: BTreeMap<String, String>,
     /// The status as it stands at the API server.
-    pub written: WrittenStatus,
+    pub last_written: LastWrittenStatus,
     /// Where the device stands as its broker says, as far as it has said so.
-    pub seen: Option<Connection>,
+    pub seen: Option<CompactConnection>,
     /// Desired and reported state, where there is either.
     twin: Option<Box<Twin>>,
     /// Number of the first plan of shards that holds the Device as it is now.
     pub planned: Option<u64>,
-    /// Whether the Device was seen since [`super::fleet::Fleet::listing_devices`]. A set of names would be some 25 MB for 100,000
+    /// Whether the Device was seen since [`super::index::DeviceIndex::listing_devices`]. A set of names would be some 25 MB for 100,000
     /// Devices, if only for a moment.
     pub listed: bool,
-    /// Whether the Secret with its generated password was seen since [`super::fleet::Fleet::listing_secrets`].
+    /// Whether the Secret with its generated password was seen since [`super::index::DeviceIndex::listing_secrets`].
     pub secret_listed: bool,
 }
 
-impl Record {
+impl DeviceRecord {
     /// A Device as it is seen for the first time.
     #[must_use]
     pub fn new(device: &Device) -> Self {
@@ -137,7 +137,7 @@ impl Record {
             revision: None,
             acls: Box::default(),
             attributes: BTreeMap::new(),
-            written: WrittenStatus::default(),
+            last_written: LastWrittenStatus::default(),
             seen: None,
             twin: None,
             planned: None,
@@ -185,7 +185,7 @@ impl Record {
 
     /// Takes over the status of the Device, unless it is older than what is known.
     pub fn observe_status(&mut self, device: &Device) {
-        let Some(status) = self.written.observe(device) else { return };
+        let Some(status) = self.last_written.observe(device) else { return };
         if let Some(certificate) = &mut self.certificate {
             certificate.observe(status.certificate.as_ref());
         }

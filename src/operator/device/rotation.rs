@@ -16,7 +16,7 @@ use crate::broker::credential::hash;
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Lifetime {
     /// The request that was last carried out.
-    pub carried_out: Option<Box<str>>,
+    pub completed: Option<Box<str>>,
     /// Since when the password is what it is.
     pub since: i64,
     /// The password before.
@@ -43,7 +43,7 @@ impl Lifetime {
         let created = secret.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second());
         let previous = annotation(PREVIOUS_PASSWORD_ANNOTATION).and_then(|text| text.split_once(' '));
         Self {
-            carried_out: annotation(ROTATE_PASSWORD_ANNOTATION).map(|token| token.as_str().into()),
+            completed: annotation(ROTATE_PASSWORD_ANNOTATION).map(|token| token.as_str().into()),
             since: annotation(PASSWORD_SINCE_ANNOTATION).and_then(|text| time(text)).or(created).unwrap_or_default(),
             previous: previous.and_then(|(until, hash)| {
                 hash::is_well_formed(hash).then_some(())?;
@@ -91,7 +91,7 @@ impl Rotation {
     /// Whether the password is to be replaced now.
     #[must_use]
     pub fn is_due(&self) -> bool {
-        let asked = |lifetime: &Lifetime| self.requested.is_some() && self.requested != lifetime.carried_out;
+        let asked = |lifetime: &Lifetime| self.requested.is_some() && self.requested != lifetime.completed;
         self.due || self.lifetime.as_ref().is_some_and(asked)
     }
 
@@ -162,7 +162,7 @@ mod tests {
         assert!(!rotation.is_due(), "nothing is known of the Secret yet");
         rotation.observe(Lifetime::default());
         assert!(rotation.is_due());
-        rotation.observe(Lifetime { carried_out: Some("1".into()), ..Lifetime::default() });
+        rotation.observe(Lifetime { completed: Some("1".into()), ..Lifetime::default() });
         assert!(!rotation.is_due());
         rotation.ask(&device(&json!(null), None));
         assert!(!rotation.is_due(), "to take the request away asks for nothing");

@@ -1,7 +1,7 @@
 //! The status of a Device: pure.
 
 use super::certificate::{Authority, Certificate};
-use super::record::{PasswordSource, PasswordState, Record};
+use super::record::{DeviceRecord, PasswordSource, PasswordState};
 use super::twin::Twin;
 use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, Cause, Finding, Readiness, conditions};
 use crate::api::device::CredentialsSecret;
@@ -11,7 +11,7 @@ use crate::runtime::error::chain;
 /// What a Device's status depends on, beside the Device.
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own, and all combinations occur")]
 #[derive(Clone, Copy, Debug)]
-pub struct Surroundings<'a> {
+pub struct StatusContext<'a> {
     /// Name of the Gateway that the Device names.
     pub gateway: &'a str,
 
@@ -28,7 +28,7 @@ pub struct Surroundings<'a> {
     pub proven: bool,
 
     /// Whether the operator is logged in at the broker, so that a desired state is kept there in a moment.
-    pub linked: bool,
+    pub broker_connected: bool,
 
     /// Whether the wait for the broker has been long enough to be worth a write.
     pub waited: bool,
@@ -37,18 +37,18 @@ pub struct Surroundings<'a> {
 /// The status of a Device, or `None` where there is nothing to say yet: a Device that becomes ready in a moment gets one
 /// status, not two.
 #[must_use]
-pub fn status(device: &str, record: &Record, around: Surroundings<'_>) -> Option<DeviceStatus> {
+pub fn status(device: &str, record: &DeviceRecord, around: StatusContext<'_>) -> Option<DeviceStatus> {
     let revision = record.revision();
     // Who was reached once stays so while the broker is away, as a credential stays proven.
     let live = if around.external {
-        around.linked || record.written.ready
+        around.broker_connected || record.last_written.ready
     } else {
-        revision.is_some() && (around.proven || record.written.revision.as_deref() == revision)
+        revision.is_some() && (around.proven || record.last_written.revision.as_deref() == revision)
     };
     let (mut findings, readiness) =
         if around.external && around.gateway_exists { external(record, around, live)? } else { verdict(device, record, around, live)? };
     // In a moment the broker will have confirmed the desired state: one status then, and not two.
-    if live && around.linked && !around.waited && record.twin().is_some_and(Twin::awaits_broker) {
+    if live && around.broker_connected && !around.waited && record.twin().is_some_and(Twin::awaits_broker) {
         return None;
     }
     findings.extend(record.twin().and_then(|twin| twin.synced(device, around.gateway)));
@@ -65,11 +65,11 @@ pub fn status(device: &str, record: &Record, around: Surroundings<'_>) -> Option
         connection: None,
         desired,
         reported,
-        conditions: conditions(&record.written.conditions(), record.generation, &findings, &readiness),
+        conditions: conditions(&record.last_written.conditions(), record.generation, &findings, &readiness),
     })
 }
 
-fn verdict(device: &str, record: &Record, around: Surroundings<'_>, live: bool) -> Option<(Vec<Finding>, Readiness)> {
+fn verdict(device: &str, record: &DeviceRecord, around: StatusContext<'_>, live: bool) -> Option<(Vec<Finding>, Readiness)> {
     let gateway = around.gateway;
     if !around.gateway_exists {
         let message =
@@ -118,7 +118,7 @@ fn verdict(device: &str, record: &Record, around: Surroundings<'_>, live: bool) 
 }
 
 /// Of a device whose broker runs elsewhere, with credentials that are no concern of ours.
-fn external(record: &Record, around: Surroundings<'_>, reached: bool) -> Option<(Vec<Finding>, Readiness)> {
+fn external(record: &DeviceRecord, around: StatusContext<'_>, reached: bool) -> Option<(Vec<Finding>, Readiness)> {
     let gateway = around.gateway;
     if let Some(cause) = record.twin().and_then(Twin::refusal) {
         return Some(stalled(cause));
@@ -159,9 +159,9 @@ fn external(record: &Record, around: Surroundings<'_>, reached: bool) -> Option<
 #[allow(clippy::option_option, reason = "whether there is a verdict, and the verdict, which may be to wait")]
 fn without_certificate(
     device: &str,
-    record: &Record,
+    record: &DeviceRecord,
     certificate: &Certificate,
-    around: Surroundings<'_>,
+    around: StatusContext<'_>,
 ) -> Option<Option<(Vec<Finding>, Readiness)>> {
     let gateway = around.gateway;
     if let Err(error) = certificate.key() {

@@ -14,10 +14,10 @@ use crate::api::{Device, is_reconciliation_paused, name};
 pub const MAX_DESIRED_BYTES: usize = 16 * 1024;
 
 /// Differences that a condition names.
-const NAMED_DIFFERENCES: usize = 3;
+const MAX_NAMED_DIFFERENCES: usize = 3;
 
 /// The most characters of a value that a condition names.
-const VALUE_CHARACTERS: usize = 40;
+const MAX_VALUE_CHARACTERS: usize = 40;
 
 /// What the operator keeps of a Device's two states.
 #[derive(Clone, Debug, Default)]
@@ -274,8 +274,8 @@ fn encode(state: &Map<String, Value>) -> Box<str> {
 fn differences(desired: &Map<String, Value>, reported: &Map<String, Value>) -> Option<String> {
     let mut found = Vec::new();
     collect(&mut found, "", desired, reported);
-    let more = found.len().saturating_sub(NAMED_DIFFERENCES);
-    let mut text = found.into_iter().take(NAMED_DIFFERENCES).collect::<Vec<_>>().join("; ");
+    let more = found.len().saturating_sub(MAX_NAMED_DIFFERENCES);
+    let mut text = found.into_iter().take(MAX_NAMED_DIFFERENCES).collect::<Vec<_>>().join("; ");
     if more > 0 {
         // Writing to a String cannot fail.
         let _ = write!(text, "; and {more} more");
@@ -303,7 +303,7 @@ fn shortened(value: &Value) -> String {
 }
 
 fn shorten(text: &str) -> String {
-    match text.char_indices().nth(VALUE_CHARACTERS) {
+    match text.char_indices().nth(MAX_VALUE_CHARACTERS) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }

@@ -22,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(LONGEST_WAIT_SECONDS + 10);
 
 /// Why an agent did not answer.
 #[derive(Debug, Error)]
-pub enum AskError {
+pub enum AgentError {
     /// Not a host and port.
     #[error("{authority:?} is no host and port")]
     Address {
@@ -81,11 +81,11 @@ pub enum AskError {
 
 /// Asks agents, over connections that are kept.
 #[derive(Clone, Debug)]
-pub struct Agents {
+pub struct AgentClient {
     client: Client<HttpConnector, Empty<Bytes>>,
 }
 
-impl Agents {
+impl AgentClient {
     /// Must be called inside a tokio runtime.
     #[must_use]
     pub fn new() -> Self {
@@ -99,30 +99,30 @@ impl Agents {
     ///
     /// # Errors
     /// When there is no answer, or one that cannot be read.
-    pub async fn page(&self, authority: &str, query: &Query) -> Result<Page, AskError> {
+    pub async fn page(&self, authority: &str, query: &Query) -> Result<Page, AgentError> {
         match timeout(TIMEOUT, self.ask(authority, query)).await {
             Ok(answer) => answer,
-            Err(_) => Err(AskError::Timeout { authority: authority.to_owned() }),
+            Err(_) => Err(AgentError::Timeout { authority: authority.to_owned() }),
         }
     }
 
-    async fn ask(&self, authority: &str, query: &Query) -> Result<Page, AskError> {
+    async fn ask(&self, authority: &str, query: &Query) -> Result<Page, AgentError> {
         let authority = || authority.to_owned();
         // The epoch comes from an agent, which may be anyone's: only what needs no encoding goes back.
         let epoch: String = query.epoch.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
         let uri = format!("http://{}{PATH}?epoch={epoch}&after={}", authority(), query.after);
-        let uri = uri.parse().map_err(|source| AskError::Address { authority: authority(), source })?;
-        let answer = self.client.get(uri).await.map_err(|source| AskError::Reach { authority: authority(), source })?;
+        let uri = uri.parse().map_err(|source| AgentError::Address { authority: authority(), source })?;
+        let answer = self.client.get(uri).await.map_err(|source| AgentError::Reach { authority: authority(), source })?;
         if answer.status() != StatusCode::OK {
-            return Err(AskError::Status { authority: authority(), status: answer.status() });
+            return Err(AgentError::Status { authority: authority(), status: answer.status() });
         }
         let body = Limited::new(answer.into_body(), PAGE_BYTES).collect().await;
-        let body = body.map_err(|error| AskError::Read { authority: authority(), reason: error.to_string() })?;
-        serde_json::from_slice(&body.to_bytes()).map_err(|source| AskError::Parse { authority: authority(), source })
+        let body = body.map_err(|error| AgentError::Read { authority: authority(), reason: error.to_string() })?;
+        serde_json::from_slice(&body.to_bytes()).map_err(|source| AgentError::Parse { authority: authority(), source })
     }
 }
 
-impl Default for Agents {
+impl Default for AgentClient {
     fn default() -> Self {
         Self::new()
     }

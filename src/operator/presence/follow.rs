@@ -8,10 +8,10 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
-use super::agent::Agents;
+use super::agent::AgentClient;
 use crate::api::name::{self, HTTP_PORT};
 use crate::broker::log::wire::{Page, Query};
-use crate::operator::device::connection::Connection;
+use crate::operator::device::connection::CompactConnection;
 use crate::operator::device::key::GatewayKey;
 use crate::runtime::error::chain;
 
@@ -25,14 +25,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Without an answer for this long it is not known any more how many devices are connected: a pod that is replaced is back
 /// before.
-const UNREACHABLE: Duration = Duration::from_mins(1);
+const UNREACHABLE_AFTER: Duration = Duration::from_mins(1);
 
 /// And after this long the devices' status says so too: that is a write for each of them, and another when the agent is back.
-const UNKNOWN: Duration = Duration::from_mins(5);
+const UNKNOWN_AFTER: Duration = Duration::from_mins(5);
 
 /// What is told of a Gateway's clients.
 #[derive(Debug)]
-pub enum News {
+pub enum PresenceUpdate {
     /// What its agent says.
     Page(GatewayKey, Box<Page>),
 
@@ -43,7 +43,7 @@ pub enum News {
         /// Whether that is all there is: of the others nothing is known.
         all: bool,
         /// The devices.
-        devices: Vec<(Arc<str>, Connection)>,
+        devices: Vec<(Arc<str>, CompactConnection)>,
     },
 
     /// Nothing has been heard for a while.
@@ -54,7 +54,7 @@ pub enum News {
 }
 
 /// Follows until dropped. Asks for all clients anew when `anew` is notified.
-pub async fn follow(agents: Agents, gateway: GatewayKey, anew: Arc<Notify>, news: mpsc::Sender<News>) {
+pub async fn follow(agents: AgentClient, gateway: GatewayKey, resync: Arc<Notify>, updates: mpsc::Sender<PresenceUpdate>) {
     let authority = format!("{}:{HTTP_PORT}", name::service_host(&name::agent_service(&gateway.name), &gateway.namespace));
     let mut query = Query::default();
     let mut pause = FIRST_PAUSE;
@@ -64,7 +64,7 @@ pub async fn follow(agents: Agents, gateway: GatewayKey, anew: Arc<Notify>, news
         sleep(PAGE_PAUSE).await;
         let answer = tokio::select! {
             answer = agents.page(&authority, &query) => answer,
-            () = anew.notified() => {
+            () = resync.notified() => {
                 query = Query::default();
                 continue;
             }
@@ -78,28 +78,28 @@ pub async fn follow(agents: Agents, gateway: GatewayKey, anew: Arc<Notify>, news
                 heard = (Instant::now(), Timestamp::now().as_second());
                 (silent, unknown) = (false, false);
                 query = Query { epoch: page.epoch.clone(), after: page.next };
-                Some(News::Page(gateway.clone(), Box::new(page)))
+                Some(PresenceUpdate::Page(gateway.clone(), Box::new(page)))
             }
             Err(error) => {
                 debug!(gateway = %gateway.name, namespace = %gateway.namespace, "{}", chain(&error));
                 sleep(pause / 2 + (pause / 2).mul_f64(rand::random())).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
-                if heard.0.elapsed() >= UNKNOWN && !unknown {
+                if heard.0.elapsed() >= UNKNOWN_AFTER && !unknown {
                     unknown = true;
                     // What was heard is given up, so that it has to be heard again.
                     query = Query::default();
-                    Some(News::Unknown(gateway.clone(), heard.1))
-                } else if heard.0.elapsed() >= UNREACHABLE && !silent {
+                    Some(PresenceUpdate::Unknown(gateway.clone(), heard.1))
+                } else if heard.0.elapsed() >= UNREACHABLE_AFTER && !silent {
                     silent = true;
                     info!(gateway = %gateway.name, namespace = %gateway.namespace, error = chain(&error), "the agent does not answer");
-                    Some(News::Silent(gateway.clone()))
+                    Some(PresenceUpdate::Silent(gateway.clone()))
                 } else {
                     None
                 }
             }
         };
         if let Some(told) = told
-            && news.send(told).await.is_err()
+            && updates.send(told).await.is_err()
         {
             return;
         }

@@ -8,7 +8,7 @@ use crate::operator::device::key::GatewayKey;
 
 /// The metrics.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct PresenceMetrics {
     /// Writes of a Device's connection, by outcome.
     pub writes: IntCounterVec,
     /// Devices that wait for their turn.
@@ -25,7 +25,7 @@ pub struct Metrics {
     refused: IntGaugeVec,
 }
 
-impl Metrics {
+impl PresenceMetrics {
     /// Registers them.
     ///
     /// # Errors

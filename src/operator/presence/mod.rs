@@ -1,5 +1,5 @@
-//! Presence: what brokers say of their clients ([`follow`], asking [`agent`]s) becomes `status.connection` of Devices and the
-//! totals of Gateways ([`totals`]), when that is worth a write and the budget allows it ([`ledger`], [`waiting`]).
+//! PresenceController: what brokers say of their clients ([`follow`], asking [`agent`]s) becomes `status.connection` of Devices and the
+//! totals of Gateways ([`totals`]), when that is worth a write and the budget allows it ([`reporter`], [`waiting`]).
 //!
 //! The devices of an external broker say themselves whether they are connected ([`super::twin_sync::connections`]).
 //!
@@ -7,10 +7,9 @@
 
 pub mod agent;
 pub mod follow;
-pub mod ledger;
 pub mod metrics;
+pub mod reporter;
 pub mod totals;
-pub mod waiting;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -24,12 +23,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use self::agent::Agents;
-use self::follow::{News, follow};
-use self::ledger::Ledger;
-use self::metrics::Metrics;
+use self::agent::AgentClient;
+use self::follow::{PresenceUpdate, follow};
+use self::metrics::PresenceMetrics;
+use self::reporter::PresenceReporter;
 use super::context::Context;
-use super::device::connection::Connection;
+use super::device::connection::CompactConnection;
 use super::device::key::{DeviceKey, GatewayKey};
 use super::kubernetes::apply::{WriteError, Writer};
 use crate::api::Device;
@@ -52,67 +51,67 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// At most this often an agent is asked for all of its clients because of new Devices.
-const LIST_AGAIN: Duration = Duration::from_mins(1);
+const RELIST_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Pages that wait to be taken over; those who follow wait then.
 const BACKLOG: usize = 32;
 
 /// Follows who is connected to which Gateway, and writes it. There is one for all Gateways.
-pub struct Presence {
+pub struct PresenceController {
     context: Context,
     writer: Writer,
-    ledger: Ledger,
+    reporter: PresenceReporter,
     totals: mpsc::UnboundedSender<GatewayKey>,
-    agents: Agents,
-    followers: HashMap<GatewayKey, Follower>,
-    news: mpsc::Sender<News>,
-    incoming: mpsc::Receiver<News>,
+    agents: AgentClient,
+    followers: HashMap<GatewayKey, AgentFollower>,
+    updates: mpsc::Sender<PresenceUpdate>,
+    incoming: mpsc::Receiver<PresenceUpdate>,
     work: JoinSet<(DeviceKey, Result<Option<Device>, WriteError>)>,
-    metrics: Metrics,
+    metrics: PresenceMetrics,
     counted: Option<Instant>,
-    told_dropped: bool,
+    warned_of_dropped_field: bool,
 }
 
-struct Follower {
-    anew: Arc<Notify>,
+struct AgentFollower {
+    resync: Arc<Notify>,
     task: AbortHandle,
 }
 
-impl Drop for Follower {
+impl Drop for AgentFollower {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Presence {
+impl PresenceController {
     /// At most `writes_per_second` for Devices. A Gateway of whose clients there is news goes to `totals`.
     ///
     /// # Errors
     /// When the registry refuses a metric.
     pub fn new(context: Context, writes_per_second: f64, totals: mpsc::UnboundedSender<GatewayKey>) -> Result<Self, prometheus::Error> {
-        let metrics = Metrics::register(&context.metrics)?;
+        let metrics = PresenceMetrics::register(&context.metrics)?;
         metrics.budget.set(writes_per_second);
-        let (news, incoming) = mpsc::channel(BACKLOG);
+        let (updates, incoming) = mpsc::channel(BACKLOG);
         Ok(Self {
             writer: context.writer("fleetwright/presence"),
-            ledger: Ledger::new(context.fleet.clone(), writes_per_second, Instant::now()),
+            reporter: PresenceReporter::new(context.fleet.clone(), writes_per_second, Instant::now()),
             context,
             totals,
-            agents: Agents::new(),
+            agents: AgentClient::new(),
             followers: HashMap::new(),
-            news,
+            updates,
             incoming,
             work: JoinSet::new(),
             metrics,
             counted: None,
-            told_dropped: false,
+            warned_of_dropped_field: false,
         })
     }
 
     /// Where to tell of a broker that has no agent of ours.
     #[must_use]
-    pub fn news(&self) -> mpsc::Sender<News> {
-        self.news.clone()
+    pub fn updates(&self) -> mpsc::Sender<PresenceUpdate> {
+        self.updates.clone()
     }
 
     /// Runs until dropped, from the moment on that all Devices are `listed`.
@@ -121,9 +120,9 @@ impl Presence {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let due = self.ledger.next_due().filter(|_| self.work.len() < CONCURRENCY);
+            let due = self.reporter.next_due().filter(|_| self.work.len() < CONCURRENCY);
             tokio::select! {
-                Some(news) = self.incoming.recv() => self.observe(news),
+                Some(update) = self.incoming.recv() => self.observe(update),
                 Some(finished) = self.work.join_next() => match finished {
                     Ok((device, result)) => self.finish(device, result),
                     Err(error) => warn!(%error, "a write of a Device's connection ended unexpectedly"),
@@ -132,27 +131,27 @@ impl Presence {
                 _ = ticks.tick() => self.look(),
             }
             while self.work.len() < CONCURRENCY
-                && let Some((device, connection)) = self.ledger.next(Instant::now())
+                && let Some((device, connection)) = self.reporter.next(Instant::now())
             {
                 self.write(device, connection);
             }
         }
     }
 
-    fn observe(&mut self, news: News) {
+    fn observe(&mut self, update: PresenceUpdate) {
         let (now, time) = (Instant::now(), Timestamp::now().as_second());
-        match news {
-            News::Page(gateway, page) => {
+        match update {
+            PresenceUpdate::Page(gateway, page) => {
                 self.metrics.pages.inc();
-                self.ledger.page(&gateway, &page, now, time);
+                self.reporter.page(&gateway, &page, now, time);
             }
-            News::Heard { gateway, all, devices } => self.ledger.heard(&gateway, all, devices, now, time),
-            News::Silent(gateway) => self.ledger.silent(&gateway),
-            News::Unknown(gateway, since) => self.ledger.unknown(&gateway, since, now),
+            PresenceUpdate::Heard { gateway, all, devices } => self.reporter.heard(&gateway, all, devices, now, time),
+            PresenceUpdate::Silent(gateway) => self.reporter.silent(&gateway),
+            PresenceUpdate::Unknown(gateway, since) => self.reporter.unknown(&gateway, since, now),
         }
     }
 
-    fn write(&mut self, device: DeviceKey, connection: Connection) {
+    fn write(&mut self, device: DeviceKey, connection: CompactConnection) {
         let writer = self.writer.clone();
         self.work.spawn(async move {
             let patch = json!({ "connection": connection.status() });
@@ -177,25 +176,23 @@ impl Presence {
             }
         };
         self.metrics.writes.with_label_values(&[outcome]).inc();
-        if outcome == "dropped" && !std::mem::replace(&mut self.told_dropped, true) {
+        if outcome == "dropped" && !std::mem::replace(&mut self.warned_of_dropped_field, true) {
             warn!(
                 "the API server does not keep status.connection of Devices: install the definitions of this version (chart fleetwright-crds)"
             );
         }
-        if let Some(after) = after {
-            self.ledger.written(device, after, Instant::now());
-        }
+        self.reporter.written(device, after, Instant::now());
     }
 
     /// Follows the Gateways that there are, and tells what there is to say of them.
     fn look(&mut self) {
         let now = Instant::now();
         let existing = self.context.fleet.lock().existing_gateways();
-        let known: HashSet<GatewayKey> = self.followers.keys().chain(self.ledger.gateways()).cloned().collect();
+        let known: HashSet<GatewayKey> = self.followers.keys().chain(self.reporter.gateways()).cloned().collect();
         let gone: Vec<GatewayKey> = known.into_iter().filter(|key| !existing.contains(key)).collect();
         for key in gone {
             self.followers.remove(&key);
-            self.ledger.gone(&key, Timestamp::now().as_second(), now);
+            self.reporter.gone(&key, Timestamp::now().as_second(), now);
             self.context.presence.remove(&key);
             self.metrics.remove(&key);
         }
@@ -204,30 +201,30 @@ impl Presence {
             if self.context.fleet.lock().is_external(key) {
                 self.followers.remove(key);
             } else if !self.followers.contains_key(key) {
-                let anew = Arc::new(Notify::new());
-                let task = tokio::spawn(follow(self.agents.clone(), key.clone(), Arc::clone(&anew), self.news.clone())).abort_handle();
-                self.followers.insert(key.clone(), Follower { anew, task });
+                let resync = Arc::new(Notify::new());
+                let task = tokio::spawn(follow(self.agents.clone(), key.clone(), Arc::clone(&resync), self.updates.clone())).abort_handle();
+                self.followers.insert(key.clone(), AgentFollower { resync, task });
             }
         }
-        for key in self.ledger.to_list_again(now, LIST_AGAIN) {
+        for key in self.reporter.to_list_again(now, RELIST_INTERVAL) {
             if let Some(follower) = self.followers.get(&key) {
-                follower.anew.notify_one();
+                follower.resync.notify_one();
             } else if let Some(external) = self.context.externals.of(&key) {
-                external.anew.notify_one();
+                external.resync.notify_one();
             }
         }
-        for (key, totals) in self.ledger.totals(now) {
+        for (key, totals) in self.reporter.totals(now) {
             self.context.presence.set(&key, totals);
             // The receiver lives as long as this: both end with the lease.
             let _ = self.totals.send(key);
         }
-        self.ledger.repair(AGAIN, now);
-        self.ledger.forget(now);
+        self.reporter.repair(AGAIN, now);
+        self.reporter.forget(now);
         self.count(&existing, now);
     }
 
     fn count(&mut self, existing: &[GatewayKey], now: Instant) {
-        let (waiting, damped, oldest) = self.ledger.backlog(now);
+        let (waiting, damped, oldest) = self.reporter.backlog(now);
         self.metrics.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.metrics.damped.set(i64::try_from(damped).unwrap_or(i64::MAX));
         self.metrics.oldest.set(oldest.as_secs_f64());

@@ -22,14 +22,14 @@ const REFUSED_INTERVAL: Duration = Duration::from_secs(30);
 const COUNTS_INTERVAL: Duration = Duration::from_mins(10);
 
 /// The most refused clients in a status.
-const LONGEST_LIST: usize = 10;
+const MAX_REFUSED_CLIENTS: usize = 10;
 
 /// What a Gateway's status says of its clients.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct GatewayTotals {
     /// Devices that are connected; `None` while nobody knows.
     pub connected: Option<i64>,
-    /// Clients that were refused; `None` before anybody has told.
+    /// Clients that were refused; `None` before anybody has last.
     pub clients: Option<GatewayClients>,
 }
 
@@ -61,39 +61,39 @@ impl SharedTotals {
 
 /// What was last said of a Gateway, and when.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct LastReportedTotals {
     totals: Option<GatewayTotals>,
     connected_at: Option<Instant>,
     refused_at: Option<Instant>,
 }
 
-impl Told {
+impl LastReportedTotals {
     /// Whether this is what was said last.
     #[must_use]
-    pub fn has_told(&self, totals: &GatewayTotals) -> bool {
+    pub fn is_last(&self, totals: &GatewayTotals) -> bool {
         self.totals.as_ref() == Some(totals)
     }
 
     /// What is to be said now, where that is worth a write.
-    pub fn tell(&mut self, now: Instant, totals: &GatewayTotals) -> Option<GatewayTotals> {
-        let Some(told) = &mut self.totals else {
+    pub fn update(&mut self, now: Instant, totals: &GatewayTotals) -> Option<GatewayTotals> {
+        let Some(last) = &mut self.totals else {
             (self.connected_at, self.refused_at) = (Some(now), Some(now));
             self.totals = Some(totals.clone());
             return self.totals.clone();
         };
         let passed = |at: Option<Instant>| at.map_or(Duration::MAX, |at| now.saturating_duration_since(at));
-        let wait = if same_clients(told.clients.as_ref(), totals.clients.as_ref()) { COUNTS_INTERVAL } else { REFUSED_INTERVAL };
-        let connected = told.connected != totals.connected && passed(self.connected_at) >= CONNECTED_INTERVAL;
-        let refused = told.clients != totals.clients && passed(self.refused_at) >= wait;
+        let wait = if same_clients(last.clients.as_ref(), totals.clients.as_ref()) { COUNTS_INTERVAL } else { REFUSED_INTERVAL };
+        let connected = last.connected != totals.connected && passed(self.connected_at) >= CONNECTED_INTERVAL;
+        let refused = last.clients != totals.clients && passed(self.refused_at) >= wait;
         if connected {
-            told.connected = totals.connected;
+            last.connected = totals.connected;
             self.connected_at = Some(now);
         }
         if refused {
-            told.clients.clone_from(&totals.clients);
+            last.clients.clone_from(&totals.clients);
             self.refused_at = Some(now);
         }
-        (connected || refused).then(|| told.clone())
+        (connected || refused).then(|| last.clone())
     }
 }
 
@@ -122,7 +122,7 @@ pub fn clients(refused: u64, recently: &[refused::RefusedClient]) -> GatewayClie
         count: count(known.count),
         last_time: Time(Timestamp::from_second(known.last).unwrap_or_default()),
     };
-    GatewayClients { refused: count(refused), recently_refused: recently.iter().take(LONGEST_LIST).map(client).collect() }
+    GatewayClients { refused: count(refused), recently_refused: recently.iter().take(MAX_REFUSED_CLIENTS).map(client).collect() }
 }
 
 #[cfg(test)]
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn what_is_worth_a_write() {
         let start = Instant::now();
-        let mut told = Told::default();
+        let mut reported = LastReportedTotals::default();
         // Seconds, devices connected, refused clients -> what is written.
         for (second, now, expected) in [
             (0, totals(0, &[]), Some(totals(0, &[]))),
@@ -162,7 +162,7 @@ mod tests {
             (650, totals(9, &[("other", 600), ("ghost", 500)]), None),
             (701, totals(9, &[("other", 700), ("ghost", 600)]), Some(totals(9, &[("other", 700), ("ghost", 600)]))),
         ] {
-            assert_eq!(told.tell(start + Duration::from_secs(second), &now), expected, "after {second} s");
+            assert_eq!(reported.update(start + Duration::from_secs(second), &now), expected, "after {second} s");
         }
     }
 
@@ -176,7 +176,7 @@ mod tests {
             last: i64::MAX,
         };
         let clients = clients(u64::MAX, &vec![client; 1000]);
-        assert_eq!(clients.recently_refused.len(), LONGEST_LIST);
+        assert_eq!(clients.recently_refused.len(), MAX_REFUSED_CLIENTS);
         assert!(clients.recently_refused.iter().all(|known| known.name.chars().all(|c| c == '\u{fffd}') && known.address.len() < 300));
     }
 }

@@ -7,8 +7,8 @@ use rumqttc::mqttbytes::v5::ConnectReturnCode;
 use rumqttc::{ConnectionError, SubscribeNoticeError, TlsError};
 use tokio::sync::Notify;
 
-use super::keep::LinkError;
 use super::session::{Login, SessionError};
+use super::session_loop::SyncError;
 use crate::api::condition::Cause;
 use crate::operator::device::key::GatewayKey;
 use crate::runtime::error::chain;
@@ -22,8 +22,8 @@ pub struct External {
     /// What came of logging in with exactly that; `None` before the first answer.
     pub outcome: Option<Result<(), Cause>>,
 
-    /// Notified when everything that devices say of their connections is to be told anew.
-    pub anew: Arc<Notify>,
+    /// Notified when everything that devices say of their connections is to be told resync.
+    pub resync: Arc<Notify>,
 }
 
 /// The external Gateways, shared by the reconciler of Gateways, the links and those who follow presence.
@@ -60,9 +60,9 @@ impl SharedExternals {
         if before.is_some_and(|before| before.login.as_deref() == login.as_ref()) {
             return;
         }
-        let anew = before.map(|before| Arc::clone(&before.anew)).unwrap_or_default();
+        let resync = before.map(|before| Arc::clone(&before.resync)).unwrap_or_default();
         known.gone.remove(gateway);
-        known.externals.insert(gateway.clone(), External { login: login.map(Arc::new), outcome: None, anew });
+        known.externals.insert(gateway.clone(), External { login: login.map(Arc::new), outcome: None, resync });
     }
 
     /// The Gateway is gone.
@@ -91,12 +91,12 @@ impl SharedExternals {
 
 /// Why there is no login at a broker that runs elsewhere, and what to do about that.
 #[must_use]
-pub fn cause(login: &Login, error: &LinkError) -> Cause {
+pub fn cause(login: &Login, error: &SyncError) -> Cause {
     let address = login.address();
     match error {
-        LinkError::Session(SessionError::Connection { source, .. }) => connection(login, source),
-        LinkError::Session(SessionError::Subscribe { source, .. }) => subscription(&address, source),
-        LinkError::Session(SessionError::Timeout { .. } | SessionError::Ended { .. }) | LinkError::Abandoned => {
+        SyncError::Session(SessionError::Connection { source, .. }) => connection(login, source),
+        SyncError::Session(SessionError::Subscribe { source, .. }) => subscription(&address, source),
+        SyncError::Session(SessionError::Timeout { .. } | SessionError::Ended { .. }) | SyncError::Abandoned => {
             unreachable(login, &chain(error))
         }
     }

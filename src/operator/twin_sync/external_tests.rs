@@ -14,7 +14,7 @@ fn login(password: &'static str) -> Login {
 
 #[test]
 fn each_failure_has_its_reason_and_says_nothing_of_the_password() {
-    let connection = |source| LinkError::Session(SessionError::Connection { address: String::new(), source: Box::new(source) });
+    let connection = |source| SyncError::Session(SessionError::Connection { address: String::new(), source: Box::new(source) });
     let io = |kind: std::io::ErrorKind| std::io::Error::from(kind);
     let refused = ConnectionError::ConnectionRefused;
     for (error, reason) in [
@@ -23,7 +23,7 @@ fn each_failure_has_its_reason_and_says_nothing_of_the_password() {
         (connection(ConnectionError::Io(io(std::io::ErrorKind::ConnectionRefused))), "BrokerUnreachable"),
         (connection(ConnectionError::Tls(TlsError::Io(io(std::io::ErrorKind::ConnectionRefused)))), "BrokerUnreachable"),
         (connection(ConnectionError::Tls(TlsError::Io(std::io::Error::other("certificate has expired")))), "TlsFailed"),
-        (LinkError::Session(SessionError::Timeout { address: String::new() }), "BrokerUnreachable"),
+        (SyncError::Session(SessionError::Timeout { address: String::new() }), "BrokerUnreachable"),
     ] {
         let cause = cause(&login("sesame"), &error);
         assert_eq!(cause.reason, reason, "{}", cause.message);

@@ -6,7 +6,7 @@ use crate::operator::device::key::GatewayKey;
 
 /// The metrics.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub struct TwinSyncMetrics {
     /// Messages that the brokers were given, by outcome.
     pub publishes: IntCounterVec,
     /// Reports of devices, by what became of them.
@@ -18,7 +18,7 @@ pub struct Metrics {
     connected: IntGaugeVec,
 }
 
-impl Metrics {
+impl TwinSyncMetrics {
     /// Registers them.
     ///
     /// # Errors

@@ -1,15 +1,14 @@
-//! The operator's links to the brokers: one login a Gateway ([`session`], [`keep`]) keeps at the broker what is desired of
+//! The operator's links to the brokers: one login a Gateway ([`session`], [`session_loop`]) keeps at the broker what is desired of
 //! its devices ([`retained`] says what differs), and hears what they report ([`reports`], as often as [`pace`] allows). A broker
 //! that runs elsewhere ([`external`]) is proven by it, and there it also hears who is connected ([`connections`]).
 
 pub mod connections;
 pub mod external;
-pub mod keep;
 pub mod metrics;
-pub mod pace;
 pub mod reports;
 pub mod retained;
 pub mod session;
+pub mod session_loop;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,24 +24,24 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use self::connections::Connections;
+use self::connections::ReportedConnections;
 use self::external::{External, cause};
-use self::keep::{Ears, Link, LinkError};
-use self::metrics::Metrics;
-use self::reports::{Report, Reports};
+use self::metrics::TwinSyncMetrics;
+use self::reports::{Report, ReportQueue};
 use self::session::Login;
+use self::session_loop::{PresenceSubscription, SessionLoop, SyncError};
 use super::context::Context;
 use super::device::key::{DeviceKey, GatewayKey};
 use super::gateway::observe::link_password;
 use super::kubernetes::apply::{WriteError, read};
-use super::presence::follow::News;
+use super::presence::follow::PresenceUpdate;
 use crate::api::name::{self, INTERNAL_MQTT_PORT};
 use crate::runtime::error::chain;
 
 /// How often is looked which Gateways there are.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Reports that wait to be looked at; the links wait then, and with them the brokers.
+/// ReportQueue that wait to be looked at; the links wait then, and with them the brokers.
 const BACKLOG: usize = 256;
 
 /// The longest that the credential may take to be read.
@@ -52,12 +51,12 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// A link that has held for this long was a good one: the pauses start anew.
+/// A link that has held for this long was a good one: the pauses start resync.
 const GOOD: Duration = Duration::from_secs(30);
 
 /// Why there is no link to a broker.
 #[derive(Debug, Error)]
-enum NoLink {
+enum ConnectError {
     /// The API server did not give the credential.
     #[error("failed to read the operator's credential for the Gateway")]
     Read(#[source] Box<WriteError>),
@@ -75,19 +74,19 @@ enum NoLink {
 
     /// The link failed.
     #[error(transparent)]
-    Link(#[from] LinkError),
+    SessionLoop(#[from] SyncError),
 }
 
 /// The links to all brokers. There is one for all Gateways.
-pub struct Links {
+pub struct TwinSync {
     context: Context,
     desired: mpsc::UnboundedReceiver<DeviceKey>,
     running: HashMap<GatewayKey, Running>,
-    reports: Reports,
+    reports: ReportQueue,
     sender: mpsc::Sender<Report>,
     incoming: mpsc::Receiver<Report>,
-    metrics: Metrics,
-    connections: mpsc::Sender<News>,
+    metrics: TwinSyncMetrics,
+    connections: mpsc::Sender<PresenceUpdate>,
     looks: mpsc::UnboundedSender<GatewayKey>,
 }
 
@@ -104,7 +103,7 @@ impl Drop for Running {
     }
 }
 
-impl Links {
+impl TwinSync {
     /// Devices whose desired state may have changed come from `desired`. What devices of external brokers say of their
     /// connections goes to `connections`, and a Gateway whose broker answers a login otherwise than before to `looks`. At most
     /// `reports_per_second` are written.
@@ -115,12 +114,12 @@ impl Links {
         context: Context,
         desired: mpsc::UnboundedReceiver<DeviceKey>,
         reports_per_second: f64,
-        connections: mpsc::Sender<News>,
+        connections: mpsc::Sender<PresenceUpdate>,
         looks: mpsc::UnboundedSender<GatewayKey>,
     ) -> Result<Self, prometheus::Error> {
-        let metrics = Metrics::register(&context.metrics)?;
+        let metrics = TwinSyncMetrics::register(&context.metrics)?;
         let (sender, incoming) = mpsc::channel(BACKLOG);
-        let reports = Reports::new(context.fleet.clone(), reports_per_second, metrics.clone(), Instant::now());
+        let reports = ReportQueue::new(context.fleet.clone(), reports_per_second, metrics.clone(), Instant::now());
         Ok(Self { context, desired, running: HashMap::new(), reports, sender, incoming, metrics, connections, looks })
     }
 
@@ -146,7 +145,7 @@ impl Links {
         }
     }
 
-    /// Links to the Gateways that there are.
+    /// TwinSync to the Gateways that there are.
     fn look(&mut self) {
         let existing = self.context.fleet.lock().existing_gateways();
         let gone: Vec<GatewayKey> = self.running.keys().filter(|key| !existing.contains(key)).cloned().collect();
@@ -174,27 +173,31 @@ impl Links {
 
     fn start(&mut self, key: GatewayKey, external: Option<External>) {
         let (changed, devices) = mpsc::unbounded_channel();
-        let mut link = Link::new(key.clone(), self.context.fleet.clone(), devices, self.sender.clone(), self.metrics.clone());
+        let mut link = SessionLoop::new(key.clone(), self.context.fleet.clone(), devices, self.sender.clone(), self.metrics.clone());
         if let Some(external) = &external {
-            let connections = Connections::new(key.clone(), Instant::now(), Timestamp::now().as_second());
-            link = link.with_ears(Ears { connections, news: self.connections.clone(), anew: Arc::clone(&external.anew) });
+            let connections = ReportedConnections::new(key.clone(), Instant::now(), Timestamp::now().as_second());
+            link = link.with_presence(PresenceSubscription {
+                connections,
+                updates: self.connections.clone(),
+                resync: Arc::clone(&external.resync),
+            });
         }
         let login = external.and_then(|external| external.login);
-        let keeper = Keeper { context: self.context.clone(), gateway: key.clone(), looks: self.looks.clone(), login: login.clone() };
+        let keeper = BrokerSync { context: self.context.clone(), gateway: key.clone(), looks: self.looks.clone(), login: login.clone() };
         let task = tokio::spawn(keeper.keep(link)).abort_handle();
         self.running.insert(key, Running { changed, login, task });
     }
 
     fn stop(&mut self, key: &GatewayKey) {
         if self.running.remove(key).is_some() {
-            self.context.fleet.lock().link_observed(key, false);
+            self.context.fleet.lock().broker_connection_observed(key, false);
             self.context.fleet.wake();
         }
     }
 }
 
 /// What keeps the link to one broker.
-struct Keeper {
+struct BrokerSync {
     context: Context,
     gateway: GatewayKey,
     looks: mpsc::UnboundedSender<GatewayKey>,
@@ -202,9 +205,9 @@ struct Keeper {
     login: Option<Arc<Login>>,
 }
 
-impl Keeper {
-    /// Links to a broker again and again, until dropped.
-    async fn keep(self, mut link: Link) {
+impl BrokerSync {
+    /// TwinSync to a broker again and again, until dropped.
+    async fn keep(self, mut link: SessionLoop) {
         let (gateway, namespace) = (&self.gateway.name, &self.gateway.namespace);
         let mut pause = FIRST_PAUSE;
         loop {
@@ -220,7 +223,7 @@ impl Keeper {
         }
     }
 
-    async fn link(&self, link: &mut Link) -> NoLink {
+    async fn link(&self, link: &mut SessionLoop) -> ConnectError {
         let login = match &self.login {
             Some(login) => Ok(Arc::clone(login)),
             None => log_in(&self.context.client, &self.gateway).await.map(Arc::new),
@@ -229,7 +232,7 @@ impl Keeper {
             Ok(login) => login,
             Err(error) => return error,
         };
-        let begun = Link::begin(&login).await;
+        let begun = SessionLoop::begin(&login).await;
         // That a connection has ended says nothing yet; that there is no other does.
         let outcome = begun.as_ref().map(drop).map_err(|error| cause(&login, error));
         if self.context.externals.tried(&self.gateway, &login, outcome) {
@@ -243,11 +246,11 @@ impl Keeper {
     }
 }
 
-async fn log_in(client: &Client, gateway: &GatewayKey) -> Result<Login, NoLink> {
+async fn log_in(client: &Client, gateway: &GatewayKey) -> Result<Login, ConnectError> {
     let secret = name::link_credentials(&gateway.name);
-    let found = timeout(READ_TIMEOUT, read::<Secret>(client, &gateway.namespace, &secret)).await.map_err(|_| NoLink::Timeout)?;
-    let found = found.map_err(|error| NoLink::Read(Box::new(error)))?;
-    let password = found.as_ref().and_then(link_password).ok_or(NoLink::Missing { secret })?;
+    let found = timeout(READ_TIMEOUT, read::<Secret>(client, &gateway.namespace, &secret)).await.map_err(|_| ConnectError::Timeout)?;
+    let found = found.map_err(|error| ConnectError::Read(Box::new(error)))?;
+    let password = found.as_ref().and_then(link_password).ok_or(ConnectError::Missing { secret })?;
     let host = name::service_host(&name::internal_service(&gateway.name), &gateway.namespace);
     // A constant of 1884.
     Ok(Login::internal(host, u16::try_from(INTERNAL_MQTT_PORT).unwrap_or_default(), &password))

@@ -8,13 +8,13 @@ use crate::operator::device::twin::Wanted;
 
 /// What a broker keeps, by device: digests of the payloads.
 #[derive(Debug, Default)]
-pub struct Retained {
+pub struct RetainedStates {
     known: HashMap<Arc<str>, u64>,
 }
 
 /// What has to be sent.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Action {
+pub enum RetainedAction {
     /// This, of this generation.
     Publish(i64, Box<str>),
     /// Nothing, which clears what is kept.
@@ -23,7 +23,7 @@ pub enum Action {
     Keep(Option<i64>),
 }
 
-impl Retained {
+impl RetainedStates {
     /// The broker keeps this for a device; an empty payload is nothing.
     pub fn observe(&mut self, device: &str, payload: &[u8]) {
         if payload.is_empty() {
@@ -40,12 +40,14 @@ impl Retained {
 
     /// What has to be sent, so that the broker keeps for a device what it should.
     #[must_use]
-    pub fn action(&self, device: &str, wanted: Wanted) -> Action {
+    pub fn action(&self, device: &str, wanted: Wanted) -> RetainedAction {
         match (wanted, self.known.get(device)) {
-            (Wanted::State { generation, payload }, known) if known == Some(&digest(payload.as_bytes())) => Action::Keep(Some(generation)),
-            (Wanted::State { generation, payload }, _) => Action::Publish(generation, payload),
-            (Wanted::Nothing, Some(_)) => Action::Clear,
-            (Wanted::Nothing, None) | (Wanted::LeaveAlone, _) => Action::Keep(None),
+            (Wanted::State { generation, payload }, known) if known == Some(&digest(payload.as_bytes())) => {
+                RetainedAction::Keep(Some(generation))
+            }
+            (Wanted::State { generation, payload }, _) => RetainedAction::Publish(generation, payload),
+            (Wanted::Nothing, Some(_)) => RetainedAction::Clear,
+            (Wanted::Nothing, None) | (Wanted::LeaveAlone, _) => RetainedAction::Keep(None),
         }
     }
 }
@@ -74,15 +76,15 @@ mod tests {
     #[test]
     fn what_has_to_be_sent() {
         for (name, kept, wanted, expected) in [
-            ("new", None, state(1, "a"), Action::Publish(1, "a".into())),
-            ("kept", Some("a"), state(1, "a"), Action::Keep(Some(1))),
-            ("changed, or overwritten by somebody", Some("b"), state(2, "a"), Action::Publish(2, "a".into())),
-            ("no longer declared, or gone", Some("a"), Wanted::Nothing, Action::Clear),
-            ("never declared", None, Wanted::Nothing, Action::Keep(None)),
-            ("paused", Some("b"), Wanted::LeaveAlone, Action::Keep(None)),
-            ("cleared by somebody", Some(""), state(1, "a"), Action::Publish(1, "a".into())),
+            ("new", None, state(1, "a"), RetainedAction::Publish(1, "a".into())),
+            ("kept", Some("a"), state(1, "a"), RetainedAction::Keep(Some(1))),
+            ("changed, or overwritten by somebody", Some("b"), state(2, "a"), RetainedAction::Publish(2, "a".into())),
+            ("no longer declared, or gone", Some("a"), Wanted::Nothing, RetainedAction::Clear),
+            ("never declared", None, Wanted::Nothing, RetainedAction::Keep(None)),
+            ("paused", Some("b"), Wanted::LeaveAlone, RetainedAction::Keep(None)),
+            ("cleared by somebody", Some(""), state(1, "a"), RetainedAction::Publish(1, "a".into())),
         ] {
-            let mut retained = Retained::default();
+            let mut retained = RetainedStates::default();
             if let Some(kept) = kept {
                 retained.observe("d", b"before");
                 retained.observe("d", kept.as_bytes());

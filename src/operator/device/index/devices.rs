@@ -1,11 +1,11 @@
 //! Devices come, change and go.
 
-use super::Fleet;
+use super::DeviceIndex;
 use crate::api::Device;
 use crate::operator::device::key::{DeviceKey, key_of};
-use crate::operator::device::record::{PasswordSource, Record};
+use crate::operator::device::record::{DeviceRecord, PasswordSource};
 
-impl Fleet {
+impl DeviceIndex {
     /// A Device was created or changed.
     pub fn device_applied(&mut self, device: &Device) {
         let Some(mut key) = key_of(device) else { return };
@@ -23,7 +23,7 @@ impl Fleet {
                 (record.update(device), false, registry)
             }
             None => {
-                state.devices.insert(key.name.as_ref().into(), Box::new(Record::new(device)));
+                state.devices.insert(key.name.as_ref().into(), Box::new(DeviceRecord::new(device)));
                 state.appeared = true;
                 (false, true, true)
             }

@@ -13,24 +13,24 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use super::connections::Connections;
-use super::metrics::Metrics;
+use super::connections::ReportedConnections;
+use super::metrics::TwinSyncMetrics;
 use super::reports::Report;
-use super::retained::{Action, Retained, device_and_leaf};
+use super::retained::{RetainedAction, RetainedStates, device_and_leaf};
 use super::session::{Login, Session, SessionError};
 use crate::api::name::{desired_topic, reported_topic};
-use crate::operator::device::fleet::SharedFleet;
+use crate::operator::device::index::SharedDeviceIndex;
 use crate::operator::device::key::{DeviceKey, GatewayKey};
-use crate::operator::device::queue::Queue;
 use crate::operator::device::twin::MAX_REPORT_BYTES;
-use crate::operator::presence::follow::News;
+use crate::operator::presence::follow::PresenceUpdate;
 use crate::runtime::error::chain;
+use crate::runtime::rate_limited_queue::{Limits, RateLimitedQueue};
 
 /// Publishes under way at once: enough that the way to the broker and back does not count.
-const IN_FLIGHT: usize = 64;
+const MAX_IN_FLIGHT: usize = 64;
 
 /// Requests that may wait in the client: those, and as many that clear what a device reported.
-const CAPACITY: usize = 4 * IN_FLIGHT;
+const CAPACITY: usize = 4 * MAX_IN_FLIGHT;
 
 /// What the broker retains has come once nothing has come for this long. Guessed too early, something is published again that
 /// was there already.
@@ -44,7 +44,7 @@ const CONFIRMATION: Duration = Duration::from_secs(30);
 
 /// Why a link ended.
 #[derive(Debug, Error)]
-pub enum LinkError {
+pub enum SyncError {
     /// The session.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -66,7 +66,7 @@ enum PublishError {
 }
 
 /// What came of a message, and what it was: the payload, and the generation.
-struct Published {
+struct PublishOutcome {
     device: Arc<str>,
     payload: Box<str>,
     generation: Option<i64>,
@@ -74,63 +74,63 @@ struct Published {
 }
 
 /// The link to one broker.
-pub struct Link {
+pub struct SessionLoop {
     gateway: GatewayKey,
-    fleet: SharedFleet,
+    index: SharedDeviceIndex,
     changes: mpsc::UnboundedReceiver<Arc<str>>,
     reports: mpsc::Sender<Report>,
-    metrics: Metrics,
-    ears: Option<Ears>,
+    metrics: TwinSyncMetrics,
+    subscription: Option<PresenceSubscription>,
 }
 
 /// What hears who is connected, where the devices say that themselves.
 #[derive(Debug)]
-pub struct Ears {
+pub struct PresenceSubscription {
     /// What they said.
-    pub connections: Connections,
+    pub connections: ReportedConnections,
     /// Where it goes.
-    pub news: mpsc::Sender<News>,
-    /// Notified when all of it is to be told anew.
-    pub anew: Arc<Notify>,
+    pub updates: mpsc::Sender<PresenceUpdate>,
+    /// Notified when all of it is to be told resync.
+    pub resync: Arc<Notify>,
 }
 
 /// What holds for one session.
-struct State {
-    retained: Retained,
-    queue: Queue<Arc<str>>,
-    under_way: FuturesUnordered<BoxFuture<'static, Published>>,
+struct SessionState {
+    retained: RetainedStates,
+    queue: RateLimitedQueue<Arc<str>>,
+    under_way: FuturesUnordered<BoxFuture<'static, PublishOutcome>>,
 }
 
-impl Link {
+impl SessionLoop {
     /// Devices whose desired state may have changed come from `changes`; what devices say goes to `reports`.
     #[must_use]
     pub fn new(
         gateway: GatewayKey,
-        fleet: SharedFleet,
+        index: SharedDeviceIndex,
         changes: mpsc::UnboundedReceiver<Arc<str>>,
         reports: mpsc::Sender<Report>,
-        metrics: Metrics,
+        metrics: TwinSyncMetrics,
     ) -> Self {
         metrics.connected(&gateway, false);
-        Self { gateway, fleet, changes, reports, metrics, ears: None }
+        Self { gateway, index, changes, reports, metrics, subscription: None }
     }
 
     /// Hears who is connected, too.
     #[must_use]
-    pub fn with_ears(self, ears: Ears) -> Self {
-        Self { ears: Some(ears), ..self }
+    pub fn with_presence(self, subscription: PresenceSubscription) -> Self {
+        Self { subscription: Some(subscription), ..self }
     }
 
     /// Logs in.
     ///
     /// # Errors
     /// When the broker cannot be reached, or refuses.
-    pub async fn begin(login: &Login) -> Result<Session, LinkError> {
+    pub async fn begin(login: &Login) -> Result<Session, SyncError> {
         Ok(Session::begin(login, CAPACITY).await?)
     }
 
     /// Keeps at the broker what is desired until the connection ends.
-    pub async fn run(&mut self, mut session: Session) -> LinkError {
+    pub async fn run(&mut self, mut session: Session) -> SyncError {
         info!(gateway = %self.gateway.name, namespace = %self.gateway.namespace, "linked to the broker");
         self.tell(true);
         let Err(error) = self.serve(&mut session).await;
@@ -140,91 +140,97 @@ impl Link {
 
     /// There is no login, still or since now.
     pub async fn away(&mut self) {
-        let Some(ears) = &mut self.ears else { return };
-        if let Some(news) = ears.connections.away(Instant::now(), Timestamp::now().as_second()) {
-            ears.tell(news).await;
+        let Some(subscription) = &mut self.subscription else { return };
+        if let Some(update) = subscription.connections.away(Instant::now(), Timestamp::now().as_second()) {
+            subscription.send(update).await;
         }
     }
 
-    fn tell(&self, linked: bool) {
-        self.metrics.connected(&self.gateway, linked);
-        self.fleet.lock().link_observed(&self.gateway, linked);
-        self.fleet.wake();
+    fn tell(&self, broker_connected: bool) {
+        self.metrics.connected(&self.gateway, broker_connected);
+        self.index.lock().broker_connection_observed(&self.gateway, broker_connected);
+        self.index.wake();
     }
 
-    async fn serve(&mut self, session: &mut Session) -> Result<std::convert::Infallible, LinkError> {
-        let mut state = State { retained: Retained::default(), queue: Queue::default(), under_way: FuturesUnordered::new() };
+    async fn serve(&mut self, session: &mut Session) -> Result<std::convert::Infallible, SyncError> {
+        let mut state = SessionState {
+            retained: RetainedStates::default(),
+            queue: RateLimitedQueue::new(Limits::default(), Instant::now()),
+            under_way: FuturesUnordered::new(),
+        };
         self.gather(session, &mut state).await?;
-        let anew = self.ears.as_ref().map(|ears| Arc::clone(&ears.anew));
+        let resync = self.subscription.as_ref().map(|subscription| Arc::clone(&subscription.resync));
         loop {
             let now = Instant::now();
             state.queue.advance(now);
-            while state.queue.at_work() < IN_FLIGHT
-                && let Some(device) = state.queue.pop()
+            while state.queue.in_progress() < MAX_IN_FLIGHT
+                && let Some((device, ())) = state.queue.pop(now)
             {
                 self.start(session, &mut state, device, now);
             }
             let due = state.queue.next_due();
             tokio::select! {
                 message = session.message() => self.observe(session, &mut state, &message?, false).await?,
-                Some(device) = self.changes.recv() => state.queue.push(device),
+                Some(device) = self.changes.recv() => state.queue.insert(device, (), now, now),
                 Some(published) = state.under_way.next() => self.finish(&mut state, published),
-                () = notified(anew.as_deref()), if anew.is_some() => self.tell_all().await,
+                () = notified(resync.as_deref()), if resync.is_some() => self.tell_all().await,
                 () = sleep_until(due.unwrap_or(now)), if due.is_some() => {}
             }
         }
     }
 
     async fn tell_all(&mut self) {
-        if let Some(ears) = &mut self.ears {
-            let news = ears.connections.all();
-            ears.tell(news).await;
+        if let Some(subscription) = &mut self.subscription {
+            let update = subscription.connections.all();
+            subscription.send(update).await;
         }
     }
 
     /// Takes what the broker retains, and then lines up all that may differ.
-    async fn gather(&mut self, session: &mut Session, state: &mut State) -> Result<(), LinkError> {
-        if let Some(ears) = &mut self.ears {
-            ears.connections.begin();
+    async fn gather(&mut self, session: &mut Session, state: &mut SessionState) -> Result<(), SyncError> {
+        if let Some(subscription) = &mut self.subscription {
+            subscription.connections.begin();
         }
         while let Ok(message) = timeout(QUIET, session.message()).await {
             self.observe(session, state, &message?, true).await?;
         }
         self.tell_all().await;
-        for device in self.fleet.lock().with_desired(&self.gateway) {
-            state.queue.push(device.name);
+        let now = Instant::now();
+        for device in self.index.lock().with_desired(&self.gateway) {
+            state.queue.insert(device.name, (), now, now);
         }
         for device in state.retained.devices() {
-            state.queue.push(Arc::clone(device));
+            state.queue.insert(Arc::clone(device), (), now, now);
         }
         Ok(())
     }
 
-    async fn observe(&mut self, session: &Session, state: &mut State, message: &Publish, gathering: bool) -> Result<(), LinkError> {
+    async fn observe(&mut self, session: &Session, state: &mut SessionState, message: &Publish, gathering: bool) -> Result<(), SyncError> {
         let Some((name, leaf)) = device_and_leaf(&message.topic) else { return Ok(()) };
         let device = self.key(name.into());
         match leaf {
             "desired" => {
                 state.retained.observe(name, &message.payload);
-                if !gathering && !matches!(state.retained.action(name, self.fleet.lock().desired(&device)), Action::Keep(_)) {
-                    state.queue.push_at(device.name, Instant::now() + CORRECTION);
+                if !gathering && !matches!(state.retained.action(name, self.index.lock().desired(&device)), RetainedAction::Keep(_)) {
+                    let now = Instant::now();
+                    state.queue.insert(device.name, (), now + CORRECTION, now);
                 }
             }
             "reported" if message.payload.is_empty() => {}
             // Of a device that is gone; another one of that name is not to be taken for it.
-            "reported" if message.retain && !self.fleet.lock().has_device(&device) => self.clear_report(session, name),
+            "reported" if message.retain && !self.index.lock().has_device(&device) => self.clear_report(session, name),
             "reported" => {
                 // Of one that is too long no more is needed than shows that.
                 let payload = &message.payload[..message.payload.len().min(MAX_REPORT_BYTES + 1)];
                 let report = Report { device, payload: payload.into() };
-                self.reports.send(report).await.map_err(|_| LinkError::Abandoned)?;
+                self.reports.send(report).await.map_err(|_| SyncError::Abandoned)?;
             }
             "connection" => {
-                let Some(ears) = &mut self.ears else { return Ok(()) };
-                if let Some(news) = ears.connections.observe(name, &message.payload, Timestamp::now().as_second())
+                let Some(subscription) = &mut self.subscription else { return Ok(()) };
+                if let Some(update) = subscription.connections.observe(name, &message.payload, Timestamp::now().as_second())
                     && !gathering
                 {
-                    ears.tell(news).await;
+                    subscription.send(update).await;
                 }
             }
             _ => {}
@@ -241,19 +247,19 @@ impl Link {
     }
 
     /// Gives the broker what it should keep for a device.
-    fn start(&self, session: &Session, state: &mut State, device: Arc<str>, now: Instant) {
+    fn start(&self, session: &Session, state: &mut SessionState, device: Arc<str>, now: Instant) {
         let key = self.key(Arc::clone(&device));
         let (wanted, exists) = {
-            let fleet = self.fleet.lock();
-            (fleet.desired(&key), fleet.has_device(&key))
+            let index = self.index.lock();
+            (index.desired(&key), index.has_device(&key))
         };
         let (generation, payload) = match state.retained.action(&device, wanted) {
-            Action::Keep(generation) => {
-                state.queue.done(&device);
+            RetainedAction::Keep(generation) => {
+                state.queue.done(&device, now);
                 return self.kept(&key, generation);
             }
-            Action::Publish(generation, payload) => (Some(generation), payload),
-            Action::Clear => (None, Box::default()),
+            RetainedAction::Publish(generation, payload) => (Some(generation), payload),
+            RetainedAction::Clear => (None, Box::default()),
         };
         if !exists {
             self.clear_report(session, &device);
@@ -266,36 +272,36 @@ impl Link {
                     Ok(result) => result.map_err(PublishError::Confirm),
                     Err(_) => Err(PublishError::Timeout),
                 };
-                Published { device, payload, generation, result }
+                PublishOutcome { device, payload, generation, result }
             })),
             Err(error) => self.failed(state, &device, &PublishError::Queue(error), now),
         }
     }
 
-    fn finish(&self, state: &mut State, published: Published) {
-        let Published { device, payload, generation, result } = published;
+    fn finish(&self, state: &mut SessionState, published: PublishOutcome) {
+        let PublishOutcome { device, payload, generation, result } = published;
         match result {
             Ok(()) => {
                 self.metrics.publishes.with_label_values(&["confirmed"]).inc();
                 state.retained.observe(&device, payload.as_bytes());
-                state.queue.done(&device);
+                state.queue.done(&device, Instant::now());
                 self.kept(&self.key(device), generation);
             }
             Err(error) => self.failed(state, &device, &error, Instant::now()),
         }
     }
 
-    fn failed(&self, state: &mut State, device: &Arc<str>, error: &PublishError, now: Instant) {
+    fn failed(&self, state: &mut SessionState, device: &Arc<str>, error: &PublishError, now: Instant) {
         self.metrics.publishes.with_label_values(&["failed"]).inc();
-        let failures = state.queue.failed(device, now, rand::random());
+        let failures = state.queue.failed(device, (), now, rand::random());
         let (gateway, namespace) = (&self.gateway.name, &self.gateway.namespace);
         warn!(%gateway, %namespace, %device, failures, error = chain(error), "failed to publish a desired state: trying again");
     }
 
     fn kept(&self, device: &DeviceKey, generation: Option<i64>) {
         if let Some(generation) = generation {
-            self.fleet.lock().desired_published(device, generation);
-            self.fleet.wake();
+            self.index.lock().desired_published(device, generation);
+            self.index.wake();
         }
     }
 
@@ -304,10 +310,10 @@ impl Link {
     }
 }
 
-impl Ears {
-    async fn tell(&self, news: News) {
+impl PresenceSubscription {
+    async fn send(&self, update: PresenceUpdate) {
         // Who takes it lives as long as this: both end with the lease.
-        let _ = self.news.send(news).await;
+        let _ = self.updates.send(update).await;
     }
 }
 

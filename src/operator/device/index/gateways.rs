@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
-use super::Fleet;
+use super::DeviceIndex;
 use crate::broker::credential::entry::Entry;
 use crate::broker::credential::shard::Data;
 use crate::operator::device::certificate::Authority;
@@ -13,7 +13,7 @@ use crate::operator::device::endpoint::Endpoint;
 use crate::operator::device::gateway::{GatewayState, ShardPlan};
 use crate::operator::device::key::{DeviceKey, GatewayKey};
 
-impl Fleet {
+impl DeviceIndex {
     /// A Gateway exists (`owner`), or does not.
     pub fn gateway_observed(&mut self, key: &GatewayKey, owner: Option<OwnerReference>) {
         let state = self.gateways.entry(key.clone()).or_default();
@@ -63,7 +63,7 @@ impl Fleet {
         state.authority = Some((uid.into(), authority));
         for (name, record) in &mut state.devices {
             if let Some(certificate) = record.certificate_mut() {
-                certificate.look_again();
+                certificate.requeue();
                 self.changes.devices.insert(DeviceKey { gateway: key.clone(), name: name.as_ref().into() });
             }
         }
@@ -132,7 +132,7 @@ impl Fleet {
     /// Devices whose status speaks of another revision than the one they have.
     fn with_changed_revision(&self, key: &GatewayKey) -> Vec<DeviceKey> {
         let Some(state) = self.gateways.get(key) else { return Vec::new() };
-        let changed = state.devices.iter().filter(|(_, record)| record.written.revision.as_deref() != record.revision());
+        let changed = state.devices.iter().filter(|(_, record)| record.last_written.revision.as_deref() != record.revision());
         changed.map(|(name, _)| DeviceKey { gateway: key.clone(), name: name.as_ref().into() }).collect()
     }
 
@@ -150,9 +150,9 @@ impl Fleet {
     }
 
     /// A plan has been carried out.
-    pub fn plan_carried_out(&mut self, key: &GatewayKey, number: u64, plan: ShardPlan) {
+    pub fn plan_applied(&mut self, key: &GatewayKey, number: u64, plan: ShardPlan) {
         if let Some(state) = self.gateways.get_mut(key) {
-            state.carried_out(plan, number);
+            state.completed(plan, number);
         }
         let waiting = self.with_changed_revision(key);
         self.changes.devices.extend(waiting);

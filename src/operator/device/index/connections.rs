@@ -2,46 +2,46 @@
 
 use std::collections::BTreeSet;
 
-use super::Fleet;
+use super::DeviceIndex;
 use crate::api::Device;
 use crate::api::device::ConnectionState;
-use crate::operator::device::connection::Connection;
+use crate::operator::device::connection::CompactConnection;
 use crate::operator::device::key::{DeviceKey, GatewayKey};
 
 /// What came of news of a device's connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Change {
+pub struct ConnectionChange {
     /// Whether the broker had said something else of it before.
     pub moved: bool,
     /// Whether its status says something else.
     pub differs: bool,
 }
 
-impl Fleet {
+impl DeviceIndex {
     /// The broker says where a device stands; `None` where there is no such Device, or nothing new.
-    pub fn connection_observed(&mut self, key: &DeviceKey, connection: Connection) -> Option<Change> {
+    pub fn connection_observed(&mut self, key: &DeviceKey, connection: CompactConnection) -> Option<ConnectionChange> {
         let record = self.record_mut(key)?;
         let before = record.seen.replace(connection);
         if before == Some(connection) {
             return None;
         }
-        let differs = record.written.connection.map(|written| written.state) != Some(connection.state);
-        Some(Change { moved: before.is_some(), differs })
+        let differs = record.last_written.connection.map(|written| written.state) != Some(connection.state);
+        Some(ConnectionChange { moved: before.is_some(), differs })
     }
 
     /// What the status of a Device should say of its connection, where it says something else. A Device that is paused keeps
     /// what it has, and one that was never connected gets nothing.
     #[must_use]
-    pub fn connection_to_write(&self, key: &DeviceKey) -> Option<Connection> {
+    pub fn connection_to_write(&self, key: &DeviceKey) -> Option<CompactConnection> {
         let record = self.gateways.get(&key.gateway)?.devices.get(&*key.name)?;
         let seen = record.seen.filter(|_| !record.paused)?;
-        (record.written.connection.map(|written| written.state) != Some(seen.state)).then_some(seen)
+        (record.last_written.connection.map(|written| written.state) != Some(seen.state)).then_some(seen)
     }
 
     /// The connection stands in the status, and this is the Device since.
     pub fn connection_written(&mut self, key: &DeviceKey, device: &Device) {
         if let Some(record) = self.record_mut(key).filter(|record| Some(&*record.uid) == device.metadata.uid.as_deref()) {
-            record.written.observe(device);
+            record.last_written.observe(device);
         }
     }
 
@@ -51,7 +51,7 @@ impl Fleet {
         std::mem::take(&mut self.mismatched)
     }
 
-    /// What a broker said holds no longer: it is about to say everything anew.
+    /// What a broker said holds no longer: it is about to say everything resync.
     pub fn forget_connections(&mut self, gateway: &GatewayKey) {
         if let Some(state) = self.gateways.get_mut(gateway) {
             state.appeared = false;
@@ -65,7 +65,8 @@ impl Fleet {
     #[must_use]
     pub fn unmentioned(&self, gateway: &GatewayKey) -> Vec<DeviceKey> {
         let Some(state) = self.gateways.get(gateway) else { return Vec::new() };
-        let written = |record: &super::Record| record.written.connection.is_some_and(|written| written.state != ConnectionState::Offline);
+        let written =
+            |record: &super::DeviceRecord| record.last_written.connection.is_some_and(|written| written.state != ConnectionState::Offline);
         let unmentioned = state.devices.iter().filter(|(_, record)| record.seen.is_none() && written(record));
         unmentioned.map(|(name, _)| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() }).collect()
     }
@@ -74,8 +75,9 @@ impl Fleet {
     #[must_use]
     pub fn online(&self, gateway: &GatewayKey) -> Vec<DeviceKey> {
         let Some(state) = self.gateways.get(gateway) else { return Vec::new() };
-        let online =
-            |record: &super::Record| record.seen.or(record.written.connection).is_some_and(|seen| seen.state == ConnectionState::Online);
+        let online = |record: &super::DeviceRecord| {
+            record.seen.or(record.last_written.connection).is_some_and(|seen| seen.state == ConnectionState::Online)
+        };
         let devices = state.devices.iter().filter(|(_, record)| online(record));
         devices.map(|(name, _)| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() }).collect()
     }
@@ -83,7 +85,7 @@ impl Fleet {
     /// How many devices of a Gateway its broker says are connected.
     #[must_use]
     pub fn connected(&self, gateway: &GatewayKey) -> usize {
-        let online = |record: &&super::Record| record.seen.is_some_and(|seen| seen.state == ConnectionState::Online);
+        let online = |record: &&super::DeviceRecord| record.seen.is_some_and(|seen| seen.state == ConnectionState::Online);
         self.gateways.get(gateway).map_or(0, |state| state.devices.values().map(Box::as_ref).filter(online).count())
     }
 

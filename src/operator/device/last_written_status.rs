@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::connection::Connection;
+use super::connection::CompactConnection;
 use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, READY, RECONCILING, STALLED, SYNCED};
 use crate::api::{Device, DeviceStatus};
 
@@ -16,7 +16,7 @@ const TYPES: [&str; 6] = [ACCEPTED, CREDENTIALS_LIVE, SYNCED, READY, RECONCILING
 /// What matters of a status that was written: enough to tell whether another write is needed, and to keep the transition
 /// times.
 #[derive(Clone, Debug, Default)]
-pub struct WrittenStatus {
+pub struct LastWrittenStatus {
     digest: u64,
     /// By the place of the type in [`TYPES`], whether it holds, and since when, in seconds since 1970: the API server keeps no
     /// more, and there is one for each condition of each Device.
@@ -26,11 +26,11 @@ pub struct WrittenStatus {
     /// Whether the status says `Ready`.
     pub ready: bool,
     /// Whether the device is connected, as the status says.
-    pub connection: Option<Connection>,
+    pub connection: Option<CompactConnection>,
     resource_version: u64,
 }
 
-impl WrittenStatus {
+impl LastWrittenStatus {
     /// Takes over the status of an object and returns it, unless it is older than what is known.
     pub fn observe(&mut self, device: &Device) -> Option<DeviceStatus> {
         // Resource versions are ordered numbers (KEP-5504); the watch may lag behind our own writes.
@@ -40,7 +40,7 @@ impl WrittenStatus {
         }
         let status = device.status.clone().unwrap_or_default();
         self.resource_version = version;
-        self.connection = status.connection.as_ref().map(Connection::of);
+        self.connection = status.connection.as_ref().map(CompactConnection::of);
         self.digest = digest(&status);
         let secret = status.credentials_secret.as_ref().and_then(|secret| secret.revision.as_deref());
         let certificate = || status.certificate.as_ref().and_then(|certificate| certificate.revision.as_deref());

@@ -9,8 +9,9 @@ use kube::core::PartialObjectMeta;
 use serde_json::{Value, json};
 
 use super::endpoint::Endpoint;
-use super::fleet::{SharedFleet, Step};
 use super::gateway::ShardPlan;
+use super::index::SharedDeviceIndex;
+use super::index::action::DeviceAction;
 use super::issue::issue;
 use super::key::{DeviceKey, GatewayKey};
 use super::record::PasswordState;
@@ -26,11 +27,11 @@ use crate::operator::kubernetes::apply::{WriteError, Writer, prepare, read};
 use crate::operator::kubernetes::diff::merge_patch;
 
 /// Shards of a Gateway that are written at the same time: with 100,000 Devices there may be 32 of them, of 64 KiB each.
-const SHARDS_AT_ONCE: usize = 4;
+const MAX_CONCURRENT_SHARDS: usize = 4;
 
 /// What a step came to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Done {
+pub enum ActionOutcome {
     /// It is done; the fleet knows what follows.
     Done,
     /// The Device waits for its broker.
@@ -38,41 +39,47 @@ pub enum Done {
 }
 
 /// Carries out the next step of a Device.
-pub async fn step(writer: &Writer, recorder: &EventRecorder, fleet: &SharedFleet, key: &DeviceKey, step: Step) -> Result<Done, WriteError> {
+pub async fn action(
+    writer: &Writer,
+    recorder: &EventRecorder,
+    index: &SharedDeviceIndex,
+    key: &DeviceKey,
+    step: DeviceAction,
+) -> Result<ActionOutcome, WriteError> {
     match step {
-        Step::Rest => Ok(Done::Done),
-        Step::AwaitBroker => Ok(Done::Waiting),
-        Step::CreateSecret { uid, endpoint } => {
-            let token = fleet.lock().requested_rotation(key);
+        DeviceAction::None => Ok(ActionOutcome::Done),
+        DeviceAction::AwaitBroker => Ok(ActionOutcome::Waiting),
+        DeviceAction::CreateSecret { uid, endpoint } => {
+            let token = index.lock().requested_rotation(key);
             let (password, lifetime) = create_secret(writer, key, &uid, &endpoint, token.as_deref()).await?;
-            fleet.lock().generated_observed(key, &uid, password, lifetime, Timestamp::now().as_second());
-            Ok(Done::Done)
+            index.lock().generated_observed(key, &uid, password, lifetime, Timestamp::now().as_second());
+            Ok(ActionOutcome::Done)
         }
-        Step::WriteEndpoint { uid, endpoint } => {
-            if let Some(found) = own_secret(writer, fleet, key, &uid).await? {
+        DeviceAction::WriteEndpoint { uid, endpoint } => {
+            if let Some(found) = own_secret(writer, index, key, &uid).await? {
                 let name = name::device_credentials(&key.name);
                 let secret = writer.merge::<Secret>(&key.gateway.namespace, &name, &endpoint.change(&found)).await?;
-                secret_written(fleet, key, &uid, &secret);
+                secret_written(index, key, &uid, &secret);
             }
-            Ok(Done::Done)
+            Ok(ActionOutcome::Done)
         }
-        Step::RotatePassword { uid, token, overlap } => {
-            rotate(writer, fleet, key, &uid, token.as_deref(), overlap).await?;
-            Ok(Done::Done)
+        DeviceAction::RotatePassword { uid, token, overlap } => {
+            rotate(writer, index, key, &uid, token.as_deref(), overlap).await?;
+            Ok(ActionOutcome::Done)
         }
-        Step::IssueCertificate { uid, signer, spread } => {
-            issue(writer, recorder, fleet, (key, &uid), &signer, spread).await.map(|()| Done::Done)
+        DeviceAction::IssueCertificate { uid, signer, spread } => {
+            issue(writer, recorder, index, (key, &uid), &signer, spread).await.map(|()| ActionOutcome::Done)
         }
-        Step::ReadSecret { secret, key: data_key } => {
+        DeviceAction::ReadSecret { secret, key: data_key } => {
             let found = read::<Secret>(writer.client(), &key.gateway.namespace, &secret).await?;
-            let mut fleet = fleet.lock();
-            if let Some((uid, known)) = fleet.password(key) {
+            let mut index = index.lock();
+            if let Some((uid, known)) = index.password(key) {
                 let password = secret::read_given(key, &uid, found.as_ref(), (&secret, &data_key), known.as_deref());
-                fleet.password_observed(key, &uid, password);
+                index.password_observed(key, &uid, password);
             }
-            Ok(Done::Done)
+            Ok(ActionOutcome::Done)
         }
-        Step::WriteStatus(status) => write_status(writer, recorder, fleet, key, &status).await.map(|()| Done::Done),
+        DeviceAction::WriteStatus(status) => write_status(writer, recorder, index, key, &status).await.map(|()| ActionOutcome::Done),
     }
 }
 
@@ -118,13 +125,13 @@ fn certificate_patch(certificate: Option<&DeviceCertificate>) -> Value {
 /// Replaces the generated password, unless the Secret says that this was done already.
 async fn rotate(
     writer: &Writer,
-    fleet: &SharedFleet,
+    index: &SharedDeviceIndex,
     key: &DeviceKey,
     uid: &str,
     token: Option<&str>,
     overlap: i64,
 ) -> Result<(), WriteError> {
-    let Some(found) = own_secret(writer, fleet, key, uid).await? else { return Ok(()) };
+    let Some(found) = own_secret(writer, index, key, uid).await? else { return Ok(()) };
     let secret = match secret::read_generated(key, uid, &found).hash() {
         Some(present) => {
             let patch = secret::rotated(&found, present, &Password::generate(), token, Timestamp::now(), overlap);
@@ -132,33 +139,33 @@ async fn rotate(
         }
         None => found,
     };
-    secret_written(fleet, key, uid, &secret);
+    secret_written(index, key, uid, &secret);
     Ok(())
 }
 
 /// The Secret with the generated password of this very Device. Where it is not there, or another's, the fleet looks again.
-async fn own_secret(writer: &Writer, fleet: &SharedFleet, key: &DeviceKey, uid: &str) -> Result<Option<Secret>, WriteError> {
+async fn own_secret(writer: &Writer, index: &SharedDeviceIndex, key: &DeviceKey, uid: &str) -> Result<Option<Secret>, WriteError> {
     let found = read::<Secret>(writer.client(), &key.gateway.namespace, &name::device_credentials(&key.name)).await?;
     let own = found.filter(|secret| matches!(secret::role(secret), Role::Generated(_, owner) if *owner == *uid));
     if own.is_none() {
-        fleet.lock().password_observed(key, uid, PasswordState::Unknown);
+        index.lock().password_observed(key, uid, PasswordState::Unknown);
     }
     Ok(own)
 }
 
-fn secret_written(fleet: &SharedFleet, key: &DeviceKey, uid: &str, secret: &Secret) {
+fn secret_written(index: &SharedDeviceIndex, key: &DeviceKey, uid: &str, secret: &Secret) {
     let password = secret::read_generated(key, uid, secret);
-    fleet.lock().generated_observed(key, uid, password, Lifetime::of(secret), Timestamp::now().as_second());
+    index.lock().generated_observed(key, uid, password, Lifetime::of(secret), Timestamp::now().as_second());
 }
 
 async fn write_status(
     writer: &Writer,
     recorder: &EventRecorder,
-    fleet: &SharedFleet,
+    index: &SharedDeviceIndex,
     key: &DeviceKey,
     status: &DeviceStatus,
 ) -> Result<(), WriteError> {
-    let before = fleet.lock().written_report(key);
+    let before = index.lock().written_report(key);
     let patch = json!({
         "observedGeneration": status.observed_generation,
         "username": status.username,
@@ -173,9 +180,9 @@ async fn write_status(
         return Ok(());
     };
     {
-        let mut fleet = fleet.lock();
-        fleet.report_written(key, status.reported.as_ref());
-        fleet.status_written(key, &device);
+        let mut index = index.lock();
+        index.report_written(key, status.reported.as_ref());
+        index.status_written(key, &device);
     }
     // A Device that becomes ready says so in its status; an event a Device would be a third write.
     if status.conditions.iter().any(|condition| condition.type_ == READY && condition.status != "True") {
@@ -195,7 +202,7 @@ fn report_patch(before: Option<&ReportedStatus>, wanted: Option<&ReportedStatus>
 
 /// Writes the shards of a Gateway, in the order of the plan where that matters.
 pub async fn write_shards(writer: &Writer, gateway: &GatewayKey, plan: &ShardPlan) -> Result<(), WriteError> {
-    let at_once = if plan.unordered { SHARDS_AT_ONCE } else { 1 };
+    let at_once = if plan.unordered { MAX_CONCURRENT_SHARDS } else { 1 };
     let calls: Vec<_> = plan.writes.iter().map(|secret| write_shard(writer, plan, secret)).collect();
     stream::iter(calls).buffered(at_once).try_collect::<()>().await?;
     for name in &plan.deletes {

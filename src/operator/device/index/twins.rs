@@ -1,14 +1,14 @@
 //! Desired and reported states in the fleet: what a link to a broker asks it for, and tells it.
 
-use super::Fleet;
+use super::DeviceIndex;
 use crate::api::Device;
 use crate::api::condition::Cause;
 use crate::api::device::ReportedStatus;
 use crate::operator::device::key::{DeviceKey, GatewayKey};
-use crate::operator::device::record::Record;
+use crate::operator::device::record::DeviceRecord;
 use crate::operator::device::twin::{Twin, Wanted};
 
-impl Fleet {
+impl DeviceIndex {
     /// Takes over the desired state of a Device that was created or changed.
     pub(super) fn desired_applied(&mut self, key: &DeviceKey, device: &Device) {
         let Some(record) = self.record_mut(key).filter(|record| record.twin().is_some() || device.spec.desired.is_some()) else { return };
@@ -23,7 +23,7 @@ impl Fleet {
         match self.record(key) {
             // One that never had anything has nothing to be cleared, either.
             Some(record) if record.paused && record.twin().is_none_or(|twin| twin.wanted() == Wanted::Nothing) => Wanted::LeaveAlone,
-            record => record.and_then(Record::twin).map_or(Wanted::Nothing, Twin::wanted),
+            record => record.and_then(DeviceRecord::twin).map_or(Wanted::Nothing, Twin::wanted),
         }
     }
 
@@ -36,15 +36,15 @@ impl Fleet {
     }
 
     /// The operator is logged in at the broker of a Gateway, or is no longer: what waits for that broker gets its status.
-    pub fn link_observed(&mut self, gateway: &GatewayKey, linked: bool) {
+    pub fn broker_connection_observed(&mut self, gateway: &GatewayKey, broker_connected: bool) {
         let Some(state) = self.gateways.get_mut(gateway) else { return };
-        state.linked = linked;
-        if linked && state.external {
+        state.broker_connected = broker_connected;
+        if broker_connected && state.external {
             // That is all that they waited for.
-            let waiting = state.devices.iter().filter(|(_, record)| !record.written.ready);
+            let waiting = state.devices.iter().filter(|(_, record)| !record.last_written.ready);
             let waiting = waiting.map(|(name, _)| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() });
             self.changes.devices.extend(waiting.collect::<Vec<_>>());
-        } else if !linked {
+        } else if !broker_connected {
             let waiting = state.devices.iter().filter(|(_, record)| record.twin().is_some_and(Twin::awaits_broker));
             let waiting = waiting.map(|(name, _)| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() });
             self.changes.devices.extend(waiting.collect::<Vec<_>>());
@@ -93,7 +93,7 @@ impl Fleet {
         }
     }
 
-    fn record(&self, key: &DeviceKey) -> Option<&Record> {
+    fn record(&self, key: &DeviceKey) -> Option<&DeviceRecord> {
         self.gateways.get(&key.gateway)?.devices.get(&*key.name).map(Box::as_ref)
     }
 }

@@ -13,8 +13,8 @@ const EPOCH: i64 = 1_790_000_000;
 
 /// A Gateway with devices, and an API server that takes every write.
 struct Story {
-    ledger: Ledger,
-    fleet: SharedFleet,
+    reporter: PresenceReporter,
+    index: SharedDeviceIndex,
     start: Instant,
     second: u64,
     version: u64,
@@ -30,12 +30,12 @@ fn key(name: &str) -> DeviceKey {
     DeviceKey { gateway: gateway(), name: name.into() }
 }
 
-fn device(name: &str, version: u64, connection: Option<Connection>) -> Device {
+fn device(name: &str, version: u64, connection: Option<CompactConnection>) -> Device {
     serde_json::from_value(json!({
         "apiVersion": "fleetwright.io/v1alpha1", "kind": "Device",
         "metadata": {"name": name, "namespace": "n", "uid": format!("uid-{name}"), "generation": 1, "resourceVersion": version.to_string()},
         "spec": {"gatewayRef": {"name": "g"}},
-        "status": {"connection": connection.map(Connection::status)},
+        "status": {"connection": connection.map(CompactConnection::status)},
     }))
     .unwrap()
 }
@@ -48,13 +48,13 @@ impl Story {
     /// All devices have this in their status, and their agent has said the same.
     fn new(devices: &[String], connection: Option<ConnectionState>) -> Self {
         let start = Instant::now();
-        let fleet = SharedFleet::default();
-        let ledger = Ledger::new(fleet.clone(), RATE, start);
-        let mut story = Self { ledger, fleet, start, second: 0, version: 1, writes: Vec::new() };
-        story.fleet.lock().gateway_observed(&gateway(), Some(OwnerReference { uid: "g".to_owned(), ..OwnerReference::default() }));
+        let index = SharedDeviceIndex::default();
+        let reporter = PresenceReporter::new(index.clone(), RATE, start);
+        let mut story = Self { reporter, index, start, second: 0, version: 1, writes: Vec::new() };
+        story.index.lock().gateway_observed(&gateway(), Some(OwnerReference { uid: "g".to_owned(), ..OwnerReference::default() }));
         for name in devices {
-            let connection = connection.map(|state| Connection::new(state, EPOCH - 100));
-            story.fleet.lock().device_applied(&device(name, 1, connection));
+            let connection = connection.map(|state| CompactConnection::new(state, EPOCH - 100));
+            story.index.lock().device_applied(&device(name, 1, connection));
         }
         let said = match connection {
             Some(ConnectionState::Online) => devices.iter().map(|name| (name.as_str(), State::Online)).collect(),
@@ -90,17 +90,17 @@ impl Story {
             refused: 0,
             recently_refused: Vec::new(),
         };
-        self.ledger.page(&gateway(), &page, self.now(), self.time());
+        self.reporter.page(&gateway(), &page, self.now(), self.time());
     }
 
     /// So many seconds pass, in which is written what may be.
     fn pass(&mut self, seconds: u64) {
         for _ in 0..seconds {
-            while let Some((device, connection)) = self.ledger.next(self.now()) {
+            while let Some((device, connection)) = self.reporter.next(self.now()) {
                 self.writes.push((self.second, device.name.to_string(), connection.state));
                 self.version += 1;
-                self.fleet.lock().connection_written(&device, &self::device(&device.name, self.version, Some(connection)));
-                self.ledger.written(device, Duration::ZERO, self.now());
+                self.index.lock().connection_written(&device, &self::device(&device.name, self.version, Some(connection)));
+                self.reporter.written(device, Some(Duration::ZERO), self.now());
             }
             self.second += 1;
         }
@@ -169,7 +169,7 @@ fn a_broker_that_restarts_writes_nothing() {
 fn storm(away: u64) -> Story {
     let all = names(15_000);
     let mut story = Story::new(&all, Some(ConnectionState::Online));
-    story.fleet.lock().device_applied(&device("lone", 1, None));
+    story.index.lock().device_applied(&device("lone", 1, None));
     story.say(&all.iter().map(|name| (name.as_str(), State::Offline)).collect::<Vec<_>>());
     story.pass(away / 2);
     let second = story.second;
@@ -178,7 +178,7 @@ fn storm(away: u64) -> Story {
     assert!(story.writes.contains(&(second, "lone".to_owned(), ConnectionState::Online)), "at once, in the middle of the storm");
     story.say(&all.iter().map(|name| (name.as_str(), State::Online)).collect::<Vec<_>>());
     story.pass(120);
-    assert_eq!(story.ledger.backlog(story.now()), (0, 0, Duration::ZERO));
+    assert_eq!(story.reporter.backlog(story.now()), (0, 0, Duration::ZERO));
     assert!(story.peak() <= 10 * 50 + 100, "{} writes in ten seconds", story.peak());
     println!("15,000 devices away for {away} s: {} writes, at most {} in ten seconds", story.writes.len(), story.peak());
     story
@@ -211,9 +211,9 @@ fn a_flapping_device_is_written_ever_more_rarely() {
     story.pass(1);
     assert_eq!(story.writes.last().map(|(_, name, _)| name.as_str()), Some("press-1"));
     story.pass(700);
-    assert_eq!(story.fleet.lock().connection_to_write(&key("press-0")), None);
-    story.ledger.forget(story.now());
-    assert!(story.ledger.penalties.is_empty());
+    assert_eq!(story.index.lock().connection_to_write(&key("press-0")), None);
+    story.reporter.forget(story.now());
+    assert!(story.reporter.penalties.is_empty());
     println!("a device that comes and goes every two seconds for an hour: {flapping} writes");
 }
 
@@ -222,30 +222,30 @@ fn an_agent_that_is_silent_for_long() {
     let mut story = Story::new(&names(3), Some(ConnectionState::Online));
     story.say(&[("press-2", State::Offline)]);
     story.pass(1);
-    assert_eq!(story.ledger.totals(story.now())[0].1.connected, Some(2));
-    story.ledger.silent(&gateway());
+    assert_eq!(story.reporter.totals(story.now())[0].1.connected, Some(2));
+    story.reporter.silent(&gateway());
     story.pass(10);
-    assert_eq!(story.ledger.totals(story.now())[0].1.connected, None);
-    assert!(story.ledger.totals(story.now()).is_empty(), "it has been said");
+    assert_eq!(story.reporter.totals(story.now())[0].1.connected, None);
+    assert!(story.reporter.totals(story.now()).is_empty(), "it has been said");
     assert_eq!(story.writes.len(), 1, "a minute is no reason for writes");
-    story.ledger.unknown(&gateway(), story.time(), story.now());
+    story.reporter.unknown(&gateway(), story.time(), story.now());
     story.pass(1);
     assert_eq!(story.states()[1..], [ConnectionState::Unknown; 2]);
     story.say_since(true, &[("press-0", State::Online), ("press-1", State::Online), ("press-2", State::Offline)], EPOCH);
     story.pass(20);
     assert_eq!(story.states()[3..], [ConnectionState::Online; 2]);
-    assert_eq!(story.ledger.totals(story.now())[0].1.connected, Some(2));
+    assert_eq!(story.reporter.totals(story.now())[0].1.connected, Some(2));
 }
 
 #[test]
 fn an_agent_that_has_never_answered() {
     let mut story = Story::new(&names(3), Some(ConnectionState::Online));
-    story.ledger = Ledger::new(story.fleet.clone(), RATE, story.now());
-    story.fleet.lock().forget_connections(&gateway());
-    assert!(story.ledger.totals(story.now()).is_empty(), "what the status says stays");
-    story.ledger.silent(&gateway());
-    assert_eq!(story.ledger.totals(story.now()), [(gateway(), GatewayTotals { connected: None, clients: None })]);
-    story.ledger.unknown(&gateway(), story.time(), story.now());
+    story.reporter = PresenceReporter::new(story.index.clone(), RATE, story.now());
+    story.index.lock().forget_connections(&gateway());
+    assert!(story.reporter.totals(story.now()).is_empty(), "what the status says stays");
+    story.reporter.silent(&gateway());
+    assert_eq!(story.reporter.totals(story.now()), [(gateway(), GatewayTotals { connected: None, clients: None })]);
+    story.reporter.unknown(&gateway(), story.time(), story.now());
     story.pass(1);
     assert_eq!(story.states(), [ConnectionState::Unknown; 3]);
 }
@@ -255,25 +255,25 @@ fn a_paused_device_keeps_what_it_has_until_it_is_not_and_a_new_one_is_asked_for(
     let mut story = Story::new(&names(1), None);
     let mut paused = device("paused", 1, None);
     paused.metadata.annotations = Some([("fleetwright.io/pause-reconciliation".to_owned(), "true".to_owned())].into());
-    story.fleet.lock().device_applied(&paused);
+    story.index.lock().device_applied(&paused);
     story.say(&[("paused", State::Online)]);
     story.pass(1);
     assert!(story.writes.is_empty());
-    story.fleet.lock().device_applied(&device("paused", 2, None));
-    story.ledger.repair(Duration::from_secs(5), story.now());
+    story.index.lock().device_applied(&device("paused", 2, None));
+    story.reporter.repair(Duration::from_secs(5), story.now());
     story.pass(6);
     assert_eq!(story.states(), [ConnectionState::Online], "it is no longer paused");
-    story.fleet.lock().device_applied(&device("paused", 90, None));
+    story.index.lock().device_applied(&device("paused", 90, None));
     story.version = 90;
-    story.ledger.repair(Duration::from_secs(5), story.now());
+    story.reporter.repair(Duration::from_secs(5), story.now());
     story.pass(6);
     assert_eq!(story.states(), [ConnectionState::Online; 2], "someone has emptied its status");
     let after = Duration::from_mins(1);
     story.pass(60);
-    assert!(story.ledger.to_list_again(story.now(), after).contains(&gateway()));
+    assert!(story.reporter.to_list_again(story.now(), after).contains(&gateway()));
     story.say_since(true, &[], EPOCH);
     story.pass(60);
-    assert!(story.ledger.to_list_again(story.now(), after).is_empty(), "it has been asked for");
+    assert!(story.reporter.to_list_again(story.now(), after).is_empty(), "it has been asked for");
 }
 
 #[test]
@@ -281,8 +281,8 @@ fn of_an_external_broker_nobody_knows_what_it_does_not_keep() {
     let mut story = Story::new(&names(3), Some(ConnectionState::Online));
     let heard = |story: &mut Story, all: bool, devices: &[(&str, ConnectionState)]| {
         let time = story.time();
-        let devices = devices.iter().map(|(name, state)| (Arc::from(*name), Connection::new(*state, time))).collect();
-        story.ledger.heard(&gateway(), all, devices, story.now(), time);
+        let devices = devices.iter().map(|(name, state)| (Arc::from(*name), CompactConnection::new(*state, time))).collect();
+        story.reporter.heard(&gateway(), all, devices, story.now(), time);
     };
     heard(&mut story, true, &[("press-1", ConnectionState::Online), ("stranger", ConnectionState::Online)]);
     heard(&mut story, false, &[("press-2", ConnectionState::Offline)]);
@@ -291,7 +291,7 @@ fn of_an_external_broker_nobody_knows_what_it_does_not_keep() {
     story.pass(STORM_HOLD_SECONDS + 1);
     let told = (story.writes[1].1.as_str(), story.writes[1].2, story.writes.len());
     assert_eq!(told, ("press-0", ConnectionState::Unknown, 2), "once it had time to come back");
-    assert_eq!(story.ledger.totals(story.now())[0].1.connected, Some(1));
+    assert_eq!(story.reporter.totals(story.now())[0].1.connected, Some(1));
     heard(&mut story, true, &[("press-1", ConnectionState::Online), ("press-0", ConnectionState::Online)]);
     story.pass(1);
     assert_eq!(story.writes[2].1, "press-0");

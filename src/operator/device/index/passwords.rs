@@ -1,18 +1,18 @@
 //! What becomes known of the passwords and certificates of Devices.
 
-use super::Fleet;
+use super::DeviceIndex;
 use crate::api::condition::Cause;
 use crate::api::device::DeviceCertificate;
-use crate::operator::device::certificate::{Asked, Certificate};
+use crate::operator::device::certificate::{Certificate, IssuerResponse};
 use crate::operator::device::key::DeviceKey;
 use crate::operator::device::record::{PasswordSource, PasswordState};
 use crate::operator::kubernetes::apply::WriteError;
 use crate::runtime::error::chain;
 
 /// A step that fails this often in a row is worth a status: some three seconds of trying.
-const WORTH_TELLING: u32 = 4;
+const MIN_REPORTED_FAILURES: u32 = 4;
 
-impl Fleet {
+impl DeviceIndex {
     /// The password of a Device has been read, or could not be.
     pub fn password_observed(&mut self, key: &DeviceKey, uid: &str, password: PasswordState) {
         let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return };
@@ -36,7 +36,7 @@ impl Fleet {
 
     /// An issuer was asked for a certificate for a Device (of this uid) and the request with this digest. Returns whether its refusal is
     /// news while there is a certificate still.
-    pub fn certificate_asked(&mut self, key: &DeviceKey, uid: &str, digest: u64, answer: Asked) -> bool {
+    pub fn certificate_asked(&mut self, key: &DeviceKey, uid: &str, digest: u64, answer: IssuerResponse) -> bool {
         let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return false };
         let news = record.certificate_mut().is_some_and(|certificate| certificate.take_answer(digest, answer));
         self.schedule(key);
@@ -46,8 +46,8 @@ impl Fleet {
 
     /// What an issuer was asked for a Device has changed.
     pub fn certificate_request_changed(&mut self, key: &DeviceKey) {
-        if let Some(certificate) = self.record_mut(key).and_then(super::Record::certificate_mut) {
-            certificate.look_again();
+        if let Some(certificate) = self.record_mut(key).and_then(super::DeviceRecord::certificate_mut) {
+            certificate.requeue();
             self.changes.devices.insert(key.clone());
         }
     }
@@ -111,7 +111,7 @@ impl Fleet {
 
     /// A step of a Device failed for the n-th time. When it keeps failing before there is a password, the status says why.
     pub fn step_failed(&mut self, key: &DeviceKey, failures: u32, error: &WriteError) {
-        let Some(record) = self.record_mut(key).filter(|_| failures == WORTH_TELLING) else { return };
+        let Some(record) = self.record_mut(key).filter(|_| failures == MIN_REPORTED_FAILURES) else { return };
         if *record.password() == PasswordState::Unknown && record.source == PasswordSource::Generated {
             record.set_password(&key.name, PasswordState::Failing(Box::new(Cause::new(error.reason(), chain(error)))));
         }

@@ -1,11 +1,11 @@
 //! Passwords and certificates age, and what was replaced ceases to be accepted.
 
-use super::Fleet;
+use super::DeviceIndex;
 use crate::operator::device::key::DeviceKey;
 use crate::operator::device::record::{PasswordSource, PasswordState};
 use crate::operator::device::rotation::Lifetime;
 
-impl Fleet {
+impl DeviceIndex {
     /// The Secret of a generated password has been read.
     pub fn generated_observed(&mut self, key: &DeviceKey, uid: &str, password: PasswordState, lifetime: Lifetime, now: i64) {
         let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return };

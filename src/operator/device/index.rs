@@ -7,19 +7,16 @@ use tokio::sync::Notify;
 
 use super::gateway::GatewayState;
 use super::key::{DeviceKey, GatewayKey};
-use super::record::Record;
+use super::record::DeviceRecord;
 use crate::state::registry::DeviceRow;
 
+pub mod action;
 mod connections;
 mod devices;
 mod gateways;
 mod passwords;
 mod rotation;
-mod step;
 mod twins;
-
-pub use connections::Change;
-pub use step::Step;
 
 /// What has changed since the last look.
 #[derive(Debug, Default)]
@@ -40,7 +37,7 @@ pub struct Changes {
 
 /// The devices of all Gateways.
 #[derive(Debug, Default)]
-pub struct Fleet {
+pub struct DeviceIndex {
     gateways: HashMap<GatewayKey, GatewayState>,
     /// Devices whose password is in a Secret of the user, by namespace and name of the Secret.
     given: HashMap<(Arc<str>, Box<str>), BTreeSet<DeviceKey>>,
@@ -55,7 +52,7 @@ pub struct Fleet {
     asks_issuers: bool,
 }
 
-impl Fleet {
+impl DeviceIndex {
     /// What has changed since the last call.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)
@@ -66,7 +63,7 @@ impl Fleet {
         self.complete = true;
     }
 
-    fn keys_of(&self, wanted: impl Fn(&Record) -> bool) -> Vec<DeviceKey> {
+    fn keys_of(&self, wanted: impl Fn(&DeviceRecord) -> bool) -> Vec<DeviceKey> {
         let mut keys = Vec::new();
         for (gateway, state) in &self.gateways {
             let found = state.devices.iter().filter(|(_, record)| wanted(record));
@@ -75,7 +72,7 @@ impl Fleet {
         keys
     }
 
-    fn records_mut(&mut self) -> impl Iterator<Item = &mut Record> {
+    fn records_mut(&mut self) -> impl Iterator<Item = &mut DeviceRecord> {
         self.gateways.values_mut().flat_map(|state| state.devices.values_mut()).map(Box::as_mut)
     }
 
@@ -93,7 +90,7 @@ impl Fleet {
         Some(registry_device(&key.gateway, &key.name, record))
     }
 
-    fn record_mut(&mut self, key: &DeviceKey) -> Option<&mut Record> {
+    fn record_mut(&mut self, key: &DeviceKey) -> Option<&mut DeviceRecord> {
         self.gateways.get_mut(&key.gateway)?.devices.get_mut(&*key.name).map(Box::as_mut)
     }
 
@@ -104,22 +101,22 @@ impl Fleet {
     }
 }
 
-fn registry_device(gateway: &GatewayKey, name: &str, record: &Record) -> DeviceRow {
+fn registry_device(gateway: &GatewayKey, name: &str, record: &DeviceRecord) -> DeviceRow {
     DeviceRow { name: name.to_owned(), gateway: gateway.name.to_string(), enabled: record.enabled, attributes: record.attributes.clone() }
 }
 
 /// The devices, shared by the reconcilers. Locked for moments only, never across an await.
 #[derive(Clone, Debug, Default)]
-pub struct SharedFleet {
-    fleet: Arc<Mutex<Fleet>>,
+pub struct SharedDeviceIndex {
+    index: Arc<Mutex<DeviceIndex>>,
     news: Arc<Notify>,
 }
 
-impl SharedFleet {
+impl SharedDeviceIndex {
     /// The devices.
-    pub fn lock(&self) -> MutexGuard<'_, Fleet> {
+    pub fn lock(&self) -> MutexGuard<'_, DeviceIndex> {
         // A panic elsewhere ends the process soon; until then a partly applied event is no worse than a missed one.
-        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the changes looked at that were made from outside of the loop that drives the Devices.
@@ -134,5 +131,5 @@ impl SharedFleet {
 }
 
 #[cfg(test)]
-#[path = "fleet_tests.rs"]
+#[path = "index_tests.rs"]
 mod tests;

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use super::Fleet;
+use super::DeviceIndex;
 use crate::api::DeviceStatus;
-use crate::operator::device::certificate::{Authority, LOOK_AGAIN, Signer};
+use crate::operator::device::certificate::{Authority, REQUEUE_AFTER, Signer};
 use crate::operator::device::endpoint::Endpoint;
 use crate::operator::device::key::DeviceKey;
-use crate::operator::device::record::{PasswordSource, PasswordState, Record};
-use crate::operator::device::status::{Surroundings, status};
+use crate::operator::device::record::{DeviceRecord, PasswordSource, PasswordState};
+use crate::operator::device::status::{StatusContext, status};
 
 /// What is to be done for a Device next.
 #[derive(Debug)]
-pub enum Step {
+pub enum DeviceAction {
     /// Create the Secret with a generated password. With the uid of the Device, which owns it.
     CreateSecret {
         /// `metadata.uid` of the Device.
@@ -64,18 +64,18 @@ pub enum Step {
     AwaitBroker,
 
     /// Nothing.
-    Rest,
+    None,
 }
 
-impl Fleet {
+impl DeviceIndex {
     /// As [`Self::step`], for the one who carries it out: what is heard of an issuer from here on is worth another look.
-    pub fn begin(&mut self, key: &DeviceKey, waited: bool, now: i64) -> Step {
-        let step = self.step(key, waited);
-        if let Step::IssueCertificate { signer, .. } = &step
+    pub fn start_action(&mut self, key: &DeviceKey, waited: bool, now: i64) -> DeviceAction {
+        let step = self.next_action(key, waited);
+        if let DeviceAction::IssueCertificate { signer, .. } = &step
             && signer.issuer().is_some()
-            && let Some(certificate) = self.record_mut(key).and_then(Record::certificate_mut)
+            && let Some(certificate) = self.record_mut(key).and_then(DeviceRecord::certificate_mut)
         {
-            certificate.ask_issuer(now + LOOK_AGAIN.as_secs());
+            certificate.ask_issuer(now + REQUEUE_AFTER.as_secs());
             self.schedule(key);
         }
         step
@@ -83,18 +83,18 @@ impl Fleet {
 
     /// What is to be done for a Device next. `waited`: whether it has been waiting for the broker long enough.
     #[must_use]
-    pub fn step(&self, key: &DeviceKey, waited: bool) -> Step {
+    pub fn next_action(&self, key: &DeviceKey, waited: bool) -> DeviceAction {
         let Some((state, record)) = self.gateways.get(&key.gateway).and_then(|state| Some((state, state.devices.get(&*key.name)?))) else {
-            return Step::Rest;
+            return DeviceAction::None;
         };
         if record.paused {
-            return Step::Rest;
+            return DeviceAction::None;
         }
         if let (Some(certificate), Authority::Usable(signer)) = (record.certificate(), state.authority())
             && record.enabled
             && certificate.wants(signer)
         {
-            return Step::IssueCertificate { uid: record.uid.clone(), signer: Arc::clone(signer), spread: record.spread() };
+            return DeviceAction::IssueCertificate { uid: record.uid.clone(), signer: Arc::clone(signer), spread: record.spread() };
         }
         match (&record.source, record.password()) {
             // Its credentials are no concern of ours.
@@ -102,55 +102,55 @@ impl Fleet {
             (PasswordSource::Generated, PasswordState::Unknown | PasswordState::Stale(_)) => {
                 // Without a Gateway that is what the status says; and one that is fresh says in a moment where it is.
                 if let Some(endpoint) = state.endpoint() {
-                    return Step::CreateSecret { uid: record.uid.clone(), endpoint: Arc::clone(endpoint) };
+                    return DeviceAction::CreateSecret { uid: record.uid.clone(), endpoint: Arc::clone(endpoint) };
                 }
             }
             (PasswordSource::Given { secret, key }, PasswordState::Unknown | PasswordState::Stale(_)) => {
-                return Step::ReadSecret { secret: secret.clone(), key: key.clone() };
+                return DeviceAction::ReadSecret { secret: secret.clone(), key: key.clone() };
             }
             (PasswordSource::Generated, PasswordState::Hashed(_)) if record.rotation.is_due() => {
                 let token = record.rotation.requested().map(Into::into);
-                return Step::RotatePassword { uid: record.uid.clone(), token, overlap: record.rotation.overlap() };
+                return DeviceAction::RotatePassword { uid: record.uid.clone(), token, overlap: record.rotation.overlap() };
             }
             (PasswordSource::Generated, PasswordState::Hashed(_)) => {
                 let said = record.rotation.endpoint();
                 if let Some(endpoint) = state.endpoint().filter(|wanted| said.is_some_and(|said| said != wanted.digest())) {
-                    return Step::WriteEndpoint { uid: record.uid.clone(), endpoint: Arc::clone(endpoint) };
+                    return DeviceAction::WriteEndpoint { uid: record.uid.clone(), endpoint: Arc::clone(endpoint) };
                 }
             }
             (PasswordSource::Absent, _) | (_, PasswordState::Hashed(_) | PasswordState::Missing(..) | PasswordState::Failing(_)) => {}
         }
         let proven = state.has_proven(&key.name, record);
-        let around = Surroundings {
+        let around = StatusContext {
             gateway: &key.gateway.name,
             gateway_exists: state.owner.is_some(),
             external: state.external,
             authority: state.authority(),
             proven,
-            linked: state.linked,
+            broker_connected: state.broker_connected,
             waited,
         };
         match status(&key.name, record, around) {
-            Some(status) if record.written.equals(&status) => match (record.password(), state.endpoint()) {
+            Some(status) if record.last_written.equals(&status) => match (record.password(), state.endpoint()) {
                 (PasswordState::Failing(_), Some(endpoint)) => {
-                    Step::CreateSecret { uid: record.uid.clone(), endpoint: Arc::clone(endpoint) }
+                    DeviceAction::CreateSecret { uid: record.uid.clone(), endpoint: Arc::clone(endpoint) }
                 }
-                _ => Step::Rest,
+                _ => DeviceAction::None,
             },
-            Some(status) => Step::WriteStatus(Box::new(status)),
-            None => Step::AwaitBroker,
+            Some(status) => DeviceAction::WriteStatus(Box::new(status)),
+            None => DeviceAction::AwaitBroker,
         }
     }
 }
 
-impl Fleet {
+impl DeviceIndex {
     /// Devices for which something is to be done, or waited for.
     #[must_use]
     pub fn unsettled(&self) -> Vec<DeviceKey> {
         let mut unsettled = Vec::new();
         for (gateway, state) in &self.gateways {
             let keys = state.devices.keys().map(|name| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() });
-            unsettled.extend(keys.filter(|key| !matches!(self.step(key, false), Step::Rest)));
+            unsettled.extend(keys.filter(|key| !matches!(self.next_action(key, false), DeviceAction::None)));
         }
         unsettled
     }
