@@ -17,7 +17,7 @@ use super::execute::{self, ActionOutcome};
 use super::gateway::ShardPlan;
 use super::key::{DeviceKey, GatewayKey};
 use super::observe::Observer;
-use super::watch::{certificate_requests, observations, secrets};
+use super::watch::{certificate_requests, left_certificate_requests, observations, secrets};
 use crate::operator::context::Context;
 use crate::operator::kubernetes::apply::{WriteError, Writer};
 use crate::runtime::error::chain;
@@ -142,6 +142,7 @@ impl Driver {
         let mut listed = Some(listed);
         let mut observations = observations(&self.context.client);
         let mut to_follow = Some(secrets(&self.context.client));
+        let mut left_requests = Some(left_certificate_requests(&self.context.client));
         let mut of_issuers = Some(certificate_requests(&self.context.client));
         loop {
             let calm = self.load.until.filter(|_| !self.unhurried.is_empty());
@@ -153,7 +154,9 @@ impl Driver {
                     let index = self.context.fleet.clone();
                     self.observer.observe(&mut index.lock(), observation);
                     if self.observer.has_devices() {
+                        // Their records must exist.
                         observations.extend(to_follow.take());
+                        observations.extend(left_requests.take());
                     }
                 }
                 Some(finished) = self.work.join_next() => match finished {

@@ -8,6 +8,7 @@ use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
 use serde_json::{Value, json};
 
+use super::certificate_request::CertificateRequest;
 use super::endpoint::Endpoint;
 use super::gateway::ShardPlan;
 use super::index::SharedDeviceIndex;
@@ -79,6 +80,16 @@ pub async fn action(
             }
             Ok(ActionOutcome::Done)
         }
+        DeviceAction::DeleteCertificateRequest { uid } => {
+            delete_certificate_request(writer, key, &uid).await?;
+            index.lock().certificate_request_observed(key, &uid, false);
+            Ok(ActionOutcome::Done)
+        }
+        DeviceAction::DeleteSecret { uid } => {
+            delete_generated_secret(writer, key, &uid).await?;
+            index.lock().generated_secret_deleted(key, &uid);
+            Ok(ActionOutcome::Done)
+        }
         DeviceAction::WriteStatus(status) => write_status(writer, recorder, index, key, &status).await.map(|()| ActionOutcome::Done),
     }
 }
@@ -110,6 +121,26 @@ async fn create_secret(
             }
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Deletes the CertificateRequest of the Device with this uid. One of another owner stays.
+async fn delete_certificate_request(writer: &Writer, key: &DeviceKey, uid: &str) -> Result<(), WriteError> {
+    let (namespace, name) = (&key.gateway.namespace, name::certificate_request(&key.name));
+    let found = read::<CertificateRequest>(writer.client(), namespace, &name).await?;
+    match found.filter(|request| request.owner_references().iter().any(|owner| owner.uid == *uid)) {
+        Some(_) => writer.delete::<CertificateRequest>(namespace, &name).await,
+        None => Ok(()),
+    }
+}
+
+/// Deletes the Secret with the generated password of the Device with this uid. One of another owner stays.
+async fn delete_generated_secret(writer: &Writer, key: &DeviceKey, uid: &str) -> Result<(), WriteError> {
+    let (namespace, name) = (&key.gateway.namespace, name::device_credentials(&key.name));
+    let found = read::<Secret>(writer.client(), namespace, &name).await?;
+    match found.filter(|secret| matches!(secret::role(secret), Role::Generated(_, owner) if *owner == *uid)) {
+        Some(_) => writer.delete::<Secret>(namespace, &name).await,
+        None => Ok(()),
     }
 }
 

@@ -169,17 +169,18 @@ fn delete_secret(index: &mut DeviceIndex, secret: &Secret) {
     }
 }
 
-/// That it is gone is news as well: it may have been deleted so that it is made resync.
 fn certificate_request(index: &mut DeviceIndex, event: Event<PartialObjectMeta<CertificateRequest>>) {
-    let request = match event {
+    let (request, exists) = match event {
         Event::Init => return,
         Event::InitDone => return index.certificate_requests_listed(),
-        Event::InitApply(request) | Event::Apply(request) | Event::Delete(request) => request,
+        Event::InitApply(request) | Event::Apply(request) => (request, true),
+        // A user deletes a request to have it created again.
+        Event::Delete(request) => (request, false),
     };
     let device = request.owner_references().iter().find(|owner| owner.kind == Device::kind(&()));
     if let (Some(gateway), Some(device)) = (request.labels().get(GATEWAY_LABEL), device) {
         let gateway = GatewayKey::new(&request.namespace().unwrap_or_default(), gateway);
-        index.certificate_request_changed(&DeviceKey { gateway, name: device.name.as_str().into() });
+        index.certificate_request_observed(&DeviceKey { gateway, name: device.name.as_str().into() }, &device.uid, exists);
     }
 }
 

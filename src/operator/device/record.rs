@@ -119,6 +119,10 @@ pub struct DeviceRecord {
     pub listed: bool,
     /// Whether the Secret with its generated password was seen since [`super::index::DeviceIndex::listing_secrets`].
     pub secret_listed: bool,
+    /// Whether the Secret with a generated password exists, also if another source is used now.
+    pub has_generated_secret: bool,
+    /// Whether a CertificateRequest of the Device exists.
+    pub has_certificate_request: bool,
 }
 
 impl DeviceRecord {
@@ -143,6 +147,8 @@ impl DeviceRecord {
             planned: None,
             listed: false,
             secret_listed: false,
+            has_generated_secret: false,
+            has_certificate_request: false,
         };
         record.update(device);
         record

@@ -1,8 +1,9 @@
 //! What the Devices' side sees of the cluster: one stream of observations.
 
-use futures::stream::{BoxStream, SelectAll, select_all};
+use futures::stream::{self, BoxStream, SelectAll, select_all};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::api::ListParams;
 use kube::core::{ApiResource, DeserializeGuard, NotUsed, Object, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Config, Event, watcher};
@@ -82,6 +83,26 @@ pub fn certificate_requests(client: &Client) -> BoxStream<'static, Observation> 
     let config = config().labels(&format!("{ROLE_LABEL}={ROLE_CERTIFICATE_REQUEST}"));
     let requests = watcher(Api::<PartialObjectMeta<CertificateRequest>>::all(client.clone()), config);
     steady("CertificateRequest", requests).map(Observation::CertificateRequest).boxed()
+}
+
+/// The CertificateRequests that an earlier run of the operator left, listed once. While no Gateway names an issuer there is no watch of
+/// them, for cert-manager may not be installed; a request that is no longer needed is found nevertheless.
+pub fn left_certificate_requests(client: &Client) -> BoxStream<'static, Observation> {
+    let api = Api::<CertificateRequest>::all(client.clone());
+    let listed = async move {
+        let parameters = ListParams::default().labels(&format!("{ROLE_LABEL}={ROLE_CERTIFICATE_REQUEST}"));
+        match api.list_metadata(&parameters).await {
+            Ok(found) => found.items,
+            // cert-manager is not installed.
+            Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
+            Err(error) => {
+                warn!(error = %crate::runtime::error::chain(&error), "failed to list CertificateRequests: those of an earlier run stay");
+                Vec::new()
+            }
+        }
+    };
+    let requests = stream::once(listed).flat_map(stream::iter);
+    requests.map(|request| Observation::CertificateRequest(Event::Apply(request))).boxed()
 }
 
 fn config() -> Config {

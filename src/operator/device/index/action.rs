@@ -6,6 +6,7 @@ use super::DeviceIndex;
 use crate::api::DeviceStatus;
 use crate::operator::device::certificate::{Authority, REQUEUE_AFTER, Signer};
 use crate::operator::device::endpoint::Endpoint;
+use crate::operator::device::gateway::GatewayState;
 use crate::operator::device::key::DeviceKey;
 use crate::operator::device::record::{DeviceRecord, PasswordSource, PasswordState};
 use crate::operator::device::status::{StatusContext, status};
@@ -57,6 +58,18 @@ pub enum DeviceAction {
         spread: u64,
     },
 
+    /// Delete the CertificateRequest: another authority signs now, or the Device has no signing request any more.
+    DeleteCertificateRequest {
+        /// `metadata.uid` of the Device.
+        uid: Box<str>,
+    },
+
+    /// Delete the Secret with the generated password: the Device has other credentials, and the broker accepts them.
+    DeleteSecret {
+        /// `metadata.uid` of the Device.
+        uid: Box<str>,
+    },
+
     /// Write this status.
     WriteStatus(Box<DeviceStatus>),
 
@@ -89,6 +102,9 @@ impl DeviceIndex {
         };
         if record.paused {
             return DeviceAction::None;
+        }
+        if record.has_certificate_request && !needs_certificate_request(record, state.authority()) {
+            return DeviceAction::DeleteCertificateRequest { uid: record.uid.clone() };
         }
         if let (Some(certificate), Authority::Usable(signer)) = (record.certificate(), state.authority())
             && record.enabled
@@ -135,12 +151,29 @@ impl DeviceIndex {
                 (PasswordState::Failing(_), Some(endpoint)) => {
                     DeviceAction::CreateSecret { uid: record.uid.clone(), endpoint: Arc::clone(endpoint) }
                 }
+                _ if record.has_generated_secret && record.last_written.ready && !needs_generated_secret(record, state) => {
+                    DeviceAction::DeleteSecret { uid: record.uid.clone() }
+                }
                 _ => DeviceAction::None,
             },
             Some(status) => DeviceAction::WriteStatus(Box::new(status)),
             None => DeviceAction::AwaitBroker,
         }
     }
+}
+
+/// Whether the Device's CertificateRequest may still lead to its certificate. While the authority is not known, it may.
+fn needs_certificate_request(record: &DeviceRecord, authority: &Authority) -> bool {
+    record.certificate().is_some()
+        && match authority {
+            Authority::Usable(signer) => signer.issuer().is_some(),
+            Authority::Unknown | Authority::Unusable => true,
+            Authority::Undeclared => false,
+        }
+}
+
+fn needs_generated_secret(record: &DeviceRecord, state: &GatewayState) -> bool {
+    record.source == PasswordSource::Generated && !(state.external && state.owner.is_some())
 }
 
 impl DeviceIndex {
@@ -159,6 +192,10 @@ impl DeviceIndex {
 #[cfg(test)]
 #[path = "endpoint_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "prune_tests.rs"]
+mod prune_tests;
 
 #[cfg(test)]
 #[path = "certificate_tests.rs"]

@@ -5,7 +5,7 @@ use crate::api::condition::Cause;
 use crate::api::device::DeviceCertificate;
 use crate::operator::device::certificate::{Certificate, IssuerResponse};
 use crate::operator::device::key::DeviceKey;
-use crate::operator::device::record::{PasswordSource, PasswordState};
+use crate::operator::device::record::{DeviceRecord, PasswordSource, PasswordState};
 use crate::operator::kubernetes::apply::WriteError;
 use crate::runtime::error::chain;
 
@@ -44,25 +44,31 @@ impl DeviceIndex {
         news
     }
 
-    /// What an issuer was asked for a Device has changed.
-    pub fn certificate_request_changed(&mut self, key: &DeviceKey) {
-        if let Some(certificate) = self.record_mut(key).and_then(super::DeviceRecord::certificate_mut) {
+    /// The CertificateRequest of a Device (of this uid) changed, or was deleted.
+    pub fn certificate_request_observed(&mut self, key: &DeviceKey, uid: &str, exists: bool) {
+        let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return };
+        record.has_certificate_request = exists;
+        if let Some(certificate) = record.certificate_mut() {
             certificate.requeue();
-            self.changes.devices.insert(key.clone());
         }
+        self.changes.devices.insert(key.clone());
     }
 
     /// All that issuers were asked has been listed: what became of it meanwhile is to be looked at.
     pub fn certificate_requests_listed(&mut self) {
         for key in self.keys_of(|record| record.certificate().is_some_and(Certificate::is_asked_for)) {
-            self.certificate_request_changed(&key);
+            if let Some(certificate) = self.record_mut(&key).and_then(DeviceRecord::certificate_mut) {
+                certificate.requeue();
+                self.changes.devices.insert(key);
+            }
         }
     }
 
     /// The Secret with a Device's generated password is gone: there will be another.
     pub fn generated_secret_deleted(&mut self, key: &DeviceKey, uid: &str) {
-        let source = self.record_mut(key).map(|record| record.source.clone());
-        if source == Some(PasswordSource::Generated) {
+        let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return };
+        record.has_generated_secret = false;
+        if record.source == PasswordSource::Generated {
             self.password_observed(key, uid, PasswordState::Unknown);
         }
     }
@@ -74,7 +80,9 @@ impl DeviceIndex {
 
     /// All Secrets with generated passwords have been listed: those that were not among them are gone.
     pub fn generated_secrets_listed(&mut self) {
-        for key in self.keys_of(|record| record.source == PasswordSource::Generated && !record.secret_listed) {
+        for key in
+            self.keys_of(|record| !record.secret_listed && (record.has_generated_secret || record.source == PasswordSource::Generated))
+        {
             if let Some(uid) = self.uid(&key) {
                 self.generated_secret_deleted(&key, &uid);
             }

@@ -9,10 +9,13 @@ impl DeviceIndex {
     /// The Secret of a generated password has been read.
     pub fn generated_observed(&mut self, key: &DeviceKey, uid: &str, password: PasswordState, lifetime: Lifetime, now: i64) {
         let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return };
+        record.secret_listed = true;
+        record.has_generated_secret = true;
         if record.source != PasswordSource::Generated {
+            // It may have to be pruned.
+            self.changes.devices.insert(key.clone());
             return;
         }
-        record.secret_listed = true;
         let changed = record.observe_lifetime(&key.name, lifetime, now);
         if changed {
             self.changes.shards.insert(key.gateway.clone());
