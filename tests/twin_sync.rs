@@ -1,4 +1,4 @@
-//! The operator's link to a real Mosquitto: what is desired gets there and comes back, whatever becomes of the broker.
+//! Twin synchronization with a real Mosquitto: desired states are published, reports are received, and both survive restarts.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test fails by panicking")]
 #![allow(clippy::print_stderr, reason = "shown where a test fails")]
@@ -49,7 +49,7 @@ fn broker() -> Mosquitto {
     Mosquitto::start(folder, &configuration, port)
 }
 
-/// A link that is made again when it ends, as the operator does it, with the fleet behind it.
+/// A session that reconnects when it ends, as in the operator, with an index.
 struct Operator {
     index: SharedDeviceIndex,
     changes: mpsc::UnboundedSender<Arc<str>>,
@@ -68,15 +68,15 @@ impl Operator {
         let (changes, devices) = mpsc::unbounded_channel();
         let (sender, reports) = mpsc::channel(16);
         let metrics = TwinSyncMetrics::register(&prometheus::Registry::new()).unwrap();
-        let mut link = SessionLoop::new(GatewayKey::new("fleet", "plant-1"), index.clone(), devices, sender, metrics);
+        let mut session_loop = SessionLoop::new(GatewayKey::new("fleet", "plant-1"), index.clone(), devices, sender, metrics);
         let task = tokio::spawn(async move {
             let login = Login::internal("127.0.0.1".to_owned(), port, &Password::given(PASSWORD.as_bytes()).unwrap());
             loop {
                 let error = match SessionLoop::begin(&login).await {
-                    Ok(session) => link.run(session).await,
+                    Ok(session) => session_loop.run(session).await,
                     Err(error) => error,
                 };
-                eprintln!("the link ended: {}", fleetwright::runtime::error::chain(&error));
+                eprintln!("the session ended: {}", fleetwright::runtime::error::chain(&error));
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         });
@@ -118,7 +118,7 @@ async fn retains(broker: &Mosquitto, expected: Option<&str>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_has_what_is_desired_whatever_becomes_of_it() {
+async fn desired_states_are_restored_after_crashes_and_foreign_writes() {
     let mut broker = broker();
     let operator = Operator::start(broker.port, SharedDeviceIndex::default());
     operator.apply(&device(1, &json!({"samplingSeconds": 5})));
@@ -147,7 +147,7 @@ async fn a_broker_has_what_is_desired_whatever_becomes_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reports_come_also_those_of_a_time_without_the_operator_and_hostile_ones_do_no_harm() {
+async fn reports_survive_an_operator_restart_and_large_ones_are_truncated() {
     let broker = broker();
     let mut operator = Operator::start(broker.port, SharedDeviceIndex::default());
     operator.apply(&device(1, &json!({"a": 1})));

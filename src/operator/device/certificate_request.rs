@@ -1,4 +1,5 @@
-//! A CertificateRequest of cert-manager: what is asked for a Device, and what comes of it. Pure.
+//! The CertificateRequest of cert-manager that the operator creates for a Device. Pure.
+//!
 //! <https://cert-manager.io/docs/usage/certificaterequest/>
 
 use k8s_openapi::ByteString;
@@ -13,7 +14,7 @@ use crate::api::client_authority::IssuerReference;
 use crate::api::name::{self, GATEWAY_LABEL, ROLE_CERTIFICATE_REQUEST, ROLE_LABEL};
 use crate::operator::kubernetes::apply::standard_labels;
 
-/// The part of a CertificateRequest that is used.
+/// The fields of a CertificateRequest that the operator uses.
 #[derive(Clone, CustomResource, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[kube(
     group = "cert-manager.io",
@@ -28,31 +29,31 @@ pub struct CertificateRequestSpec {
     /// The signing request, as PEM.
     pub request: ByteString,
 
-    /// Who is to sign.
+    /// The issuer.
     pub issuer_ref: IssuerReference,
 
-    /// For how long, as Go writes it. What is issued may be valid for less.
+    /// Requested validity, in the format of Go. An issuer may grant less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<String>,
 
-    /// For what.
+    /// Requested key usages.
     #[serde(default)]
     pub usages: Vec<String>,
 }
 
-/// What came of it.
+/// The status that the issuer writes.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct CertificateRequestStatus {
     /// `Ready`, `Approved`, `Denied`, `InvalidRequest`.
     #[serde(default)]
     pub conditions: Vec<CertificateRequestCondition>,
 
-    /// As PEM: the certificate, and what leads to the root.
+    /// The certificate and its chain, as PEM.
     #[serde(default)]
     pub certificate: Option<ByteString>,
 }
 
-/// Unlike those of Kubernetes, all but type and status may be missing.
+/// A condition. Unlike a Condition of Kubernetes, only type and status are required.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateRequestCondition {
@@ -69,18 +70,18 @@ pub struct CertificateRequestCondition {
     pub message: String,
 }
 
-/// What a CertificateRequest came to.
+/// The state of a CertificateRequest.
 #[derive(Debug, Eq, PartialEq)]
 pub enum RequestState<'a> {
-    /// Nothing yet; with what it waits for, as far as it says so.
+    /// Not issued yet. With the message of the issuer, if there is one.
     Pending(Option<&'a str>),
-    /// A certificate.
+    /// Issued: the certificate chain as PEM.
     Issued(&'a [u8]),
-    /// It will never be one, for this reason.
+    /// Refused. With reason and message.
     Refused(&'static str, &'a str),
 }
 
-/// What is asked for a Device (of this uid), whose signing request has this text.
+/// The CertificateRequest for a Device (with this uid) and its signing request.
 #[must_use]
 pub fn desired(key: &DeviceKey, uid: &str, text: &str, issuer: &IssuerReference, signer: &Signer) -> CertificateRequest {
     let mut labels = standard_labels("device", &key.gateway.name);
@@ -104,13 +105,13 @@ pub fn desired(key: &DeviceKey, uid: &str, text: &str, issuer: &IssuerReference,
     }
 }
 
-/// Whether a CertificateRequest asks for this. For how long is the issuer's to say.
+/// Whether a CertificateRequest has the desired request and issuer. The duration is not compared, because issuers set defaults.
 #[must_use]
 pub fn matches(found: &CertificateRequest, wanted: &CertificateRequest) -> bool {
     found.spec.request == wanted.spec.request && found.spec.issuer_ref == wanted.spec.issuer_ref
 }
 
-/// What a CertificateRequest came to.
+/// The state of a CertificateRequest.
 #[must_use]
 pub fn request_state(request: &CertificateRequest) -> RequestState<'_> {
     let Some(status) = &request.status else { return RequestState::Pending(None) };
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_followed_to_its_end() {
+    fn conditions_determine_the_state_of_a_request() {
         let approved = condition("Approved", "True", "cert-manager.io");
         for (status, expected) in [
             (Value::Null, RequestState::Pending(None)),
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn another_request_or_issuer_asks_for_something_else() {
+    fn a_request_matches_by_signing_request_and_issuer() {
         let found = request(&Value::Null);
         let mut wanted = found.clone();
         assert!(matches(&found, &wanted));

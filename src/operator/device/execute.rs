@@ -1,4 +1,4 @@
-//! Carries out what the fleet decides: the calls of one Device's step, and of one Gateway's shards.
+//! Executes the actions that the index determines: the calls for one Device, and for the shards of one Gateway.
 
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_controller::events::EventRecorder;
@@ -27,19 +27,19 @@ use crate::operator::context::publish_change;
 use crate::operator::kubernetes::apply::{WriteError, Writer, prepare, read};
 use crate::operator::kubernetes::diff::merge_patch;
 
-/// Shards of a Gateway that are written at the same time: with 100,000 Devices there may be 32 of them, of 64 KiB each.
+/// Upper limit of concurrent writes for one Gateway. With 100,000 Devices there may be 32 shards of 64 KiB each.
 const MAX_CONCURRENT_SHARDS: usize = 4;
 
-/// What a step came to.
+/// The result of an action.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ActionOutcome {
-    /// It is done; the fleet knows what follows.
+    /// The action is complete, and the index is updated.
     Done,
     /// The Device waits for its broker.
     Waiting,
 }
 
-/// Carries out the next step of a Device.
+/// Executes the next action of a Device.
 pub async fn action(
     writer: &Writer,
     recorder: &EventRecorder,
@@ -94,7 +94,7 @@ pub async fn action(
     }
 }
 
-/// Creates the Secret with a generated password, or takes the one that is there.
+/// Creates the Secret with a generated password, or uses the existing one.
 async fn create_secret(
     writer: &Writer,
     key: &DeviceKey,
@@ -111,7 +111,7 @@ async fn create_secret(
             let found = read::<Secret>(writer.client(), &key.gateway.namespace, &name).await?;
             match found.as_ref().map(|secret| (secret, secret::role(secret))) {
                 Some((secret, Role::Generated(_, owner))) if *owner == *uid => Ok(known(secret)),
-                // A Secret of a Device of that name that is gone: the garbage collector deletes it in a moment.
+                // The Secret of a deleted Device with that name. The garbage collector deletes it.
                 Some((secret, Role::Generated(..))) if !secret.owner_references().is_empty() => Err(error),
                 Some(_) => {
                     let message = format!("a Secret {name} exists and does not belong to this Device: delete or rename it");
@@ -144,16 +144,16 @@ async fn delete_generated_secret(writer: &Writer, key: &DeviceKey, uid: &str) ->
     }
 }
 
-/// The certificate as it is to be merged into the status.
+/// The merge patch of the certificate. A revision that is no longer valid is removed.
 fn certificate_patch(certificate: Option<&DeviceCertificate>) -> Value {
     let Some(certificate) = certificate else { return Value::Null };
     let mut patch = json!(certificate);
-    // A revision that no longer holds must not stay.
+    // Explicitly null without a revision.
     patch["revision"] = json!(certificate.revision);
     patch
 }
 
-/// Replaces the generated password, unless the Secret says that this was done already.
+/// Replaces the generated password, unless the Secret shows that this was done.
 async fn rotate(
     writer: &Writer,
     index: &SharedDeviceIndex,
@@ -174,7 +174,7 @@ async fn rotate(
     Ok(())
 }
 
-/// The Secret with the generated password of this very Device. Where it is not there, or another's, the fleet looks again.
+/// The Secret with the generated password of the Device with this uid. If there is none, the index creates it again.
 async fn own_secret(writer: &Writer, index: &SharedDeviceIndex, key: &DeviceKey, uid: &str) -> Result<Option<Secret>, WriteError> {
     let found = read::<Secret>(writer.client(), &key.gateway.namespace, &name::device_credentials(&key.name)).await?;
     let own = found.filter(|secret| matches!(secret::role(secret), Role::Generated(_, owner) if *owner == *uid));
@@ -200,7 +200,7 @@ async fn write_status(
     let patch = json!({
         "observedGeneration": status.observed_generation,
         "username": status.username,
-        // Merged as a whole: a revision that no longer holds must not stay.
+        // All fields are present: a revision that is no longer valid is removed.
         "credentialsSecret": status.credentials_secret.as_ref().map(|secret| json!({"name": secret.name, "revision": secret.revision})),
         "certificate": certificate_patch(status.certificate.as_ref()),
         "desired": status.desired,
@@ -215,14 +215,14 @@ async fn write_status(
         index.report_written(key, status.reported.as_ref());
         index.status_written(key, &device);
     }
-    // A Device that becomes ready says so in its status; an event a Device would be a third write.
+    // The status of a Device reports readiness. An Event for each Device would be a third write.
     if status.conditions.iter().any(|condition| condition.type_ == READY && condition.status != "True") {
         publish_change(recorder, &device, &[], &status.conditions).await;
     }
     Ok(())
 }
 
-/// What of a report is to be merged into the status: what the device no longer reports must not stay.
+/// The merge patch of the report. Members that the device no longer reports are removed.
 fn report_patch(before: Option<&ReportedStatus>, wanted: Option<&ReportedStatus>) -> Value {
     match (before, wanted) {
         (_, None) => Value::Null,
@@ -231,7 +231,7 @@ fn report_patch(before: Option<&ReportedStatus>, wanted: Option<&ReportedStatus>
     }
 }
 
-/// Writes the shards of a Gateway, in the order of the plan where that matters.
+/// Writes the shards of a Gateway, in the order of the plan where the order matters.
 pub async fn write_shards(writer: &Writer, gateway: &GatewayKey, plan: &ShardPlan) -> Result<(), WriteError> {
     let at_once = if plan.unordered { MAX_CONCURRENT_SHARDS } else { 1 };
     let calls: Vec<_> = plan.writes.iter().map(|secret| write_shard(writer, plan, secret)).collect();
@@ -242,8 +242,8 @@ pub async fn write_shards(writer: &Writer, gateway: &GatewayKey, plan: &ShardPla
     Ok(())
 }
 
-/// One call for a shard that is there: the watch tells what stands in it, and so much is not to be read before each write. For the same reason
-/// of the answer only the metadata comes.
+/// Writes a shard with one call if it exists: the watch knows its content, so it is not read first, and the response contains only
+/// the metadata.
 async fn write_shard(writer: &Writer, plan: &ShardPlan, secret: &Secret) -> Result<(), WriteError> {
     let (namespace, name) = (secret.namespace().unwrap_or_default(), secret.name_any());
     if plan.present.contains(&name) {
@@ -255,7 +255,7 @@ async fn write_shard(writer: &Writer, plan: &ShardPlan, secret: &Secret) -> Resu
     writer.apply(&plan.owner, secret).await.map(drop)
 }
 
-/// A shard as it is to be merged: what no user of it has any more must not stay.
+/// The merge patch of a shard. Optional keys that no user of the shard needs are removed.
 fn shard_patch(mut wanted: Value) -> Value {
     for key in OPTIONAL_KEYS {
         if wanted["data"].get(key).is_none() {
@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_no_user_of_a_shard_has_any_more_is_removed() {
+    fn unused_optional_keys_of_a_shard_are_removed() {
         let before = json!({"passwords": "YQ==", "acls": "", "shards": "MQ==", "previous-passwords": "Yg==", "certificate-keys": "Yw=="});
         for data in [
             json!({"passwords": "YQ==", "acls": "", "shards": "MQ=="}),

@@ -1,9 +1,9 @@
-//! What lists and echoes tell the fleet, and what is pressing.
+//! Lists, late events and the urgency of changes.
 
 use super::*;
 
 #[test]
-fn half_a_list_is_no_total() {
+fn totals_are_unknown_until_the_list_is_complete() {
     let mut index = DeviceIndex::default();
     index.listing_devices();
     add(&mut index, "e");
@@ -14,7 +14,7 @@ fn half_a_list_is_no_total() {
 }
 
 #[test]
-fn devices_that_a_list_no_longer_shows_are_gone() {
+fn devices_missing_from_a_list_are_deleted() {
     let mut index = index();
     index.listing_devices();
     add(&mut index, "e");
@@ -24,7 +24,7 @@ fn devices_that_a_list_no_longer_shows_are_gone() {
 }
 
 #[test]
-fn a_generated_password_that_a_list_no_longer_shows_is_generated_anew() {
+fn a_generated_secret_missing_from_a_list_is_created_again() {
     let mut index = index();
     add(&mut index, "e");
     index.listing_secrets();
@@ -35,7 +35,7 @@ fn a_generated_password_that_a_list_no_longer_shows_is_generated_anew() {
 }
 
 #[test]
-fn letting_a_device_in_is_less_pressing_than_keeping_one_out() {
+fn granting_access_is_less_urgent_than_revoking_it() {
     let mut index = index();
     index.take_changes();
     let pressing = |index: &mut DeviceIndex| {
@@ -54,7 +54,7 @@ fn letting_a_device_in_is_less_pressing_than_keeping_one_out() {
 }
 
 #[test]
-fn what_was_written_to_a_shard_is_no_news() {
+fn the_event_of_an_own_shard_write_changes_nothing() {
     let mut index = index();
     let (number, plan) = index.plan(&gateway()).unwrap();
     let data = plan.writes[0].data.clone().unwrap();
@@ -68,7 +68,7 @@ fn what_was_written_to_a_shard_is_no_news() {
 }
 
 #[test]
-fn after_a_restart_only_what_is_not_settled_is_looked_at() {
+fn only_unsettled_devices_are_queued_after_a_restart() {
     let mut index = index();
     let revisions = flush(&mut index);
     index.proof_observed(&gateway(), revisions);

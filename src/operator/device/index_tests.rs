@@ -1,4 +1,4 @@
-//! The fleet as a table of events and what follows from them.
+//! Events and the actions that follow from them.
 
 use std::collections::BTreeMap;
 
@@ -55,7 +55,7 @@ fn gateway_appears(index: &mut DeviceIndex, uid: &str) {
     index.endpoint_observed(&gateway(), uid, endpoint(1883));
 }
 
-/// A fleet whose Gateway exists, with one device that has a password.
+/// An index with a Gateway and one device that has a password.
 fn index() -> DeviceIndex {
     let mut index = DeviceIndex::default();
     index.completed();
@@ -69,7 +69,7 @@ fn add(index: &mut DeviceIndex, name: &str) {
     index.password_observed(&key(name), &format!("uid-{name}"), hashed(name, "secret"));
 }
 
-/// Carries out the plan, and returns the revisions of all shards, for the broker to prove.
+/// Applies the plan, and returns the revisions of all shards for the proof.
 fn flush(index: &mut DeviceIndex) -> BTreeMap<usize, String> {
     let (number, plan) = index.plan(&gateway()).expect("something to write");
     let revisions = plan.writes.iter().map(|secret| {
@@ -88,7 +88,7 @@ fn ready_status(index: &DeviceIndex, name: &str) -> DeviceStatus {
     }
 }
 
-/// The API server's answer to a status.
+/// Simulates the API server's response to a status write.
 fn write(index: &mut DeviceIndex, name: &str, status: DeviceStatus) {
     let mut written = device(name, &json!({}));
     written.metadata.resource_version = Some("2".to_owned());
@@ -136,7 +136,7 @@ fn a_proof_of_an_older_state_does_not_count() {
 }
 
 #[test]
-fn a_change_of_one_device_does_not_unsettle_another() {
+fn a_change_of_one_device_does_not_affect_another() {
     let mut index = index();
     let revisions = flush(&mut index);
     index.proof_observed(&gateway(), revisions);
@@ -168,7 +168,7 @@ fn a_restart_writes_nothing() {
 }
 
 #[test]
-fn what_a_device_waits_for_stands_in_its_status() {
+fn the_status_reports_what_a_device_waits_for() {
     let cases = [
         ("no gateway", json!({}), hashed("d", "secret"), false, ("Accepted", "GatewayNotFound")),
         (
@@ -195,7 +195,7 @@ fn what_a_device_waits_for_stands_in_its_status() {
 }
 
 #[test]
-fn what_only_the_device_itself_can_mend_is_stalled() {
+fn an_error_in_the_spec_is_stalled() {
     let mut index = index();
     index.device_applied(&device("d", &json!({"authorization": {"acls": [{"topic": "a\nuser b", "access": "Read"}]}})));
     let status = ready_status(&index, "d");
@@ -228,7 +228,7 @@ fn no_shard_is_written_before_every_given_password_has_been_read() {
 }
 
 #[test]
-fn a_given_secret_that_changes_is_read_again_and_the_old_password_goes_on_until_then() {
+fn a_changed_user_secret_is_read_again_before_the_next_plan() {
     let mut index = DeviceIndex::default();
     gateway_appears(&mut index, "uid-g");
     index.device_applied(&device("e", &json!({"authentication": {"password": {"secretRef": {"name": "mine"}}}})));
@@ -242,7 +242,7 @@ fn a_given_secret_that_changes_is_read_again_and_the_old_password_goes_on_until_
 }
 
 #[test]
-fn a_deleted_device_leaves_the_shards() {
+fn a_deleted_device_is_removed_from_the_shards() {
     let mut index = index();
     add(&mut index, "e");
     flush(&mut index);
@@ -254,7 +254,7 @@ fn a_deleted_device_leaves_the_shards() {
 }
 
 #[test]
-fn a_device_of_the_same_name_created_again_starts_anew() {
+fn a_recreated_device_gets_a_new_password() {
     let mut index = index();
     let mut again = device("d", &json!({}));
     again.metadata.uid = Some("uid-2".to_owned());
@@ -264,7 +264,7 @@ fn a_device_of_the_same_name_created_again_starts_anew() {
 }
 
 #[test]
-fn a_late_event_does_not_undo_what_was_written() {
+fn a_late_event_does_not_cause_another_status_write() {
     let mut index = index();
     let revisions = flush(&mut index);
     index.proof_observed(&gateway(), revisions);
@@ -275,7 +275,7 @@ fn a_late_event_does_not_undo_what_was_written() {
 }
 
 #[test]
-fn workers_come_and_go_with_their_secret() {
+fn workers_are_added_and_removed_with_their_secret() {
     let mut index = index();
     flush(&mut index);
     let password = Password::generate();
@@ -309,7 +309,7 @@ fn many_devices_all_become_ready_while_shards_grow() {
 }
 
 #[test]
-fn a_rotation_is_proven_twice_with_both_passwords_and_with_the_new_one_alone() {
+fn a_rotation_is_proven_during_the_overlap_and_after_it() {
     let lifetime = |token: Option<&str>, previous: Option<(&str, i64)>| Lifetime {
         completed: token.map(Into::into),
         since: 100,
@@ -347,13 +347,13 @@ fn a_rotation_is_proven_twice_with_both_passwords_and_with_the_new_one_alone() {
     index.advance(500);
     assert!(index.take_changes().shards.contains(&gateway()));
     assert_eq!(previous(&mut index), None);
-    // What a restart reads again is over.
+    // A restart reads it again after it has expired.
     index.generated_observed(&key("d"), "uid-d", hashed("d", "second"), lifetime(Some("now"), Some(("first", 500))), 501);
     assert!(index.plan(&gateway()).is_none());
 }
 
 #[test]
-fn devices_of_an_external_broker_have_no_credentials_of_ours_and_are_ready_once_it_is_reached() {
+fn devices_of_an_external_broker_are_ready_once_it_is_connected() {
     let mut index = DeviceIndex::default();
     index.kind_observed(&gateway(), true);
     index.gateway_observed(&gateway(), Some(owner("uid-g")));

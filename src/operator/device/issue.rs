@@ -1,4 +1,4 @@
-//! Carries out that a Device gets its certificate: signed here, or by an issuer of cert-manager that is asked.
+//! Issues the certificate of a Device: signed by the operator, or by an issuer of cert-manager.
 
 use k8s_controller::events::{Event, EventRecorder, EventType};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -16,16 +16,16 @@ use crate::certificate::request::{self, SigningRequest};
 use crate::operator::kubernetes::apply::{WriteError, Writer, read};
 use crate::runtime::error::chain;
 
-/// What may be mended at any time without a word to us (a webhook that is away, a right that is missing) is looked at after this long.
+/// Errors that others can fix at any time without an event (a failing webhook, missing RBAC) are retried after this long.
 const REQUEUE_AFTER_ERROR: SignedDuration = SignedDuration::from_secs(30);
 
-/// One that was refused is made anew after this long: as cert-manager does for its own Certificates.
+/// A refused CertificateRequest is replaced after this long, as cert-manager does for Certificates.
 const RETRY_REFUSED_AFTER: SignedDuration = SignedDuration::from_hours(1);
 
-/// The longest message of an issuer that is passed on, in characters.
+/// Upper limit of the length of an issuer's message in the status, in characters.
 const MAX_MESSAGE_CHARACTERS: usize = 500;
 
-/// A Device that asks for a certificate, as it is now.
+/// A Device with its signing request, as read from the API server.
 struct IssuanceRequest<'a> {
     writer: &'a Writer,
     recorder: &'a EventRecorder,
@@ -39,11 +39,11 @@ struct IssuanceRequest<'a> {
     request: SigningRequest,
 }
 
-/// Gets a certificate for what the Device asks for by now. It is written with the next status; should that not come to be, another is
-/// issued, and nothing is lost with this one: what counts at the broker is the key.
+/// Gets a certificate for the present signing request of the Device. It is written with the next status. If that fails, another is
+/// issued: the broker accepts the key, not one certificate.
 ///
 /// # Errors
-/// When the API server refuses or is away.
+/// When a call of the API server fails.
 pub async fn issue(
     writer: &Writer,
     recorder: &EventRecorder,
@@ -56,14 +56,14 @@ pub async fn issue(
     let Some(device) = device.filter(|device| device.metadata.uid.as_deref() == Some(uid)) else { return Ok(()) };
     let Some(x509) = &device.spec.authentication.x509 else { return Ok(()) };
     let text = x509.certificate_signing_request.clone();
-    // Of another request the watch tells in a moment.
+    // The request changed. The watch reports the change.
     let Ok(request) = SigningRequest::parse(&text) else { return Ok(()) };
     let asking = IssuanceRequest { writer, recorder, index, key, uid, signer, spread, device, text, request };
     match &signer.source {
         Source::Own(authority) => asking.sign(authority).await,
         Source::Issuer(issuer) => match asking.ask(issuer).await {
             Err(error) if !error.is_namespace_terminating() => {
-                // LastReportedTotals, and tried again in time: nothing else of the Device is to wait for it.
+                // Reported and retried later: no other action of the Device waits for it.
                 asking.refused(error.reason(), shortened(&chain(&error)), REQUEUE_AFTER_ERROR).await;
             }
             outcome => return outcome,
@@ -78,7 +78,7 @@ impl IssuanceRequest<'_> {
         match authority.issue(&self.key.name, &self.request, self.signer.validity, now) {
             Ok(issued) => self.issued((issued.pem, issued.serial.to_string(), issued.not_after), now),
             Err(error) => {
-                let message = format!("the key of the Gateway's client authority does not sign: {}", chain(&error));
+                let message = format!("signing with the key of the Gateway's client authority failed: {}", chain(&error));
                 self.refused("SigningFailed", message, REQUEUE_AFTER_ERROR).await;
             }
         }
@@ -90,7 +90,8 @@ impl IssuanceRequest<'_> {
         self.index.lock().certificate_issued(self.key, self.uid, digest, certificate);
     }
 
-    /// Keeps what came of asking. A refusal that is news is an event as well: the status tells of it only where there is no certificate.
+    /// Stores the issuer's response. A new refusal is also an Event, because the status reports it only without a valid
+    /// certificate.
     async fn answered(&self, refusal: Option<IssuanceRefusal>, requeue: SignedDuration) {
         let until = Some((Timestamp::now() + requeue).as_second());
         let digest = request::digest(&self.text);
@@ -117,8 +118,8 @@ impl IssuanceRequest<'_> {
         let name = name::certificate_request(&self.key.name);
         if self.request.sole_name() != Some(&*self.key.name) {
             let message = format!(
-                "certificateSigningRequest has to ask for the subject CN={} and for nothing else, neither other names nor extensions, where an \
-                 issuer signs: for it gives what is asked for, and the broker takes the common name for the user. Make the request again with \
+                "certificateSigningRequest must request only the subject CN={}, without other names or extensions, because an issuer signs what is requested \
+                 and the broker uses the common name as user name. Create the request again with \
                  `openssl req -new -key device.key -subj /CN={}`",
                 self.key.name, self.key.name
             );
@@ -146,7 +147,7 @@ impl IssuanceRequest<'_> {
                 self.answered(None, REQUEUE_AFTER).await;
                 Ok(())
             }
-            // Neither the object nor its kind. Should that come, the watch tells.
+            // The resource type is not installed. When it is, the watch reports the object.
             Err(error) if error.is_not_found() => {
                 let message = "the Gateway's clientAuthority names an issuer of cert-manager, and cert-manager is not installed in this cluster: \
                                install it, or leave issuerRef out";
@@ -176,7 +177,7 @@ impl IssuanceRequest<'_> {
                 return Ok(());
             }
             RequestState::Issued(chain) => match self.check(chain, issuer, now) {
-                // What was taken over before, and could not be deleted.
+                // The certificate was stored before, and the request could not be deleted.
                 Ok((_, serial, _)) if self.has(&serial) => return self.replace(wanted).await,
                 Ok(usable) => {
                     self.issued(usable, now);
@@ -184,19 +185,19 @@ impl IssuanceRequest<'_> {
                 }
                 Err(message) => ("CertificateUnusable", message),
             },
-            RequestState::Refused(reason, message) => (reason, format!("the issuer gives no certificate: {}", shortened(message))),
+            RequestState::Refused(reason, message) => (reason, format!("the issuer refuses the certificate: {}", shortened(message))),
         };
         let since = found.creation_timestamp().map_or(now, |time| time.0);
         let until = since + RETRY_REFUSED_AFTER;
         if until <= now {
             return self.replace(wanted).await;
         }
-        let message = format!("CertificateRequest {name}: {message}. It is made again at {until}, or when you delete it");
+        let message = format!("CertificateRequest {name}: {message}. It is created again at {until}, or when you delete it");
         self.refused(reason, message, until.duration_since(now)).await;
         Ok(())
     }
 
-    /// Whether the status tells of the certificate with this serial number.
+    /// Whether the status contains the certificate with this serial number.
     fn has(&self, serial: &str) -> bool {
         let known = self.device.status.as_ref().and_then(|status| status.certificate.as_ref());
         known.is_some_and(|known| known.serial_number == serial)

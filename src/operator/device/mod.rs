@@ -1,5 +1,5 @@
-//! The reconciler of Devices. Unlike the other kinds they are many: instead of an object cache and a reconciliation each,
-//! [`fleet`] keeps what matters of each in a few hundred bytes, decides, and [`driver`] carries out.
+//! The reconciler of Devices. Because there are many, there is no object cache: [`index`] keeps a few hundred bytes of each Device
+//! and determines the next action, and [`driver`] executes it.
 
 pub mod certificate;
 pub mod certificate_request;
@@ -12,6 +12,7 @@ pub mod index;
 pub mod issue;
 pub mod key;
 pub mod last_written_status;
+pub mod metrics;
 pub mod observe;
 pub mod record;
 pub mod report;

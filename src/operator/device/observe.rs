@@ -1,4 +1,4 @@
-//! From observations of the cluster to the fleet.
+//! Updates the index from watch events.
 
 use std::collections::{BTreeMap, HashSet};
 use std::marker::PhantomData;
@@ -22,8 +22,8 @@ use crate::api::{Device, Gateway};
 use crate::configuration::agent::{AgentReport, REPORT_KEY};
 use crate::operator::kubernetes::apply::owner_reference;
 
-/// Takes observations over into the fleet, and tells when enough has been seen to act: acting on half a view would create
-/// Secrets that are there, and throw devices out whose Secrets have not been read yet.
+/// Updates the index from watch events, and reports when all objects have been listed. Acting on an incomplete view would create
+/// Secrets that exist, and remove devices whose Secrets have not been read yet.
 #[allow(clippy::struct_excessive_bools, reason = "each says of one kind that it has been listed")]
 #[derive(Debug, Default)]
 pub struct Observer {
@@ -37,19 +37,19 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Whether every kind has been listed once.
+    /// Whether all kinds have been listed once.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.devices_listed && self.gateways_listed && self.shards_listed && self.secrets_listed && self.reports_listed
     }
 
-    /// Whether all Devices have been listed, so that Secrets find theirs.
+    /// Whether all Devices have been listed.
     #[must_use]
     pub fn has_devices(&self) -> bool {
         self.devices_listed
     }
 
-    /// Takes an observation over into the fleet. Those of Secrets are to come once [`Self::has_devices`] holds.
+    /// Updates the index. Events of Secrets may only come once [`Self::has_devices`] is true.
     pub fn observe(&mut self, index: &mut DeviceIndex, observation: Observation) {
         match observation {
             Observation::Device(event) => self.device(index, *event),
@@ -197,7 +197,7 @@ fn read_report(report: &ConfigMap) -> BTreeMap<usize, String> {
     match serde_json::from_str::<AgentReport>(text) {
         Ok(report) => report.shards,
         Err(error) => {
-            warn!(name = report.name_any(), %error, "failed to read the report of an agent: taken for none");
+            warn!(name = report.name_any(), %error, "failed to read the report of an agent: ignoring it");
             BTreeMap::new()
         }
     }

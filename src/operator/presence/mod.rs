@@ -1,9 +1,9 @@
-//! PresenceController: what brokers say of their clients ([`follow`], asking [`agent`]s) becomes `status.connection` of Devices and the
-//! totals of Gateways ([`totals`]), when that is worth a write and the budget allows it ([`reporter`], [`waiting`]).
+//! Presence: brokers report their clients ([`follow`], through [`agent`]s), and the operator writes `status.connection` of Devices
+//! and the totals of Gateways ([`totals`]) within a write budget ([`reporter`]).
 //!
-//! The devices of an external broker say themselves whether they are connected ([`super::twin_sync::connections`]).
+//! The devices of an external broker report their connection state themselves ([`super::twin_sync::connections`]).
 //!
-//! Nothing of it goes through the reconcilers: a Device that comes or goes is one merge patch of `status.connection`.
+//! This does not pass through the reconcilers: a Device that connects or disconnects needs one merge patch of `status.connection`.
 
 pub mod agent;
 pub mod follow;
@@ -34,29 +34,29 @@ use super::kubernetes::apply::{WriteError, Writer};
 use crate::api::Device;
 use crate::runtime::error::chain;
 
-/// Writes of connections a second without a word of the user: some 2 % of what a small API server takes, and enough for
-/// 15,000 devices that each come or go every five minutes.
+/// Default limit of connection writes per second: some 2 % of the capacity of a small API server, and enough for 15,000 devices
+/// that each connect or disconnect every five minutes.
 pub const DEFAULT_WRITES_PER_SECOND: f64 = 50.0;
 
-/// Writes at the same time: at the default budget each may take 160 ms.
+/// Upper limit of concurrent writes: at the default rate each may take 160 ms.
 const CONCURRENCY: usize = 8;
 
-/// A write that failed is tried again after this long, and a status that someone changed is put right.
-const AGAIN: Duration = Duration::from_secs(5);
+/// Delay before a failed write is retried, and before a status that a user changed is corrected.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// How often is looked which Gateways there are, and what there is to say of them.
+/// How often the list of Gateways and their totals are checked.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often the totals of Gateways are counted for the metrics: that is a look at each Device.
+/// How often the totals of Gateways are counted for the metrics, which visits each Device.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// At most this often an agent is asked for all of its clients because of new Devices.
+/// Lower limit of the time between two requests for all clients of an agent because of new Devices.
 const RELIST_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Pages that wait to be taken over; those who follow wait then.
+/// Upper limit of queued updates. The senders wait when it is reached.
 const BACKLOG: usize = 32;
 
-/// Follows who is connected to which Gateway, and writes it. There is one for all Gateways.
+/// Receives the connection states of all Gateways' clients and writes them.
 pub struct PresenceController {
     context: Context,
     writer: Writer,
@@ -84,10 +84,10 @@ impl Drop for AgentFollower {
 }
 
 impl PresenceController {
-    /// At most `writes_per_second` for Devices. A Gateway of whose clients there is news goes to `totals`.
+    /// Writes at most `writes_per_second` to Devices. Gateways with changed totals are sent to `totals`.
     ///
     /// # Errors
-    /// When the registry refuses a metric.
+    /// When a metric is registered twice.
     pub fn new(context: Context, writes_per_second: f64, totals: mpsc::UnboundedSender<GatewayKey>) -> Result<Self, prometheus::Error> {
         let metrics = PresenceMetrics::register(&context.metrics)?;
         metrics.budget.set(writes_per_second);
@@ -108,13 +108,13 @@ impl PresenceController {
         })
     }
 
-    /// Where to tell of a broker that has no agent of ours.
+    /// The channel for updates from brokers without an agent.
     #[must_use]
     pub fn updates(&self) -> mpsc::Sender<PresenceUpdate> {
         self.updates.clone()
     }
 
-    /// Runs until dropped, from the moment on that all Devices are `listed`.
+    /// Runs until dropped, once all Devices are `listed`.
     pub async fn run(mut self, listed: CancellationToken) {
         listed.cancelled().await;
         let mut ticks = interval(INTERVAL);
@@ -125,10 +125,10 @@ impl PresenceController {
                 Some(update) = self.incoming.recv() => self.observe(update),
                 Some(finished) = self.work.join_next() => match finished {
                     Ok((device, result)) => self.finish(device, result),
-                    Err(error) => warn!(%error, "a write of a Device's connection ended unexpectedly"),
+                    Err(error) => warn!(%error, "a write of a Device's connection state ended unexpectedly"),
                 },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
-                _ = ticks.tick() => self.look(),
+                _ = ticks.tick() => self.observe_gateways(),
             }
             while self.work.len() < CONCURRENCY
                 && let Some((device, connection)) = self.reporter.next(Instant::now())
@@ -167,12 +167,12 @@ impl PresenceController {
                 let kept = written.status.is_some_and(|status| status.connection.is_some());
                 if kept { ("written", Some(Duration::ZERO)) } else { ("dropped", None) }
             }
-            // Gone; the watch is about to say so.
+            // Deleted; the watch reports it.
             Ok(None) => ("gone", None),
             Err(error) => {
                 let namespace = &device.gateway.namespace;
-                warn!(device = %device.name, %namespace, error = chain(&error), "failed to write a device's connection: trying again");
-                ("failed", Some(AGAIN))
+                warn!(device = %device.name, %namespace, error = chain(&error), "failed to write the connection state of a Device: retrying");
+                ("failed", Some(RETRY_DELAY))
             }
         };
         self.metrics.writes.with_label_values(&[outcome]).inc();
@@ -184,8 +184,8 @@ impl PresenceController {
         self.reporter.written(device, after, Instant::now());
     }
 
-    /// Follows the Gateways that there are, and tells what there is to say of them.
-    fn look(&mut self) {
+    /// Follows the agents of existing Gateways, and publishes changed totals.
+    fn observe_gateways(&mut self) {
         let now = Instant::now();
         let existing = self.context.fleet.lock().existing_gateways();
         let known: HashSet<GatewayKey> = self.followers.keys().chain(self.reporter.gateways()).cloned().collect();
@@ -197,7 +197,7 @@ impl PresenceController {
             self.metrics.remove(&key);
         }
         for key in &existing {
-            // Such a broker has no agent.
+            // An external broker has no agent.
             if self.context.fleet.lock().is_external(key) {
                 self.followers.remove(key);
             } else if !self.followers.contains_key(key) {
@@ -215,10 +215,10 @@ impl PresenceController {
         }
         for (key, totals) in self.reporter.totals(now) {
             self.context.presence.set(&key, totals);
-            // The receiver lives as long as this: both end with the lease.
+            // The receiver lives as long as this task: both end with the lease.
             let _ = self.totals.send(key);
         }
-        self.reporter.repair(AGAIN, now);
+        self.reporter.repair(RETRY_DELAY, now);
         self.reporter.forget(now);
         self.count(&existing, now);
     }

@@ -1,4 +1,4 @@
-//! From what agents say to what is written: which device, when. Pure, but for the fleet that it shares.
+//! Determines which connection states are written, and when. Pure, apart from the shared index.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,34 +22,34 @@ const BURST_SECONDS: f64 = 2.0;
 /// Upper limit of the time that a device which changes all the time is held back.
 const MAX_HOLD: Duration = Duration::from_mins(10);
 
-/// Where one Gateway stands.
+/// The presence of one Gateway's clients.
 #[derive(Debug, Default)]
 struct Gateway {
-    /// Whether its agent is in the middle of telling everything.
+    /// Whether its agent is reporting all clients.
     listing: bool,
-    /// Whether its agent has been heard to the end, and not been silent since; `None` before either.
+    /// Whether the agent has reported all clients and is reachable. `None` before the first report.
     heard: Option<bool>,
-    /// Whether there may be something else to say of it than was said.
+    /// Whether the totals may have changed since they were last reported.
     changed: bool,
-    /// When everything was told last.
+    /// When all clients were last reported.
     listed: Option<Instant>,
     clients: Option<GatewayClients>,
     reported: LastReportedTotals,
 }
 
-/// What is known of all Gateways' clients and not written yet.
+/// The connection states of all Gateways' clients that are not written yet.
 #[derive(Debug)]
 pub struct PresenceReporter {
     index: SharedDeviceIndex,
     gateways: HashMap<GatewayKey, Gateway>,
-    /// What devices that came or went of late have to pay.
+    /// Penalties of devices that changed recently.
     penalties: HashMap<DeviceKey, Penalty>,
     queue: RateLimitedQueue<DeviceKey>,
     start: Instant,
 }
 
 impl PresenceReporter {
-    /// Nothing is known; at most `rate` writes a second.
+    /// Without any state; at most `rate` writes per second.
     #[must_use]
     pub fn new(index: SharedDeviceIndex, rate: f64, now: Instant) -> Self {
         let limits = Limits {
@@ -61,7 +61,7 @@ impl PresenceReporter {
         Self { index, gateways: HashMap::new(), penalties: HashMap::new(), queue: RateLimitedQueue::new(limits, now), start: now }
     }
 
-    /// A page of an agent; `time` in seconds since 1970.
+    /// Processes a page of an agent. `time` is in seconds since 1970.
     pub fn page(&mut self, key: &GatewayKey, page: &Page, now: Instant, time: i64) {
         let index = self.index.clone();
         let mut index = index.lock();
@@ -84,7 +84,7 @@ impl PresenceReporter {
         gateway.heard = Some(true);
         if std::mem::take(&mut gateway.listing) {
             gateway.listed = Some(now);
-            // A broker that has not seen them since it started; they had no time to come back if it has only just.
+            // The broker has not seen these devices since it started. If that is recent, they may still reconnect.
             let since = if page.broker_since > 0 { page.broker_since.min(time) } else { time };
             for device in index.unmentioned(key) {
                 self.observe(&mut index, device, State::BrokerDown, since, (now, time), ready);
@@ -92,7 +92,7 @@ impl PresenceReporter {
         }
     }
 
-    /// What devices of an external broker say of themselves; `all`: of the others nothing is known.
+    /// Processes messages of an external broker's devices. With `all`, the list is complete: nothing is known of other devices.
     pub fn heard(&mut self, key: &GatewayKey, all: bool, devices: Vec<(Arc<str>, CompactConnection)>, now: Instant, time: i64) {
         let index = self.index.clone();
         let mut index = index.lock();
@@ -108,13 +108,13 @@ impl PresenceReporter {
         }
         if all {
             for device in index.unmentioned(key) {
-                // A broker that lost what it kept, and whose devices are on their way back, is no reason for two writes each.
+                // After a broker lost its retained messages, its devices reconnect soon. This saves two writes for each.
                 self.take(&mut index, device, CompactConnection::new(ConnectionState::Unknown, time), true, (now, time), ready);
             }
         }
     }
 
-    /// Takes over where a device stands; `ready` others wait for their turn already. Returns whether it does now too.
+    /// Stores the reported state of a device; `ready` others are ready to be written. Returns whether this one is ready now too.
     fn observe(
         &mut self,
         index: &mut DeviceIndex,
@@ -131,7 +131,7 @@ impl PresenceReporter {
         self.take(index, device, connection, state == State::BrokerDown, (now, time), ready)
     }
 
-    /// The same; `broker_down`: for its broker is.
+    /// The same. `broker_down`: the device is offline because its broker is.
     fn take(
         &mut self,
         index: &mut DeviceIndex,
@@ -160,14 +160,13 @@ impl PresenceReporter {
         change.differs && hold.is_zero()
     }
 
-    /// Nothing has been heard of a Gateway for a while, in the middle of a list or not: how many of its devices are connected,
-    /// nobody knows.
+    /// There has been no update of a Gateway for some time: the number of connected devices is unknown.
     pub fn silent(&mut self, key: &GatewayKey) {
         let gateway = self.gateways.entry(key.clone()).or_default();
         (gateway.heard, gateway.listing, gateway.changed) = (Some(false), false, true);
     }
 
-    /// Nothing has been heard of a Gateway for so long that nothing is known of its devices.
+    /// There has been no update of a Gateway for so long that the state of its devices is unknown.
     pub fn unknown(&mut self, key: &GatewayKey, since: i64, now: Instant) {
         self.silent(key);
         let index = self.index.clone();
@@ -180,23 +179,23 @@ impl PresenceReporter {
         }
     }
 
-    /// A Gateway is gone, and its broker with it.
+    /// A Gateway was deleted with its broker.
     pub fn gone(&mut self, key: &GatewayKey, since: i64, now: Instant) {
         self.unknown(key, since, now);
         self.gateways.remove(key);
     }
 
-    /// The Gateways of which something is known.
+    /// The Gateways with known clients.
     pub fn gateways(&self) -> impl Iterator<Item = &GatewayKey> {
         self.gateways.keys()
     }
 
-    /// The next device to write, and what; uses up a turn.
+    /// The next device to write, with its state. It counts for the write budget.
     pub fn next(&mut self, now: Instant) -> Option<(DeviceKey, CompactConnection)> {
         let index = self.index.clone();
         let index = index.lock();
         while let Some((device, ())) = self.queue.pop(now) {
-            // One that is gone, or was written by another way meanwhile, costs no turn.
+            // A device that was deleted or written meanwhile does not count for the budget.
             if let Some(connection) = index.connection_to_write(&device) {
                 return Some((device, connection));
             }
@@ -205,13 +204,14 @@ impl PresenceReporter {
         None
     }
 
-    /// When [`Self::next`] may have something.
+    /// When [`Self::next`] may return a device.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
         self.queue.next_due()
     }
 
-    /// A device was written, or could not be. What came in the meantime, or a failure, is looked at `after` that long.
+    /// A write has ended. The device is queued again `after` this long if its state differs from the status. `None` after a write
+    /// that must not be repeated.
     pub fn written(&mut self, device: DeviceKey, after: Option<Duration>, now: Instant) {
         self.queue.done(&device, now);
         if let Some(after) = after
@@ -221,7 +221,7 @@ impl PresenceReporter {
         }
     }
 
-    /// Puts right what someone changed; not at once, for it may be that a write is on its way.
+    /// Queues devices whose status a user changed. Not at once, because a write may be in progress.
     pub fn repair(&mut self, after: Duration, now: Instant) {
         for device in self.index.lock().take_mismatched() {
             if !self.queue.contains(&device) {
@@ -230,12 +230,12 @@ impl PresenceReporter {
         }
     }
 
-    /// What is to be said of each Gateway of which there is news worth a write.
+    /// The totals of each Gateway with a change that has to be written.
     pub fn totals(&mut self, now: Instant) -> Vec<(GatewayKey, GatewayTotals)> {
         let index = self.index.lock();
         let mut changed = Vec::new();
         for (key, gateway) in &mut self.gateways {
-            // Counting the devices of a Gateway means to look at each.
+            // Counting visits each device of a Gateway.
             let (true, false, Some(heard)) = (gateway.changed, gateway.listing, gateway.heard) else { continue };
             let connected = heard.then(|| i64::try_from(index.connected(key)).unwrap_or(i64::MAX));
             let totals = GatewayTotals { connected, clients: gateway.clients.clone() };
@@ -245,7 +245,7 @@ impl PresenceReporter {
         changed
     }
 
-    /// Gateways whose agents should tell everything resync: a device was added, and may have been connected before.
+    /// Gateways whose agents must report all clients again: a Device was added whose client may have connected before.
     #[must_use]
     pub fn to_list_again(&self, now: Instant, after: Duration) -> HashSet<GatewayKey> {
         let index = self.index.lock();
@@ -254,7 +254,7 @@ impl PresenceReporter {
         due.map(|(key, _)| key.clone()).collect()
     }
 
-    /// How many devices wait for their turn, how many to come to rest, and how long the first has waited.
+    /// Number of devices that are ready, number that are held back, and how long the oldest has been ready.
     #[must_use]
     pub fn backlog(&mut self, now: Instant) -> (usize, usize, Duration) {
         (self.ready(now), self.queue.delayed(), self.queue.oldest(now))
@@ -265,7 +265,7 @@ impl PresenceReporter {
         self.queue.ready()
     }
 
-    /// Forgets the penalties that are over.
+    /// Removes expired penalties.
     pub fn forget(&mut self, now: Instant) {
         let now = now.duration_since(self.start).as_secs_f64();
         self.penalties.retain(|_, penalty| !penalty.is_over(now));

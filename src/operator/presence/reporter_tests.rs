@@ -1,4 +1,4 @@
-//! What agents say, in virtual time, and what is written of it.
+//! Reports of agents and the writes that follow, in virtual time.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::json;
@@ -8,10 +8,10 @@ use crate::api::Device;
 
 const RATE: f64 = 50.0;
 
-/// Seconds since 1970 at which these stories begin.
+/// Start of each test in seconds since 1970.
 const EPOCH: i64 = 1_790_000_000;
 
-/// A Gateway with devices, and an API server that takes every write.
+/// A Gateway with devices, and a simulated API server.
 struct Story {
     reporter: PresenceReporter,
     index: SharedDeviceIndex,
@@ -45,7 +45,7 @@ fn names(count: usize) -> Vec<String> {
 }
 
 impl Story {
-    /// All devices have this in their status, and their agent has said the same.
+    /// All devices have this state in their status, and the agent has reported it.
     fn new(devices: &[String], connection: Option<ConnectionState>) -> Self {
         let start = Instant::now();
         let index = SharedDeviceIndex::default();
@@ -73,7 +73,7 @@ impl Story {
         EPOCH + i64::try_from(self.second).unwrap()
     }
 
-    /// The agent says this, which has happened now.
+    /// The agent reports this change.
     fn say(&mut self, clients: &[(&str, State)]) {
         self.say_since(false, clients, self.time());
     }
@@ -93,7 +93,7 @@ impl Story {
         self.reporter.page(&gateway(), &page, self.now(), self.time());
     }
 
-    /// So many seconds pass, in which is written what may be.
+    /// Time passes. Writes are executed within the budget.
     fn pass(&mut self, seconds: u64) {
         for _ in 0..seconds {
             while let Some((device, connection)) = self.reporter.next(self.now()) {
@@ -110,7 +110,7 @@ impl Story {
         self.writes.iter().map(|(_, _, state)| *state).collect()
     }
 
-    /// The most writes of any ten seconds.
+    /// The largest number of writes in any ten seconds.
     fn peak(&self) -> usize {
         let within = |start: u64| self.writes.iter().filter(|(second, ..)| (start..start + 10).contains(second)).count();
         (0..self.second).map(within).max().unwrap_or_default()
@@ -118,7 +118,7 @@ impl Story {
 }
 
 #[test]
-fn a_device_that_comes_or_goes_is_written_at_once() {
+fn a_connection_change_is_written_at_once() {
     let mut story = Story::new(&names(3), None);
     assert!(story.writes.is_empty(), "who was never connected gets nothing");
     story.say(&[("press-1", State::Online), ("stranger", State::Online)]);
@@ -129,11 +129,11 @@ fn a_device_that_comes_or_goes_is_written_at_once() {
 }
 
 #[test]
-fn a_restart_of_the_operator_writes_nothing_but_what_it_missed() {
+fn a_restart_of_the_operator_writes_only_missed_changes() {
     let mut story = Story::new(&names(1_000), Some(ConnectionState::Online));
     story.pass(60);
     assert!(story.writes.is_empty());
-    // An agent that knows everybody but one, who left long ago, and one whom it has never seen.
+    // The agent reports all but two devices: press-0 left long ago, and press-1 was never seen.
     let all = names(1_000);
     let mut said: Vec<(&str, State)> = all[2..].iter().map(|name| (name.as_str(), State::Online)).collect();
     said.push((&all[0], State::Offline));
@@ -146,7 +146,7 @@ fn a_restart_of_the_operator_writes_nothing_but_what_it_missed() {
 }
 
 #[test]
-fn a_broker_that_restarts_writes_nothing() {
+fn a_broker_restart_causes_no_writes() {
     let all = names(15_000);
     let mut story = Story::new(&all, Some(ConnectionState::Online));
     let down: Vec<(&str, State)> = all.iter().map(|name| (name.as_str(), State::BrokerDown)).collect();
@@ -157,7 +157,7 @@ fn a_broker_that_restarts_writes_nothing() {
     }
     story.pass(600);
     assert!(story.writes.is_empty(), "{}", story.writes.len());
-    // One that stays away shows.
+    // Devices that stay away are written.
     story.say(&down[..10]);
     story.pass(29);
     assert!(story.writes.is_empty());
@@ -165,7 +165,7 @@ fn a_broker_that_restarts_writes_nothing() {
     assert_eq!(story.states(), [ConnectionState::Offline; 10]);
 }
 
-/// 15,000 devices of a broker that lives go at once, and come back `away` seconds later.
+/// 15,000 devices of a running broker disconnect at once, and reconnect `away` seconds later.
 fn storm(away: u64) -> Story {
     let all = names(15_000);
     let mut story = Story::new(&all, Some(ConnectionState::Online));
@@ -185,9 +185,9 @@ fn storm(away: u64) -> Story {
 }
 
 #[test]
-fn a_storm_that_is_soon_over_writes_next_to_nothing() {
+fn a_short_storm_causes_few_writes() {
     let writes = storm(20).writes.len();
-    // Those whose turn came before it was known for a storm, and what made that undone.
+    // Writes before the storm was detected, and their reversal.
     assert!(writes <= 2 * 100 + 1, "{writes} writes");
 }
 
@@ -198,7 +198,7 @@ fn a_storm_stays_within_the_budget() {
 }
 
 #[test]
-fn a_flapping_device_is_written_ever_more_rarely() {
+fn a_flapping_device_is_written_rarely() {
     let mut story = Story::new(&names(2), None);
     for cycle in 0..1_800 {
         story.say(&[("press-0", if cycle % 2 == 0 { State::Online } else { State::Offline })]);
@@ -206,7 +206,7 @@ fn a_flapping_device_is_written_ever_more_rarely() {
     }
     let flapping = story.writes.len();
     assert!((4..=12).contains(&flapping), "{flapping} writes in an hour");
-    // Another one is not held back by it, and it is written once it rests.
+    // Another device is not delayed by it, and it is written once it is stable.
     story.say(&[("press-1", State::Online), ("press-0", State::Online)]);
     story.pass(1);
     assert_eq!(story.writes.last().map(|(_, name, _)| name.as_str()), Some("press-1"));
@@ -218,7 +218,7 @@ fn a_flapping_device_is_written_ever_more_rarely() {
 }
 
 #[test]
-fn an_agent_that_is_silent_for_long() {
+fn states_become_unknown_without_an_agent() {
     let mut story = Story::new(&names(3), Some(ConnectionState::Online));
     story.say(&[("press-2", State::Offline)]);
     story.pass(1);
@@ -238,7 +238,7 @@ fn an_agent_that_is_silent_for_long() {
 }
 
 #[test]
-fn an_agent_that_has_never_answered() {
+fn states_become_unknown_when_an_agent_never_responds() {
     let mut story = Story::new(&names(3), Some(ConnectionState::Online));
     story.reporter = PresenceReporter::new(story.index.clone(), RATE, story.now());
     story.index.lock().forget_connections(&gateway());
@@ -251,7 +251,7 @@ fn an_agent_that_has_never_answered() {
 }
 
 #[test]
-fn a_paused_device_keeps_what_it_has_until_it_is_not_and_a_new_one_is_asked_for() {
+fn a_paused_device_is_not_written_and_a_new_one_is_relisted() {
     let mut story = Story::new(&names(1), None);
     let mut paused = device("paused", 1, None);
     paused.metadata.annotations = Some([("fleetwright.io/pause-reconciliation".to_owned(), "true".to_owned())].into());
@@ -277,7 +277,7 @@ fn a_paused_device_keeps_what_it_has_until_it_is_not_and_a_new_one_is_asked_for(
 }
 
 #[test]
-fn of_an_external_broker_nobody_knows_what_it_does_not_keep() {
+fn unlisted_devices_of_an_external_broker_become_unknown() {
     let mut story = Story::new(&names(3), Some(ConnectionState::Online));
     let heard = |story: &mut Story, all: bool, devices: &[(&str, ConnectionState)]| {
         let time = story.time();

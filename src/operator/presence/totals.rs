@@ -1,4 +1,4 @@
-//! What a Gateway's status and the metrics say of its clients, and when that is worth a write. Pure.
+//! The totals of a Gateway's clients, and when a change is written. Pure.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,34 +12,34 @@ use crate::api::gateway::{GatewayClients, RefusedClient};
 use crate::broker::log::refused::{self, clean};
 use crate::operator::device::key::GatewayKey;
 
-/// How many devices are connected is written at most this often …
+/// Lower limit of the time between two writes of the number of connected devices.
 const CONNECTED_INTERVAL: Duration = Duration::from_secs(10);
 
-/// … and which clients were refused.
+/// Lower limit of the time between two writes of the refused clients.
 const REFUSED_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How often the same clients were refused is no news; it is brought up to date this often.
+/// Lower limit of the time between two writes that only update how often the same clients were refused.
 const COUNTS_INTERVAL: Duration = Duration::from_mins(10);
 
-/// The most refused clients in a status.
+/// Upper limit of refused clients in a status.
 const MAX_REFUSED_CLIENTS: usize = 10;
 
-/// What a Gateway's status says of its clients.
+/// The totals of a Gateway's clients.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct GatewayTotals {
-    /// Devices that are connected; `None` while nobody knows.
+    /// Number of connected devices; `None` if it is unknown.
     pub connected: Option<i64>,
-    /// Clients that were refused; `None` before anybody has last.
+    /// Refused clients; `None` before the first report.
     pub clients: Option<GatewayClients>,
 }
 
-/// What the status of each Gateway is to say, shared with the reconciler of Gateways. One that has not been heard of yet keeps
-/// what its status says, so that a restart of the operator changes nothing.
+/// The totals of each Gateway, shared with the reconciler of Gateways. Without an entry, a Gateway keeps its status: a restart of
+/// the operator changes nothing.
 #[derive(Clone, Debug, Default)]
 pub struct SharedTotals(Arc<Mutex<HashMap<GatewayKey, GatewayTotals>>>);
 
 impl SharedTotals {
-    /// What is to be said of a Gateway, if it is known.
+    /// The totals of a Gateway, if they are known.
     #[must_use]
     pub fn of(&self, gateway: &GatewayKey) -> Option<GatewayTotals> {
         self.lock().get(gateway).cloned()
@@ -54,12 +54,12 @@ impl SharedTotals {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<GatewayKey, GatewayTotals>> {
-        // Every change is one insertion, so that a panic elsewhere leaves the map whole.
+        // Each change is one insertion, so the map is consistent after a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What was last said of a Gateway, and when.
+/// The last reported totals of a Gateway, with times.
 #[derive(Debug, Default)]
 pub struct LastReportedTotals {
     totals: Option<GatewayTotals>,
@@ -68,13 +68,13 @@ pub struct LastReportedTotals {
 }
 
 impl LastReportedTotals {
-    /// Whether this is what was said last.
+    /// Whether these totals were reported last.
     #[must_use]
     pub fn is_last(&self, totals: &GatewayTotals) -> bool {
         self.totals.as_ref() == Some(totals)
     }
 
-    /// What is to be said now, where that is worth a write.
+    /// The totals to report now, if a change has to be written.
     pub fn update(&mut self, now: Instant, totals: &GatewayTotals) -> Option<GatewayTotals> {
         let Some(last) = &mut self.totals else {
             (self.connected_at, self.refused_at) = (Some(now), Some(now));
@@ -102,7 +102,7 @@ fn same_clients(a: Option<&GatewayClients>, b: Option<&GatewayClients>) -> bool 
         let mut names: Vec<(String, String)> = clients
             .into_iter()
             .flat_map(|clients| &clients.recently_refused)
-            // Who gives no name is known by address.
+            // A client without a name is identified by its address.
             .map(|client| (if client.name.is_empty() { client.address.clone() } else { client.name.clone() }, client.reason.clone()))
             .collect();
         names.sort();
@@ -111,7 +111,7 @@ fn same_clients(a: Option<&GatewayClients>, b: Option<&GatewayClients>) -> bool 
     names(a) == names(b)
 }
 
-/// As a status says it. What comes from an agent is bounded and cleaned once more.
+/// The refused clients for a status. Texts from an agent are truncated and cleaned.
 #[must_use]
 pub fn clients(refused: u64, recently: &[refused::RefusedClient]) -> GatewayClients {
     let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_worth_a_write() {
+    fn totals_are_written_at_limited_rates() {
         let start = Instant::now();
         let mut reported = LastReportedTotals::default();
         // Seconds, devices connected, refused clients -> what is written.
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_agent_says_is_bounded_and_clean() {
+    fn texts_of_an_agent_are_truncated_and_cleaned() {
         let client = refused::RefusedClient {
             client: "\u{202e}".repeat(10_000),
             address: "\n".repeat(10_000),

@@ -1,7 +1,7 @@
-//! Who is connected to a broker that runs elsewhere, from what the devices themselves say there. Pure.
+//! The connection states of an external broker's devices, from the messages that they publish. Pure.
 //!
-//! Such a broker has no agent, and few let anybody read their log. What works with each is what devices have long done: a birth
-//! message and a last will, both retained, at `devices/<device>/connection`.
+//! Such a broker has no agent, and its log is usually not accessible. The common convention works with all: a birth message and a
+//! last will, both retained, at `devices/<device>/connection`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,41 +15,40 @@ use crate::operator::device::connection::CompactConnection;
 use crate::operator::device::key::GatewayKey;
 use crate::operator::presence::follow::PresenceUpdate;
 
-/// Devices that are remembered. Any client of that broker may invent names; a broker of our own has at most as many
-/// (`presence::tracker`).
+/// Upper limit of known devices, because any client of that broker may invent names. A broker of the operator has the same limit.
 const MAX_DEVICES: usize = 150_000;
 
-/// Without a login for this long it is not known any more how many devices are connected: a broker that starts anew is back
-/// before.
+/// After this long without a connection to the broker, the number of connected devices is unknown. A broker that restarts is back
+/// sooner.
 const UNREACHABLE_AFTER: Duration = Duration::from_mins(1);
 
-/// And after this long the devices' status says so too.
+/// After this long the status of each device is unknown.
 const UNKNOWN_AFTER: Duration = Duration::from_mins(5);
 
-/// What the devices of a broker say of themselves.
+/// The reported connection states of one broker's devices.
 #[derive(Debug)]
 pub struct ReportedConnections {
     gateway: GatewayKey,
     known: HashMap<Arc<str>, CompactConnection>,
-    /// Since when there is no login, as an instant and in seconds since 1970.
+    /// Since when there is no connection to the broker, as an instant and in seconds since 1970.
     away: Option<(Instant, i64)>,
     silent: bool,
     unknown: bool,
 }
 
 impl ReportedConnections {
-    /// Nothing is known yet, from now on.
+    /// Without any state.
     #[must_use]
     pub fn new(gateway: GatewayKey, now: Instant, time: i64) -> Self {
         Self { gateway, known: HashMap::new(), away: Some((now, time)), silent: false, unknown: false }
     }
 
-    /// A login begins: what the broker keeps is about to come.
+    /// A connection begins: the broker sends its retained messages.
     pub fn begin(&mut self) {
         self.known.clear();
     }
 
-    /// A device says something at `time` (seconds since 1970). `None` where it is no news, or cannot be understood.
+    /// Processes a message of a device at `time` (seconds since 1970). `None` if it changes nothing or is malformed.
     pub fn observe(&mut self, device: &str, payload: &[u8], time: i64) -> Option<PresenceUpdate> {
         let state = state_of(payload).filter(|_| can_be_device(device))?;
         if self.known.get(device).is_some_and(|known| known.state == state)
@@ -62,14 +61,14 @@ impl ReportedConnections {
         Some(PresenceUpdate::Heard { gateway: self.gateway.clone(), all: false, devices: vec![(device, connection)] })
     }
 
-    /// All that the broker keeps has come.
+    /// All retained messages have come.
     pub fn all(&mut self) -> PresenceUpdate {
         (self.away, self.silent, self.unknown) = (None, false, false);
         let devices = self.known.iter().map(|(device, connection)| (Arc::clone(device), *connection)).collect();
         PresenceUpdate::Heard { gateway: self.gateway.clone(), all: true, devices }
     }
 
-    /// There is no login, still or since now.
+    /// There is no connection to the broker.
     pub fn away(&mut self, now: Instant, time: i64) -> Option<PresenceUpdate> {
         let (since, at) = *self.away.get_or_insert((now, time));
         let passed = now.duration_since(since);
@@ -85,7 +84,7 @@ impl ReportedConnections {
     }
 }
 
-/// What a message says. An empty one clears what is retained: then nobody knows.
+/// The state in a message. An empty one clears the retained message: the state is unknown.
 fn state_of(payload: &[u8]) -> Option<ConnectionState> {
     match payload {
         b"" => Some(ConnectionState::Unknown),
@@ -115,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_devices_say() {
+    fn messages_determine_the_connection_state() {
         let (mut connections, _) = connections();
         for (device, payload, expected) in [
             ("d", "online", Some(ConnectionState::Online)),
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_starts_anew_with_what_the_broker_keeps() {
+    fn a_connection_starts_from_the_retained_messages() {
         let (mut connections, _) = connections();
         connections.observe("gone", b"online", 1);
         connections.begin();
@@ -142,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_away_for_long_knows_nothing() {
+    fn states_become_unknown_without_a_connection() {
         let (mut connections, start) = connections();
         connections.all();
         let mut told = Vec::new();

@@ -1,4 +1,4 @@
-//! ReportQueue of devices on their way into the fleet: only what is news, and not too often.
+//! Passes reports of devices to the index: only changes, and within a rate limit.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::operator::device::twin::parse_report;
 use crate::runtime::error::chain;
 use crate::runtime::rate_limited_queue::{Limits, Rate, RateLimitedQueue};
 
-/// A device's reports become at most one write of its status in this time; the latest one counts.
+/// Lower limit of the time between two writes of a device's reports. The latest report counts.
 pub const MIN_INTERVAL: Duration = Duration::from_secs(5);
 
-/// And those of all devices together so many a second where nothing else is set, as many as connections may be written.
+/// Default limit of report writes per second for all devices together, the same as for connection states.
 pub const DEFAULT_WRITES_PER_SECOND: f64 = 50.0;
 
-/// What a device said, not yet looked at.
+/// A message of a device, not parsed yet.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The device.
@@ -28,10 +28,10 @@ pub struct Report {
     pub payload: Box<[u8]>,
 }
 
-/// A report as it waits: what cannot be used needs not be kept.
+/// A queued report. A rejected one keeps only the cause.
 type QueuedReport = Result<Box<[u8]>, Cause>;
 
-/// ReportQueue that wait for their turn.
+/// The queue of reports.
 #[derive(Debug)]
 pub struct ReportQueue {
     index: SharedDeviceIndex,
@@ -40,7 +40,7 @@ pub struct ReportQueue {
 }
 
 impl ReportQueue {
-    /// None yet; at most `writes_per_second` of all devices together.
+    /// An empty queue with at most `writes_per_second` for all devices together.
     #[must_use]
     pub fn new(index: SharedDeviceIndex, writes_per_second: f64, metrics: TwinSyncMetrics, now: Instant) -> Self {
         metrics.budget.set(writes_per_second);
@@ -49,12 +49,12 @@ impl ReportQueue {
         Self { index, queue: RateLimitedQueue::new(limits, now), metrics }
     }
 
-    /// A device said something.
+    /// Queues the message of a device.
     pub fn offer(&mut self, report: Report, now: Instant) {
         let Report { device, payload } = report;
         let Some(parsed) = parse(&payload) else { return self.count("empty") };
         let Some(news) = self.index.lock().is_news(&device, &parsed) else { return self.count("unknown") };
-        // What it said before, and waits still, is worth nothing any more.
+        // It replaces a queued report with another state.
         if !news && !self.queue.contains(&device) {
             return self.count("unchanged");
         }
@@ -63,13 +63,13 @@ impl ReportQueue {
         self.metrics.waiting.set(i64::try_from(self.queue.ready() + self.queue.delayed()).unwrap_or(i64::MAX));
     }
 
-    /// When the next one is due.
+    /// When the next report is due.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
         self.queue.next_due()
     }
 
-    /// Hands those whose turn has come to the fleet.
+    /// Passes the due reports to the index.
     pub fn advance(&mut self, now: Instant) {
         while let Some((device, waiting)) = self.queue.pop(now) {
             let report = match waiting {
@@ -85,7 +85,7 @@ impl ReportQueue {
         self.metrics.waiting.set(i64::try_from(self.queue.ready() + self.queue.delayed()).unwrap_or(i64::MAX));
     }
 
-    /// Hands a report over to the index. Returns whether it differs from the last one.
+    /// Passes a report to the index. Returns whether it differs from the last one.
     fn pass_on(&self, device: &DeviceKey, report: Result<ReportedStatus, Cause>) -> bool {
         let mut index = self.index.lock();
         let changed = index.is_news(device, &report) == Some(true);

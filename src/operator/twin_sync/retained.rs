@@ -1,4 +1,4 @@
-//! What a broker keeps at `devices/+/desired`, beside what it should keep: pure.
+//! Compares the messages that a broker retains at `devices/+/desired` with the desired states. Pure.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -6,25 +6,25 @@ use std::sync::Arc;
 
 use crate::operator::device::twin::Wanted;
 
-/// What a broker keeps, by device: digests of the payloads.
+/// The retained messages by device, as digests of the payloads.
 #[derive(Debug, Default)]
 pub struct RetainedStates {
     known: HashMap<Arc<str>, u64>,
 }
 
-/// What has to be sent.
+/// The message to publish for a device.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum RetainedAction {
-    /// This, of this generation.
+    /// A state with its generation.
     Publish(i64, Box<str>),
-    /// Nothing, which clears what is kept.
+    /// An empty message, which clears the retained one.
     Clear,
-    /// The broker keeps what it should, of this generation if any.
+    /// None: the broker retains the desired message, with this generation if there is one.
     Keep(Option<i64>),
 }
 
 impl RetainedStates {
-    /// The broker keeps this for a device; an empty payload is nothing.
+    /// The broker retains this message. An empty payload means none.
     pub fn observe(&mut self, device: &str, payload: &[u8]) {
         if payload.is_empty() {
             self.known.remove(device);
@@ -33,12 +33,12 @@ impl RetainedStates {
         }
     }
 
-    /// Devices for which the broker keeps anything.
+    /// Devices with a retained message.
     pub fn devices(&self) -> impl Iterator<Item = &Arc<str>> {
         self.known.keys()
     }
 
-    /// What has to be sent, so that the broker keeps for a device what it should.
+    /// What to publish so that the broker retains the desired message.
     #[must_use]
     pub fn action(&self, device: &str, wanted: Wanted) -> RetainedAction {
         match (wanted, self.known.get(device)) {
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_to_be_sent() {
+    fn differences_determine_what_is_published() {
         for (name, kept, wanted, expected) in [
             ("new", None, state(1, "a"), RetainedAction::Publish(1, "a".into())),
             ("kept", Some("a"), state(1, "a"), RetainedAction::Keep(Some(1))),
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn topics() {
+    fn topics_are_split_into_device_and_leaf() {
         for (topic, expected) in [
             ("devices/press-1/desired", Some(("press-1", "desired"))),
             ("devices/press-1/reported", Some(("press-1", "reported"))),

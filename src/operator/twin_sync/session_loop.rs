@@ -1,4 +1,4 @@
-//! The link to one broker: what it retains is compared with what is desired, and what differs is published.
+//! The session with one broker: it compares the retained messages with the desired states and publishes the differences.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,31 +26,31 @@ use crate::operator::presence::follow::PresenceUpdate;
 use crate::runtime::error::chain;
 use crate::runtime::rate_limited_queue::{Limits, RateLimitedQueue};
 
-/// Publishes under way at once: enough that the way to the broker and back does not count.
+/// Upper limit of unconfirmed publishes: enough to hide the round trip to the broker.
 const MAX_IN_FLIGHT: usize = 64;
 
-/// Requests that may wait in the client: those, and as many that clear what a device reported.
+/// Upper limit of requests queued in the client: the publishes, and as many that clear reports.
 const CAPACITY: usize = 4 * MAX_IN_FLIGHT;
 
-/// What the broker retains has come once nothing has come for this long. Guessed too early, something is published again that
-/// was there already.
+/// All retained messages have come once none has come for this long. If it is too short, messages are published again
+/// unnecessarily.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// What somebody else published at `desired` is put right after this long, so that two who both insist do not race.
-const CORRECTION: Duration = Duration::from_secs(1);
+/// Delay before a message that another client published at `desired` is corrected. It prevents a fast loop between two publishers.
+const CORRECTION_DELAY: Duration = Duration::from_secs(1);
 
-/// The longest that a broker may take to confirm a message.
-const CONFIRMATION: Duration = Duration::from_secs(30);
+/// Upper limit of the time until the broker confirms a message.
+const MAX_CONFIRMATION_TIME: Duration = Duration::from_secs(30);
 
-/// Why a link ended.
+/// Why a session ended.
 #[derive(Debug, Error)]
 pub enum SyncError {
-    /// The session.
+    /// The session failed.
     #[error(transparent)]
     Session(#[from] SessionError),
 
-    /// The operator is about to end.
-    #[error("nobody takes the reports any more")]
+    /// The operator is shutting down.
+    #[error("the operator is shutting down: reports are no longer received")]
     Abandoned,
 }
 
@@ -59,13 +59,13 @@ pub enum SyncError {
 enum PublishError {
     #[error("failed to queue the message")]
     Queue(#[source] ClientError),
-    #[error("the broker did not take the message")]
+    #[error("the broker refused the message")]
     Confirm(#[source] PublishNoticeError),
-    #[error("the broker did not confirm the message within {} s", CONFIRMATION.as_secs())]
+    #[error("the broker did not confirm the message within {} s", MAX_CONFIRMATION_TIME.as_secs())]
     Timeout,
 }
 
-/// What came of a message, and what it was: the payload, and the generation.
+/// The result of a publish, with the payload and its generation.
 struct PublishOutcome {
     device: Arc<str>,
     payload: Box<str>,
@@ -73,7 +73,7 @@ struct PublishOutcome {
     result: Result<(), PublishError>,
 }
 
-/// The link to one broker.
+/// The session with one broker.
 pub struct SessionLoop {
     gateway: GatewayKey,
     index: SharedDeviceIndex,
@@ -83,26 +83,26 @@ pub struct SessionLoop {
     subscription: Option<PresenceSubscription>,
 }
 
-/// What hears who is connected, where the devices say that themselves.
+/// Receives connection states that the devices publish.
 #[derive(Debug)]
 pub struct PresenceSubscription {
-    /// What they said.
+    /// The reported states.
     pub connections: ReportedConnections,
-    /// Where it goes.
+    /// The channel for updates.
     pub updates: mpsc::Sender<PresenceUpdate>,
-    /// Notified when all of it is to be told resync.
+    /// Notified when all states must be reported again.
     pub resync: Arc<Notify>,
 }
 
-/// What holds for one session.
+/// The state of one session.
 struct SessionState {
     retained: RetainedStates,
     queue: RateLimitedQueue<Arc<str>>,
-    under_way: FuturesUnordered<BoxFuture<'static, PublishOutcome>>,
+    in_flight: FuturesUnordered<BoxFuture<'static, PublishOutcome>>,
 }
 
 impl SessionLoop {
-    /// Devices whose desired state may have changed come from `changes`; what devices say goes to `reports`.
+    /// `changes` provides devices whose desired state may have changed. Reports of devices are sent to `reports`.
     #[must_use]
     pub fn new(
         gateway: GatewayKey,
@@ -115,30 +115,30 @@ impl SessionLoop {
         Self { gateway, index, changes, reports, metrics, subscription: None }
     }
 
-    /// Hears who is connected, too.
+    /// Also receives connection states.
     #[must_use]
     pub fn with_presence(self, subscription: PresenceSubscription) -> Self {
         Self { subscription: Some(subscription), ..self }
     }
 
-    /// Logs in.
+    /// Connects to the broker.
     ///
     /// # Errors
-    /// When the broker cannot be reached, or refuses.
+    /// When the broker is not reachable, or refuses.
     pub async fn begin(login: &Login) -> Result<Session, SyncError> {
         Ok(Session::begin(login, CAPACITY).await?)
     }
 
-    /// Keeps at the broker what is desired until the connection ends.
+    /// Publishes desired states and receives reports until the connection ends.
     pub async fn run(&mut self, mut session: Session) -> SyncError {
-        info!(gateway = %self.gateway.name, namespace = %self.gateway.namespace, "linked to the broker");
-        self.tell(true);
+        info!(gateway = %self.gateway.name, namespace = %self.gateway.namespace, "session with the broker started");
+        self.set_connected(true);
         let Err(error) = self.serve(&mut session).await;
-        self.tell(false);
+        self.set_connected(false);
         error
     }
 
-    /// There is no login, still or since now.
+    /// There is no connection to the broker.
     pub async fn away(&mut self) {
         let Some(subscription) = &mut self.subscription else { return };
         if let Some(update) = subscription.connections.away(Instant::now(), Timestamp::now().as_second()) {
@@ -146,7 +146,7 @@ impl SessionLoop {
         }
     }
 
-    fn tell(&self, broker_connected: bool) {
+    fn set_connected(&self, broker_connected: bool) {
         self.metrics.connected(&self.gateway, broker_connected);
         self.index.lock().broker_connection_observed(&self.gateway, broker_connected);
         self.index.wake();
@@ -156,7 +156,7 @@ impl SessionLoop {
         let mut state = SessionState {
             retained: RetainedStates::default(),
             queue: RateLimitedQueue::new(Limits::default(), Instant::now()),
-            under_way: FuturesUnordered::new(),
+            in_flight: FuturesUnordered::new(),
         };
         self.gather(session, &mut state).await?;
         let resync = self.subscription.as_ref().map(|subscription| Arc::clone(&subscription.resync));
@@ -172,21 +172,21 @@ impl SessionLoop {
             tokio::select! {
                 message = session.message() => self.observe(session, &mut state, &message?, false).await?,
                 Some(device) = self.changes.recv() => state.queue.insert(device, (), now, now),
-                Some(published) = state.under_way.next() => self.finish(&mut state, published),
-                () = notified(resync.as_deref()), if resync.is_some() => self.tell_all().await,
+                Some(published) = state.in_flight.next() => self.finish(&mut state, published),
+                () = notified(resync.as_deref()), if resync.is_some() => self.send_all().await,
                 () = sleep_until(due.unwrap_or(now)), if due.is_some() => {}
             }
         }
     }
 
-    async fn tell_all(&mut self) {
+    async fn send_all(&mut self) {
         if let Some(subscription) = &mut self.subscription {
             let update = subscription.connections.all();
             subscription.send(update).await;
         }
     }
 
-    /// Takes what the broker retains, and then lines up all that may differ.
+    /// Receives the retained messages, and then queues all devices that may differ.
     async fn gather(&mut self, session: &mut Session, state: &mut SessionState) -> Result<(), SyncError> {
         if let Some(subscription) = &mut self.subscription {
             subscription.connections.begin();
@@ -194,7 +194,7 @@ impl SessionLoop {
         while let Ok(message) = timeout(QUIET, session.message()).await {
             self.observe(session, state, &message?, true).await?;
         }
-        self.tell_all().await;
+        self.send_all().await;
         let now = Instant::now();
         for device in self.index.lock().with_desired(&self.gateway) {
             state.queue.insert(device.name, (), now, now);
@@ -213,14 +213,14 @@ impl SessionLoop {
                 state.retained.observe(name, &message.payload);
                 if !gathering && !matches!(state.retained.action(name, self.index.lock().desired(&device)), RetainedAction::Keep(_)) {
                     let now = Instant::now();
-                    state.queue.insert(device.name, (), now + CORRECTION, now);
+                    state.queue.insert(device.name, (), now + CORRECTION_DELAY, now);
                 }
             }
             "reported" if message.payload.is_empty() => {}
-            // Of a device that is gone; another one of that name is not to be taken for it.
+            // The report of a deleted device. A new device with that name must not receive it.
             "reported" if message.retain && !self.index.lock().has_device(&device) => self.clear_report(session, name),
             "reported" => {
-                // Of one that is too long no more is needed than shows that.
+                // Of a message that is too long, one byte more than allowed shows that.
                 let payload = &message.payload[..message.payload.len().min(MAX_REPORT_BYTES + 1)];
                 let report = Report { device, payload: payload.into() };
                 self.reports.send(report).await.map_err(|_| SyncError::Abandoned)?;
@@ -240,13 +240,13 @@ impl SessionLoop {
 
     fn clear_report(&self, session: &Session, device: &str) {
         let options = PublishOptions::at_least_once().retained();
-        // It is tried again with the next connection.
+        // The next session tries again.
         if let Err(error) = session.client.try_publish(reported_topic(device), Vec::new(), options) {
-            debug!(gateway = %self.gateway.name, device, error = chain(&error), "failed to clear what a device that is gone reported");
+            debug!(gateway = %self.gateway.name, device, error = chain(&error), "failed to clear the report of a deleted device");
         }
     }
 
-    /// Gives the broker what it should keep for a device.
+    /// Publishes the desired message of a device, unless the broker retains it.
     fn start(&self, session: &Session, state: &mut SessionState, device: Arc<str>, now: Instant) {
         let key = self.key(Arc::clone(&device));
         let (wanted, exists) = {
@@ -267,8 +267,8 @@ impl SessionLoop {
         let options = PublishOptions::at_least_once().retained();
         let notice = session.client.try_publish_tracked(desired_topic(&device), payload.as_bytes().to_vec(), options);
         match notice {
-            Ok(notice) => state.under_way.push(Box::pin(async move {
-                let result = match timeout(CONFIRMATION, notice.wait_completion_async()).await {
+            Ok(notice) => state.in_flight.push(Box::pin(async move {
+                let result = match timeout(MAX_CONFIRMATION_TIME, notice.wait_completion_async()).await {
                     Ok(result) => result.map_err(PublishError::Confirm),
                     Err(_) => Err(PublishError::Timeout),
                 };
@@ -295,7 +295,7 @@ impl SessionLoop {
         self.metrics.publishes.with_label_values(&["failed"]).inc();
         let failures = state.queue.failed(device, (), now, rand::random());
         let (gateway, namespace) = (&self.gateway.name, &self.gateway.namespace);
-        warn!(%gateway, %namespace, %device, failures, error = chain(error), "failed to publish a desired state: trying again");
+        warn!(%gateway, %namespace, %device, failures, error = chain(error), "failed to publish a desired state: retrying");
     }
 
     fn kept(&self, device: &DeviceKey, generation: Option<i64>) {
@@ -312,7 +312,7 @@ impl SessionLoop {
 
 impl PresenceSubscription {
     async fn send(&self, update: PresenceUpdate) {
-        // Who takes it lives as long as this: both end with the lease.
+        // The receiver lives as long as this task: both end with the lease.
         let _ = self.updates.send(update).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What is to be done for a Device next.
+//! Determines the next action of a Device.
 
 use std::sync::Arc;
 
@@ -11,32 +11,32 @@ use crate::operator::device::key::DeviceKey;
 use crate::operator::device::record::{DeviceRecord, PasswordSource, PasswordState};
 use crate::operator::device::status::{StatusContext, status};
 
-/// What is to be done for a Device next.
+/// The next action of a Device.
 #[derive(Debug)]
 pub enum DeviceAction {
-    /// Create the Secret with a generated password. With the uid of the Device, which owns it.
+    /// Create the Secret with a generated password.
     CreateSecret {
         /// `metadata.uid` of the Device.
         uid: Box<str>,
-        /// What it says of where to connect to.
+        /// The address to write to it.
         endpoint: Arc<Endpoint>,
     },
 
-    /// Write into the Secret with the generated password where to connect to. With the uid of the Device.
+    /// Write the address of the broker to the Secret with the generated password.
     WriteEndpoint {
         /// `metadata.uid` of the Device.
         uid: Box<str>,
-        /// What it is to say.
+        /// The address.
         endpoint: Arc<Endpoint>,
     },
 
-    /// Replace the generated password. With the uid of the Device, its request, and the seconds that both are accepted.
+    /// Replace the generated password.
     RotatePassword {
         /// `metadata.uid` of the Device.
         uid: Box<str>,
-        /// The request that is carried out with it, if there is one.
+        /// The rotation request that this completes, if there is one.
         token: Option<Box<str>>,
-        /// Seconds.
+        /// How long both passwords are accepted, in seconds.
         overlap: i64,
     },
 
@@ -48,13 +48,13 @@ pub enum DeviceAction {
         key: Box<str>,
     },
 
-    /// Issue a certificate. With the uid of the Device, and a number that spreads the renewals of many.
+    /// Issue a certificate.
     IssueCertificate {
         /// `metadata.uid` of the Device.
         uid: Box<str>,
-        /// Who signs.
+        /// The authority that signs.
         signer: Arc<Signer>,
-        /// From the uid.
+        /// A number from the uid that distributes renewals over time.
         spread: u64,
     },
 
@@ -73,15 +73,15 @@ pub enum DeviceAction {
     /// Write this status.
     WriteStatus(Box<DeviceStatus>),
 
-    /// Look again when the wait for the broker has been long enough to be worth a status.
+    /// Wait for the broker. The Device is queued again for the time at which its status must say so.
     AwaitBroker,
 
-    /// Nothing.
+    /// Nothing to do.
     None,
 }
 
 impl DeviceIndex {
-    /// As [`Self::step`], for the one who carries it out: what is heard of an issuer from here on is worth another look.
+    /// As [`Self::next_action`], before its execution: an event of an issuer from now on causes another query.
     pub fn start_action(&mut self, key: &DeviceKey, waited: bool, now: i64) -> DeviceAction {
         let step = self.next_action(key, waited);
         if let DeviceAction::IssueCertificate { signer, .. } = &step
@@ -94,7 +94,7 @@ impl DeviceIndex {
         step
     }
 
-    /// What is to be done for a Device next. `waited`: whether it has been waiting for the broker long enough.
+    /// The next action of a Device. `waited`: whether it has waited for the broker long enough for a status write.
     #[must_use]
     pub fn next_action(&self, key: &DeviceKey, waited: bool) -> DeviceAction {
         let Some((state, record)) = self.gateways.get(&key.gateway).and_then(|state| Some((state, state.devices.get(&*key.name)?))) else {
@@ -113,10 +113,10 @@ impl DeviceIndex {
             return DeviceAction::IssueCertificate { uid: record.uid.clone(), signer: Arc::clone(signer), spread: record.spread() };
         }
         match (&record.source, record.password()) {
-            // Its credentials are no concern of ours.
+            // The operator does not manage credentials of an external broker.
             _ if state.external && state.owner.is_some() => {}
             (PasswordSource::Generated, PasswordState::Unknown | PasswordState::Stale(_)) => {
-                // Without a Gateway that is what the status says; and one that is fresh says in a moment where it is.
+                // Without a Gateway the status reports that. A new Gateway reports its address soon.
                 if let Some(endpoint) = state.endpoint() {
                     return DeviceAction::CreateSecret { uid: record.uid.clone(), endpoint: Arc::clone(endpoint) };
                 }
@@ -177,7 +177,7 @@ fn needs_generated_secret(record: &DeviceRecord, state: &GatewayState) -> bool {
 }
 
 impl DeviceIndex {
-    /// Devices for which something is to be done, or waited for.
+    /// Devices that need an action or wait for their broker.
     #[must_use]
     pub fn unsettled(&self) -> Vec<DeviceKey> {
         let mut unsettled = Vec::new();

@@ -1,4 +1,4 @@
-//! Devices with certificates: what events lead to which step, and what the broker is given.
+//! Devices with certificates: events, actions, and entries for the broker.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ fn index(authentication: &Value) -> DeviceIndex {
     index
 }
 
-/// As the driver carries it out.
+/// As the driver executes the action.
 fn issue(index: &mut DeviceIndex, request: &str) {
     let DeviceAction::IssueCertificate { uid, signer, spread } = index.next_action(&key(), false) else {
         panic!("{:?}", index.next_action(&key(), false))
@@ -76,7 +76,7 @@ fn issue(index: &mut DeviceIndex, request: &str) {
     index.certificate_issued(&key(), &uid, digest, certificate);
 }
 
-/// Carries out the plan; the broker proves it. Returns what it holds.
+/// Applies the plan and simulates the broker's proof. Returns the shard.
 fn flush(index: &mut DeviceIndex) -> Shard {
     let (number, plan) = index.plan(&gateway()).expect("something to write");
     let data = plan.writes[0].data.clone().unwrap();
@@ -102,7 +102,7 @@ fn is(status: &str, reason: &str) -> (String, String) {
 }
 
 #[test]
-fn one_write_once_the_broker_has_proven_the_key_and_none_after_a_restart() {
+fn a_certificate_needs_one_status_write_and_none_after_a_restart() {
     let (request, ca) = (signing_request(), KeyPair::generate().unwrap());
     let mut first = index(&x509(&request));
     assert!(matches!(first.next_action(&key(), false), DeviceAction::AwaitBroker), "the Gateway has not said who signs");
@@ -135,7 +135,7 @@ fn one_write_once_the_broker_has_proven_the_key_and_none_after_a_restart() {
 }
 
 #[test]
-fn a_device_that_is_disabled_replaced_or_deleted_vanishes_from_what_the_broker_accepts() {
+fn disabled_replaced_and_deleted_devices_are_removed_from_the_shard() {
     let (request, ca) = (signing_request(), KeyPair::generate().unwrap());
     let mut index = index(&x509(&request));
     index.authority_observed(&gateway(), "uid-g", authority(&ca));
@@ -162,7 +162,7 @@ fn a_device_that_is_disabled_replaced_or_deleted_vanishes_from_what_the_broker_a
 }
 
 #[test]
-fn what_is_missing_is_said_on_the_object_that_has_to_change() {
+fn the_object_that_must_change_reports_a_missing_certificate() {
     let ca = KeyPair::generate().unwrap();
     let mut bad = index(&x509("press-1"));
     bad.authority_observed(&gateway(), "uid-g", authority(&ca));
@@ -184,7 +184,7 @@ fn what_is_missing_is_said_on_the_object_that_has_to_change() {
 }
 
 #[test]
-fn what_an_issuer_refuses_is_said_on_the_device_until_it_gives_a_certificate() {
+fn a_device_reports_the_refusal_of_an_issuer_until_it_issues() {
     let (request, ca) = (signing_request(), KeyPair::generate().unwrap());
     let mut parameters = CertificateParams::default();
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -238,7 +238,7 @@ fn what_an_issuer_refuses_is_said_on_the_device_until_it_gives_a_certificate() {
 }
 
 #[test]
-fn a_device_with_both_has_both() {
+fn a_device_may_have_a_password_and_a_certificate() {
     let request = signing_request();
     let mut both = x509(&request);
     both["password"] = json!({});
@@ -257,7 +257,7 @@ fn a_device_with_both_has_both() {
 }
 
 #[test]
-fn nobody_signs_for_a_broker_that_runs_elsewhere() {
+fn a_signing_request_for_an_external_broker_is_stalled() {
     let mut index = DeviceIndex::default();
     index.kind_observed(&gateway(), true);
     index.gateway_observed(&gateway(), Some(OwnerReference { uid: "uid-g".to_owned(), ..OwnerReference::default() }));

@@ -1,4 +1,4 @@
-//! Where to connect to reaches the Secrets of Devices, and nothing else of them.
+//! The address of the broker in the Secrets of Devices.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::json;
@@ -38,7 +38,7 @@ fn endpoint(port: i32) -> Endpoint {
     Endpoint::new("g.n.svc", port, false, None)
 }
 
-/// The Secret has been read, and says this port.
+/// The Secret was read and contains this port.
 fn secret_says(index: &mut DeviceIndex, port: i32) {
     let lifetime = Lifetime { endpoint: Some(endpoint(port).digest()), ..Lifetime::default() };
     index.generated_observed(&key(), "uid-d", PasswordState::Hashed("hash".into()), lifetime, 0);
@@ -52,7 +52,7 @@ fn written(index: &DeviceIndex) -> Option<Endpoint> {
 }
 
 #[test]
-fn a_secret_is_created_once_its_gateway_says_where_to_connect_to() {
+fn a_secret_is_created_once_the_gateway_reports_its_address() {
     let mut index = index();
     assert!(matches!(index.next_action(&key(), false), DeviceAction::WriteStatus(_)), "there is no Gateway");
     gateway_is(&mut index, Some("1"));
@@ -64,7 +64,7 @@ fn a_secret_is_created_once_its_gateway_says_where_to_connect_to() {
 }
 
 #[test]
-fn only_a_secret_that_says_otherwise_is_written() {
+fn only_a_secret_with_another_address_is_written() {
     let mut index = index();
     secret_says(&mut index, 1883);
     gateway_is(&mut index, Some("1"));
@@ -82,9 +82,9 @@ fn only_a_secret_that_says_otherwise_is_written() {
     assert_eq!(written(&index), Some(endpoint(8883)), "somebody changed it by hand");
 }
 
-/// The two watches of Gateways are not in step.
+/// The two watches of Gateways are not synchronized.
 #[test]
-fn what_a_gateway_created_again_says_counts_whichever_comes_first() {
+fn the_address_of_a_recreated_gateway_counts_in_any_event_order() {
     let mut index = index();
     secret_says(&mut index, 1883);
     gateway_is(&mut index, Some("1"));

@@ -45,7 +45,7 @@ fn index(authentication: &Value, external: bool) -> DeviceIndex {
     index
 }
 
-/// An authority that is an issuer of cert-manager, or the operator with a Secret.
+/// An issuer of cert-manager, or the operator with the key of a Secret.
 fn authority(is_issuer: bool) -> Authority {
     let key = KeyPair::generate().unwrap();
     let mut parameters = CertificateParams::default();
