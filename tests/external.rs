@@ -15,14 +15,14 @@ use common::worker::Chain;
 use fleetwright::api::Device;
 use fleetwright::api::device::ConnectionState;
 use fleetwright::broker::credential::{Password, hash};
-use fleetwright::operator::device::fleet::SharedFleet;
+use fleetwright::operator::device::index::SharedDeviceIndex;
 use fleetwright::operator::device::key::GatewayKey;
-use fleetwright::operator::presence::follow::News;
-use fleetwright::operator::twin_sync::connections::Connections;
+use fleetwright::operator::presence::follow::PresenceUpdate;
+use fleetwright::operator::twin_sync::connections::ReportedConnections;
 use fleetwright::operator::twin_sync::external::cause;
-use fleetwright::operator::twin_sync::keep::{Ears, Link};
-use fleetwright::operator::twin_sync::metrics::Metrics;
+use fleetwright::operator::twin_sync::metrics::TwinSyncMetrics;
 use fleetwright::operator::twin_sync::session::{Login, Tls, discard};
+use fleetwright::operator::twin_sync::session_loop::{PresenceSubscription, SessionLoop};
 use fleetwright::runtime::tls::{Verification, client_configuration};
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::json;
@@ -102,8 +102,8 @@ impl Foreign {
 
 /// A link as the operator keeps it.
 struct Operator {
-    news: mpsc::Receiver<News>,
-    anew: Arc<Notify>,
+    updates: mpsc::Receiver<PresenceUpdate>,
+    resync: Arc<Notify>,
     changes: mpsc::UnboundedSender<Arc<str>>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -115,17 +115,17 @@ impl Drop for Operator {
 }
 
 impl Operator {
-    async fn start(foreign: &Foreign, fleet: SharedFleet) -> Self {
+    async fn start(foreign: &Foreign, index: SharedDeviceIndex) -> Self {
         let (changes, devices) = mpsc::unbounded_channel();
         let (reports, taken) = mpsc::channel(16);
         let (sender, news) = mpsc::channel(16);
         let gateway = GatewayKey::new("fleet", "plant-1");
         let anew = Arc::new(Notify::new());
-        let connections = Connections::new(gateway.clone(), Instant::now(), 0);
-        let ears = Ears { connections, news: sender, anew: Arc::clone(&anew) };
-        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let mut link = Link::new(gateway, fleet, devices, reports, metrics).with_ears(ears);
-        let session = Link::begin(&foreign.login()).await.unwrap();
+        let connections = ReportedConnections::new(gateway.clone(), Instant::now(), 0);
+        let ears = PresenceSubscription { connections, news: sender, resync: Arc::clone(&anew) };
+        let metrics = TwinSyncMetrics::register(&prometheus::Registry::new()).unwrap();
+        let mut link = SessionLoop::new(gateway, index, devices, reports, metrics).with_presence(ears);
+        let session = SessionLoop::begin(&foreign.login()).await.unwrap();
         let task = tokio::spawn(async move {
             link.run(session).await;
             drop(taken);
@@ -136,7 +136,7 @@ impl Operator {
     /// What is told next: whether it is everything, and where which devices stand.
     async fn told(&mut self) -> (bool, Vec<(String, ConnectionState)>) {
         match timeout(PATIENCE, self.news.recv()).await.expect("news in time").unwrap() {
-            News::Heard { all, devices, .. } => {
+            PresenceUpdate::Heard { all, devices, .. } => {
                 (all, devices.iter().map(|(device, connection)| (device.to_string(), connection.state)).collect())
             }
             other => panic!("{other:?}"),
@@ -147,9 +147,9 @@ impl Operator {
 #[tokio::test(flavor = "multi_thread")]
 async fn desired_states_get_there_over_tls_and_devices_say_whether_they_are_connected() {
     let foreign = foreign();
-    let fleet = SharedFleet::default();
+    let index = SharedDeviceIndex::default();
     foreign.say("devices/press-1/connection", "online");
-    let mut operator = Operator::start(&foreign, fleet.clone()).await;
+    let mut operator = Operator::start(&foreign, index.clone()).await;
     let online = || vec![("press-1".to_owned(), ConnectionState::Online)];
     assert_eq!(operator.told().await, (true, online()), "what it retains");
 
@@ -158,7 +158,7 @@ async fn desired_states_get_there_over_tls_and_devices_say_whether_they_are_conn
     foreign.say("devices/press-1/connection", "no idea");
     foreign.say("devices/press-1/connection", "online");
     assert_eq!(operator.told().await, (false, online()), "what it cannot understand is nothing");
-    operator.anew.notify_one();
+    operator.resync.notify_one();
     assert_eq!(operator.told().await, (true, online()), "all of it, when that is asked for");
 
     let device = json!({
@@ -166,7 +166,7 @@ async fn desired_states_get_there_over_tls_and_devices_say_whether_they_are_conn
         "metadata": {"name": "press-1", "namespace": "fleet", "uid": "1", "generation": 1},
         "spec": {"gatewayRef": {"name": "plant-1"}, "desired": {"samplingSeconds": 5}},
     });
-    fleet.lock().device_applied(&serde_json::from_value::<Device>(device).unwrap());
+    index.lock().device_applied(&serde_json::from_value::<Device>(device).unwrap());
     operator.changes.send("press-1".into()).unwrap();
     foreign.retains(r#"{"generation":1,"desired":{"samplingSeconds":5}}"#);
     assert!(foreign.broker.log().contains("as fwo0123456789abcdef"), "{}", foreign.broker.log());
@@ -193,7 +193,7 @@ async fn a_login_that_fails_says_why() {
         ("nobody there with TLS", Login { port: free_port(), ..foreign.login() }, "BrokerUnreachable"),
         ("no such host", Login { host: "nowhere.invalid".to_owned(), ..plain() }, "BrokerUnreachable"),
     ] {
-        let error = Link::begin(&login).await.expect_err(name);
+        let error = SessionLoop::begin(&login).await.expect_err(name);
         let cause = cause(&login, &error);
         assert_eq!(cause.reason, reason, "{name}: {}", cause.message);
         assert!(!cause.message.contains("sesame"), "{}", cause.message);
@@ -214,7 +214,7 @@ async fn a_subscription_that_is_refused_says_so() {
         format!("plugin /usr/lib/{arch}-linux-gnu/mosquitto_dynamic_security.so\nplugin_opt_config_file {path}/security.json\n")
     });
     let login = foreign.login();
-    let error = Link::begin(&login).await.err().unwrap_or_else(|| panic!("no subscription is allowed: {}", foreign.broker.log()));
+    let error = SessionLoop::begin(&login).await.err().unwrap_or_else(|| panic!("no subscription is allowed: {}", foreign.broker.log()));
     let cause = cause(&login, &error);
     assert_eq!(cause.reason, "SubscriptionRefused", "{}", cause.message);
     assert!(cause.message.contains("devices/+/reported") && !cause.message.contains("sesame"), "{}", cause.message);
@@ -275,5 +275,5 @@ async fn a_worker_reads_it_with_the_login_of_the_files_and_loses_nothing() {
     chain.worker.wait_ready();
     publish(&chain, 2_100..2_200);
     chain.wait_for("SELECT count(*) FROM vibration", 2_200).await;
-    assert!(chain.broker.log().contains("as fwi0123456789abcdef (p5, c0, k20, u'fleet')"), "{}", chain.broker.log());
+    assert!(chain.broker.log().contains("as fwi0123456789abcdef (p5, c0, k20, u'index')"), "{}", chain.broker.log());
 }

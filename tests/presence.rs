@@ -22,7 +22,7 @@ use fleetwright::broker::log::line::Reason;
 use fleetwright::broker::log::refused::RefusedClient;
 use fleetwright::broker::log::wire::{ClientState, Page, Query, State};
 use fleetwright::configuration::agent::LOG_FILE;
-use fleetwright::operator::presence::agent::Agents;
+use fleetwright::operator::presence::agent::AgentClient;
 use fleetwright::runtime::http;
 use fleetwright::runtime::readiness::Readiness;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -60,7 +60,7 @@ fn broker(devices: usize, more: &str) -> (Mosquitto, PathBuf) {
 struct Agent {
     metrics: Metrics,
     authority: String,
-    agents: Agents,
+    agents: AgentClient,
     query: Query,
     states: HashMap<String, State>,
     last: Option<Page>,
@@ -82,7 +82,7 @@ impl Agent {
         Self {
             metrics,
             authority: address.to_string(),
-            agents: Agents::new(),
+            agents: AgentClient::new(),
             query: Query::default(),
             states: HashMap::new(),
             last: None,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::postgres::Postgres;
 use fleetwright::api::{Device, PipelineSpec};
-use fleetwright::operator::device::fleet::SharedFleet;
+use fleetwright::operator::device::index::SharedDeviceIndex;
 use fleetwright::operator::device::key::key_of;
 use fleetwright::operator::pipeline::database::{Database, Databases, RegistryState};
 use fleetwright::operator::pipeline::registry::Devices;
@@ -169,7 +169,7 @@ async fn await_devices(client: &Client, expected: &str) {
 async fn the_registry_follows_the_devices_and_outlives_its_server() {
     let postgres = Postgres::start().await;
     let name = postgres.create_database().await;
-    let devices = Devices { fleet: SharedFleet::default(), changes: broadcast::Sender::new(16), listed: CancellationToken::new() };
+    let devices = Devices { fleet: SharedDeviceIndex::default(), changes: broadcast::Sender::new(16), listed: CancellationToken::new() };
     let change = |device: &Device, gone: bool| {
         let mut fleet = devices.fleet.lock();
         if gone {

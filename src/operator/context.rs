@@ -11,7 +11,7 @@ use kube::{Client, Resource, ResourceExt};
 use prometheus::Registry;
 use tracing::{debug, info, warn};
 
-use super::device::fleet::SharedFleet;
+use super::device::index::SharedDeviceIndex;
 use super::kubernetes::apply::{WriteError, WriteMetrics, Writer, is_namespace_terminating};
 use super::presence::totals::SharedTotals;
 use super::twin_sync::external::SharedExternals;
@@ -44,7 +44,7 @@ pub struct Context {
     pub namespace: String,
 
     /// The devices of all Gateways.
-    pub fleet: SharedFleet,
+    pub fleet: SharedDeviceIndex,
 
     /// What is known of the clients of all Gateways.
     pub presence: SharedTotals,
@@ -69,7 +69,7 @@ impl Context {
         let observer = PrometheusMetrics::new("fleetwright")?;
         metrics.register(Box::new(observer.clone()))?;
         let writes = WriteMetrics::register(&metrics)?;
-        let fleet = SharedFleet::default();
+        let fleet = SharedDeviceIndex::default();
         let (presence, externals) = (SharedTotals::default(), SharedExternals::default());
         Ok(Self { client, images, namespace, fleet, presence, externals, metrics, writes, observer: Arc::new(observer), instance })
     }

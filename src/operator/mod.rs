@@ -29,8 +29,8 @@ use device::driver::{Driver, Subscribers};
 use gateway::Notices;
 use pipeline::registry::Devices;
 use pipeline::retention::Retention;
-use presence::Presence;
-use twin_sync::Links;
+use presence::PresenceController;
+use twin_sync::TwinSync;
 
 /// The longest a single read of a response may take; long enough for a watch's bookmarks (one a minute).
 const READ_TIMEOUT: Duration = Duration::from_secs(295);
@@ -164,8 +164,8 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     let (desired, desired_changes) = mpsc::unbounded_channel();
     let listed = CancellationToken::new();
     let devices = Devices { fleet: context.fleet.clone(), changes: registry.clone(), listed: listed.clone() };
-    let presence = Presence::new(context.clone(), arguments.presence_writes_per_second, totals.clone())?;
-    let links = Links::new(context.clone(), desired_changes, arguments.report_writes_per_second, presence.news(), look)?;
+    let presence = PresenceController::new(context.clone(), arguments.presence_writes_per_second, totals.clone())?;
+    let links = TwinSync::new(context.clone(), desired_changes, arguments.report_writes_per_second, presence.updates(), look)?;
     let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry, desired })?;
     let retention = Retention::new(&context.metrics)?;
     let to_tell = listed.clone();

@@ -1,4 +1,4 @@
-//! Desired and reported state as tables.
+//! Desired and reported states.
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ fn device(generation: i64, desired: &Value, status: &Value) -> Device {
     .unwrap()
 }
 
-/// What the broker keeps of `desired`, confirmed, at generation 3.
+/// A twin whose desired state the broker has confirmed at generation 3.
 fn published(desired: &Value) -> Twin {
     let mut twin = Twin::default();
     assert!(twin.update(&device(3, desired, &json!({}))));
@@ -27,7 +27,7 @@ fn reason(twin: &Twin) -> (Option<bool>, &'static str) {
 }
 
 #[test]
-fn reports() {
+fn valid_reports_are_parsed() {
     let taken = |generation: Option<i64>, state: Value| (generation, state);
     for (payload, expected) in [
         (r#"{"generation": 3, "reported": {"a": 1}}"#, taken(Some(3), json!({"a": 1}))),
@@ -45,7 +45,7 @@ fn reports() {
 }
 
 #[test]
-fn what_is_no_report() {
+fn malformed_reports_are_rejected() {
     let deep = format!("{}{}", r#"{"a":"#.repeat(600), "}".repeat(600));
     let long = format!(r#"{{"a": "{}"}}"#, "x".repeat(MAX_REPORT_BYTES));
     for (payload, reason) in [
@@ -65,7 +65,7 @@ fn what_is_no_report() {
 }
 
 #[test]
-fn whether_both_states_agree() {
+fn synced_compares_generation_or_members() {
     let desired = json!({"rate": 5, "filter": {"on": true}});
     for (name, generation, state, expected) in [
         ("the desired generation", Some(3), json!({}), (Some(true), "Synced")),
@@ -85,7 +85,7 @@ fn whether_both_states_agree() {
 }
 
 #[test]
-fn the_generation_follows_the_desired_state_alone() {
+fn the_generation_changes_only_with_the_desired_state() {
     let mut twin = published(&json!({"rate": 5}));
     assert!(!twin.update(&device(4, &json!({"rate": 5}), &json!({}))), "something else of the spec changed");
     assert!(matches!(twin.wanted(), Wanted::State { generation: 3, .. }));
@@ -97,7 +97,7 @@ fn the_generation_follows_the_desired_state_alone() {
 }
 
 #[test]
-fn a_restart_finds_what_was_published() {
+fn a_restart_restores_the_published_generation() {
     let before = published(&json!({"rate": 5}));
     let (desired, _) = before.status();
     for (spec, generation, published) in [(json!({"rate": 5}), 3, true), (json!({"rate": 6}), 7, false)] {
@@ -111,7 +111,7 @@ fn a_restart_finds_what_was_published() {
 }
 
 #[test]
-fn too_much_is_refused_and_the_broker_keeps_what_it_has() {
+fn a_desired_state_that_is_too_large_leaves_the_broker_unchanged() {
     let mut twin = published(&json!({"rate": 5}));
     let (desired, _) = twin.status();
     twin.observe(&DeviceStatus { desired, ..DeviceStatus::default() });
@@ -122,7 +122,7 @@ fn too_much_is_refused_and_the_broker_keeps_what_it_has() {
 }
 
 #[test]
-fn the_same_report_is_no_news() {
+fn an_equal_report_is_not_a_change() {
     let mut twin = published(&json!({"rate": 5}));
     let report = |payload: &str| Ok(parse_report(payload.as_bytes()).unwrap().unwrap());
     assert!(twin.is_news(&report(r#"{"rate": 5}"#)));
@@ -138,7 +138,7 @@ fn the_same_report_is_no_news() {
 }
 
 #[test]
-fn a_report_waits_until_it_is_written() {
+fn a_report_is_pending_until_it_is_written() {
     let mut twin = published(&json!({"rate": 5}));
     let report = |rate| ReportedStatus { generation: Some(rate), state: Map::new() };
     twin.report(Ok(report(1)));

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::database::{Connection, RegistryState, SessionGuard};
 use crate::api::condition::Cause;
-use crate::operator::device::fleet::SharedFleet;
+use crate::operator::device::index::SharedDeviceIndex;
 use crate::operator::device::key::DeviceKey;
 use crate::runtime::error::chain;
 use crate::state::registry::DeviceRow;
@@ -31,7 +31,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 #[derive(Clone)]
 pub struct Devices {
     /// All of them.
-    pub fleet: SharedFleet,
+    pub fleet: SharedDeviceIndex,
     /// Those whose row may have changed.
     pub changes: broadcast::Sender<DeviceKey>,
     /// Cancelled once all have been listed; before that a row without a Device means nothing.

@@ -12,8 +12,8 @@ use super::observe::owner;
 use crate::api::condition::Cause;
 use crate::api::{Pipeline, name};
 use crate::operator::twin_sync::external::{SharedExternals, cause};
-use crate::operator::twin_sync::keep::LinkError;
 use crate::operator::twin_sync::session::{Login, discard};
+use crate::operator::twin_sync::session_loop::SyncError;
 use crate::runtime::error::chain;
 use crate::state::assignment::{Sessions, forget_sessions, gateway_of, read_sessions};
 
@@ -75,7 +75,7 @@ pub async fn end(database: &Connection, pipeline: &Pipeline, unread: Vec<Unread>
                 ended.push(name);
             }
             Err(error) => {
-                failed.insert(gateway.to_owned(), cause(&login, &LinkError::Session(error)));
+                failed.insert(gateway.to_owned(), cause(&login, &SyncError::Session(error)));
             }
         }
     }

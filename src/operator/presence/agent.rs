@@ -1,4 +1,4 @@
-//! The agent of a Gateway, asked who is connected.
+//! The client of a Gateway's agent, which reports the clients of its broker.
 
 use std::time::Duration;
 
@@ -14,78 +14,78 @@ use tokio::time::timeout;
 
 use crate::broker::log::wire::{LONGEST_WAIT_SECONDS, PAGE_BYTES, PATH, Page, Query};
 
-/// The longest that a connection may take.
+/// Upper limit of the time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest that an answer may take: as long as the agent may hold it back, and a page's time to travel.
+/// Upper limit of the time for a response: the agent's long poll, and the transfer of a page.
 const TIMEOUT: Duration = Duration::from_secs(LONGEST_WAIT_SECONDS + 10);
 
-/// Why an agent did not answer.
+/// Why a request to an agent failed.
 #[derive(Debug, Error)]
-pub enum AskError {
+pub enum AgentError {
     /// Not a host and port.
-    #[error("{authority:?} is no host and port")]
+    #[error("{authority:?} is not a host and port")]
     Address {
-        /// What it is.
+        /// The text.
         authority: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: InvalidUri,
     },
 
-    /// It could not be reached.
+    /// The agent is not reachable.
     #[error("failed to reach the agent at {authority}")]
     Reach {
-        /// Where.
+        /// Host and port.
         authority: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: hyper_util::client::legacy::Error,
     },
 
-    /// It answered something else.
-    #[error("the agent at {authority} answered with {status}")]
+    /// The agent returned an error status.
+    #[error("the agent at {authority} returned {status}")]
     Status {
-        /// Where.
+        /// Host and port.
         authority: String,
-        /// What.
+        /// The status.
         status: StatusCode,
     },
 
-    /// Its answer did not come whole, or is too long.
-    #[error("failed to read the answer of the agent at {authority}: {reason}")]
+    /// The response is incomplete or too large.
+    #[error("failed to read the response of the agent at {authority}: {reason}")]
     Read {
-        /// Where.
+        /// Host and port.
         authority: String,
-        /// Why.
+        /// The cause.
         reason: String,
     },
 
-    /// Its answer is of another version.
-    #[error("failed to parse the answer of the agent at {authority}: is it of another version?")]
+    /// The response is malformed.
+    #[error("failed to parse the response of the agent at {authority}: it may have another version")]
     Parse {
-        /// Where.
+        /// Host and port.
         authority: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: serde_json::Error,
     },
 
-    /// It took too long.
-    #[error("the agent at {authority} did not answer within {} s", TIMEOUT.as_secs())]
+    /// There was no response in time.
+    #[error("the agent at {authority} did not respond within {} s", TIMEOUT.as_secs())]
     Timeout {
-        /// Where.
+        /// Host and port.
         authority: String,
     },
 }
 
-/// Asks agents, over connections that are kept.
+/// Requests pages from agents. It keeps connections open.
 #[derive(Clone, Debug)]
-pub struct Agents {
+pub struct AgentClient {
     client: Client<HttpConnector, Empty<Bytes>>,
 }
 
-impl Agents {
+impl AgentClient {
     /// Must be called inside a tokio runtime.
     #[must_use]
     pub fn new() -> Self {
@@ -95,34 +95,35 @@ impl Agents {
         Self { client: Client::builder(TokioExecutor::new()).build(connector) }
     }
 
-    /// The next page of the agent at `authority` (host and port). Waits for news as long as the agent does.
+    /// Requests the next page from the agent at `authority` (host and port). The agent holds the response back until there are
+    /// changes.
     ///
     /// # Errors
-    /// When there is no answer, or one that cannot be read.
-    pub async fn page(&self, authority: &str, query: &Query) -> Result<Page, AskError> {
+    /// When there is no valid response.
+    pub async fn page(&self, authority: &str, query: &Query) -> Result<Page, AgentError> {
         match timeout(TIMEOUT, self.ask(authority, query)).await {
             Ok(answer) => answer,
-            Err(_) => Err(AskError::Timeout { authority: authority.to_owned() }),
+            Err(_) => Err(AgentError::Timeout { authority: authority.to_owned() }),
         }
     }
 
-    async fn ask(&self, authority: &str, query: &Query) -> Result<Page, AskError> {
+    async fn ask(&self, authority: &str, query: &Query) -> Result<Page, AgentError> {
         let authority = || authority.to_owned();
-        // The epoch comes from an agent, which may be anyone's: only what needs no encoding goes back.
+        // The epoch comes from an agent, which is not trusted: only characters that need no encoding are sent back.
         let epoch: String = query.epoch.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
         let uri = format!("http://{}{PATH}?epoch={epoch}&after={}", authority(), query.after);
-        let uri = uri.parse().map_err(|source| AskError::Address { authority: authority(), source })?;
-        let answer = self.client.get(uri).await.map_err(|source| AskError::Reach { authority: authority(), source })?;
+        let uri = uri.parse().map_err(|source| AgentError::Address { authority: authority(), source })?;
+        let answer = self.client.get(uri).await.map_err(|source| AgentError::Reach { authority: authority(), source })?;
         if answer.status() != StatusCode::OK {
-            return Err(AskError::Status { authority: authority(), status: answer.status() });
+            return Err(AgentError::Status { authority: authority(), status: answer.status() });
         }
         let body = Limited::new(answer.into_body(), PAGE_BYTES).collect().await;
-        let body = body.map_err(|error| AskError::Read { authority: authority(), reason: error.to_string() })?;
-        serde_json::from_slice(&body.to_bytes()).map_err(|source| AskError::Parse { authority: authority(), source })
+        let body = body.map_err(|error| AgentError::Read { authority: authority(), reason: error.to_string() })?;
+        serde_json::from_slice(&body.to_bytes()).map_err(|source| AgentError::Parse { authority: authority(), source })
     }
 }
 
-impl Default for Agents {
+impl Default for AgentClient {
     fn default() -> Self {
         Self::new()
     }

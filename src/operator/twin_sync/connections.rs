@@ -1,7 +1,7 @@
-//! Who is connected to a broker that runs elsewhere, from what the devices themselves say there. Pure.
+//! The connection states of an external broker's devices, from the messages that they publish. Pure.
 //!
-//! Such a broker has no agent, and few let anybody read their log. What works with each is what devices have long done: a birth
-//! message and a last will, both retained, at `devices/<device>/connection`.
+//! Such a broker has no agent, and its log is usually not accessible. The common convention works with all: a birth message and a
+//! last will, both retained, at `devices/<device>/connection`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,81 +11,80 @@ use tokio::time::Instant;
 
 use crate::api::device::ConnectionState;
 use crate::broker::log::can_be_device;
-use crate::operator::device::connection::Connection;
+use crate::operator::device::connection::CompactConnection;
 use crate::operator::device::key::GatewayKey;
-use crate::operator::presence::follow::News;
+use crate::operator::presence::follow::PresenceUpdate;
 
-/// Devices that are remembered. Any client of that broker may invent names; a broker of our own has at most as many
-/// (`presence::tracker`).
-const REMEMBERED: usize = 150_000;
+/// Upper limit of known devices, because any client of that broker may invent names. A broker of the operator has the same limit.
+const MAX_DEVICES: usize = 150_000;
 
-/// Without a login for this long it is not known any more how many devices are connected: a broker that starts anew is back
-/// before.
-const UNREACHABLE: Duration = Duration::from_mins(1);
+/// After this long without a connection to the broker, the number of connected devices is unknown. A broker that restarts is back
+/// sooner.
+const UNREACHABLE_AFTER: Duration = Duration::from_mins(1);
 
-/// And after this long the devices' status says so too.
-const UNKNOWN: Duration = Duration::from_mins(5);
+/// After this long the status of each device is unknown.
+const UNKNOWN_AFTER: Duration = Duration::from_mins(5);
 
-/// What the devices of a broker say of themselves.
+/// The reported connection states of one broker's devices.
 #[derive(Debug)]
-pub struct Connections {
+pub struct ReportedConnections {
     gateway: GatewayKey,
-    known: HashMap<Arc<str>, Connection>,
-    /// Since when there is no login, as an instant and in seconds since 1970.
+    known: HashMap<Arc<str>, CompactConnection>,
+    /// Since when there is no connection to the broker, as an instant and in seconds since 1970.
     away: Option<(Instant, i64)>,
     silent: bool,
     unknown: bool,
 }
 
-impl Connections {
-    /// Nothing is known yet, from now on.
+impl ReportedConnections {
+    /// Without any state.
     #[must_use]
     pub fn new(gateway: GatewayKey, now: Instant, time: i64) -> Self {
         Self { gateway, known: HashMap::new(), away: Some((now, time)), silent: false, unknown: false }
     }
 
-    /// A login begins: what the broker keeps is about to come.
+    /// A connection begins: the broker sends its retained messages.
     pub fn begin(&mut self) {
         self.known.clear();
     }
 
-    /// A device says something at `time` (seconds since 1970). `None` where it is no news, or cannot be understood.
-    pub fn observe(&mut self, device: &str, payload: &[u8], time: i64) -> Option<News> {
+    /// Processes a message of a device at `time` (seconds since 1970). `None` if it changes nothing or is malformed.
+    pub fn observe(&mut self, device: &str, payload: &[u8], time: i64) -> Option<PresenceUpdate> {
         let state = state_of(payload).filter(|_| can_be_device(device))?;
         if self.known.get(device).is_some_and(|known| known.state == state)
-            || (self.known.len() >= REMEMBERED && !self.known.contains_key(device))
+            || (self.known.len() >= MAX_DEVICES && !self.known.contains_key(device))
         {
             return None;
         }
-        let (device, connection) = (Arc::<str>::from(device), Connection::new(state, time));
+        let (device, connection) = (Arc::<str>::from(device), CompactConnection::new(state, time));
         self.known.insert(Arc::clone(&device), connection);
-        Some(News::Heard { gateway: self.gateway.clone(), all: false, devices: vec![(device, connection)] })
+        Some(PresenceUpdate::Heard { gateway: self.gateway.clone(), all: false, devices: vec![(device, connection)] })
     }
 
-    /// All that the broker keeps has come.
-    pub fn all(&mut self) -> News {
+    /// All retained messages have come.
+    pub fn all(&mut self) -> PresenceUpdate {
         (self.away, self.silent, self.unknown) = (None, false, false);
         let devices = self.known.iter().map(|(device, connection)| (Arc::clone(device), *connection)).collect();
-        News::Heard { gateway: self.gateway.clone(), all: true, devices }
+        PresenceUpdate::Heard { gateway: self.gateway.clone(), all: true, devices }
     }
 
-    /// There is no login, still or since now.
-    pub fn away(&mut self, now: Instant, time: i64) -> Option<News> {
+    /// There is no connection to the broker.
+    pub fn away(&mut self, now: Instant, time: i64) -> Option<PresenceUpdate> {
         let (since, at) = *self.away.get_or_insert((now, time));
         let passed = now.duration_since(since);
-        if passed >= UNKNOWN && !self.unknown {
+        if passed >= UNKNOWN_AFTER && !self.unknown {
             self.unknown = true;
-            return Some(News::Unknown(self.gateway.clone(), at));
+            return Some(PresenceUpdate::Unknown(self.gateway.clone(), at));
         }
-        if passed >= UNREACHABLE && !self.silent {
+        if passed >= UNREACHABLE_AFTER && !self.silent {
             self.silent = true;
-            return Some(News::Silent(self.gateway.clone()));
+            return Some(PresenceUpdate::Silent(self.gateway.clone()));
         }
         None
     }
 }
 
-/// What a message says. An empty one clears what is retained: then nobody knows.
+/// The state in a message. An empty one clears the retained message: the state is unknown.
 fn state_of(payload: &[u8]) -> Option<ConnectionState> {
     match payload {
         b"" => Some(ConnectionState::Unknown),
@@ -99,14 +98,14 @@ fn state_of(payload: &[u8]) -> Option<ConnectionState> {
 mod tests {
     use super::*;
 
-    fn connections() -> (Connections, Instant) {
+    fn connections() -> (ReportedConnections, Instant) {
         let now = Instant::now();
-        (Connections::new(GatewayKey::new("n", "g"), now, 100), now)
+        (ReportedConnections::new(GatewayKey::new("n", "g"), now, 100), now)
     }
 
-    fn heard(news: Option<News>) -> Vec<(String, ConnectionState)> {
+    fn heard(news: Option<PresenceUpdate>) -> Vec<(String, ConnectionState)> {
         match news {
-            Some(News::Heard { devices, .. }) => {
+            Some(PresenceUpdate::Heard { devices, .. }) => {
                 devices.iter().map(|(device, connection)| (device.to_string(), connection.state)).collect()
             }
             None => Vec::new(),
@@ -115,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_devices_say() {
+    fn messages_determine_the_connection_state() {
         let (mut connections, _) = connections();
         for (device, payload, expected) in [
             ("d", "online", Some(ConnectionState::Online)),
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_starts_anew_with_what_the_broker_keeps() {
+    fn a_connection_starts_from_the_retained_messages() {
         let (mut connections, _) = connections();
         connections.observe("gone", b"online", 1);
         connections.begin();
@@ -142,14 +141,14 @@ mod tests {
     }
 
     #[test]
-    fn who_is_away_for_long_knows_nothing() {
+    fn states_become_unknown_without_a_connection() {
         let (mut connections, start) = connections();
         connections.all();
         let mut told = Vec::new();
         for second in (0..700).step_by(10) {
             match connections.away(start + Duration::from_secs(second), 1000) {
-                Some(News::Silent(_)) => told.push((second, "silent")),
-                Some(News::Unknown(_, 1000)) => told.push((second, "unknown")),
+                Some(PresenceUpdate::Silent(_)) => told.push((second, "silent")),
+                Some(PresenceUpdate::Unknown(_, 1000)) => told.push((second, "unknown")),
                 None => {}
                 other => panic!("{other:?}"),
             }

@@ -1,4 +1,4 @@
-//! The brokers that run elsewhere: what the reconciler of Gateways knows of them, and what came of the logins.
+//! External brokers: their logins, as the reconciler of Gateways provides them, and the results.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,44 +7,44 @@ use rumqttc::mqttbytes::v5::ConnectReturnCode;
 use rumqttc::{ConnectionError, SubscribeNoticeError, TlsError};
 use tokio::sync::Notify;
 
-use super::keep::LinkError;
 use super::session::{Login, SessionError};
+use super::session_loop::SyncError;
 use crate::api::condition::Cause;
 use crate::operator::device::key::GatewayKey;
 use crate::runtime::error::chain;
 
-/// What is known of the broker of an external Gateway.
+/// The state of one external broker.
 #[derive(Clone, Debug)]
 pub struct External {
-    /// With what to log in; `None` while a Secret is missing.
+    /// Login data; `None` while a Secret is missing.
     pub login: Option<Arc<Login>>,
 
-    /// What came of logging in with exactly that; `None` before the first answer.
+    /// The result of this login; `None` before the first attempt.
     pub outcome: Option<Result<(), Cause>>,
 
-    /// Notified when everything that devices say of their connections is to be told anew.
-    pub anew: Arc<Notify>,
+    /// Notified when all connection states must be reported again.
+    pub resync: Arc<Notify>,
 }
 
-/// The external Gateways, shared by the reconciler of Gateways, the links and those who follow presence.
+/// All external brokers, shared by the reconciler of Gateways, twin synchronization and presence.
 #[derive(Clone, Debug, Default)]
 pub struct SharedExternals(Arc<Mutex<Known>>);
 
 #[derive(Debug, Default)]
 struct Known {
     externals: HashMap<GatewayKey, External>,
-    /// The last logins of Gateways that are gone since this process began, whose brokers may still hold sessions.
+    /// The last logins of Gateways that were deleted in this process. Their brokers may still hold sessions.
     gone: HashMap<GatewayKey, Arc<Login>>,
 }
 
 impl SharedExternals {
-    /// What is known of a Gateway's broker, if that runs elsewhere.
+    /// The state of a Gateway's external broker.
     #[must_use]
     pub fn of(&self, gateway: &GatewayKey) -> Option<External> {
         self.lock().externals.get(gateway).cloned()
     }
 
-    /// With what to log in at the brokers of a namespace, by Gateway; of one that is gone, with what that was last.
+    /// Login data for the brokers of a namespace, by Gateway. For deleted Gateways, the last ones.
     #[must_use]
     pub fn logins(&self, namespace: &str) -> BTreeMap<Arc<str>, Arc<Login>> {
         let known = self.lock();
@@ -53,19 +53,19 @@ impl SharedExternals {
         logins.map(|(key, login)| (Arc::clone(&key.name), Arc::clone(login))).collect()
     }
 
-    /// With what to log in at a broker that runs elsewhere. Another login than before has no outcome yet.
+    /// Sets the login data. Changed data has no result yet.
     pub fn set(&self, gateway: &GatewayKey, login: Option<Login>) {
         let mut known = self.lock();
         let before = known.externals.get(gateway);
         if before.is_some_and(|before| before.login.as_deref() == login.as_ref()) {
             return;
         }
-        let anew = before.map(|before| Arc::clone(&before.anew)).unwrap_or_default();
+        let resync = before.map(|before| Arc::clone(&before.resync)).unwrap_or_default();
         known.gone.remove(gateway);
-        known.externals.insert(gateway.clone(), External { login: login.map(Arc::new), outcome: None, anew });
+        known.externals.insert(gateway.clone(), External { login: login.map(Arc::new), outcome: None, resync });
     }
 
-    /// The Gateway is gone.
+    /// A Gateway was deleted.
     pub fn remove(&self, gateway: &GatewayKey) {
         let mut known = self.lock();
         if let Some(login) = known.externals.remove(gateway).and_then(|external| external.login) {
@@ -73,8 +73,8 @@ impl SharedExternals {
         }
     }
 
-    /// What came of this login. Whether that is news.
-    pub fn tried(&self, gateway: &GatewayKey, login: &Arc<Login>, outcome: Result<(), Cause>) -> bool {
+    /// Stores the result of a login. Returns whether it changed.
+    pub fn record_outcome(&self, gateway: &GatewayKey, login: &Arc<Login>, outcome: Result<(), Cause>) -> bool {
         let mut known = self.lock();
         let current = |external: &&mut External| external.login.as_ref().is_some_and(|known| Arc::ptr_eq(known, login));
         let Some(external) = known.externals.get_mut(gateway).filter(current) else { return false };
@@ -84,19 +84,19 @@ impl SharedExternals {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        // Every change is one insertion or assignment, so that a panic elsewhere leaves the maps whole.
+        // Each change is one insertion or assignment, so the maps are consistent after a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Why there is no login at a broker that runs elsewhere, and what to do about that.
+/// The cause of a failed login, with the remedy.
 #[must_use]
-pub fn cause(login: &Login, error: &LinkError) -> Cause {
+pub fn cause(login: &Login, error: &SyncError) -> Cause {
     let address = login.address();
     match error {
-        LinkError::Session(SessionError::Connection { source, .. }) => connection(login, source),
-        LinkError::Session(SessionError::Subscribe { source, .. }) => subscription(&address, source),
-        LinkError::Session(SessionError::Timeout { .. } | SessionError::Ended { .. }) | LinkError::Abandoned => {
+        SyncError::Session(SessionError::Connection { source, .. }) => connection(login, source),
+        SyncError::Session(SessionError::Subscribe { source, .. }) => subscription(&address, source),
+        SyncError::Session(SessionError::Timeout { .. } | SessionError::Ended { .. }) | SyncError::Abandoned => {
             unreachable(login, &chain(error))
         }
     }
@@ -121,14 +121,14 @@ fn connection(login: &Login, error: &ConnectionError) -> Cause {
             );
             Cause::new("LoginRefused", message)
         }
-        // A listener with TLS closes a connection that begins in plain text.
+        // A listener with TLS closes a connection without TLS.
         error => unreachable(login, &chain(error)),
     }
 }
 
 fn tls(login: &Login, error: &TlsError) -> Cause {
     let address = login.address();
-    // A refusal of TCP comes this way, too.
+    // A refused TCP connection has the same error type.
     if let TlsError::Io(error) = error
         && error.get_ref().is_none()
     {

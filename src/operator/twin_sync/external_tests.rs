@@ -13,8 +13,8 @@ fn login(password: &'static str) -> Login {
 }
 
 #[test]
-fn each_failure_has_its_reason_and_says_nothing_of_the_password() {
-    let connection = |source| LinkError::Session(SessionError::Connection { address: String::new(), source: Box::new(source) });
+fn each_login_failure_has_a_reason_and_hides_the_password() {
+    let connection = |source| SyncError::Session(SessionError::Connection { address: String::new(), source: Box::new(source) });
     let io = |kind: std::io::ErrorKind| std::io::Error::from(kind);
     let refused = ConnectionError::ConnectionRefused;
     for (error, reason) in [
@@ -23,7 +23,7 @@ fn each_failure_has_its_reason_and_says_nothing_of_the_password() {
         (connection(ConnectionError::Io(io(std::io::ErrorKind::ConnectionRefused))), "BrokerUnreachable"),
         (connection(ConnectionError::Tls(TlsError::Io(io(std::io::ErrorKind::ConnectionRefused)))), "BrokerUnreachable"),
         (connection(ConnectionError::Tls(TlsError::Io(std::io::Error::other("certificate has expired")))), "TlsFailed"),
-        (LinkError::Session(SessionError::Timeout { address: String::new() }), "BrokerUnreachable"),
+        (SyncError::Session(SessionError::Timeout { address: String::new() }), "BrokerUnreachable"),
     ] {
         let cause = cause(&login("sesame"), &error);
         assert_eq!(cause.reason, reason, "{}", cause.message);
@@ -32,25 +32,28 @@ fn each_failure_has_its_reason_and_says_nothing_of_the_password() {
 }
 
 #[test]
-fn an_outcome_is_that_of_the_login_that_holds() {
+fn a_result_counts_only_for_the_present_login() {
     let (externals, gateway) = (SharedExternals::default(), GatewayKey::new("n", "g"));
     externals.set(&gateway, Some(login("first")));
     let first = externals.of(&gateway).unwrap().login.unwrap();
-    assert!(externals.tried(&gateway, &first, Ok(())) && !externals.tried(&gateway, &first, Ok(())), "the second time it is no news");
+    assert!(
+        externals.record_outcome(&gateway, &first, Ok(())) && !externals.record_outcome(&gateway, &first, Ok(())),
+        "the second time it is no news"
+    );
     externals.set(&gateway, Some(login("first")));
     assert_eq!(externals.of(&gateway).unwrap().outcome, Some(Ok(())), "the same login is as proven as before");
 
     externals.set(&gateway, Some(login("second")));
     assert_eq!(externals.of(&gateway).unwrap().outcome, None);
-    assert!(!externals.tried(&gateway, &first, Ok(())), "too late");
+    assert!(!externals.record_outcome(&gateway, &first, Ok(())), "too late");
     let second = externals.of(&gateway).unwrap().login.unwrap();
     let refused = Cause::new("LoginRefused", "");
-    assert!(externals.tried(&gateway, &second, Err(refused.clone())));
+    assert!(externals.record_outcome(&gateway, &second, Err(refused.clone())));
     assert_eq!(externals.of(&gateway).unwrap().outcome, Some(Err(refused)));
 }
 
 #[test]
-fn a_gateway_that_is_gone_leaves_its_login_for_what_is_to_be_ended_there() {
+fn the_last_login_of_a_deleted_gateway_is_kept() {
     let (externals, gateway) = (SharedExternals::default(), GatewayKey::new("n", "g"));
     let passwords = |namespace: &str| -> Vec<_> { externals.logins(namespace).values().map(|login| login.password.clone()).collect() };
     externals.set(&gateway, Some(login("first")));

@@ -1,4 +1,4 @@
-//! What the operator counts of its links.
+//! Metrics of twin synchronization.
 
 use prometheus::{Gauge, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
@@ -6,32 +6,32 @@ use crate::operator::device::key::GatewayKey;
 
 /// The metrics.
 #[derive(Clone, Debug)]
-pub struct Metrics {
-    /// Messages that the brokers were given, by outcome.
+pub struct TwinSyncMetrics {
+    /// Messages published to brokers, by outcome.
     pub publishes: IntCounterVec,
-    /// Reports of devices, by what became of them.
+    /// Reports of devices, by outcome.
     pub reports: IntCounterVec,
-    /// Reports that wait for their turn.
+    /// Queued reports.
     pub waiting: IntGauge,
-    /// Reports a second that may be written.
+    /// Upper limit of report writes per second.
     pub budget: Gauge,
     connected: IntGaugeVec,
 }
 
-impl Metrics {
-    /// Registers them.
+impl TwinSyncMetrics {
+    /// Registers the metrics.
     ///
     /// # Errors
-    /// When one is registered already.
+    /// When a metric is registered twice.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let publishes = Opts::new("fleetwright_desired_publishes_total", "Desired states given to brokers.");
-        let reports = Opts::new("fleetwright_reports_total", "Reports of devices, by what became of them.");
-        let connected = Opts::new("fleetwright_link_connected", "Whether the operator is logged in at the broker of a Gateway.");
+        let publishes = Opts::new("fleetwright_desired_publishes_total", "Desired states published to brokers, by outcome.");
+        let reports = Opts::new("fleetwright_reports_total", "Reports of devices, by outcome.");
+        let connected = Opts::new("fleetwright_link_connected", "Whether the operator is connected to the broker of a Gateway.");
         let metrics = Self {
             publishes: IntCounterVec::new(publishes, &["outcome"])?,
             reports: IntCounterVec::new(reports, &["outcome"])?,
-            waiting: IntGauge::new("fleetwright_reports_waiting", "Reports of devices that wait for their turn to be written.")?,
-            budget: Gauge::new("fleetwright_reports_writes_per_second_limit", "Reports of devices a second that may be written.")?,
+            waiting: IntGauge::new("fleetwright_reports_waiting", "Queued reports of devices.")?,
+            budget: Gauge::new("fleetwright_reports_writes_per_second_limit", "Upper limit of report writes per second.")?,
             connected: IntGaugeVec::new(connected, &["namespace", "gateway"])?,
         };
         registry.register(Box::new(metrics.publishes.clone()))?;
@@ -42,14 +42,14 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Whether the operator is logged in at a broker.
+    /// Sets whether the operator is connected to a broker.
     pub fn connected(&self, gateway: &GatewayKey, connected: bool) {
         self.connected.with_label_values(&[&*gateway.namespace, &*gateway.name]).set(connected.into());
     }
 
-    /// A Gateway is gone.
+    /// Removes the metrics of a deleted Gateway.
     pub fn remove(&self, gateway: &GatewayKey) {
-        // It may never have been linked.
+        // There may be no such series.
         let _ = self.connected.remove_label_values(&[&*gateway.namespace, &*gateway.name]);
     }
 }

@@ -1,15 +1,14 @@
-//! The operator's links to the brokers: one login a Gateway ([`session`], [`keep`]) keeps at the broker what is desired of
-//! its devices ([`retained`] says what differs), and hears what they report ([`reports`], as often as [`pace`] allows). A broker
-//! that runs elsewhere ([`external`]) is proven by it, and there it also hears who is connected ([`connections`]).
+//! Synchronizes desired and reported states with the brokers. One session for each Gateway ([`session`], [`session_loop`])
+//! publishes the desired states ([`retained`] determines the differences) and receives reports ([`reports`], with a rate limit).
+//! For an external broker ([`external`]) it also proves the login and receives connection states ([`connections`]).
 
 pub mod connections;
 pub mod external;
-pub mod keep;
 pub mod metrics;
-pub mod pace;
 pub mod reports;
 pub mod retained;
 pub mod session;
+pub mod session_loop;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,79 +20,80 @@ use kube::Client;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use self::connections::Connections;
+use self::connections::ReportedConnections;
 use self::external::{External, cause};
-use self::keep::{Ears, Link, LinkError};
-use self::metrics::Metrics;
-use self::reports::{Report, Reports};
+use self::metrics::TwinSyncMetrics;
+use self::reports::{Report, ReportQueue};
 use self::session::Login;
+use self::session_loop::{PresenceSubscription, SessionLoop, SyncError};
 use super::context::Context;
 use super::device::key::{DeviceKey, GatewayKey};
 use super::gateway::observe::link_password;
 use super::kubernetes::apply::{WriteError, read};
-use super::presence::follow::News;
+use super::presence::follow::PresenceUpdate;
 use crate::api::name::{self, INTERNAL_MQTT_PORT};
+use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 
-/// How often is looked which Gateways there are.
+/// How often the list of Gateways is checked.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Reports that wait to be looked at; the links wait then, and with them the brokers.
+/// Upper limit of received reports that are not processed. The sessions wait when it is reached, and so do the brokers.
 const BACKLOG: usize = 256;
 
-/// The longest that the credential may take to be read.
+/// Upper limit of the time to read the credentials.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The pauses after a link has ended: each twice the one before, and half of it by chance.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Delays after a session has ended.
+const INITIAL_RECONNECT_DELAY: Duration = Duration::from_millis(250);
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(10);
 
-/// A link that has held for this long was a good one: the pauses start anew.
-const GOOD: Duration = Duration::from_secs(30);
+/// After a session of this duration, the delays start again at the initial one.
+const STABLE_AFTER: Duration = Duration::from_secs(30);
 
-/// Why there is no link to a broker.
+/// Why there is no connection to a broker.
 #[derive(Debug, Error)]
-enum NoLink {
-    /// The API server did not give the credential.
+enum ConnectError {
+    /// The API server did not return the credentials.
     #[error("failed to read the operator's credential for the Gateway")]
     Read(#[source] Box<WriteError>),
 
-    /// It did not answer.
+    /// The API server did not respond.
     #[error("the API server did not answer within {} s", READ_TIMEOUT.as_secs())]
     Timeout,
 
-    /// There is none.
-    #[error("Secret {secret} is not there yet, or has no password: the reconciler of Gateways writes it")]
+    /// The Secret does not exist or has no password.
+    #[error("Secret {secret} does not exist yet, or has no password: the reconciler of Gateways writes it")]
     Missing {
-        /// Its name.
+        /// Name of the Secret.
         secret: String,
     },
 
-    /// The link failed.
+    /// The session failed or ended.
     #[error(transparent)]
-    Link(#[from] LinkError),
+    SessionLoop(#[from] SyncError),
 }
 
-/// The links to all brokers. There is one for all Gateways.
-pub struct Links {
+/// Synchronizes the states of all Gateways' devices.
+pub struct TwinSync {
     context: Context,
     desired: mpsc::UnboundedReceiver<DeviceKey>,
     running: HashMap<GatewayKey, Running>,
-    reports: Reports,
+    reports: ReportQueue,
     sender: mpsc::Sender<Report>,
     incoming: mpsc::Receiver<Report>,
-    metrics: Metrics,
-    connections: mpsc::Sender<News>,
-    looks: mpsc::UnboundedSender<GatewayKey>,
+    metrics: TwinSyncMetrics,
+    connections: mpsc::Sender<PresenceUpdate>,
+    requeue: mpsc::UnboundedSender<GatewayKey>,
 }
 
 struct Running {
     changed: mpsc::UnboundedSender<Arc<str>>,
-    /// With what it logs in at a broker that runs elsewhere.
+    /// Login data of an external broker.
     login: Option<Arc<Login>>,
     task: AbortHandle,
 }
@@ -104,27 +104,26 @@ impl Drop for Running {
     }
 }
 
-impl Links {
-    /// Devices whose desired state may have changed come from `desired`. What devices of external brokers say of their
-    /// connections goes to `connections`, and a Gateway whose broker answers a login otherwise than before to `looks`. At most
-    /// `reports_per_second` are written.
+impl TwinSync {
+    /// `desired` provides Devices whose desired state may have changed. Connection states of external brokers are sent to
+    /// `connections`, and Gateways with a changed login result to `requeue`. At most `reports_per_second` are written.
     ///
     /// # Errors
-    /// When the registry refuses a metric.
+    /// When a metric is registered twice.
     pub fn new(
         context: Context,
         desired: mpsc::UnboundedReceiver<DeviceKey>,
         reports_per_second: f64,
-        connections: mpsc::Sender<News>,
-        looks: mpsc::UnboundedSender<GatewayKey>,
+        connections: mpsc::Sender<PresenceUpdate>,
+        requeue: mpsc::UnboundedSender<GatewayKey>,
     ) -> Result<Self, prometheus::Error> {
-        let metrics = Metrics::register(&context.metrics)?;
+        let metrics = TwinSyncMetrics::register(&context.metrics)?;
         let (sender, incoming) = mpsc::channel(BACKLOG);
-        let reports = Reports::new(context.fleet.clone(), reports_per_second, metrics.clone(), Instant::now());
-        Ok(Self { context, desired, running: HashMap::new(), reports, sender, incoming, metrics, connections, looks })
+        let reports = ReportQueue::new(context.fleet.clone(), reports_per_second, metrics.clone(), Instant::now());
+        Ok(Self { context, desired, running: HashMap::new(), reports, sender, incoming, metrics, connections, requeue })
     }
 
-    /// Runs until dropped, from the moment on that all Devices are `listed`: before, every device would look like one that is gone.
+    /// Runs until dropped, once all Devices are `listed`. Before that, every device would count as deleted.
     pub async fn run(mut self, listed: CancellationToken) {
         listed.cancelled().await;
         let mut ticks = interval(INTERVAL);
@@ -134,20 +133,20 @@ impl Links {
             tokio::select! {
                 Some(key) = self.desired.recv() => {
                     if let Some(running) = self.running.get(&key.gateway) {
-                        // One that ends is replaced, and starts from all that is desired.
+                        // A session that ends is replaced by one that starts from all desired states.
                         let _ = running.changed.send(key.name);
                     }
                 }
                 Some(report) = self.incoming.recv() => self.reports.offer(report, Instant::now()),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
-                _ = ticks.tick() => self.look(),
+                _ = ticks.tick() => self.observe_gateways(),
             }
             self.reports.advance(Instant::now());
         }
     }
 
-    /// Links to the Gateways that there are.
-    fn look(&mut self) {
+    /// Starts and stops sessions according to the existing Gateways.
+    fn observe_gateways(&mut self) {
         let existing = self.context.fleet.lock().existing_gateways();
         let gone: Vec<GatewayKey> = self.running.keys().filter(|key| !existing.contains(key)).cloned().collect();
         for key in gone {
@@ -174,53 +173,58 @@ impl Links {
 
     fn start(&mut self, key: GatewayKey, external: Option<External>) {
         let (changed, devices) = mpsc::unbounded_channel();
-        let mut link = Link::new(key.clone(), self.context.fleet.clone(), devices, self.sender.clone(), self.metrics.clone());
+        let mut session_loop =
+            SessionLoop::new(key.clone(), self.context.fleet.clone(), devices, self.sender.clone(), self.metrics.clone());
         if let Some(external) = &external {
-            let connections = Connections::new(key.clone(), Instant::now(), Timestamp::now().as_second());
-            link = link.with_ears(Ears { connections, news: self.connections.clone(), anew: Arc::clone(&external.anew) });
+            let connections = ReportedConnections::new(key.clone(), Instant::now(), Timestamp::now().as_second());
+            session_loop = session_loop.with_presence(PresenceSubscription {
+                connections,
+                updates: self.connections.clone(),
+                resync: Arc::clone(&external.resync),
+            });
         }
         let login = external.and_then(|external| external.login);
-        let keeper = Keeper { context: self.context.clone(), gateway: key.clone(), looks: self.looks.clone(), login: login.clone() };
-        let task = tokio::spawn(keeper.keep(link)).abort_handle();
+        let broker_sync =
+            BrokerSync { context: self.context.clone(), gateway: key.clone(), requeue: self.requeue.clone(), login: login.clone() };
+        let task = tokio::spawn(broker_sync.run(session_loop)).abort_handle();
         self.running.insert(key, Running { changed, login, task });
     }
 
     fn stop(&mut self, key: &GatewayKey) {
         if self.running.remove(key).is_some() {
-            self.context.fleet.lock().link_observed(key, false);
+            self.context.fleet.lock().broker_connection_observed(key, false);
             self.context.fleet.wake();
         }
     }
 }
 
-/// What keeps the link to one broker.
-struct Keeper {
+/// Maintains the session with one broker.
+struct BrokerSync {
     context: Context,
     gateway: GatewayKey,
-    looks: mpsc::UnboundedSender<GatewayKey>,
-    /// With what to log in at a broker that runs elsewhere.
+    requeue: mpsc::UnboundedSender<GatewayKey>,
+    /// Login data of an external broker.
     login: Option<Arc<Login>>,
 }
 
-impl Keeper {
-    /// Links to a broker again and again, until dropped.
-    async fn keep(self, mut link: Link) {
+impl BrokerSync {
+    /// Connects to the broker again after each failure, until dropped.
+    async fn run(self, mut session_loop: SessionLoop) {
         let (gateway, namespace) = (&self.gateway.name, &self.gateway.namespace);
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(INITIAL_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
         loop {
             let started = Instant::now();
-            let error = self.link(&mut link).await;
-            if started.elapsed() >= GOOD {
-                pause = FIRST_PAUSE;
+            let error = self.run_session(&mut session_loop).await;
+            if started.elapsed() >= STABLE_AFTER {
+                backoff.reset();
             }
-            link.away().await;
-            info!(%gateway, %namespace, error = chain(&error), "not linked to the broker: trying again");
-            sleep(pause / 2 + (pause / 2).mul_f64(rand::random())).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            session_loop.away().await;
+            info!(%gateway, %namespace, error = chain(&error), "no session with the broker: reconnecting");
+            backoff.wait().await;
         }
     }
 
-    async fn link(&self, link: &mut Link) -> NoLink {
+    async fn run_session(&self, session_loop: &mut SessionLoop) -> ConnectError {
         let login = match &self.login {
             Some(login) => Ok(Arc::clone(login)),
             None => log_in(&self.context.client, &self.gateway).await.map(Arc::new),
@@ -229,26 +233,26 @@ impl Keeper {
             Ok(login) => login,
             Err(error) => return error,
         };
-        let begun = Link::begin(&login).await;
-        // That a connection has ended says nothing yet; that there is no other does.
+        let begun = SessionLoop::begin(&login).await;
+        // The end of a connection says nothing about the login. A failed login does.
         let outcome = begun.as_ref().map(drop).map_err(|error| cause(&login, error));
-        if self.context.externals.tried(&self.gateway, &login, outcome) {
-            // The receiver lives as long as this: both end with the lease.
-            let _ = self.looks.send(self.gateway.clone());
+        if self.context.externals.record_outcome(&self.gateway, &login, outcome) {
+            // The receiver lives as long as this task: both end with the lease.
+            let _ = self.requeue.send(self.gateway.clone());
         }
         match begun {
-            Ok(session) => link.run(session).await.into(),
+            Ok(session) => session_loop.run(session).await.into(),
             Err(error) => error.into(),
         }
     }
 }
 
-async fn log_in(client: &Client, gateway: &GatewayKey) -> Result<Login, NoLink> {
+async fn log_in(client: &Client, gateway: &GatewayKey) -> Result<Login, ConnectError> {
     let secret = name::link_credentials(&gateway.name);
-    let found = timeout(READ_TIMEOUT, read::<Secret>(client, &gateway.namespace, &secret)).await.map_err(|_| NoLink::Timeout)?;
-    let found = found.map_err(|error| NoLink::Read(Box::new(error)))?;
-    let password = found.as_ref().and_then(link_password).ok_or(NoLink::Missing { secret })?;
+    let found = timeout(READ_TIMEOUT, read::<Secret>(client, &gateway.namespace, &secret)).await.map_err(|_| ConnectError::Timeout)?;
+    let found = found.map_err(|error| ConnectError::Read(Box::new(error)))?;
+    let password = found.as_ref().and_then(link_password).ok_or(ConnectError::Missing { secret })?;
     let host = name::service_host(&name::internal_service(&gateway.name), &gateway.namespace);
-    // A constant of 1884.
+    // The constant 1884.
     Ok(Login::internal(host, u16::try_from(INTERNAL_MQTT_PORT).unwrap_or_default(), &password))
 }

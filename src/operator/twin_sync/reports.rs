@@ -1,25 +1,25 @@
-//! Reports of devices on their way into the fleet: only what is news, and not too often.
+//! Passes reports of devices to the index: only changes, and within a rate limit.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::metrics::Metrics;
-use super::pace::Pace;
+use super::metrics::TwinSyncMetrics;
 use crate::api::condition::Cause;
 use crate::api::device::ReportedStatus;
-use crate::operator::device::fleet::SharedFleet;
+use crate::operator::device::index::SharedDeviceIndex;
 use crate::operator::device::key::DeviceKey;
 use crate::operator::device::twin::parse_report;
 use crate::runtime::error::chain;
+use crate::runtime::rate_limited_queue::{Limits, Rate, RateLimitedQueue};
 
-/// A device's reports become at most one write of its status in this time; the latest one counts.
-pub const INTERVAL: Duration = Duration::from_secs(5);
+/// Lower limit of the time between two writes of a device's reports. The latest report counts.
+pub const MIN_INTERVAL: Duration = Duration::from_secs(5);
 
-/// And those of all devices together so many a second where nothing else is set, as many as connections may be written.
+/// Default limit of report writes per second for all devices together, the same as for connection states.
 pub const DEFAULT_WRITES_PER_SECOND: f64 = 50.0;
 
-/// What a device said, not yet looked at.
+/// A message of a device, not parsed yet.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The device.
@@ -28,62 +28,73 @@ pub struct Report {
     pub payload: Box<[u8]>,
 }
 
-/// A report as it waits: what cannot be used needs not be kept.
-type Waiting = Result<Box<[u8]>, Cause>;
+/// A queued report. A rejected one keeps only the cause.
+type QueuedReport = Result<Box<[u8]>, Cause>;
 
-/// Reports that wait for their turn.
+/// The queue of reports.
 #[derive(Debug)]
-pub struct Reports {
-    fleet: SharedFleet,
-    pace: Pace<DeviceKey, Waiting>,
-    metrics: Metrics,
+pub struct ReportQueue {
+    index: SharedDeviceIndex,
+    queue: RateLimitedQueue<DeviceKey, QueuedReport>,
+    metrics: TwinSyncMetrics,
 }
 
-impl Reports {
-    /// None yet; at most `writes_per_second` of all devices together.
+impl ReportQueue {
+    /// An empty queue with at most `writes_per_second` for all devices together.
     #[must_use]
-    pub fn new(fleet: SharedFleet, writes_per_second: f64, metrics: Metrics, now: Instant) -> Self {
+    pub fn new(index: SharedDeviceIndex, writes_per_second: f64, metrics: TwinSyncMetrics, now: Instant) -> Self {
         metrics.budget.set(writes_per_second);
-        Self { fleet, pace: Pace::new(INTERVAL, writes_per_second, now), metrics }
+        let rate = Rate { per_second: writes_per_second, burst_seconds: 1.0 };
+        let limits = Limits { rate: Some(rate), min_interval: MIN_INTERVAL, ..Limits::default() };
+        Self { index, queue: RateLimitedQueue::new(limits, now), metrics }
     }
 
-    /// A device said something.
+    /// Queues the message of a device.
     pub fn offer(&mut self, report: Report, now: Instant) {
         let Report { device, payload } = report;
         let Some(parsed) = parse(&payload) else { return self.count("empty") };
-        let Some(news) = self.fleet.lock().is_news(&device, &parsed) else { return self.count("unknown") };
-        // What it said before, and waits still, is worth nothing any more.
-        if !news && !self.pace.is_waiting(&device) {
+        let Some(news) = self.index.lock().is_news(&device, &parsed) else { return self.count("unknown") };
+        // It replaces a queued report with another state.
+        if !news && !self.queue.contains(&device) {
             return self.count("unchanged");
         }
         self.count(if parsed.is_ok() { "accepted" } else { "refused" });
-        self.pace.offer(device, parsed.map(|_| payload), now);
-        self.metrics.waiting.set(i64::try_from(self.pace.len()).unwrap_or(i64::MAX));
+        self.queue.insert(device, parsed.map(|_| payload), now, now);
+        self.metrics.waiting.set(i64::try_from(self.queue.ready() + self.queue.delayed()).unwrap_or(i64::MAX));
     }
 
-    /// When the next one is due.
+    /// When the next report is due.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
-        self.pace.next_due()
+        self.queue.next_due()
     }
 
-    /// Hands those whose turn has come to the fleet.
+    /// Passes the due reports to the index.
     pub fn advance(&mut self, now: Instant) {
-        while let Some((device, waiting)) = self.pace.take(now) {
+        while let Some((device, waiting)) = self.queue.pop(now) {
             let report = match waiting {
                 Ok(payload) => parse(&payload),
                 Err(cause) => Some(Err(cause)),
             };
-            let Some(report) = report else { continue };
-            let mut fleet = self.fleet.lock();
-            if fleet.is_news(&device, &report) == Some(true) {
-                fleet.reported(&device, report);
-                drop(fleet);
-                self.fleet.wake();
-                self.pace.used(device, now);
+            if report.is_some_and(|report| self.pass_on(&device, report)) {
+                self.queue.done(&device, now);
+            } else {
+                self.queue.skip(&device, now);
             }
         }
-        self.metrics.waiting.set(i64::try_from(self.pace.len()).unwrap_or(i64::MAX));
+        self.metrics.waiting.set(i64::try_from(self.queue.ready() + self.queue.delayed()).unwrap_or(i64::MAX));
+    }
+
+    /// Passes a report to the index. Returns whether it differs from the last one.
+    fn pass_on(&self, device: &DeviceKey, report: Result<ReportedStatus, Cause>) -> bool {
+        let mut index = self.index.lock();
+        let changed = index.is_news(device, &report) == Some(true);
+        if changed {
+            index.reported(device, report);
+            drop(index);
+            self.index.wake();
+        }
+        changed
     }
 
     fn count(&self, outcome: &str) {

@@ -1,4 +1,4 @@
-//! What a broker keeps at `devices/+/desired`, beside what it should keep: pure.
+//! Compares the messages that a broker retains at `devices/+/desired` with the desired states. Pure.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -6,25 +6,25 @@ use std::sync::Arc;
 
 use crate::operator::device::twin::Wanted;
 
-/// What a broker keeps, by device: digests of the payloads.
+/// The retained messages by device, as digests of the payloads.
 #[derive(Debug, Default)]
-pub struct Retained {
+pub struct RetainedStates {
     known: HashMap<Arc<str>, u64>,
 }
 
-/// What has to be sent.
+/// The message to publish for a device.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Action {
-    /// This, of this generation.
+pub enum RetainedAction {
+    /// A state with its generation.
     Publish(i64, Box<str>),
-    /// Nothing, which clears what is kept.
+    /// An empty message, which clears the retained one.
     Clear,
-    /// The broker keeps what it should, of this generation if any.
+    /// None: the broker retains the desired message, with this generation if there is one.
     Keep(Option<i64>),
 }
 
-impl Retained {
-    /// The broker keeps this for a device; an empty payload is nothing.
+impl RetainedStates {
+    /// The broker retains this message. An empty payload means none.
     pub fn observe(&mut self, device: &str, payload: &[u8]) {
         if payload.is_empty() {
             self.known.remove(device);
@@ -33,19 +33,21 @@ impl Retained {
         }
     }
 
-    /// Devices for which the broker keeps anything.
+    /// Devices with a retained message.
     pub fn devices(&self) -> impl Iterator<Item = &Arc<str>> {
         self.known.keys()
     }
 
-    /// What has to be sent, so that the broker keeps for a device what it should.
+    /// What to publish so that the broker retains the desired message.
     #[must_use]
-    pub fn action(&self, device: &str, wanted: Wanted) -> Action {
+    pub fn action(&self, device: &str, wanted: Wanted) -> RetainedAction {
         match (wanted, self.known.get(device)) {
-            (Wanted::State { generation, payload }, known) if known == Some(&digest(payload.as_bytes())) => Action::Keep(Some(generation)),
-            (Wanted::State { generation, payload }, _) => Action::Publish(generation, payload),
-            (Wanted::Nothing, Some(_)) => Action::Clear,
-            (Wanted::Nothing, None) | (Wanted::LeaveAlone, _) => Action::Keep(None),
+            (Wanted::State { generation, payload }, known) if known == Some(&digest(payload.as_bytes())) => {
+                RetainedAction::Keep(Some(generation))
+            }
+            (Wanted::State { generation, payload }, _) => RetainedAction::Publish(generation, payload),
+            (Wanted::Nothing, Some(_)) => RetainedAction::Clear,
+            (Wanted::Nothing, None) | (Wanted::LeaveAlone, _) => RetainedAction::Keep(None),
         }
     }
 }
@@ -72,17 +74,17 @@ mod tests {
     }
 
     #[test]
-    fn what_has_to_be_sent() {
+    fn differences_determine_what_is_published() {
         for (name, kept, wanted, expected) in [
-            ("new", None, state(1, "a"), Action::Publish(1, "a".into())),
-            ("kept", Some("a"), state(1, "a"), Action::Keep(Some(1))),
-            ("changed, or overwritten by somebody", Some("b"), state(2, "a"), Action::Publish(2, "a".into())),
-            ("no longer declared, or gone", Some("a"), Wanted::Nothing, Action::Clear),
-            ("never declared", None, Wanted::Nothing, Action::Keep(None)),
-            ("paused", Some("b"), Wanted::LeaveAlone, Action::Keep(None)),
-            ("cleared by somebody", Some(""), state(1, "a"), Action::Publish(1, "a".into())),
+            ("new", None, state(1, "a"), RetainedAction::Publish(1, "a".into())),
+            ("kept", Some("a"), state(1, "a"), RetainedAction::Keep(Some(1))),
+            ("changed, or overwritten by somebody", Some("b"), state(2, "a"), RetainedAction::Publish(2, "a".into())),
+            ("no longer declared, or gone", Some("a"), Wanted::Nothing, RetainedAction::Clear),
+            ("never declared", None, Wanted::Nothing, RetainedAction::Keep(None)),
+            ("paused", Some("b"), Wanted::LeaveAlone, RetainedAction::Keep(None)),
+            ("cleared by somebody", Some(""), state(1, "a"), RetainedAction::Publish(1, "a".into())),
         ] {
-            let mut retained = Retained::default();
+            let mut retained = RetainedStates::default();
             if let Some(kept) = kept {
                 retained.observe("d", b"before");
                 retained.observe("d", kept.as_bytes());
@@ -92,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn topics() {
+    fn topics_are_split_into_device_and_leaf() {
         for (topic, expected) in [
             ("devices/press-1/desired", Some(("press-1", "desired"))),
             ("devices/press-1/reported", Some(("press-1", "reported"))),

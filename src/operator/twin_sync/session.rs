@@ -232,7 +232,7 @@ impl Session {
     }
 }
 
-/// Publishes under way at the same time: those of [`super::keep`] twice over. The client makes room for as many, in 216 bytes
+/// Publishes under way at the same time: those of [`super::session_loop`] twice over. The client makes room for as many, in 216 bytes
 /// each, and without a limit for 65,535: 14 MB a Gateway.
 const OUTGOING_IN_FLIGHT: u16 = 128;
 

@@ -1,18 +1,21 @@
-//! Passwords and certificates age, and what was replaced ceases to be accepted.
+//! Deadlines: rotation of passwords, renewal of certificates, expiry of previous passwords.
 
-use super::Fleet;
+use super::DeviceIndex;
 use crate::operator::device::key::DeviceKey;
 use crate::operator::device::record::{PasswordSource, PasswordState};
 use crate::operator::device::rotation::Lifetime;
 
-impl Fleet {
-    /// The Secret of a generated password has been read.
+impl DeviceIndex {
+    /// A Secret with a generated password was read.
     pub fn generated_observed(&mut self, key: &DeviceKey, uid: &str, password: PasswordState, lifetime: Lifetime, now: i64) {
         let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return };
+        record.secret_listed = true;
+        record.has_generated_secret = true;
         if record.source != PasswordSource::Generated {
+            // It may have to be pruned.
+            self.changes.devices.insert(key.clone());
             return;
         }
-        record.secret_listed = true;
         let changed = record.observe_lifetime(&key.name, lifetime, now);
         if changed {
             self.changes.shards.insert(key.gateway.clone());
@@ -21,19 +24,19 @@ impl Fleet {
         self.schedule(key);
     }
 
-    /// The time of a Device may have changed.
+    /// Updates the deadline after a change of a Device.
     pub(super) fn schedule(&mut self, key: &DeviceKey) {
         let deadline = self.record_mut(key).and_then(|record| record.deadline());
         self.deadline = [self.deadline, deadline].into_iter().flatten().min();
     }
 
-    /// When something follows from the time alone, in seconds since 1970.
+    /// The next time at which something changes without an event, in seconds since 1970.
     #[must_use]
     pub fn next_deadline(&self) -> Option<i64> {
         self.deadline
     }
 
-    /// Lets time pass: looks at all Devices when the first of them is due, which is rare.
+    /// Advances the time. Visits all Devices when the first deadline has passed, which is rare.
     pub fn advance(&mut self, now: i64) {
         if self.deadline.is_none_or(|deadline| deadline > now) {
             return;
@@ -53,7 +56,7 @@ impl Fleet {
         }
     }
 
-    /// What a Device asks for in words of its own.
+    /// The rotation request on a Device.
     #[must_use]
     pub fn requested_rotation(&self, key: &DeviceKey) -> Option<Box<str>> {
         self.gateways.get(&key.gateway)?.devices.get(&*key.name)?.rotation.requested().map(Into::into)

@@ -1,4 +1,4 @@
-//! The operator's link to a real Mosquitto: what is desired gets there and comes back, whatever becomes of the broker.
+//! Twin synchronization with a real Mosquitto: desired states are published, reports are received, and both survive restarts.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test fails by panicking")]
 #![allow(clippy::print_stderr, reason = "shown where a test fails")]
@@ -15,13 +15,13 @@ use fleetwright::api::device::{Access, Acl};
 use fleetwright::api::name::{LINK_USERNAME, desired_topic, reported_topic};
 use fleetwright::broker::credential::file::BrokerFiles;
 use fleetwright::broker::credential::{Entry, Password, hash};
-use fleetwright::operator::device::fleet::SharedFleet;
+use fleetwright::operator::device::index::SharedDeviceIndex;
 use fleetwright::operator::device::key::{DeviceKey, GatewayKey};
 use fleetwright::operator::device::twin::MAX_REPORT_BYTES;
-use fleetwright::operator::twin_sync::keep::Link;
-use fleetwright::operator::twin_sync::metrics::Metrics;
+use fleetwright::operator::twin_sync::metrics::TwinSyncMetrics;
 use fleetwright::operator::twin_sync::reports::Report;
 use fleetwright::operator::twin_sync::session::Login;
+use fleetwright::operator::twin_sync::session_loop::SessionLoop;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -49,9 +49,9 @@ fn broker() -> Mosquitto {
     Mosquitto::start(folder, &configuration, port)
 }
 
-/// A link that is made again when it ends, as the operator does it, with the fleet behind it.
+/// A session that reconnects when it ends, as in the operator, with an index.
 struct Operator {
-    fleet: SharedFleet,
+    index: SharedDeviceIndex,
     changes: mpsc::UnboundedSender<Arc<str>>,
     reports: mpsc::Receiver<Report>,
     task: JoinHandle<()>,
@@ -64,27 +64,27 @@ impl Drop for Operator {
 }
 
 impl Operator {
-    fn start(port: u16, fleet: SharedFleet) -> Self {
+    fn start(port: u16, index: SharedDeviceIndex) -> Self {
         let (changes, devices) = mpsc::unbounded_channel();
         let (sender, reports) = mpsc::channel(16);
-        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let mut link = Link::new(GatewayKey::new("fleet", "plant-1"), fleet.clone(), devices, sender, metrics);
+        let metrics = TwinSyncMetrics::register(&prometheus::Registry::new()).unwrap();
+        let mut session_loop = SessionLoop::new(GatewayKey::new("fleet", "plant-1"), index.clone(), devices, sender, metrics);
         let task = tokio::spawn(async move {
             let login = Login::internal("127.0.0.1".to_owned(), port, &Password::given(PASSWORD.as_bytes()).unwrap());
             loop {
-                let error = match Link::begin(&login).await {
-                    Ok(session) => link.run(session).await,
+                let error = match SessionLoop::begin(&login).await {
+                    Ok(session) => session_loop.run(session).await,
                     Err(error) => error,
                 };
-                eprintln!("the link ended: {}", fleetwright::runtime::error::chain(&error));
+                eprintln!("the session ended: {}", fleetwright::runtime::error::chain(&error));
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         });
-        Self { fleet, changes, reports, task }
+        Self { index, changes, reports, task }
     }
 
     fn apply(&self, device: &Device) {
-        self.fleet.lock().device_applied(device);
+        self.index.lock().device_applied(device);
         self.changes.send("press-1".into()).unwrap();
     }
 
@@ -118,13 +118,13 @@ async fn retains(broker: &Mosquitto, expected: Option<&str>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_has_what_is_desired_whatever_becomes_of_it() {
+async fn desired_states_are_restored_after_crashes_and_foreign_writes() {
     let mut broker = broker();
-    let operator = Operator::start(broker.port, SharedFleet::default());
+    let operator = Operator::start(broker.port, SharedDeviceIndex::default());
     operator.apply(&device(1, &json!({"samplingSeconds": 5})));
     retains(&broker, Some(r#"{"generation":1,"desired":{"samplingSeconds":5}}"#)).await;
     let key = DeviceKey { gateway: GatewayKey::new("fleet", "plant-1"), name: "press-1".into() };
-    let changes = operator.fleet.lock().take_changes();
+    let changes = operator.index.lock().take_changes();
     assert!(changes.devices.contains(&key), "the confirmation leads to a status");
 
     operator.apply(&device(2, &json!({"samplingSeconds": 7})));
@@ -141,15 +141,15 @@ async fn a_broker_has_what_is_desired_whatever_becomes_of_it() {
     assert!(broker.publish(login, &["-t", topic, "-r", "-m", "other"]).status.success());
     retains(&broker, Some(r#""samplingSeconds":7"#)).await;
 
-    operator.fleet.lock().device_deleted(&device(2, &json!({})));
+    operator.index.lock().device_deleted(&device(2, &json!({})));
     operator.changes.send("press-1".into()).unwrap();
     retains(&broker, None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reports_come_also_those_of_a_time_without_the_operator_and_hostile_ones_do_no_harm() {
+async fn reports_survive_an_operator_restart_and_large_ones_are_truncated() {
     let broker = broker();
-    let mut operator = Operator::start(broker.port, SharedFleet::default());
+    let mut operator = Operator::start(broker.port, SharedDeviceIndex::default());
     operator.apply(&device(1, &json!({"a": 1})));
     retains(&broker, Some("generation")).await;
     let say = |message: &str| {
@@ -168,7 +168,7 @@ async fn reports_come_also_those_of_a_time_without_the_operator_and_hostile_ones
     say("[1]");
     assert_eq!(&*operator.report().await.payload, b"[1]");
 
-    let fleet = operator.fleet.clone();
+    let index = operator.index.clone();
     drop(operator);
     let started = Instant::now();
     while !broker.log().contains("Client _operator") || !broker.log().contains("disconnected") {
@@ -176,7 +176,7 @@ async fn reports_come_also_those_of_a_time_without_the_operator_and_hostile_ones
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     say(r#"{"a":2}"#);
-    let mut operator = Operator::start(broker.port, fleet);
+    let mut operator = Operator::start(broker.port, index);
     assert_eq!(&*operator.report().await.payload, br#"{"a":2}"#);
     // And what is published afterwards gets there: the resumed session takes it.
     operator.apply(&device(3, &json!({"a": 3})));

@@ -1,15 +1,15 @@
-//! Desired and reported states in the fleet: what a link to a broker asks it for, and tells it.
+//! Desired and reported states.
 
-use super::Fleet;
+use super::DeviceIndex;
 use crate::api::Device;
 use crate::api::condition::Cause;
 use crate::api::device::ReportedStatus;
 use crate::operator::device::key::{DeviceKey, GatewayKey};
-use crate::operator::device::record::Record;
+use crate::operator::device::record::DeviceRecord;
 use crate::operator::device::twin::{Twin, Wanted};
 
-impl Fleet {
-    /// Takes over the desired state of a Device that was created or changed.
+impl DeviceIndex {
+    /// Updates the desired state of a created or changed Device.
     pub(super) fn desired_applied(&mut self, key: &DeviceKey, device: &Device) {
         let Some(record) = self.record_mut(key).filter(|record| record.twin().is_some() || device.spec.desired.is_some()) else { return };
         if record.change_twin(|twin| twin.update(device)) {
@@ -17,17 +17,17 @@ impl Fleet {
         }
     }
 
-    /// What the broker of its Gateway is to keep for a device.
+    /// The message that the broker has to retain for a device.
     #[must_use]
     pub fn desired(&self, key: &DeviceKey) -> Wanted {
         match self.record(key) {
-            // One that never had anything has nothing to be cleared, either.
+            // Without a desired state there is nothing to clear.
             Some(record) if record.paused && record.twin().is_none_or(|twin| twin.wanted() == Wanted::Nothing) => Wanted::LeaveAlone,
-            record => record.and_then(Record::twin).map_or(Wanted::Nothing, Twin::wanted),
+            record => record.and_then(DeviceRecord::twin).map_or(Wanted::Nothing, Twin::wanted),
         }
     }
 
-    /// Devices of a Gateway for which its broker is to keep something.
+    /// Devices of a Gateway with a message that the broker has to retain.
     #[must_use]
     pub fn with_desired(&self, gateway: &GatewayKey) -> Vec<DeviceKey> {
         let devices = self.gateways.get(gateway).into_iter().flat_map(|state| &state.devices);
@@ -35,29 +35,29 @@ impl Fleet {
         wanting.map(|(name, _)| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() }).collect()
     }
 
-    /// The operator is logged in at the broker of a Gateway, or is no longer: what waits for that broker gets its status.
-    pub fn link_observed(&mut self, gateway: &GatewayKey, linked: bool) {
+    /// Whether the operator is connected to the broker of a Gateway. Devices that wait for the broker get a status.
+    pub fn broker_connection_observed(&mut self, gateway: &GatewayKey, broker_connected: bool) {
         let Some(state) = self.gateways.get_mut(gateway) else { return };
-        state.linked = linked;
-        if linked && state.external {
-            // That is all that they waited for.
-            let waiting = state.devices.iter().filter(|(_, record)| !record.written.ready);
+        state.broker_connected = broker_connected;
+        if broker_connected && state.external {
+            // Their credentials need no proof.
+            let waiting = state.devices.iter().filter(|(_, record)| !record.last_written.ready);
             let waiting = waiting.map(|(name, _)| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() });
             self.changes.devices.extend(waiting.collect::<Vec<_>>());
-        } else if !linked {
+        } else if !broker_connected {
             let waiting = state.devices.iter().filter(|(_, record)| record.twin().is_some_and(Twin::awaits_broker));
             let waiting = waiting.map(|(name, _)| DeviceKey { gateway: gateway.clone(), name: name.as_ref().into() });
             self.changes.devices.extend(waiting.collect::<Vec<_>>());
         }
     }
 
-    /// Whether there is such a Device.
+    /// Whether a Device exists.
     #[must_use]
     pub fn has_device(&self, key: &DeviceKey) -> bool {
         self.record(key).is_some()
     }
 
-    /// The broker keeps the desired state of this generation for a device.
+    /// The broker retains the desired state of this generation.
     pub fn desired_published(&mut self, key: &DeviceKey, generation: i64) {
         let Some(record) = self.record_mut(key).filter(|record| record.twin().is_some()) else { return };
         if record.change_twin(|twin| twin.published(generation)) {
@@ -65,14 +65,14 @@ impl Fleet {
         }
     }
 
-    /// Whether a report says anything else than the last one of that device; `None` where there is no such Device.
+    /// Whether a report differs from the last one. `None` without such a Device.
     #[must_use]
     pub fn is_news(&self, key: &DeviceKey, report: &Result<ReportedStatus, Cause>) -> Option<bool> {
         let record = self.record(key)?;
         Some(!record.paused && record.twin().map_or_else(|| Twin::default().is_news(report), |twin| twin.is_news(report)))
     }
 
-    /// A device has reported, or tried to.
+    /// Stores a report of a device, or why it was rejected.
     pub fn reported(&mut self, key: &DeviceKey, report: Result<ReportedStatus, Cause>) {
         if let Some(record) = self.record_mut(key) {
             record.change_twin(|twin| twin.report(report));
@@ -80,7 +80,7 @@ impl Fleet {
         }
     }
 
-    /// The report that the status of a Device says.
+    /// The report in the status of a Device.
     #[must_use]
     pub fn written_report(&self, key: &DeviceKey) -> Option<ReportedStatus> {
         self.record(key)?.twin()?.written_report()
@@ -93,7 +93,7 @@ impl Fleet {
         }
     }
 
-    fn record(&self, key: &DeviceKey) -> Option<&Record> {
+    fn record(&self, key: &DeviceKey) -> Option<&DeviceRecord> {
         self.gateways.get(&key.gateway)?.devices.get(&*key.name).map(Box::as_ref)
     }
 }

@@ -1,11 +1,11 @@
-//! Devices come, change and go.
+//! Creation, change and deletion of Devices.
 
-use super::Fleet;
+use super::DeviceIndex;
 use crate::api::Device;
 use crate::operator::device::key::{DeviceKey, key_of};
-use crate::operator::device::record::{PasswordSource, Record};
+use crate::operator::device::record::{DeviceRecord, PasswordSource};
 
-impl Fleet {
+impl DeviceIndex {
     /// A Device was created or changed.
     pub fn device_applied(&mut self, device: &Device) {
         let Some(mut key) = key_of(device) else { return };
@@ -13,7 +13,7 @@ impl Fleet {
             return self.device_gone(&key);
         }
         let entry = self.gateways.entry(key.gateway);
-        // One name in memory for all Devices of a Gateway that wait somewhere.
+        // All queued keys of a Gateway's Devices share one name in memory.
         key.gateway = entry.key().clone();
         let state = entry.or_default();
         let uid = device.metadata.uid.as_deref().unwrap_or_default();
@@ -23,7 +23,7 @@ impl Fleet {
                 (record.update(device), false, registry)
             }
             None => {
-                state.devices.insert(key.name.as_ref().into(), Box::new(Record::new(device)));
+                state.devices.insert(key.name.as_ref().into(), Box::new(DeviceRecord::new(device)));
                 state.appeared = true;
                 (false, true, true)
             }
@@ -51,7 +51,7 @@ impl Fleet {
         self.changes.devices.insert(key);
     }
 
-    /// A Device is gone.
+    /// A Device was deleted.
     pub fn device_deleted(&mut self, device: &Device) {
         if let Some(key) = key_of(device) {
             self.device_gone(&key);
@@ -79,19 +79,19 @@ impl Fleet {
         self.forget_if_empty(&key.gateway);
     }
 
-    /// All Devices are about to be listed.
+    /// A list of all Devices begins.
     pub fn listing_devices(&mut self) {
         self.records_mut().for_each(|record| record.listed = false);
     }
 
-    /// All Devices have been listed: those that were not among them are gone.
+    /// The list is complete: Devices that it does not contain were deleted.
     pub fn devices_listed(&mut self) {
         for key in self.keys_of(|record| !record.listed) {
             self.device_gone(&key);
         }
     }
 
-    /// A status has been written, and this is the Device since.
+    /// A status was written, with this result.
     pub fn status_written(&mut self, key: &DeviceKey, device: &Device) {
         if let Some(record) = self.record_mut(key).filter(|record| Some(&*record.uid) == device.metadata.uid.as_deref()) {
             record.observe_status(device);

@@ -1,4 +1,4 @@
-//! Devices with certificates: what events lead to which step, and what the broker is given.
+//! Devices with certificates: events, actions, and entries for the broker.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 use serde_json::{Value, json};
 
-use super::Step;
 use crate::api::client_authority::IssuerReference;
 use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, Cause, READY, RECONCILING, STALLED};
 use crate::api::{Device, DeviceStatus};
@@ -16,9 +15,10 @@ use crate::broker::credential::shard::{self, Shard};
 use crate::certificate::client::ClientAuthority;
 use crate::certificate::request::{self, SigningRequest};
 use crate::certificate::trust::TrustedAuthorities;
-use crate::operator::device::certificate::{Asked, Authority, Issuer, Refusal, Signer, Source};
+use crate::operator::device::certificate::{Authority, IssuanceRefusal, Issuer, IssuerResponse, Signer, Source};
 use crate::operator::device::endpoint::Endpoint;
-use crate::operator::device::fleet::Fleet;
+use crate::operator::device::index::DeviceIndex;
+use crate::operator::device::index::action::DeviceAction;
 use crate::operator::device::key::{DeviceKey, GatewayKey};
 
 fn gateway() -> GatewayKey {
@@ -55,37 +55,39 @@ fn x509(request: &str) -> Value {
     json!({"x509": {"certificateSigningRequest": request}})
 }
 
-fn fleet(authentication: &Value) -> Fleet {
-    let mut fleet = Fleet::default();
-    fleet.gateway_observed(&gateway(), Some(OwnerReference { uid: "uid-g".to_owned(), ..OwnerReference::default() }));
-    fleet.endpoint_observed(&gateway(), "uid-g", Endpoint::new("g.n.svc", 8883, true, None));
-    fleet.device_applied(&device(authentication, true, 1, None));
-    fleet
+fn index(authentication: &Value) -> DeviceIndex {
+    let mut index = DeviceIndex::default();
+    index.gateway_observed(&gateway(), Some(OwnerReference { uid: "uid-g".to_owned(), ..OwnerReference::default() }));
+    index.endpoint_observed(&gateway(), "uid-g", Endpoint::new("g.n.svc", 8883, true, None));
+    index.device_applied(&device(authentication, true, 1, None));
+    index
 }
 
-/// As the driver carries it out.
-fn issue(fleet: &mut Fleet, request: &str) {
-    let Step::IssueCertificate { uid, signer, spread } = fleet.step(&key(), false) else { panic!("{:?}", fleet.step(&key(), false)) };
+/// As the driver executes the action.
+fn issue(index: &mut DeviceIndex, request: &str) {
+    let DeviceAction::IssueCertificate { uid, signer, spread } = index.next_action(&key(), false) else {
+        panic!("{:?}", index.next_action(&key(), false))
+    };
     let Source::Own(authority) = &signer.source else { panic!("an issuer has to be asked") };
     let now = Timestamp::now();
     let issued = authority.issue("d", &SigningRequest::parse(request).unwrap(), signer.validity, now).unwrap();
     let digest = request::digest(request);
     let certificate = signer.certificate((issued.pem, issued.serial.to_string(), issued.not_after), digest, spread, now);
-    fleet.certificate_issued(&key(), &uid, digest, certificate);
+    index.certificate_issued(&key(), &uid, digest, certificate);
 }
 
-/// Carries out the plan; the broker proves it. Returns what it holds.
-fn flush(fleet: &mut Fleet) -> Shard {
-    let (number, plan) = fleet.plan(&gateway()).expect("something to write");
+/// Applies the plan and simulates the broker's proof. Returns the shard.
+fn flush(index: &mut DeviceIndex) -> Shard {
+    let (number, plan) = index.plan(&gateway()).expect("something to write");
     let data = plan.writes[0].data.clone().unwrap();
-    fleet.plan_carried_out(&gateway(), number, plan);
-    fleet.proof_observed(&gateway(), BTreeMap::from([(0, shard::revision(&data))]));
+    index.plan_applied(&gateway(), number, plan);
+    index.proof_observed(&gateway(), BTreeMap::from([(0, shard::revision(&data))]));
     Shard::parse(&data).unwrap()
 }
 
-fn status(fleet: &Fleet, waited: bool) -> DeviceStatus {
-    match fleet.step(&key(), waited) {
-        Step::WriteStatus(status) => *status,
+fn status(index: &DeviceIndex, waited: bool) -> DeviceStatus {
+    match index.next_action(&key(), waited) {
+        DeviceAction::WriteStatus(status) => *status,
         other => panic!("expected a status, got {other:?}"),
     }
 }
@@ -100,14 +102,14 @@ fn is(status: &str, reason: &str) -> (String, String) {
 }
 
 #[test]
-fn one_write_once_the_broker_has_proven_the_key_and_none_after_a_restart() {
+fn a_certificate_needs_one_status_write_and_none_after_a_restart() {
     let (request, ca) = (signing_request(), KeyPair::generate().unwrap());
-    let mut first = fleet(&x509(&request));
-    assert!(matches!(first.step(&key(), false), Step::AwaitBroker), "the Gateway has not said who signs");
+    let mut first = index(&x509(&request));
+    assert!(matches!(first.next_action(&key(), false), DeviceAction::AwaitBroker), "the Gateway has not said who signs");
     first.authority_observed(&gateway(), "uid-g", authority(&ca));
     assert!(first.take_changes().devices.contains(&key()));
     issue(&mut first, &request);
-    assert!(matches!(first.step(&key(), false), Step::AwaitBroker), "one status, with all there is to say");
+    assert!(matches!(first.next_action(&key(), false), DeviceAction::AwaitBroker), "one status, with all there is to say");
     let shard = flush(&mut first);
     let entry = &shard.entries()["d"];
     assert!(entry.password_hash().is_none() && entry.certificate_key().is_some());
@@ -117,58 +119,58 @@ fn one_write_once_the_broker_has_proven_the_key_and_none_after_a_restart() {
     assert!(certificate.pem.contains("BEGIN CERTIFICATE") && certificate.revision.is_some());
     assert!(ready.credentials_secret.is_none(), "it has no password");
     first.status_written(&key(), &device(&x509(&request), true, 2, Some(&ready)));
-    assert!(matches!(first.step(&key(), false), Step::Rest));
+    assert!(matches!(first.next_action(&key(), false), DeviceAction::None));
 
-    let mut again = Fleet::default();
+    let mut again = DeviceIndex::default();
     again.gateway_observed(&gateway(), Some(OwnerReference { uid: "uid-g".to_owned(), ..OwnerReference::default() }));
     again.device_applied(&device(&x509(&request), true, 2, Some(&ready)));
     again.shard_observed(&gateway(), 0, Some(&shard.render()));
-    assert!(matches!(again.step(&key(), false), Step::Rest), "before the Gateway has been looked at");
+    assert!(matches!(again.next_action(&key(), false), DeviceAction::None), "before the Gateway has been looked at");
     again.authority_observed(&gateway(), "uid-g", authority(&ca));
-    assert!(again.plan(&gateway()).is_none() && matches!(again.step(&key(), false), Step::Rest));
+    assert!(again.plan(&gateway()).is_none() && matches!(again.next_action(&key(), false), DeviceAction::None));
     again.authority_observed(&gateway(), "uid-g", Authority::Unusable);
-    assert!(matches!(again.step(&key(), false), Step::Rest), "who has a certificate goes on");
+    assert!(matches!(again.next_action(&key(), false), DeviceAction::None), "who has a certificate goes on");
     again.authority_observed(&gateway(), "uid-g", authority(&KeyPair::generate().unwrap()));
-    assert!(matches!(again.step(&key(), false), Step::IssueCertificate { .. }), "by another authority");
+    assert!(matches!(again.next_action(&key(), false), DeviceAction::IssueCertificate { .. }), "by another authority");
 }
 
 #[test]
-fn a_device_that_is_disabled_replaced_or_deleted_vanishes_from_what_the_broker_accepts() {
+fn disabled_replaced_and_deleted_devices_are_removed_from_the_shard() {
     let (request, ca) = (signing_request(), KeyPair::generate().unwrap());
-    let mut fleet = fleet(&x509(&request));
-    fleet.authority_observed(&gateway(), "uid-g", authority(&ca));
-    issue(&mut fleet, &request);
-    let own = flush(&mut fleet).entries()["d"].certificate_key();
-    fleet.device_applied(&device(&x509(&request), false, 2, None));
-    assert!(flush(&mut fleet).entries().is_empty(), "disabled");
-    let disabled = status(&fleet, false);
+    let mut index = index(&x509(&request));
+    index.authority_observed(&gateway(), "uid-g", authority(&ca));
+    issue(&mut index, &request);
+    let own = flush(&mut index).entries()["d"].certificate_key();
+    index.device_applied(&device(&x509(&request), false, 2, None));
+    assert!(flush(&mut index).entries().is_empty(), "disabled");
+    let disabled = status(&index, false);
     assert_eq!(condition(&disabled, READY), is("True", "Disabled"));
-    fleet.status_written(&key(), &device(&x509(&request), false, 3, Some(&disabled)));
-    fleet.device_applied(&device(&x509(&request), true, 4, Some(&disabled)));
-    assert_eq!(flush(&mut fleet).entries()["d"].certificate_key(), own, "enabled again, its certificate counts again");
-    assert!(!matches!(fleet.step(&key(), false), Step::IssueCertificate { .. }));
+    index.status_written(&key(), &device(&x509(&request), false, 3, Some(&disabled)));
+    index.device_applied(&device(&x509(&request), true, 4, Some(&disabled)));
+    assert_eq!(flush(&mut index).entries()["d"].certificate_key(), own, "enabled again, its certificate counts again");
+    assert!(!matches!(index.next_action(&key(), false), DeviceAction::IssueCertificate { .. }));
     let another = signing_request();
-    fleet.device_applied(&device(&x509(&another), true, 5, Some(&disabled)));
-    assert_ne!(flush(&mut fleet).entries()["d"].certificate_key(), own, "another key");
-    issue(&mut fleet, &another);
-    fleet.device_applied(&device(&x509("press-1"), true, 6, Some(&disabled)));
-    assert!(flush(&mut fleet).entries().is_empty(), "a request that cannot be read is no key");
-    fleet.device_applied(&device(&x509(&another), true, 7, Some(&disabled)));
-    assert_eq!(flush(&mut fleet).entries().len(), 1);
-    fleet.device_deleted(&device(&x509(&another), true, 8, None));
-    assert!(flush(&mut fleet).entries().is_empty(), "deleted");
+    index.device_applied(&device(&x509(&another), true, 5, Some(&disabled)));
+    assert_ne!(flush(&mut index).entries()["d"].certificate_key(), own, "another key");
+    issue(&mut index, &another);
+    index.device_applied(&device(&x509("press-1"), true, 6, Some(&disabled)));
+    assert!(flush(&mut index).entries().is_empty(), "a request that cannot be read is no key");
+    index.device_applied(&device(&x509(&another), true, 7, Some(&disabled)));
+    assert_eq!(flush(&mut index).entries().len(), 1);
+    index.device_deleted(&device(&x509(&another), true, 8, None));
+    assert!(flush(&mut index).entries().is_empty(), "deleted");
 }
 
 #[test]
-fn what_is_missing_is_said_on_the_object_that_has_to_change() {
+fn the_object_that_must_change_reports_a_missing_certificate() {
     let ca = KeyPair::generate().unwrap();
-    let mut bad = fleet(&x509("press-1"));
+    let mut bad = index(&x509("press-1"));
     bad.authority_observed(&gateway(), "uid-g", authority(&ca));
     let stalled = status(&bad, false);
     assert_eq!(condition(&stalled, ACCEPTED), is("False", "UnreadableSigningRequest"));
     assert_eq!(condition(&stalled, STALLED), is("True", "UnreadableSigningRequest"));
 
-    let mut good = fleet(&x509(&signing_request()));
+    let mut good = index(&x509(&signing_request()));
     let waiting = status(&good, true);
     assert_eq!(condition(&waiting, CREDENTIALS_LIVE), is("False", "AwaitingCertificate"));
     for (authority, accepted, reason) in
@@ -182,7 +184,7 @@ fn what_is_missing_is_said_on_the_object_that_has_to_change() {
 }
 
 #[test]
-fn what_an_issuer_refuses_is_said_on_the_device_until_it_gives_a_certificate() {
+fn a_device_reports_the_refusal_of_an_issuer_until_it_issues() {
     let (request, ca) = (signing_request(), KeyPair::generate().unwrap());
     let mut parameters = CertificateParams::default();
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -190,70 +192,78 @@ fn what_an_issuer_refuses_is_said_on_the_device_until_it_gives_a_certificate() {
     let reference = IssuerReference { name: "i".to_owned(), kind: "Issuer".to_owned(), group: "cert-manager.io".to_owned() };
     let source = Source::Issuer(Issuer { reference, trusted, secret: "s".to_owned() });
     let signer = Arc::new(Signer::new(source, SignedDuration::from_hours(24)));
-    let mut fleet = fleet(&x509(&request));
-    assert!(!fleet.asks_issuers());
-    fleet.authority_observed(&gateway(), "uid-g", Authority::Usable(Arc::clone(&signer)));
-    assert!(fleet.asks_issuers() && matches!(fleet.step(&key(), false), Step::IssueCertificate { .. }));
+    let mut index = index(&x509(&request));
+    assert!(!index.asks_issuers());
+    index.authority_observed(&gateway(), "uid-g", Authority::Usable(Arc::clone(&signer)));
+    assert!(index.asks_issuers() && matches!(index.next_action(&key(), false), DeviceAction::IssueCertificate { .. }));
     let digest = request::digest(&request);
-    assert!(matches!(fleet.begin(&key(), false, 0), Step::IssueCertificate { .. }));
-    assert!(matches!(fleet.step(&key(), false), Step::AwaitBroker), "asked, and no status before there is something to say");
-    assert_eq!(condition(&status(&fleet, true), CREDENTIALS_LIVE), is("False", "AwaitingCertificate"));
+    assert!(matches!(index.start_action(&key(), false, 0), DeviceAction::IssueCertificate { .. }));
+    assert!(matches!(index.next_action(&key(), false), DeviceAction::AwaitBroker), "asked, and no status before there is something to say");
+    assert_eq!(condition(&status(&index, true), CREDENTIALS_LIVE), is("False", "AwaitingCertificate"));
     for (is_final, accepted, type_, reason) in
         [(false, "True", RECONCILING, "CertificateDenied"), (true, "False", STALLED, "CommonNameMismatch")]
     {
-        let refusal = Refusal { cause: Cause::new(reason, "no"), is_final };
-        assert!(!fleet.certificate_asked(&key(), "uid-d", digest, Asked { refusal: Some(refusal), until: Some(300) }), "a condition tells");
-        let told = status(&fleet, false);
+        let refusal = IssuanceRefusal { cause: Cause::new(reason, "no"), is_final };
+        assert!(
+            !index.certificate_asked(&key(), "uid-d", digest, IssuerResponse { refusal: Some(refusal), until: Some(300) }),
+            "a condition tells"
+        );
+        let told = status(&index, false);
         assert_eq!((condition(&told, ACCEPTED).0.as_str(), condition(&told, type_)), (accepted, is("True", reason)));
     }
-    fleet.take_changes();
-    fleet.certificate_requests_listed();
-    assert!(fleet.take_changes().devices.contains(&key()) && matches!(fleet.step(&key(), false), Step::IssueCertificate { .. }));
+    index.take_changes();
+    index.certificate_requests_listed();
+    assert!(
+        index.take_changes().devices.contains(&key()) && matches!(index.next_action(&key(), false), DeviceAction::IssueCertificate { .. })
+    );
     let end = Timestamp::now() + SignedDuration::from_hours(24);
-    fleet.certificate_issued(
+    index.certificate_issued(
         &key(),
         "uid-d",
         digest,
         signer.certificate(("pem".to_owned(), "0a".to_owned(), end), digest, 0, Timestamp::now()),
     );
-    flush(&mut fleet);
-    let ready = status(&fleet, false);
+    flush(&mut index);
+    let ready = status(&index, false);
     assert_eq!(condition(&ready, READY), is("True", "Proven"));
-    fleet.status_written(&key(), &device(&x509(&request), true, 2, Some(&ready)));
-    let refusal = Refusal { cause: Cause::new("CertificateDenied", "no"), is_final: false };
-    assert!(fleet.certificate_asked(&key(), "uid-d", digest, Asked { refusal: Some(refusal), until: Some(300) }), "an event tells");
-    let told = status(&fleet, false);
+    index.status_written(&key(), &device(&x509(&request), true, 2, Some(&ready)));
+    let refusal = IssuanceRefusal { cause: Cause::new("CertificateDenied", "no"), is_final: false };
+    assert!(
+        index.certificate_asked(&key(), "uid-d", digest, IssuerResponse { refusal: Some(refusal), until: Some(300) }),
+        "an event tells"
+    );
+    let told = status(&index, false);
     assert_eq!(condition(&told, READY), is("True", "Proven"));
     assert!(told.conditions.iter().any(|condition| condition.type_ == READY && condition.message.contains("not renewed")));
 }
 
 #[test]
-fn a_device_with_both_has_both() {
+fn a_device_may_have_a_password_and_a_certificate() {
     let request = signing_request();
     let mut both = x509(&request);
     both["password"] = json!({});
-    let mut fleet = fleet(&both);
-    fleet.authority_observed(&gateway(), "uid-g", authority(&KeyPair::generate().unwrap()));
-    issue(&mut fleet, &request);
-    assert!(matches!(fleet.step(&key(), false), Step::CreateSecret { .. }));
+    let mut index = index(&both);
+    index.authority_observed(&gateway(), "uid-g", authority(&KeyPair::generate().unwrap()));
+    issue(&mut index, &request);
+    assert!(matches!(index.next_action(&key(), false), DeviceAction::CreateSecret { .. }));
     let password = crate::broker::credential::Password::given(b"secret").unwrap();
     let hash = crate::broker::credential::hash::hash("uid-d", "d", &password, 1);
-    fleet.password_observed(&key(), "uid-d", crate::operator::device::record::PasswordState::Hashed(hash.into()));
-    let shard = flush(&mut fleet);
+    index.password_observed(&key(), "uid-d", crate::operator::device::record::PasswordState::Hashed(hash.into()));
+    let shard = flush(&mut index);
     let entry = &shard.entries()["d"];
     assert!(entry.password_hash().is_some() && entry.certificate_key().is_some());
-    let ready = status(&fleet, false);
+    let ready = status(&index, false);
     assert!(ready.credentials_secret.is_some() && ready.certificate.is_some());
 }
 
 #[test]
-fn nobody_signs_for_a_broker_that_runs_elsewhere() {
-    let mut fleet = Fleet::default();
-    fleet.kind_observed(&gateway(), true);
-    fleet.gateway_observed(&gateway(), Some(OwnerReference { uid: "uid-g".to_owned(), ..OwnerReference::default() }));
-    fleet.link_observed(&gateway(), true);
-    fleet.device_applied(&device(&x509(&signing_request()), true, 1, None));
-    let Step::WriteStatus(status) = fleet.step(&key(), false) else { panic!("{:?}", fleet.step(&key(), false)) };
+fn a_signing_request_for_an_external_broker_is_stalled() {
+    let mut index = DeviceIndex::default();
+    index.kind_observed(&gateway(), true);
+    index.gateway_observed(&gateway(), Some(OwnerReference { uid: "uid-g".to_owned(), ..OwnerReference::default() }));
+    index.broker_connection_observed(&gateway(), true);
+    index.device_applied(&device(&x509(&signing_request()), true, 1, None));
+    let DeviceAction::WriteStatus(status) = index.next_action(&key(), false) else { panic!("{:?}", index.next_action(&key(), false)) };
     let found = |type_: &str| status.conditions.iter().find(|condition| condition.type_ == type_);
     let accepted = found(ACCEPTED).unwrap();
     assert_eq!((accepted.status.as_str(), accepted.reason.as_str()), ("False", "NoClientAuthority"));

@@ -1,4 +1,4 @@
-//! The devices of all Gateways, as the operator knows them: what events change, and what follows from it. Pure.
+//! The index of all Devices: events change it, and it determines what has to be done. Pure.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,66 +7,63 @@ use tokio::sync::Notify;
 
 use super::gateway::GatewayState;
 use super::key::{DeviceKey, GatewayKey};
-use super::record::Record;
+use super::record::DeviceRecord;
 use crate::state::registry::DeviceRow;
 
+pub mod action;
 mod connections;
 mod devices;
 mod gateways;
 mod passwords;
 mod rotation;
-mod step;
 mod twins;
 
-pub use connections::Change;
-pub use step::Step;
-
-/// What has changed since the last look.
+/// What changed since the last call of [`DeviceIndex::take_changes`].
 #[derive(Debug, Default)]
 pub struct Changes {
-    /// Devices that may need a step.
+    /// Devices that may need an action.
     pub devices: BTreeSet<DeviceKey>,
     /// Gateways whose shards may need a write.
     pub shards: BTreeSet<GatewayKey>,
-    /// Gateways whose shards may need one because of Devices that no broker has held yet, which is less pressing.
+    /// Gateways whose shards may need a write for Devices that no broker holds yet. This is less urgent.
     pub arrivals: BTreeSet<GatewayKey>,
     /// Gateways whose totals may have changed.
     pub totals: BTreeSet<GatewayKey>,
     /// Devices whose row in the registry may have changed.
     pub registry: BTreeSet<DeviceKey>,
-    /// Devices whose desired state the broker may have to be given.
+    /// Devices whose desired state the broker may not have yet.
     pub desired: BTreeSet<DeviceKey>,
 }
 
-/// The devices of all Gateways.
+/// The index of all Devices.
 #[derive(Debug, Default)]
-pub struct Fleet {
+pub struct DeviceIndex {
     gateways: HashMap<GatewayKey, GatewayState>,
-    /// Devices whose password is in a Secret of the user, by namespace and name of the Secret.
+    /// Devices with a user-provided password, by namespace and name of the Secret.
     given: HashMap<(Arc<str>, Box<str>), BTreeSet<DeviceKey>>,
-    /// When something follows from the time alone; seconds since 1970.
+    /// The next time at which something changes without an event, in seconds since 1970.
     deadline: Option<i64>,
     changes: Changes,
-    /// Devices whose status says something else of their connection than their brokers, though nothing is new of that.
+    /// Devices whose status reports another connection state than their broker.
     mismatched: BTreeSet<DeviceKey>,
-    /// Whether all Devices and what belongs to them have been seen once.
+    /// Whether all objects have been listed.
     complete: bool,
-    /// Whether a Gateway names an issuer that is to be asked.
+    /// Whether a Gateway declares an issuer of cert-manager.
     asks_issuers: bool,
 }
 
-impl Fleet {
-    /// What has changed since the last call.
+impl DeviceIndex {
+    /// Returns what changed since the last call.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)
     }
 
-    /// All Devices and what belongs to them have been seen once: from now on totals are totals.
+    /// All objects have been listed: the totals are complete from now on.
     pub fn completed(&mut self) {
         self.complete = true;
     }
 
-    fn keys_of(&self, wanted: impl Fn(&Record) -> bool) -> Vec<DeviceKey> {
+    fn keys_of(&self, wanted: impl Fn(&DeviceRecord) -> bool) -> Vec<DeviceKey> {
         let mut keys = Vec::new();
         for (gateway, state) in &self.gateways {
             let found = state.devices.iter().filter(|(_, record)| wanted(record));
@@ -75,25 +72,25 @@ impl Fleet {
         keys
     }
 
-    fn records_mut(&mut self) -> impl Iterator<Item = &mut Record> {
+    fn records_mut(&mut self) -> impl Iterator<Item = &mut DeviceRecord> {
         self.gateways.values_mut().flat_map(|state| state.devices.values_mut()).map(Box::as_mut)
     }
 
-    /// All Devices of a namespace, as a registry knows them.
+    /// The registry rows of all Devices of a namespace.
     #[must_use]
     pub fn registry(&self, namespace: &str) -> Vec<DeviceRow> {
         let gateways = self.gateways.iter().filter(|(key, _)| *key.namespace == *namespace);
         gateways.flat_map(|(key, state)| state.devices.iter().map(|(name, record)| registry_device(key, name, record))).collect()
     }
 
-    /// One Device, as a registry knows it; `None` where it is gone.
+    /// The registry row of a Device, or `None` if the Device does not exist.
     #[must_use]
     pub fn registry_device(&self, key: &DeviceKey) -> Option<DeviceRow> {
         let record = self.gateways.get(&key.gateway)?.devices.get(&*key.name)?;
         Some(registry_device(&key.gateway, &key.name, record))
     }
 
-    fn record_mut(&mut self, key: &DeviceKey) -> Option<&mut Record> {
+    fn record_mut(&mut self, key: &DeviceKey) -> Option<&mut DeviceRecord> {
         self.gateways.get_mut(&key.gateway)?.devices.get_mut(&*key.name).map(Box::as_mut)
     }
 
@@ -104,35 +101,35 @@ impl Fleet {
     }
 }
 
-fn registry_device(gateway: &GatewayKey, name: &str, record: &Record) -> DeviceRow {
+fn registry_device(gateway: &GatewayKey, name: &str, record: &DeviceRecord) -> DeviceRow {
     DeviceRow { name: name.to_owned(), gateway: gateway.name.to_string(), enabled: record.enabled, attributes: record.attributes.clone() }
 }
 
-/// The devices, shared by the reconcilers. Locked for moments only, never across an await.
+/// The index, shared by the reconcilers. It is locked briefly, never across an await.
 #[derive(Clone, Debug, Default)]
-pub struct SharedFleet {
-    fleet: Arc<Mutex<Fleet>>,
+pub struct SharedDeviceIndex {
+    index: Arc<Mutex<DeviceIndex>>,
     news: Arc<Notify>,
 }
 
-impl SharedFleet {
-    /// The devices.
-    pub fn lock(&self) -> MutexGuard<'_, Fleet> {
-        // A panic elsewhere ends the process soon; until then a partly applied event is no worse than a missed one.
-        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+impl SharedDeviceIndex {
+    /// Locks the index.
+    pub fn lock(&self) -> MutexGuard<'_, DeviceIndex> {
+        // A panic ends the process soon. Until then, a partly applied event is no worse than a missed one.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the changes looked at that were made from outside of the loop that drives the Devices.
+    /// Wakes the driver, after a change by another task.
     pub fn wake(&self) {
         self.news.notify_one();
     }
 
-    /// Returns once [`Self::wake`] was called.
+    /// Waits for [`Self::wake`].
     pub async fn woken(&self) {
         self.news.notified().await;
     }
 }
 
 #[cfg(test)]
-#[path = "fleet_tests.rs"]
+#[path = "index_tests.rs"]
 mod tests;

@@ -1,4 +1,4 @@
-//! Carries out what the fleet decides: the calls of one Device's step, and of one Gateway's shards.
+//! Executes the actions that the index determines: the calls for one Device, and for the shards of one Gateway.
 
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_controller::events::EventRecorder;
@@ -8,9 +8,11 @@ use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
 use serde_json::{Value, json};
 
+use super::certificate_request::CertificateRequest;
 use super::endpoint::Endpoint;
-use super::fleet::{SharedFleet, Step};
 use super::gateway::ShardPlan;
+use super::index::SharedDeviceIndex;
+use super::index::action::DeviceAction;
 use super::issue::issue;
 use super::key::{DeviceKey, GatewayKey};
 use super::record::PasswordState;
@@ -25,58 +27,74 @@ use crate::operator::context::publish_change;
 use crate::operator::kubernetes::apply::{WriteError, Writer, prepare, read};
 use crate::operator::kubernetes::diff::merge_patch;
 
-/// Shards of a Gateway that are written at the same time: with 100,000 Devices there may be 32 of them, of 64 KiB each.
-const SHARDS_AT_ONCE: usize = 4;
+/// Upper limit of concurrent writes for one Gateway. With 100,000 Devices there may be 32 shards of 64 KiB each.
+const MAX_CONCURRENT_SHARDS: usize = 4;
 
-/// What a step came to.
+/// The result of an action.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Done {
-    /// It is done; the fleet knows what follows.
+pub enum ActionOutcome {
+    /// The action is complete, and the index is updated.
     Done,
     /// The Device waits for its broker.
     Waiting,
 }
 
-/// Carries out the next step of a Device.
-pub async fn step(writer: &Writer, recorder: &EventRecorder, fleet: &SharedFleet, key: &DeviceKey, step: Step) -> Result<Done, WriteError> {
+/// Executes the next action of a Device.
+pub async fn action(
+    writer: &Writer,
+    recorder: &EventRecorder,
+    index: &SharedDeviceIndex,
+    key: &DeviceKey,
+    step: DeviceAction,
+) -> Result<ActionOutcome, WriteError> {
     match step {
-        Step::Rest => Ok(Done::Done),
-        Step::AwaitBroker => Ok(Done::Waiting),
-        Step::CreateSecret { uid, endpoint } => {
-            let token = fleet.lock().requested_rotation(key);
+        DeviceAction::None => Ok(ActionOutcome::Done),
+        DeviceAction::AwaitBroker => Ok(ActionOutcome::Waiting),
+        DeviceAction::CreateSecret { uid, endpoint } => {
+            let token = index.lock().requested_rotation(key);
             let (password, lifetime) = create_secret(writer, key, &uid, &endpoint, token.as_deref()).await?;
-            fleet.lock().generated_observed(key, &uid, password, lifetime, Timestamp::now().as_second());
-            Ok(Done::Done)
+            index.lock().generated_observed(key, &uid, password, lifetime, Timestamp::now().as_second());
+            Ok(ActionOutcome::Done)
         }
-        Step::WriteEndpoint { uid, endpoint } => {
-            if let Some(found) = own_secret(writer, fleet, key, &uid).await? {
+        DeviceAction::WriteEndpoint { uid, endpoint } => {
+            if let Some(found) = own_secret(writer, index, key, &uid).await? {
                 let name = name::device_credentials(&key.name);
                 let secret = writer.merge::<Secret>(&key.gateway.namespace, &name, &endpoint.change(&found)).await?;
-                secret_written(fleet, key, &uid, &secret);
+                secret_written(index, key, &uid, &secret);
             }
-            Ok(Done::Done)
+            Ok(ActionOutcome::Done)
         }
-        Step::RotatePassword { uid, token, overlap } => {
-            rotate(writer, fleet, key, &uid, token.as_deref(), overlap).await?;
-            Ok(Done::Done)
+        DeviceAction::RotatePassword { uid, token, overlap } => {
+            rotate(writer, index, key, &uid, token.as_deref(), overlap).await?;
+            Ok(ActionOutcome::Done)
         }
-        Step::IssueCertificate { uid, signer, spread } => {
-            issue(writer, recorder, fleet, (key, &uid), &signer, spread).await.map(|()| Done::Done)
+        DeviceAction::IssueCertificate { uid, signer, spread } => {
+            issue(writer, recorder, index, (key, &uid), &signer, spread).await.map(|()| ActionOutcome::Done)
         }
-        Step::ReadSecret { secret, key: data_key } => {
+        DeviceAction::ReadSecret { secret, key: data_key } => {
             let found = read::<Secret>(writer.client(), &key.gateway.namespace, &secret).await?;
-            let mut fleet = fleet.lock();
-            if let Some((uid, known)) = fleet.password(key) {
+            let mut index = index.lock();
+            if let Some((uid, known)) = index.password(key) {
                 let password = secret::read_given(key, &uid, found.as_ref(), (&secret, &data_key), known.as_deref());
-                fleet.password_observed(key, &uid, password);
+                index.password_observed(key, &uid, password);
             }
-            Ok(Done::Done)
+            Ok(ActionOutcome::Done)
         }
-        Step::WriteStatus(status) => write_status(writer, recorder, fleet, key, &status).await.map(|()| Done::Done),
+        DeviceAction::DeleteCertificateRequest { uid } => {
+            delete_certificate_request(writer, key, &uid).await?;
+            index.lock().certificate_request_observed(key, &uid, false);
+            Ok(ActionOutcome::Done)
+        }
+        DeviceAction::DeleteSecret { uid } => {
+            delete_generated_secret(writer, key, &uid).await?;
+            index.lock().generated_secret_deleted(key, &uid);
+            Ok(ActionOutcome::Done)
+        }
+        DeviceAction::WriteStatus(status) => write_status(writer, recorder, index, key, &status).await.map(|()| ActionOutcome::Done),
     }
 }
 
-/// Creates the Secret with a generated password, or takes the one that is there.
+/// Creates the Secret with a generated password, or uses the existing one.
 async fn create_secret(
     writer: &Writer,
     key: &DeviceKey,
@@ -93,7 +111,7 @@ async fn create_secret(
             let found = read::<Secret>(writer.client(), &key.gateway.namespace, &name).await?;
             match found.as_ref().map(|secret| (secret, secret::role(secret))) {
                 Some((secret, Role::Generated(_, owner))) if *owner == *uid => Ok(known(secret)),
-                // A Secret of a Device of that name that is gone: the garbage collector deletes it in a moment.
+                // The Secret of a deleted Device with that name. The garbage collector deletes it.
                 Some((secret, Role::Generated(..))) if !secret.owner_references().is_empty() => Err(error),
                 Some(_) => {
                     let message = format!("a Secret {name} exists and does not belong to this Device: delete or rename it");
@@ -106,25 +124,45 @@ async fn create_secret(
     }
 }
 
-/// The certificate as it is to be merged into the status.
+/// Deletes the CertificateRequest of the Device with this uid. One of another owner stays.
+async fn delete_certificate_request(writer: &Writer, key: &DeviceKey, uid: &str) -> Result<(), WriteError> {
+    let (namespace, name) = (&key.gateway.namespace, name::certificate_request(&key.name));
+    let found = read::<CertificateRequest>(writer.client(), namespace, &name).await?;
+    match found.filter(|request| request.owner_references().iter().any(|owner| owner.uid == *uid)) {
+        Some(_) => writer.delete::<CertificateRequest>(namespace, &name).await,
+        None => Ok(()),
+    }
+}
+
+/// Deletes the Secret with the generated password of the Device with this uid. One of another owner stays.
+async fn delete_generated_secret(writer: &Writer, key: &DeviceKey, uid: &str) -> Result<(), WriteError> {
+    let (namespace, name) = (&key.gateway.namespace, name::device_credentials(&key.name));
+    let found = read::<Secret>(writer.client(), namespace, &name).await?;
+    match found.filter(|secret| matches!(secret::role(secret), Role::Generated(_, owner) if *owner == *uid)) {
+        Some(_) => writer.delete::<Secret>(namespace, &name).await,
+        None => Ok(()),
+    }
+}
+
+/// The merge patch of the certificate. A revision that is no longer valid is removed.
 fn certificate_patch(certificate: Option<&DeviceCertificate>) -> Value {
     let Some(certificate) = certificate else { return Value::Null };
     let mut patch = json!(certificate);
-    // A revision that no longer holds must not stay.
+    // Explicitly null without a revision.
     patch["revision"] = json!(certificate.revision);
     patch
 }
 
-/// Replaces the generated password, unless the Secret says that this was done already.
+/// Replaces the generated password, unless the Secret shows that this was done.
 async fn rotate(
     writer: &Writer,
-    fleet: &SharedFleet,
+    index: &SharedDeviceIndex,
     key: &DeviceKey,
     uid: &str,
     token: Option<&str>,
     overlap: i64,
 ) -> Result<(), WriteError> {
-    let Some(found) = own_secret(writer, fleet, key, uid).await? else { return Ok(()) };
+    let Some(found) = own_secret(writer, index, key, uid).await? else { return Ok(()) };
     let secret = match secret::read_generated(key, uid, &found).hash() {
         Some(present) => {
             let patch = secret::rotated(&found, present, &Password::generate(), token, Timestamp::now(), overlap);
@@ -132,37 +170,37 @@ async fn rotate(
         }
         None => found,
     };
-    secret_written(fleet, key, uid, &secret);
+    secret_written(index, key, uid, &secret);
     Ok(())
 }
 
-/// The Secret with the generated password of this very Device. Where it is not there, or another's, the fleet looks again.
-async fn own_secret(writer: &Writer, fleet: &SharedFleet, key: &DeviceKey, uid: &str) -> Result<Option<Secret>, WriteError> {
+/// The Secret with the generated password of the Device with this uid. If there is none, the index creates it again.
+async fn own_secret(writer: &Writer, index: &SharedDeviceIndex, key: &DeviceKey, uid: &str) -> Result<Option<Secret>, WriteError> {
     let found = read::<Secret>(writer.client(), &key.gateway.namespace, &name::device_credentials(&key.name)).await?;
     let own = found.filter(|secret| matches!(secret::role(secret), Role::Generated(_, owner) if *owner == *uid));
     if own.is_none() {
-        fleet.lock().password_observed(key, uid, PasswordState::Unknown);
+        index.lock().password_observed(key, uid, PasswordState::Unknown);
     }
     Ok(own)
 }
 
-fn secret_written(fleet: &SharedFleet, key: &DeviceKey, uid: &str, secret: &Secret) {
+fn secret_written(index: &SharedDeviceIndex, key: &DeviceKey, uid: &str, secret: &Secret) {
     let password = secret::read_generated(key, uid, secret);
-    fleet.lock().generated_observed(key, uid, password, Lifetime::of(secret), Timestamp::now().as_second());
+    index.lock().generated_observed(key, uid, password, Lifetime::of(secret), Timestamp::now().as_second());
 }
 
 async fn write_status(
     writer: &Writer,
     recorder: &EventRecorder,
-    fleet: &SharedFleet,
+    index: &SharedDeviceIndex,
     key: &DeviceKey,
     status: &DeviceStatus,
 ) -> Result<(), WriteError> {
-    let before = fleet.lock().written_report(key);
+    let before = index.lock().written_report(key);
     let patch = json!({
         "observedGeneration": status.observed_generation,
         "username": status.username,
-        // Merged as a whole: a revision that no longer holds must not stay.
+        // All fields are present: a revision that is no longer valid is removed.
         "credentialsSecret": status.credentials_secret.as_ref().map(|secret| json!({"name": secret.name, "revision": secret.revision})),
         "certificate": certificate_patch(status.certificate.as_ref()),
         "desired": status.desired,
@@ -173,18 +211,18 @@ async fn write_status(
         return Ok(());
     };
     {
-        let mut fleet = fleet.lock();
-        fleet.report_written(key, status.reported.as_ref());
-        fleet.status_written(key, &device);
+        let mut index = index.lock();
+        index.report_written(key, status.reported.as_ref());
+        index.status_written(key, &device);
     }
-    // A Device that becomes ready says so in its status; an event a Device would be a third write.
+    // The status of a Device reports readiness. An Event for each Device would be a third write.
     if status.conditions.iter().any(|condition| condition.type_ == READY && condition.status != "True") {
         publish_change(recorder, &device, &[], &status.conditions).await;
     }
     Ok(())
 }
 
-/// What of a report is to be merged into the status: what the device no longer reports must not stay.
+/// The merge patch of the report. Members that the device no longer reports are removed.
 fn report_patch(before: Option<&ReportedStatus>, wanted: Option<&ReportedStatus>) -> Value {
     match (before, wanted) {
         (_, None) => Value::Null,
@@ -193,9 +231,9 @@ fn report_patch(before: Option<&ReportedStatus>, wanted: Option<&ReportedStatus>
     }
 }
 
-/// Writes the shards of a Gateway, in the order of the plan where that matters.
+/// Writes the shards of a Gateway, in the order of the plan where the order matters.
 pub async fn write_shards(writer: &Writer, gateway: &GatewayKey, plan: &ShardPlan) -> Result<(), WriteError> {
-    let at_once = if plan.unordered { SHARDS_AT_ONCE } else { 1 };
+    let at_once = if plan.unordered { MAX_CONCURRENT_SHARDS } else { 1 };
     let calls: Vec<_> = plan.writes.iter().map(|secret| write_shard(writer, plan, secret)).collect();
     stream::iter(calls).buffered(at_once).try_collect::<()>().await?;
     for name in &plan.deletes {
@@ -204,8 +242,8 @@ pub async fn write_shards(writer: &Writer, gateway: &GatewayKey, plan: &ShardPla
     Ok(())
 }
 
-/// One call for a shard that is there: the watch tells what stands in it, and so much is not to be read before each write. For the same reason
-/// of the answer only the metadata comes.
+/// Writes a shard with one call if it exists: the watch knows its content, so it is not read first, and the response contains only
+/// the metadata.
 async fn write_shard(writer: &Writer, plan: &ShardPlan, secret: &Secret) -> Result<(), WriteError> {
     let (namespace, name) = (secret.namespace().unwrap_or_default(), secret.name_any());
     if plan.present.contains(&name) {
@@ -217,7 +255,7 @@ async fn write_shard(writer: &Writer, plan: &ShardPlan, secret: &Secret) -> Resu
     writer.apply(&plan.owner, secret).await.map(drop)
 }
 
-/// A shard as it is to be merged: what no user of it has any more must not stay.
+/// The merge patch of a shard. Optional keys that no user of the shard needs are removed.
 fn shard_patch(mut wanted: Value) -> Value {
     for key in OPTIONAL_KEYS {
         if wanted["data"].get(key).is_none() {
@@ -232,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_no_user_of_a_shard_has_any_more_is_removed() {
+    fn unused_optional_keys_of_a_shard_are_removed() {
         let before = json!({"passwords": "YQ==", "acls": "", "shards": "MQ==", "previous-passwords": "Yg==", "certificate-keys": "Yw=="});
         for data in [
             json!({"passwords": "YQ==", "acls": "", "shards": "MQ=="}),
