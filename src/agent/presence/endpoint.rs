@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{Presence, now};
-use crate::broker::log::wire::{self, LONGEST_WAIT_SECONDS, Page};
+use crate::broker::log::wire::{self, MAX_WAIT_SECONDS, Page};
 
 #[derive(Clone)]
 struct Endpoint {
@@ -29,7 +29,7 @@ async fn answer(State(endpoint): State<Endpoint>, Query(query): Query<wire::Quer
     let mut number = presence.number.subscribe();
     let news = number.wait_for(Option::is_some);
     let page = tokio::select! {
-        page = timeout(Duration::from_secs(LONGEST_WAIT_SECONDS), news) => page.is_ok().then(|| presence.page(&query)),
+        page = timeout(Duration::from_secs(MAX_WAIT_SECONDS), news) => page.is_ok().then(|| presence.page(&query)),
         () = shutdown.cancelled() => None,
     };
     match page {
@@ -39,7 +39,7 @@ async fn answer(State(endpoint): State<Endpoint>, Query(query): Query<wire::Quer
             let later = number.wait_for(|number| number.is_some_and(|number| number > query.after));
             tokio::select! {
                 // That none came is an answer too: the count of refusals is in it.
-                _ = timeout(Duration::from_secs(LONGEST_WAIT_SECONDS), later) => {}
+                _ = timeout(Duration::from_secs(MAX_WAIT_SECONDS), later) => {}
                 () = shutdown.cancelled() => {}
             }
             Json(presence.page(&query)).into_response()

@@ -12,13 +12,13 @@ use hyper_util::rt::TokioExecutor;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::broker::log::wire::{LONGEST_WAIT_SECONDS, PAGE_BYTES, PATH, Page, Query};
+use crate::broker::log::wire::{MAX_PAGE_BYTES, MAX_WAIT_SECONDS, PATH, Page, Query};
 
 /// The longest that a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The longest that an answer may take: as long as the agent may hold it back, and a page's time to travel.
-const TIMEOUT: Duration = Duration::from_secs(LONGEST_WAIT_SECONDS + 10);
+const TIMEOUT: Duration = Duration::from_secs(MAX_WAIT_SECONDS + 10);
 
 /// Why an agent did not answer.
 #[derive(Debug, Error)]
@@ -116,7 +116,7 @@ impl Agents {
         if answer.status() != StatusCode::OK {
             return Err(AskError::Status { authority: authority(), status: answer.status() });
         }
-        let body = Limited::new(answer.into_body(), PAGE_BYTES).collect().await;
+        let body = Limited::new(answer.into_body(), MAX_PAGE_BYTES).collect().await;
         let body = body.map_err(|error| AskError::Read { authority: authority(), reason: error.to_string() })?;
         serde_json::from_slice(&body.to_bytes()).map_err(|source| AskError::Parse { authority: authority(), source })
     }

@@ -11,7 +11,7 @@ use super::waiting::Waiting;
 use crate::api::device::ConnectionState;
 use crate::api::gateway::GatewayClients;
 use crate::broker::log::damping::{Penalty, STORM_HOLD_SECONDS};
-use crate::broker::log::wire::{ClientState, Page, State};
+use crate::broker::log::wire::{ClientState, Page, PresenceState as State};
 use crate::operator::device::connection::Connection;
 use crate::operator::device::fleet::{Fleet, SharedFleet};
 use crate::operator::device::key::{DeviceKey, GatewayKey};
