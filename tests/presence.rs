@@ -17,7 +17,7 @@ use fleetwright::agent::presence::follow::LogFollower;
 use fleetwright::agent::presence::metrics::PresenceMetrics;
 use fleetwright::agent::presence::{Presence, follow};
 use fleetwright::broker::credential::file::BrokerFiles;
-use fleetwright::broker::credential::{Entry, Password, hash};
+use fleetwright::broker::credential::{Entry, Password, PresenceToken, hash};
 use fleetwright::broker::log::line::Reason;
 use fleetwright::broker::log::refused::RefusedClient;
 use fleetwright::broker::log::wire::{ClientState, Page, PresenceState, Query};
@@ -56,6 +56,11 @@ fn broker(devices: usize, more: &str) -> (Mosquitto, PathBuf) {
     (Mosquitto::start(folder, &configuration, port), log)
 }
 
+/// The token that agent and operator share.
+fn token() -> PresenceToken {
+    PresenceToken::derive("the password hash of the operator's user")
+}
+
 /// An agent's follower with its endpoint, and what the operator knows by asking it.
 struct Agent {
     metrics: PresenceMetrics,
@@ -72,6 +77,7 @@ impl Agent {
         let registry = prometheus::Registry::new();
         let metrics = PresenceMetrics::register(&registry).unwrap();
         let presence = Presence::new();
+        presence.accept(vec![token()]);
         let configuration = log.parent().unwrap().join("mosquitto.conf");
         let follower = LogFollower::new(log, &configuration, presence.clone(), metrics.clone());
         let follower = follower.with_max_log_bytes(max_log_bytes.unwrap_or(follow::MAX_LOG_BYTES));
@@ -95,7 +101,7 @@ impl Agent {
         let started = Instant::now();
         while self.last.is_none() || !condition(self) {
             let left = PATIENCE.saturating_sub(started.elapsed());
-            let page = tokio::time::timeout(left, self.agents.page(&self.authority, &self.query)).await;
+            let page = tokio::time::timeout(left, self.agents.page(&self.authority, &token(), &self.query)).await;
             assert!(page.is_ok(), "waited in vain for {what}: {:?}, {:?}", self.states, self.last);
             let Ok(Ok(page)) = page else {
                 // Its listener is not there yet.

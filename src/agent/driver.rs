@@ -104,6 +104,7 @@ pub struct Driver {
     written: Option<WrittenFiles>,
     verification: Verification,
     presentation: Presentation,
+    presence: Presence,
     generation: i64,
     end_sessions_at: Option<Instant>,
     first_written: CancellationToken,
@@ -143,6 +144,7 @@ impl Driver {
             written: None,
             verification,
             presentation,
+            presence: Presence::new(),
             generation: 0,
             end_sessions_at: None,
             first_written,
@@ -151,10 +153,11 @@ impl Driver {
         }
     }
 
-    /// The same, which says beforehand which refused clients are its own.
+    /// Announces its own handshakes to `presence`, and gives it the tokens of the operator.
     #[must_use]
     pub fn with_presence(mut self, presence: Presence) -> Self {
-        self.presentation = self.presentation.with_presence(presence);
+        self.presentation = self.presentation.with_presence(presence.clone());
+        self.presence = presence;
         self
     }
 
@@ -238,6 +241,7 @@ impl Driver {
         if self.written.as_ref().is_some_and(|written| written.content == content) {
             return Ok(());
         }
+        self.presence.accept(self.state.presence_tokens());
         let canary = Password::generate();
         let files = self.state.files(&content, &canary)?;
         // Remembered first: a worker that could log in and is not remembered might leave a session for good.

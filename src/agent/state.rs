@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use thiserror::Error;
 
-use crate::api::name::INGEST_USERNAME_PREFIX;
+use crate::api::name::{INGEST_USERNAME_PREFIX, LINK_USERNAME};
 use crate::broker::credential::entry::EntryError;
 use crate::broker::credential::file::BrokerFiles;
 use crate::broker::credential::shard::{self, Data, Incomplete, Shard, ShardError};
-use crate::broker::credential::{Entry, Password, hash};
+use crate::broker::credential::{Entry, Password, PresenceToken, hash};
 use crate::certificate::server::{CertificateError, ServerCertificate};
 use crate::configuration::agent::{TLS_CERTIFICATE, TLS_KEY};
 
@@ -260,6 +260,13 @@ impl AgentState {
         let departed = departed.collect::<Result<Vec<_>, _>>()?;
         let users = shard::assemble(&self.shards).unwrap_or_default();
         BrokerFiles::new(users.into_values().chain(&departed), canary)
+    }
+
+    /// Tokens with which the operator may read `/presence`; none before its user is known.
+    #[must_use]
+    pub fn presence_tokens(&self) -> Vec<PresenceToken> {
+        let users = shard::assemble(&self.shards).unwrap_or_default();
+        users.get(LINK_USERNAME).map(|operator| PresenceToken::of(operator).collect()).unwrap_or_default()
     }
 
     /// The session of a worker that is gone has been ended.

@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::StatusCode;
+use hyper::header::AUTHORIZATION;
+use hyper::header::HeaderValue;
 use hyper::http::uri::InvalidUri;
+use hyper::{Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use thiserror::Error;
 use tokio::time::timeout;
 
+use crate::broker::credential::PresenceToken;
 use crate::broker::log::wire::{MAX_PAGE_BYTES, MAX_WAIT_SECONDS, PATH, Page, Query};
 
 /// The longest that a connection may take.
@@ -41,6 +44,13 @@ pub enum AskError {
         /// Why.
         #[source]
         source: hyper_util::client::legacy::Error,
+    },
+
+    /// It does not accept the token.
+    #[error("the agent at {authority} does not accept the operator's token: it has another password of the operator's broker user")]
+    Unauthorized {
+        /// Host and port.
+        authority: String,
     },
 
     /// It answered something else.
@@ -99,20 +109,29 @@ impl Agents {
     ///
     /// # Errors
     /// When there is no answer, or one that cannot be read.
-    pub async fn page(&self, authority: &str, query: &Query) -> Result<Page, AskError> {
-        match timeout(TIMEOUT, self.ask(authority, query)).await {
+    pub async fn page(&self, authority: &str, token: &PresenceToken, query: &Query) -> Result<Page, AskError> {
+        match timeout(TIMEOUT, self.ask(authority, token, query)).await {
             Ok(answer) => answer,
             Err(_) => Err(AskError::Timeout { authority: authority.to_owned() }),
         }
     }
 
-    async fn ask(&self, authority: &str, query: &Query) -> Result<Page, AskError> {
+    async fn ask(&self, authority: &str, token: &PresenceToken, query: &Query) -> Result<Page, AskError> {
         let authority = || authority.to_owned();
         // The epoch comes from an agent, which may be anyone's: only what needs no encoding goes back.
         let epoch: String = query.epoch.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
         let uri = format!("http://{}{PATH}?epoch={epoch}&after={}", authority(), query.after);
-        let uri = uri.parse().map_err(|source| AskError::Address { authority: authority(), source })?;
-        let answer = self.client.get(uri).await.map_err(|source| AskError::Reach { authority: authority(), source })?;
+        let uri: Uri = uri.parse().map_err(|source| AskError::Address { authority: authority(), source })?;
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = uri;
+        // The token is of URL-safe base64, so that it is a valid value of a header.
+        if let Ok(value) = HeaderValue::from_str(&token.authorization()) {
+            request.headers_mut().insert(AUTHORIZATION, value);
+        }
+        let answer = self.client.request(request).await.map_err(|source| AskError::Reach { authority: authority(), source })?;
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            return Err(AskError::Unauthorized { authority: authority() });
+        }
         if answer.status() != StatusCode::OK {
             return Err(AskError::Status { authority: authority(), status: answer.status() });
         }

@@ -205,7 +205,14 @@ impl Presence {
                 self.followers.remove(key);
             } else if !self.followers.contains_key(key) {
                 let anew = Arc::new(Notify::new());
-                let task = tokio::spawn(follow(self.agents.clone(), key.clone(), Arc::clone(&anew), self.news.clone())).abort_handle();
+                let task = tokio::spawn(follow(
+                    self.context.client.clone(),
+                    self.agents.clone(),
+                    key.clone(),
+                    Arc::clone(&anew),
+                    self.news.clone(),
+                ))
+                .abort_handle();
                 self.followers.insert(key.clone(), Follower { anew, task });
             }
         }
