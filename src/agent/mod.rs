@@ -24,6 +24,7 @@ use anyhow::Context;
 use clap::Args;
 use kube::{Client, Config};
 use prometheus::Registry;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -85,6 +86,9 @@ pub struct Arguments {
 /// # Errors
 /// When the configuration cannot be read, a file cannot be written, or the endpoint's address is taken.
 pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::Result<()> {
+    // The containers of the pod share a user and a process namespace. Without this the broker could read the agent's token through
+    // /proc/<pid>/root; with it that takes the capability CAP_SYS_PTRACE, which no container of the pod has.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("failed to make the agent's process not dumpable")?;
     let configuration = read_configuration(&arguments.configuration.join(FILE))?;
     let registry = Registry::new();
     let metrics = Arc::new(AgentMetrics::register(&registry)?);
