@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::fullness::{self, BOUNDS, FULL, REFUSED};
-use super::metrics::Metrics;
+use super::metrics::AgentMetrics;
 use crate::broker::credential::Password;
 
 /// The longest a login may take. A broker that reloads answers after that: measured, under a second for 15,000 clients.
@@ -71,7 +71,7 @@ impl Session {
     ///
     /// # Errors
     /// When the broker does not accept the login.
-    pub async fn login(address: &Address, username: &str, password: &Password, metrics: &Arc<Metrics>) -> Result<Self, LoginError> {
+    pub async fn login(address: &Address, username: &str, password: &Password, metrics: &Arc<AgentMetrics>) -> Result<Self, LoginError> {
         let (client, mut events) = connect(address, username, password).await?;
         let metrics = Arc::clone(metrics);
         let watching = tokio::spawn(async move {
@@ -157,7 +157,7 @@ fn login_error(address: &Address, username: &str, error: ConnectionError) -> Log
     }
 }
 
-fn observe(metrics: &Metrics, topic: &[u8], payload: &[u8]) {
+fn observe(metrics: &AgentMetrics, topic: &[u8], payload: &[u8]) {
     let (Ok(topic), Ok(text)) = (std::str::from_utf8(topic), std::str::from_utf8(payload)) else { return };
     if topic == FULL {
         if let Some(seen) = fullness::parse(text) {

@@ -3,6 +3,7 @@
 pub mod backoff;
 pub mod error;
 pub mod http;
+pub mod http_server;
 pub mod rate_limited_queue;
 pub mod readiness;
 pub mod shutdown;

@@ -8,8 +8,10 @@ pub mod entry;
 pub mod file;
 pub mod hash;
 pub mod password;
+pub mod presence_token;
 pub mod shard;
 
 pub use entry::{Entry, KeyDigest};
 pub use password::Password;
+pub use presence_token::PresenceToken;
 pub use shard::Shard;

@@ -4,22 +4,22 @@
 //! As routers do it (route flap damping, RFC 2439): each change costs a penalty, which halves with time.
 
 /// The penalty halves in this many seconds.
-const HALF_LIFE: f32 = 60.0;
+const HALF_LIFE_SECONDS: f32 = 60.0;
 
 /// Penalty up to which a change shows at once: a device that leaves and comes back, and does that once more.
-const FREE: f32 = 4.0;
+const FREE_PENALTY: f32 = 4.0;
 
 /// The wait of a device just beyond that, in seconds; twice as long with each further change …
-const FIRST_HOLD: f32 = 5.0;
+const INITIAL_HOLD_SECONDS: f32 = 5.0;
 
 /// … up to this.
-const LONGEST_HOLD: f32 = 600.0;
+const MAX_HOLD_SECONDS: f32 = 600.0;
 
 /// The penalty does not grow beyond this, so that a device that has calmed down is told of at once again after some two minutes.
-const HIGHEST: f32 = 12.0;
+const MAX_PENALTY: f32 = 12.0;
 
 /// Below this a penalty is as good as none.
-const NEGLIGIBLE: f32 = 0.5;
+const MIN_PENALTY: f32 = 0.5;
 
 /// A device that went with many others, because its broker did or the network: that shows once it has lasted so long
 /// (seconds). When a broker restarts, or a link is back, its clients are back before.
@@ -36,7 +36,7 @@ pub struct Penalty {
 impl Penalty {
     /// Takes over a change at `now` (seconds), and returns how many seconds the device has to stay as it is from then on.
     pub fn change(&mut self, now: f64) -> f64 {
-        self.value = (self.value(now) + 1.0).min(HIGHEST);
+        self.value = (self.value(now) + 1.0).min(MAX_PENALTY);
         self.at = now;
         hold(self.value)
     }
@@ -44,24 +44,24 @@ impl Penalty {
     /// Whether there is nothing to remember.
     #[must_use]
     pub fn is_over(&self, now: f64) -> bool {
-        self.value(now) < NEGLIGIBLE
+        self.value(now) < MIN_PENALTY
     }
 
     /// Whether a change now would be held back.
     #[must_use]
     pub fn is_damped(&self, now: f64) -> bool {
-        self.value(now) > FREE
+        self.value(now) > FREE_PENALTY
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "a duration in seconds, of which fractions do not matter")]
     fn value(&self, now: f64) -> f32 {
-        self.value * (-((now - self.at).max(0.0) as f32) / HALF_LIFE).exp2()
+        self.value * (-((now - self.at).max(0.0) as f32) / HALF_LIFE_SECONDS).exp2()
     }
 }
 
 /// Seconds that a device with this penalty has to stay as it is.
 fn hold(penalty: f32) -> f64 {
-    if penalty <= FREE { 0.0 } else { f64::from((FIRST_HOLD * (penalty - FREE).exp2()).min(LONGEST_HOLD)) }
+    if penalty <= FREE_PENALTY { 0.0 } else { f64::from((INITIAL_HOLD_SECONDS * (penalty - FREE_PENALTY).exp2()).min(MAX_HOLD_SECONDS)) }
 }
 
 #[cfg(test)]

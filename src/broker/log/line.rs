@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Mosquitto cuts a line at this number of bytes (its buffer of 1,000, less the final NUL): the end of a longer one is the
 /// client's, not the broker's.
-pub const LONGEST_LINE: usize = 999;
+pub const MAX_LINE_BYTES: usize = 999;
 
 /// How the broker tells that a client closed a connection without a word of TLS: SSL_R_UNEXPECTED_EOF_WHILE_READING of OpenSSL 3.
 const UNEXPECTED_END: &str = "OpenSSL Error while trying to get the error[0]: error:0A000126:";
@@ -56,7 +56,7 @@ pub enum Event<'a> {
 
     /// The connection that ends with the next line was closed by its client in the midst of TLS: what tells a probe that only opens the
     /// port from a handshake that failed.
-    TlsBrokenOff,
+    TlsAborted,
 
     /// A connection was turned away at once, for the listener has its number.
     Denied {
@@ -162,7 +162,7 @@ impl Reason {
 #[must_use]
 pub fn parse(line: &str) -> Option<Line<'_>> {
     let (time, message) = split_time(line);
-    let event = if line.len() >= LONGEST_LINE { cut(message) } else { whole(message) };
+    let event = if line.len() >= MAX_LINE_BYTES { cut(message) } else { whole(message) };
     event.map(|event| Line { time, event })
 }
 
@@ -192,7 +192,7 @@ fn whole(message: &str) -> Option<Event<'_>> {
         return disconnected(rest);
     }
     if message.starts_with(UNEXPECTED_END) {
-        return Some(Event::TlsBrokenOff);
+        return Some(Event::TlsAborted);
     }
     let state = message.strip_prefix("mosquitto version ")?.split_once(' ')?.1;
     match state {

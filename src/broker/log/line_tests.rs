@@ -87,7 +87,7 @@ fn clients_that_pretend_to_be_another_when_they_are_refused() {
     let name = "press-1 [127.0.0.1:99] disconnected: x. 'u\" ü";
     assert_eq!(event(line), Some(disconnected(name, "127.0.0.1:36946", Reason::NotAuthorised)));
     let overlong = format!("2026-11-23T09:37:54: Client press-1 [127.0.0.1:99] disconnected: not authorised.{}", "x".repeat(1000));
-    let cut = parse(&overlong[..LONGEST_LINE]).unwrap();
+    let cut = parse(&overlong[..MAX_LINE_BYTES]).unwrap();
     assert!(matches!(cut, Line { time: Some(_), event: Event::Cut { client } } if client.starts_with("press-1 [")), "{cut:?}");
     // Other lines that begin like this.
     for line in [

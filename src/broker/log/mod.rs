@@ -11,12 +11,12 @@ pub mod tracker;
 pub mod wire;
 
 /// The longest name of a Device (`metadata.name`, see the rule of the kind).
-const LONGEST_DEVICE_NAME: usize = 200;
+const MAX_DEVICE_NAME_BYTES: usize = 200;
 
 /// Whether a client of this name can be a Device: a lower-case DNS name (RFC 1123), as Kubernetes asks of every object. The
 /// users of the agent, of workers and of the operator begin with an underscore, and are none.
 #[must_use]
 pub fn can_be_device(client: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
-    !client.is_empty() && client.len() <= LONGEST_DEVICE_NAME && client.bytes().all(allowed)
+    !client.is_empty() && client.len() <= MAX_DEVICE_NAME_BYTES && client.bytes().all(allowed)
 }

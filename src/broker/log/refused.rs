@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 use super::line::Reason;
 
 /// Clients that are remembered. One that comes again and again stays among them through a flood of names that come once.
-const REMEMBERED: usize = 100;
+const MAX_CLIENTS: usize = 100;
 
 /// Clients that are told of.
-const TOLD: usize = 10;
+const MAX_REPORTED: usize = 10;
 
 /// A client that has not come for this long (seconds) is forgotten.
-const FORGOTTEN_AFTER: i64 = 3600;
+const FORGET_AFTER_SECONDS: i64 = 3600;
 
 /// The most characters of a client's name that are kept.
-const LONGEST_NAME: usize = 64;
+const MAX_NAME_CHARS: usize = 64;
 
 /// A client that was refused, as often as it tried.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -35,18 +35,18 @@ pub struct RefusedClient {
 
 /// All that were refused since the broker's pod was made.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Refused {
+pub struct RefusedClients {
     /// How often anyone was refused.
     pub count: u64,
     clients: Vec<RefusedClient>,
 }
 
-impl Refused {
+impl RefusedClients {
     /// Takes over a refusal. `client` as it stands in the log, `address` with or without a port.
     pub fn observe(&mut self, client: &str, address: &str, reason: Reason, time: i64) {
         self.count += 1;
         let address = clean(without_port(address));
-        let client = if is_made_up(client, &address) { String::new() } else { clean(client) };
+        let client = if is_generated(client, &address) { String::new() } else { clean(client) };
         let same = |known: &&mut RefusedClient| {
             known.reason == reason && known.client == client && (!client.is_empty() || known.address == address)
         };
@@ -56,8 +56,8 @@ impl Refused {
             known.address = address;
             return;
         }
-        self.clients.retain(|known| known.last + FORGOTTEN_AFTER > time);
-        if self.clients.len() >= REMEMBERED
+        self.clients.retain(|known| known.last + FORGET_AFTER_SECONDS > time);
+        if self.clients.len() >= MAX_CLIENTS
             && let Some(least) = (0..self.clients.len()).min_by_key(|index| (self.clients[*index].count, self.clients[*index].last))
         {
             self.clients.swap_remove(least);
@@ -68,11 +68,11 @@ impl Refused {
     /// Those that tried within the last hour: the most persistent first, and of those that tried as often the latest.
     #[must_use]
     pub fn recent(&self, now: i64) -> Vec<RefusedClient> {
-        let mut recent: Vec<RefusedClient> = self.clients.iter().filter(|known| known.last + FORGOTTEN_AFTER > now).cloned().collect();
+        let mut recent: Vec<RefusedClient> = self.clients.iter().filter(|known| known.last + FORGET_AFTER_SECONDS > now).cloned().collect();
         recent.sort_by(|a, b| {
             (Reverse(a.count), Reverse(a.last), &a.client, &a.address).cmp(&(Reverse(b.count), Reverse(b.last), &b.client, &b.address))
         });
-        recent.truncate(TOLD);
+        recent.truncate(MAX_REPORTED);
         recent
     }
 }
@@ -90,7 +90,7 @@ fn without_port(address: &str) -> &str {
 }
 
 /// Whether the broker, not the client, chose the name: its address, or `auto-` with a UUID, another one with each try.
-fn is_made_up(client: &str, address: &str) -> bool {
+fn is_generated(client: &str, address: &str) -> bool {
     let uuid = |text: &str| text.len() == 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
     client == address || client.strip_prefix("auto-").is_some_and(uuid)
 }
@@ -100,7 +100,7 @@ fn is_made_up(client: &str, address: &str) -> bool {
 #[must_use]
 pub fn clean(text: &str) -> String {
     let allowed = |c: char| c.is_alphanumeric() || c.is_ascii_graphic() || c == ' ';
-    text.chars().take(LONGEST_NAME).map(|c| if allowed(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
+    text.chars().take(MAX_NAME_CHARS).map(|c| if allowed(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }
 
 #[cfg(test)]
@@ -111,7 +111,7 @@ mod tests {
     fn names_are_bounded_and_clean() {
         assert_eq!(clean("press-1"), "press-1");
         assert_eq!(clean("a\u{202e}b\u{2028}c\nd\u{1b}"), "a\u{fffd}b\u{fffd}c\u{fffd}d\u{fffd}");
-        assert_eq!(clean(&"ü".repeat(5000)).chars().count(), LONGEST_NAME);
+        assert_eq!(clean(&"ü".repeat(5000)).chars().count(), MAX_NAME_CHARS);
     }
 
     #[test]
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_persistent_outlast_a_flood() {
-        let mut refused = Refused::default();
+        let mut refused = RefusedClients::default();
         for second in 0..5_000 {
             refused.observe(&format!("flood-{second}"), "10.0.0.9:1", Reason::NotAuthorised, second);
             if second % 20 == 0 {
@@ -131,7 +131,7 @@ mod tests {
             }
         }
         let recent = refused.recent(5_000);
-        assert_eq!((recent.len(), refused.count), (TOLD, 5_250));
+        assert_eq!((recent.len(), refused.count), (MAX_REPORTED, 5_250));
         assert_eq!(
             recent[0],
             RefusedClient {
@@ -142,13 +142,13 @@ mod tests {
                 last: 4_980
             }
         );
-        assert!(refused.clients.len() <= REMEMBERED);
-        assert!(refused.recent(5_000 + FORGOTTEN_AFTER).is_empty());
+        assert!(refused.clients.len() <= MAX_CLIENTS);
+        assert!(refused.recent(5_000 + FORGET_AFTER_SECONDS).is_empty());
     }
 
     #[test]
     fn who_gives_no_name_is_known_by_address() {
-        let mut refused = Refused::default();
+        let mut refused = RefusedClients::default();
         refused.observe("10.0.0.1", "10.0.0.1:5", Reason::ProtocolError, 1);
         refused.observe("auto-B8432D2E-362F-6B6C-6E6B-A8713370FC0B", "10.0.0.1:6", Reason::ProtocolError, 2);
         refused.observe("10.0.0.2", "10.0.0.2:5", Reason::ProtocolError, 3);

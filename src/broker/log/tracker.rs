@@ -10,20 +10,20 @@ use serde::{Deserialize, Serialize};
 
 use super::can_be_device;
 use super::line::{Event, Line, Reason};
-use super::refused::Refused;
-use super::wire::{ClientState, PAGE_CLIENTS, Page, State};
+use super::refused::RefusedClients;
+use super::wire::{ClientState, MAX_PAGE_CLIENTS, Page, PresenceState};
 use crate::api::name::CANARY_USERNAME;
 
-/// Clients that are not connected any more and still remembered. Beyond that the memory starts anew: an agent's limit is
+/// Clients that are not connected any more and still remembered. Beyond that the snapshot starts anew: an agent's limit is
 /// 256 MiB, and these are some 20.
-const REMEMBERED_OFFLINE: usize = 150_000;
+const MAX_OFFLINE_CLIENTS: usize = 150_000;
 
 /// Connections of the agent's own that are remembered: it has a handful at a time, and each is in the log in a moment.
-const REMEMBERED_OWN: usize = 64;
+const MAX_OWN_CONNECTIONS: usize = 64;
 
 /// What a line meant, for those who count.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Meaning {
+pub enum LogOutcome {
     /// A client was accepted.
     Connected,
     /// The connection of a client that had been accepted ended.
@@ -41,11 +41,11 @@ struct Client {
     /// Number of its last change.
     number: u64,
     since: i64,
-    standing: Standing,
+    status: ClientStatus,
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-enum Standing {
+enum ClientStatus {
     Online { address: Box<str> },
     Offline,
     BrokerDown,
@@ -62,20 +62,20 @@ pub struct Tracker {
     /// Addresses of clients that are connected and no Devices.
     others: HashSet<Box<str>>,
     connected: usize,
-    refused: Refused,
+    refused: RefusedClients,
     /// Addresses of the agent's own connections that try out what is refused.
     own: VecDeque<Box<str>>,
     /// Whether the connection that ends next was broken off.
-    broken_off: bool,
+    aborted_in_tls: bool,
 }
 
 /// All that a tracker knows, to be kept in a file.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Memory {
+pub struct TrackerSnapshot {
     broker_since: i64,
-    clients: Vec<(String, i64, Standing)>,
+    clients: Vec<(String, i64, ClientStatus)>,
     others: Vec<Box<str>>,
-    refused: Refused,
+    refused: RefusedClients,
 }
 
 impl Tracker {
@@ -90,30 +90,30 @@ impl Tracker {
             changes: BTreeMap::new(),
             others: HashSet::new(),
             connected: 0,
-            refused: Refused::default(),
+            refused: RefusedClients::default(),
             own: VecDeque::new(),
-            broken_off: false,
+            aborted_in_tls: false,
         }
     }
 
     /// A tracker that goes on from what an earlier one knew.
     #[must_use]
-    pub fn resume(epoch: String, memory: Memory) -> Self {
+    pub fn restore(epoch: String, snapshot: TrackerSnapshot) -> Self {
         let mut tracker = Self::new(epoch);
-        tracker.broker_since = memory.broker_since;
-        tracker.others = memory.others.into_iter().collect();
-        tracker.refused = memory.refused;
-        for (client, since, standing) in memory.clients {
-            tracker.change(&client, since, standing);
+        tracker.broker_since = snapshot.broker_since;
+        tracker.others = snapshot.others.into_iter().collect();
+        tracker.refused = snapshot.refused;
+        for (client, since, status) in snapshot.clients {
+            tracker.change(&client, since, status);
         }
         tracker
     }
 
     /// What it knows.
     #[must_use]
-    pub fn memory(&self) -> Memory {
-        let client = |name: &Arc<str>| self.clients.get(name).map(|client| (name.to_string(), client.since, client.standing.clone()));
-        Memory {
+    pub fn snapshot(&self) -> TrackerSnapshot {
+        let client = |name: &Arc<str>| self.clients.get(name).map(|client| (name.to_string(), client.since, client.status.clone()));
+        TrackerSnapshot {
             broker_since: self.broker_since,
             clients: self.changes.values().filter_map(client).collect(),
             others: self.others.iter().cloned().collect(),
@@ -135,41 +135,41 @@ impl Tracker {
 
     /// The agent itself connects from this address and port, to see what the broker presents: that this is refused is no news.
     pub fn expect_own(&mut self, address: &str) {
-        if self.own.len() >= REMEMBERED_OWN {
+        if self.own.len() >= MAX_OWN_CONNECTIONS {
             self.own.pop_front();
         }
         self.own.push_back(address.into());
     }
 
     /// Takes over a line. `now` (seconds since 1970) stands for a time that it does not tell.
-    pub fn observe(&mut self, line: &Line<'_>, now: i64) -> Meaning {
+    pub fn observe(&mut self, line: &Line<'_>, now: i64) -> LogOutcome {
         let time = line.time.unwrap_or(now);
         match line.event {
             Event::BrokerStarting => {
                 self.broker_down(time);
                 self.broker_since = time;
-                Meaning::Broker
+                LogOutcome::Broker
             }
             Event::BrokerStopping => {
                 self.broker_down(time);
-                Meaning::Broker
+                LogOutcome::Broker
             }
-            Event::BrokerRunning => Meaning::Broker,
+            Event::BrokerRunning => LogOutcome::Broker,
             Event::Connected { client, address } => {
                 if can_be_device(client) {
-                    self.change(client, time, Standing::Online { address: address.into() });
+                    self.change(client, time, ClientStatus::Online { address: address.into() });
                 } else {
                     self.others.insert(address.into());
                 }
-                Meaning::Connected
+                LogOutcome::Connected
             }
-            Event::TlsBrokenOff => {
-                self.broken_off = true;
-                Meaning::Nothing
+            Event::TlsAborted => {
+                self.aborted_in_tls = true;
+                LogOutcome::Nothing
             }
             Event::Disconnected { client, address, reason } => {
-                let broken_off = std::mem::take(&mut self.broken_off) && reason == Reason::TlsHandshakeFailed;
-                self.disconnected(client, address, if broken_off { Reason::ClosedByClient } else { reason }, time)
+                let aborted_in_tls = std::mem::take(&mut self.aborted_in_tls) && reason == Reason::TlsHandshakeFailed;
+                self.disconnected(client, address, if aborted_in_tls { Reason::ClosedByClient } else { reason }, time)
             }
             Event::Denied { address } => self.refused(address, address, Reason::ConnectionLimit, time),
             Event::Cut { client } => self.refused(client, "", Reason::Other, time),
@@ -178,45 +178,45 @@ impl Tracker {
 
     /// The broker is not there: nobody is connected.
     pub fn broker_down(&mut self, time: i64) {
-        let online = |client: &Client| matches!(client.standing, Standing::Online { .. });
+        let online = |client: &Client| matches!(client.status, ClientStatus::Online { .. });
         let connected: Vec<Arc<str>> = self.clients.iter().filter(|(_, client)| online(client)).map(|(name, _)| Arc::clone(name)).collect();
         for name in connected {
-            self.change(&name, time, Standing::BrokerDown);
+            self.change(&name, time, ClientStatus::BrokerDown);
         }
         self.others.clear();
     }
 
-    fn disconnected(&mut self, client: &str, address: &str, reason: Reason, time: i64) -> Meaning {
-        let here = |known: &Client| matches!(&known.standing, Standing::Online { address: known } if **known == *address);
+    fn disconnected(&mut self, client: &str, address: &str, reason: Reason, time: i64) -> LogOutcome {
+        let here = |known: &Client| matches!(&known.status, ClientStatus::Online { address: known } if **known == *address);
         if self.clients.get(client).is_some_and(here) {
-            self.change(client, time, Standing::Offline);
-            return Meaning::Disconnected(reason);
+            self.change(client, time, ClientStatus::Offline);
+            return LogOutcome::Disconnected(reason);
         }
         if self.others.remove(address) {
-            return Meaning::Disconnected(reason);
+            return LogOutcome::Disconnected(reason);
         }
-        if reason.is_refusal() { self.refused(client, address, reason, time) } else { Meaning::Nothing }
+        if reason.is_refusal() { self.refused(client, address, reason, time) } else { LogOutcome::Nothing }
     }
 
-    fn refused(&mut self, client: &str, address: &str, reason: Reason, time: i64) -> Meaning {
+    fn refused(&mut self, client: &str, address: &str, reason: Reason, time: i64) -> LogOutcome {
         // The agent asks with a password that the broker does not know yet, until it does.
         if client == CANARY_USERNAME && (address.starts_with("127.0.0.1:") || address.starts_with("::1:")) {
-            return Meaning::Nothing;
+            return LogOutcome::Nothing;
         }
         if let Some(own) = self.own.iter().position(|own| **own == *address) {
             self.own.remove(own);
-            return Meaning::Nothing;
+            return LogOutcome::Nothing;
         }
         self.refused.observe(client, address, reason, time);
-        Meaning::Refused(reason)
+        LogOutcome::Refused(reason)
     }
 
-    fn change(&mut self, name: &str, since: i64, standing: Standing) {
+    fn change(&mut self, name: &str, since: i64, status: ClientStatus) {
         self.number += 1;
-        let online = matches!(standing, Standing::Online { .. });
-        let client = Client { number: self.number, since, standing };
+        let online = matches!(status, ClientStatus::Online { .. });
+        let client = Client { number: self.number, since, status };
         let (name, before) = match self.clients.get_key_value(name) {
-            Some((known, before)) => (Arc::clone(known), Some((before.number, matches!(before.standing, Standing::Online { .. })))),
+            Some((known, before)) => (Arc::clone(known), Some((before.number, matches!(before.status, ClientStatus::Online { .. })))),
             None => (Arc::from(name), None),
         };
         if let Some((number, _)) = before {
@@ -225,15 +225,15 @@ impl Tracker {
         self.connected = self.connected + usize::from(online) - usize::from(before.is_some_and(|(_, online)| online));
         self.changes.insert(self.number, Arc::clone(&name));
         self.clients.insert(name, client);
-        if self.clients.len() - self.connected > REMEMBERED_OFFLINE {
-            self.start_anew();
+        if self.clients.len() - self.connected > MAX_OFFLINE_CLIENTS {
+            self.start_epoch();
         }
     }
 
     /// Forgets who is not connected; whoever follows has to follow from the first client on.
-    fn start_anew(&mut self) {
+    fn start_epoch(&mut self) {
         let clients = &mut self.clients;
-        clients.retain(|_, client| matches!(client.standing, Standing::Online { .. }));
+        clients.retain(|_, client| matches!(client.status, ClientStatus::Online { .. }));
         self.changes.retain(|_, name| clients.contains_key(name));
         self.epoch.push('x');
     }
@@ -245,10 +245,10 @@ impl Tracker {
         let after = if same { after } else { 0 };
         let state = |name: &Arc<str>| {
             let client = self.clients.get(name)?;
-            let state = match client.standing {
-                Standing::Online { .. } => State::Online,
-                Standing::Offline => State::Offline,
-                Standing::BrokerDown => State::BrokerDown,
+            let state = match client.status {
+                ClientStatus::Online { .. } => PresenceState::Online,
+                ClientStatus::Offline => PresenceState::Offline,
+                ClientStatus::BrokerDown => PresenceState::BrokerDown,
             };
             Some(ClientState(name.to_string(), state, client.since))
         };
@@ -256,7 +256,7 @@ impl Tracker {
         let mut next = after;
         let clients = changes
             .by_ref()
-            .take(PAGE_CLIENTS)
+            .take(MAX_PAGE_CLIENTS)
             .filter_map(|(number, name)| {
                 next = *number;
                 state(name)

@@ -7,7 +7,7 @@ fn tracker(lines: &[&str]) -> Tracker {
     tracker
 }
 
-fn feed(tracker: &mut Tracker, lines: &[&str]) -> Vec<Meaning> {
+fn feed(tracker: &mut Tracker, lines: &[&str]) -> Vec<LogOutcome> {
     lines.iter().map(|line| tracker.observe(&parse(line).unwrap(), 7)).collect()
 }
 
@@ -19,14 +19,14 @@ fn disconnect(client: &str, address: &str, reason: &str, time: i64) -> String {
     format!("{time}: Client {client} [{address}] disconnected: {reason}.")
 }
 
-fn states(tracker: &Tracker) -> Vec<(String, State, i64)> {
+fn states(tracker: &Tracker) -> Vec<(String, PresenceState, i64)> {
     let mut states: Vec<_> =
         tracker.page("", 0, 0).clients.into_iter().map(|ClientState(name, state, since)| (name, state, since)).collect();
     states.sort_by(|a, b| a.0.cmp(&b.0));
     states
 }
 
-fn is(name: &str, state: State, since: i64) -> (String, State, i64) {
+fn is(name: &str, state: PresenceState, since: i64) -> (String, PresenceState, i64) {
     (name.to_owned(), state, since)
 }
 
@@ -35,9 +35,9 @@ fn devices_come_and_go() {
     let mut tracker = tracker(&[&connect("press-1", "10.0.0.1:1", 10), &connect("press-2", "10.0.0.2:1", 11)]);
     assert_eq!(
         feed(&mut tracker, &[&disconnect("press-1", "10.0.0.1:1", "exceeded timeout", 12)]),
-        [Meaning::Disconnected(Reason::KeepAliveTimeout)]
+        [LogOutcome::Disconnected(Reason::KeepAliveTimeout)]
     );
-    assert_eq!(states(&tracker), [is("press-1", State::Offline, 12), is("press-2", State::Online, 11)]);
+    assert_eq!(states(&tracker), [is("press-1", PresenceState::Offline, 12), is("press-2", PresenceState::Online, 11)]);
     assert_eq!(tracker.connected(), 1);
 }
 
@@ -51,7 +51,7 @@ fn a_session_that_is_taken_over_stays_online() {
         disconnect("press-1", "10.0.0.1:1", "connection closed by client", 12),
     ];
     let tracker = tracker(&lines.each_ref().map(String::as_str));
-    assert_eq!(states(&tracker), [is("press-1", State::Online, 11)]);
+    assert_eq!(states(&tracker), [is("press-1", PresenceState::Online, 11)]);
 }
 
 #[test]
@@ -59,8 +59,8 @@ fn a_refused_client_changes_nothing_for_the_device_whose_name_it_claims() {
     let mut tracker = tracker(&[&connect("press-1", "10.0.0.1:1", 10)]);
     let lines = [disconnect("press-1", "10.9.9.9:1", "not authorised", 11), disconnect("press-2", "10.9.9.9:2", "not authorised", 12)];
     let before = tracker.number();
-    assert_eq!(feed(&mut tracker, &lines.each_ref().map(String::as_str)), [Meaning::Refused(Reason::NotAuthorised); 2]);
-    assert_eq!((states(&tracker), tracker.number()), (vec![is("press-1", State::Online, 10)], before));
+    assert_eq!(feed(&mut tracker, &lines.each_ref().map(String::as_str)), [LogOutcome::Refused(Reason::NotAuthorised); 2]);
+    assert_eq!((states(&tracker), tracker.number()), (vec![is("press-1", PresenceState::Online, 10)], before));
     let page = tracker.page("", 0, 20);
     assert_eq!(page.refused, 2);
     let seen: Vec<_> = page.recently_refused.iter().map(|known| (known.client.as_str(), known.address.as_str())).collect();
@@ -72,7 +72,7 @@ fn nobody_is_connected_to_a_broker_that_starts() {
     let mut tracker = tracker(&[&connect("press-1", "10.0.0.1:1", 10), &connect("_ingest_a_0", "10.0.0.3:1", 10)]);
     feed(&mut tracker, &[&disconnect("press-1", "10.0.0.1:1", "exceeded timeout", 12), &connect("press-2", "10.0.0.2:1", 13)]);
     feed(&mut tracker, &["20: mosquitto version 2.1.2 starting"]);
-    assert_eq!(states(&tracker), [is("press-1", State::Offline, 12), is("press-2", State::BrokerDown, 20)]);
+    assert_eq!(states(&tracker), [is("press-1", PresenceState::Offline, 12), is("press-2", PresenceState::BrokerDown, 20)]);
     assert_eq!((tracker.connected(), tracker.page("", 0, 0).broker_since), (0, 20));
 }
 
@@ -89,7 +89,12 @@ fn users_that_are_no_devices() {
     ];
     assert_eq!(
         feed(&mut tracker, &lines.each_ref().map(String::as_str)),
-        [Meaning::Disconnected(Reason::ProtocolError), Meaning::Nothing, Meaning::Refused(Reason::NotAuthorised), Meaning::Nothing]
+        [
+            LogOutcome::Disconnected(Reason::ProtocolError),
+            LogOutcome::Nothing,
+            LogOutcome::Refused(Reason::NotAuthorised),
+            LogOutcome::Nothing
+        ]
     );
     assert!(states(&tracker).is_empty());
 }
@@ -99,7 +104,7 @@ fn users_that_are_no_devices() {
 struct Follower {
     epoch: String,
     next: u64,
-    states: HashMap<String, (State, i64)>,
+    states: HashMap<String, (PresenceState, i64)>,
 }
 
 impl Follower {
@@ -113,7 +118,7 @@ impl Follower {
                 self.states.clear();
             }
             told += page.clients.len();
-            assert!(page.clients.len() <= PAGE_CLIENTS);
+            assert!(page.clients.len() <= MAX_PAGE_CLIENTS);
             self.states.extend(page.clients.into_iter().map(|ClientState(name, state, since)| (name, (state, since))));
             (self.epoch, self.next) = (page.epoch, page.next);
             if !page.more {
@@ -122,7 +127,7 @@ impl Follower {
         }
     }
 
-    fn states(&self) -> Vec<(String, State, i64)> {
+    fn states(&self) -> Vec<(String, PresenceState, i64)> {
         let mut states: Vec<_> = self.states.iter().map(|(name, (state, since))| (name.clone(), *state, *since)).collect();
         states.sort_by(|a, b| a.0.cmp(&b.0));
         states
@@ -144,12 +149,12 @@ fn pages_tell_everything_once_and_then_what_changed() {
     assert_eq!(follower.follow(&tracker), 1, "changes of one device are told as one");
     assert_eq!(follower.states(), states_of(&tracker));
     // Another life of the agent.
-    let resumed = Tracker::resume("b".to_owned(), tracker.memory());
+    let resumed = Tracker::restore("b".to_owned(), tracker.snapshot());
     assert_eq!(follower.follow(&resumed), 10_000);
     assert_eq!(follower.states(), states_of(&tracker));
 }
 
-fn states_of(tracker: &Tracker) -> Vec<(String, State, i64)> {
+fn states_of(tracker: &Tracker) -> Vec<(String, PresenceState, i64)> {
     let mut all = Follower::default();
     all.follow(tracker);
     all.states()
@@ -158,14 +163,14 @@ fn states_of(tracker: &Tracker) -> Vec<(String, State, i64)> {
 #[test]
 fn a_full_page_fits_its_bound() {
     let mut tracker = Tracker::new("a".to_owned());
-    for number in 0..PAGE_CLIENTS {
+    for number in 0..MAX_PAGE_CLIENTS {
         feed(&mut tracker, &[&connect(&format!("{number:0>200}"), "10.0.0.1:1", 1_790_000_000)]);
     }
     for number in 0..20 {
         feed(&mut tracker, &[&disconnect(&format!("{number}{}", "\"".repeat(300)), "10.0.0.1:2", "not authorised", 1_790_000_000)]);
     }
     let page = serde_json::to_vec(&tracker.page("", 0, 1_790_000_000)).unwrap();
-    assert!(page.len() < super::super::wire::PAGE_BYTES, "{}", page.len());
+    assert!(page.len() < super::super::wire::MAX_PAGE_BYTES, "{}", page.len());
 }
 
 #[test]
@@ -174,26 +179,26 @@ fn what_is_remembered_of_those_that_left_is_bounded() {
     feed(&mut tracker, &[&connect("press-1", "10.0.0.1:1", 1)]);
     let mut follower = Follower::default();
     follower.follow(&tracker);
-    for number in 0..=REMEMBERED_OFFLINE {
+    for number in 0..=MAX_OFFLINE_CLIENTS {
         let name = format!("x-{number}");
-        tracker.change(&name, 2, Standing::Offline);
+        tracker.change(&name, 2, ClientStatus::Offline);
     }
     assert!(tracker.clients.len() < 10);
     follower.follow(&tracker);
-    assert_eq!(follower.states(), [is("press-1", State::Online, 1)]);
+    assert_eq!(follower.states(), [is("press-1", PresenceState::Online, 1)]);
 }
 
 #[test]
 fn memory_survives_a_file() {
     let mut tracker = tracker(&[&connect("press-1", "10.0.0.1:1", 10), &connect("_ingest_a_0", "10.0.0.3:1", 10)]);
     feed(&mut tracker, &[&disconnect("press-2", "10.9.9.9:1", "not authorised", 11)]);
-    let file = serde_json::to_vec(&tracker.memory()).unwrap();
-    let mut resumed = Tracker::resume("b".to_owned(), serde_json::from_slice(&file).unwrap());
-    assert_eq!(resumed.memory(), tracker.memory());
+    let file = serde_json::to_vec(&tracker.snapshot()).unwrap();
+    let mut resumed = Tracker::restore("b".to_owned(), serde_json::from_slice(&file).unwrap());
+    assert_eq!(resumed.snapshot(), tracker.snapshot());
     let lines =
         [disconnect("press-1", "10.0.0.1:1", "exceeded timeout", 12), disconnect("_ingest_a_0", "10.0.0.3:1", "protocol error", 12)];
     let meanings = feed(&mut resumed, &lines.each_ref().map(String::as_str));
-    assert_eq!(meanings, [Meaning::Disconnected(Reason::KeepAliveTimeout), Meaning::Disconnected(Reason::ProtocolError)]);
+    assert_eq!(meanings, [LogOutcome::Disconnected(Reason::KeepAliveTimeout), LogOutcome::Disconnected(Reason::ProtocolError)]);
     assert_eq!(resumed.connected(), 0);
 }
 
@@ -203,7 +208,7 @@ fn the_probe_of_a_load_balancer_is_not_counted() {
         "2026-11-29T00:57:16: OpenSSL Error while trying to get the error[0]: error:0A000126:SSL routines::unexpected eof while reading";
     let goes = |address| disconnect("10.0.0.9", address, "Protocol error", 10);
     let meanings = feed(&mut tracker(&[]), &[end, &goes("10.0.0.9:1"), &goes("10.0.0.9:2")]);
-    assert_eq!(meanings, [Meaning::Nothing, Meaning::Nothing, Meaning::Refused(Reason::TlsHandshakeFailed)]);
+    assert_eq!(meanings, [LogOutcome::Nothing, LogOutcome::Nothing, LogOutcome::Refused(Reason::TlsHandshakeFailed)]);
 }
 
 #[test]
@@ -212,8 +217,8 @@ fn what_the_agent_tries_out_is_not_counted() {
     tracker.expect_own("127.0.0.1:1");
     let refused = |address| disconnect("127.0.0.1", address, "Protocol error", 10);
     let meanings = feed(&mut tracker, &[&refused("127.0.0.1:1"), &refused("127.0.0.1:2"), &refused("127.0.0.1:1")]);
-    let counted = Meaning::Refused(Reason::TlsHandshakeFailed);
-    assert_eq!(meanings, [Meaning::Nothing, counted, counted], "an address is another's once it has been seen");
+    let counted = LogOutcome::Refused(Reason::TlsHandshakeFailed);
+    assert_eq!(meanings, [LogOutcome::Nothing, counted, counted], "an address is another's once it has been seen");
     (0..1000).for_each(|port| tracker.expect_own(&format!("127.0.0.1:{port}")));
-    assert!(tracker.own.len() <= REMEMBERED_OWN, "those that were not refused are forgotten");
+    assert!(tracker.own.len() <= MAX_OWN_CONNECTIONS, "those that were not refused are forgotten");
 }

@@ -2,7 +2,7 @@
 //! changes.
 //!
 //! `GET /presence?epoch=E&after=N` answers with the clients whose last change is later than number N of epoch E, at once where
-//! there are any, else as soon as there are or after [`LONGEST_WAIT_SECONDS`]. Numbers of another epoch mean nothing: the
+//! there are any, else as soon as there are or after [`MAX_WAIT_SECONDS`]. Numbers of another epoch mean nothing: the
 //! answer then begins with the first client, and who is not on any page is not connected.
 
 use serde::{Deserialize, Serialize};
@@ -13,13 +13,13 @@ use super::refused::RefusedClient;
 pub const PATH: &str = "/presence";
 
 /// The longest that an answer is held back for news.
-pub const LONGEST_WAIT_SECONDS: u64 = 20;
+pub const MAX_WAIT_SECONDS: u64 = 20;
 
 /// The most clients of a page: with names of the usual length some 150 KiB.
-pub const PAGE_CLIENTS: usize = 4_096;
+pub const MAX_PAGE_CLIENTS: usize = 4_096;
 
-/// The most bytes that a page can have: [`PAGE_CLIENTS`] with the longest names, and the refused.
-pub const PAGE_BYTES: usize = 2 << 20;
+/// The most bytes that a page can have: [`MAX_PAGE_CLIENTS`] with the longest names, and the refused.
+pub const MAX_PAGE_BYTES: usize = 2 << 20;
 
 /// What is asked for.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -63,12 +63,12 @@ pub struct Page {
 
 /// A client: its name, where it stands, and since when (seconds since 1970).
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct ClientState(pub String, pub State, pub i64);
+pub struct ClientState(pub String, pub PresenceState, pub i64);
 
 /// Where a client stands.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum PresenceState {
     /// Connected.
     Online,
 

@@ -4,21 +4,24 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::StatusCode;
+use hyper::header::AUTHORIZATION;
+use hyper::header::HeaderValue;
 use hyper::http::uri::InvalidUri;
+use hyper::{Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::broker::log::wire::{LONGEST_WAIT_SECONDS, PAGE_BYTES, PATH, Page, Query};
+use crate::broker::credential::PresenceToken;
+use crate::broker::log::wire::{MAX_PAGE_BYTES, MAX_WAIT_SECONDS, PATH, Page, Query};
 
 /// Upper limit of the time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Upper limit of the time for a response: the agent's long poll, and the transfer of a page.
-const TIMEOUT: Duration = Duration::from_secs(LONGEST_WAIT_SECONDS + 10);
+const TIMEOUT: Duration = Duration::from_secs(MAX_WAIT_SECONDS + 10);
 
 /// Why a request to an agent failed.
 #[derive(Debug, Error)]
@@ -41,6 +44,13 @@ pub enum AgentError {
         /// The cause.
         #[source]
         source: hyper_util::client::legacy::Error,
+    },
+
+    /// The agent rejected the token.
+    #[error("the agent at {authority} rejected the operator's token: the agent holds another password of the broker user of the operator")]
+    Unauthorized {
+        /// Host and port.
+        authority: String,
     },
 
     /// The agent returned an error status.
@@ -100,24 +110,33 @@ impl AgentClient {
     ///
     /// # Errors
     /// When there is no valid response.
-    pub async fn page(&self, authority: &str, query: &Query) -> Result<Page, AgentError> {
-        match timeout(TIMEOUT, self.ask(authority, query)).await {
+    pub async fn page(&self, authority: &str, token: &PresenceToken, query: &Query) -> Result<Page, AgentError> {
+        match timeout(TIMEOUT, self.ask(authority, token, query)).await {
             Ok(answer) => answer,
             Err(_) => Err(AgentError::Timeout { authority: authority.to_owned() }),
         }
     }
 
-    async fn ask(&self, authority: &str, query: &Query) -> Result<Page, AgentError> {
+    async fn ask(&self, authority: &str, token: &PresenceToken, query: &Query) -> Result<Page, AgentError> {
         let authority = || authority.to_owned();
         // The epoch comes from an agent, which is not trusted: only characters that need no encoding are sent back.
         let epoch: String = query.epoch.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
         let uri = format!("http://{}{PATH}?epoch={epoch}&after={}", authority(), query.after);
-        let uri = uri.parse().map_err(|source| AgentError::Address { authority: authority(), source })?;
-        let answer = self.client.get(uri).await.map_err(|source| AgentError::Reach { authority: authority(), source })?;
+        let uri: Uri = uri.parse().map_err(|source| AgentError::Address { authority: authority(), source })?;
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = uri;
+        // The token is URL-safe base64, a valid header value.
+        if let Ok(value) = HeaderValue::from_str(&token.authorization()) {
+            request.headers_mut().insert(AUTHORIZATION, value);
+        }
+        let answer = self.client.request(request).await.map_err(|source| AgentError::Reach { authority: authority(), source })?;
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            return Err(AgentError::Unauthorized { authority: authority() });
+        }
         if answer.status() != StatusCode::OK {
             return Err(AgentError::Status { authority: authority(), status: answer.status() });
         }
-        let body = Limited::new(answer.into_body(), PAGE_BYTES).collect().await;
+        let body = Limited::new(answer.into_body(), MAX_PAGE_BYTES).collect().await;
         let body = body.map_err(|error| AgentError::Read { authority: authority(), reason: error.to_string() })?;
         serde_json::from_slice(&body.to_bytes()).map_err(|source| AgentError::Parse { authority: authority(), source })
     }

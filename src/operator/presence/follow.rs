@@ -4,15 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Client;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
-use super::agent::AgentClient;
+use super::agent::{AgentClient, AgentError};
 use crate::api::name::{self, HTTP_PORT};
+use crate::broker::credential::PresenceToken;
 use crate::broker::log::wire::{Page, Query};
 use crate::operator::device::connection::CompactConnection;
 use crate::operator::device::key::GatewayKey;
+use crate::operator::device::secret::read_link;
+use crate::operator::kubernetes::apply::read;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 
@@ -23,6 +28,9 @@ const PAGE_DELAY: Duration = Duration::from_millis(50);
 /// Delays after failures.
 const INITIAL_RETRY_DELAY: Duration = Duration::from_millis(250);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
+
+/// Maximum time to read the Secret with the password.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After this long without a response, the number of connected devices is unknown. A pod that is replaced is back sooner.
 const UNREACHABLE_AFTER: Duration = Duration::from_mins(1);
@@ -53,17 +61,54 @@ pub enum PresenceUpdate {
     Unknown(GatewayKey, i64),
 }
 
+/// The next page. Reads the token from the Secret of the operator's broker user if `token` is empty, and again after the agent
+/// rejected it, because that password may have changed.
+async fn page(
+    client: &Client,
+    agents: &AgentClient,
+    gateway: &GatewayKey,
+    authority: &str,
+    token: &mut Option<PresenceToken>,
+    query: &Query,
+) -> Result<Page, String> {
+    let known = match token.take() {
+        Some(known) => known,
+        None => read_token(client, gateway).await?,
+    };
+    let answer = agents.page(authority, &known, query).await;
+    if !matches!(answer, Err(AgentError::Unauthorized { .. })) {
+        *token = Some(known);
+    }
+    answer.map_err(|error| chain(&error))
+}
+
+async fn read_token(client: &Client, gateway: &GatewayKey) -> Result<PresenceToken, String> {
+    let name = name::link_credentials(&gateway.name);
+    let found = timeout(READ_TIMEOUT, read::<Secret>(client, &gateway.namespace, &name)).await;
+    let found = found.map_err(|_| format!("the API server did not answer within {} s", READ_TIMEOUT.as_secs()))?;
+    let secret = found.map_err(|error| chain(&error))?.ok_or_else(|| format!("Secret {name} does not exist yet"))?;
+    let operator = read_link(&secret).map_err(|error| format!("failed to read Secret {name}: {error}"))?;
+    PresenceToken::of(&operator).next().ok_or_else(|| format!("Secret {name} has no password"))
+}
+
 /// Follows an agent until dropped. Requests all clients again when `resync` is notified.
-pub async fn follow(agents: AgentClient, gateway: GatewayKey, resync: Arc<Notify>, updates: mpsc::Sender<PresenceUpdate>) {
+pub async fn follow(
+    client: Client,
+    agents: AgentClient,
+    gateway: GatewayKey,
+    resync: Arc<Notify>,
+    updates: mpsc::Sender<PresenceUpdate>,
+) {
     let authority = format!("{}:{HTTP_PORT}", name::service_host(&name::agent_service(&gateway.name), &gateway.namespace));
     let mut query = Query::default();
+    let mut token = None;
     let mut backoff = Backoff::new(INITIAL_RETRY_DELAY, MAX_RETRY_DELAY);
     let mut heard = (Instant::now(), Timestamp::now().as_second());
     let (mut silent, mut unknown) = (false, false);
     loop {
         sleep(PAGE_DELAY).await;
         let answer = tokio::select! {
-            answer = agents.page(&authority, &query) => answer,
+            answer = page(&client, &agents, &gateway, &authority, &mut token, &query) => answer,
             () = resync.notified() => {
                 query = Query::default();
                 continue;
@@ -81,7 +126,7 @@ pub async fn follow(agents: AgentClient, gateway: GatewayKey, resync: Arc<Notify
                 Some(PresenceUpdate::Page(gateway.clone(), Box::new(page)))
             }
             Err(error) => {
-                debug!(gateway = %gateway.name, namespace = %gateway.namespace, "{}", chain(&error));
+                debug!(gateway = %gateway.name, namespace = %gateway.namespace, error);
                 backoff.wait().await;
                 if heard.0.elapsed() >= UNKNOWN_AFTER && !unknown {
                     unknown = true;
@@ -90,7 +135,7 @@ pub async fn follow(agents: AgentClient, gateway: GatewayKey, resync: Arc<Notify
                     Some(PresenceUpdate::Unknown(gateway.clone(), heard.1))
                 } else if heard.0.elapsed() >= UNREACHABLE_AFTER && !silent {
                     silent = true;
-                    info!(gateway = %gateway.name, namespace = %gateway.namespace, error = chain(&error), "the agent does not respond");
+                    info!(gateway = %gateway.name, namespace = %gateway.namespace, error, "the agent does not respond");
                     Some(PresenceUpdate::Silent(gateway.clone()))
                 } else {
                     None

@@ -202,7 +202,8 @@ impl PresenceController {
                 self.followers.remove(key);
             } else if !self.followers.contains_key(key) {
                 let resync = Arc::new(Notify::new());
-                let task = tokio::spawn(follow(self.agents.clone(), key.clone(), Arc::clone(&resync), self.updates.clone())).abort_handle();
+                let (client, agents) = (self.context.client.clone(), self.agents.clone());
+                let task = tokio::spawn(follow(client, agents, key.clone(), Arc::clone(&resync), self.updates.clone())).abort_handle();
                 self.followers.insert(key.clone(), AgentFollower { resync, task });
             }
         }

@@ -10,7 +10,7 @@ use super::totals::{GatewayTotals, LastReportedTotals, clients};
 use crate::api::device::ConnectionState;
 use crate::api::gateway::GatewayClients;
 use crate::broker::log::damping::{Penalty, STORM_HOLD_SECONDS};
-use crate::broker::log::wire::{ClientState, Page, State};
+use crate::broker::log::wire::{ClientState, Page, PresenceState as State};
 use crate::operator::device::connection::CompactConnection;
 use crate::operator::device::index::{DeviceIndex, SharedDeviceIndex};
 use crate::operator::device::key::{DeviceKey, GatewayKey};
