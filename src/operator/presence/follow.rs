@@ -92,13 +92,7 @@ async fn read_token(client: &Client, gateway: &GatewayKey) -> Result<PresenceTok
 }
 
 /// Follows an agent until dropped. Requests all clients again when `resync` is notified.
-pub async fn follow(
-    client: Client,
-    agents: AgentClient,
-    gateway: GatewayKey,
-    resync: Arc<Notify>,
-    updates: mpsc::Sender<PresenceUpdate>,
-) {
+pub async fn follow(client: Client, agents: AgentClient, gateway: GatewayKey, resync: Arc<Notify>, updates: mpsc::Sender<PresenceUpdate>) {
     let authority = format!("{}:{HTTP_PORT}", name::service_host(&name::agent_service(&gateway.name), &gateway.namespace));
     let mut query = Query::default();
     let mut token = None;
