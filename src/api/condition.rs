@@ -3,6 +3,7 @@
 //! The rules are those of kstatus (<https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md>): while
 //! `Ready` is not True exactly one of `Reconciling` and `Stalled` is there and True; once it is, neither is there.
 
+use super::reason::Reason;
 use k8s_controller::conditions::{self, ConditionStatus, DesiredCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
@@ -27,9 +28,6 @@ pub const CERTIFICATE_VALID: &str = "CertificateValid";
 /// The Secret of a Gateway's client authority holds one that can sign. There only where the Gateway names one.
 pub const CLIENT_AUTHORITY_VALID: &str = "ClientAuthorityValid";
 
-/// Reason of [`CERTIFICATE_VALID`] and of [`CLIENT_AUTHORITY_VALID`] that is True, and calls for action all the same.
-pub const CERTIFICATE_EXPIRES_SOON: &str = "CertificateExpiresSoon";
-
 /// The broker dropped messages because a limit of the Gateway was reached. There only once it happened.
 pub const MESSAGES_DROPPED: &str = "MessagesDropped";
 
@@ -51,9 +49,6 @@ pub const WORKERS_AVAILABLE: &str = "WorkersAvailable";
 /// More messages were refused than are kept as dead letters. There only where it happened in the last 24 hours.
 pub const DEAD_LETTERS_DISCARDED: &str = "DeadLettersDiscarded";
 
-/// Reason of [`DEAD_LETTERS_DISCARDED`], which is True and calls for action.
-pub const TOO_MANY_REFUSED: &str = "TooManyRefused";
-
 /// The replay of the spec is done. There only where the spec asks for one.
 pub const REPLAYED: &str = "Replayed";
 
@@ -61,7 +56,7 @@ pub const REPLAYED: &str = "Replayed";
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Cause {
     /// Reason: one of a bounded set, since it also labels metrics and events.
-    pub reason: &'static str,
+    pub reason: Reason,
 
     /// Message. Holds nothing that changes from one look to the next (no times, no counters), else every look is a write.
     pub message: String,
@@ -69,7 +64,7 @@ pub struct Cause {
 
 impl Cause {
     /// A cause from its two parts.
-    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
 }
@@ -89,7 +84,7 @@ pub struct Finding {
 
 impl Finding {
     /// A condition that is True.
-    pub fn holds(condition: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+    pub fn holds(condition: &'static str, reason: Reason, message: impl Into<String>) -> Self {
         Self { condition, holds: Some(true), cause: Cause::new(reason, message) }
     }
 
@@ -154,7 +149,8 @@ pub fn conditions(previous: &[Condition], generation: i64, findings: &[Finding],
 }
 
 fn set(list: &mut Vec<Condition>, generation: i64, type_: &str, status: ConditionStatus, cause: &Cause) {
-    let desired = DesiredCondition::new(type_, status, cause.reason, bounded(&cause.message)).observed_generation(Some(generation));
+    let desired =
+        DesiredCondition::new(type_, status, cause.reason.as_str(), bounded(&cause.message)).observed_generation(Some(generation));
     // Whether anything changed is seen by comparing whole statuses before the write.
     let _ = conditions::set(list, desired);
 }
@@ -179,7 +175,7 @@ mod tests {
     use super::*;
 
     fn reconciling() -> Readiness {
-        Readiness::Reconciling(Cause::new("GatewayNotFound", "no Gateway plant-1"))
+        Readiness::Reconciling(Cause::new(Reason::GatewayNotFound, "no Gateway plant-1"))
     }
 
     fn types(list: &[Condition]) -> Vec<(&str, &str)> {
@@ -190,33 +186,34 @@ mod tests {
     fn not_ready_has_exactly_one_of_reconciling_and_stalled() {
         let first = conditions(&[], 1, &[], &reconciling());
         assert_eq!(types(&first), [("Ready", "False"), ("Reconciling", "True")]);
-        let second = conditions(&first, 1, &[], &Readiness::Stalled(Cause::new("Invalid", "")));
+        let second = conditions(&first, 1, &[], &Readiness::Stalled(Cause::new(Reason::InvalidSpec, "")));
         assert_eq!(types(&second), [("Ready", "False"), ("Stalled", "True")]);
     }
 
     #[test]
     fn ready_has_neither() {
-        let first = conditions(&[], 1, &[Finding::fails(ACCEPTED, Cause::new("X", ""))], &reconciling());
-        let second = conditions(&first, 2, &[Finding::holds(ACCEPTED, "Accepted", "")], &Readiness::Ready(Cause::new("Ready", "")));
+        let first = conditions(&[], 1, &[Finding::fails(ACCEPTED, Cause::new(Reason::NotAccepted, ""))], &reconciling());
+        let second =
+            conditions(&first, 2, &[Finding::holds(ACCEPTED, Reason::Accepted, "")], &Readiness::Ready(Cause::new(Reason::Ready, "")));
         assert_eq!(types(&second), [("Accepted", "True"), ("Ready", "True")]);
         assert!(second.iter().all(|c| c.observed_generation == Some(2)));
     }
 
     #[test]
     fn looking_again_changes_nothing() {
-        let first = conditions(&[], 1, &[Finding::unknown(ACCEPTED, Cause::new("X", "y"))], &reconciling());
-        assert_eq!(conditions(&first, 1, &[Finding::unknown(ACCEPTED, Cause::new("X", "y"))], &reconciling()), first);
+        let first = conditions(&[], 1, &[Finding::unknown(ACCEPTED, Cause::new(Reason::NotAccepted, "y"))], &reconciling());
+        assert_eq!(conditions(&first, 1, &[Finding::unknown(ACCEPTED, Cause::new(Reason::NotAccepted, "y"))], &reconciling()), first);
     }
 
     #[test]
     fn a_condition_that_is_no_longer_found_goes() {
-        let first = conditions(&[], 1, &[Finding::holds(MESSAGES_DROPPED, "X", "")], &reconciling());
+        let first = conditions(&[], 1, &[Finding::holds(MESSAGES_DROPPED, Reason::QueueLimitReached, "")], &reconciling());
         assert_eq!(types(&conditions(&first, 1, &[], &reconciling())), [("Ready", "False"), ("Reconciling", "True")]);
     }
 
     #[test]
     fn long_messages_are_cut_on_a_character() {
-        let list = conditions(&[], 1, &[], &Readiness::Stalled(Cause::new("X", "ü".repeat(5000))));
+        let list = conditions(&[], 1, &[], &Readiness::Stalled(Cause::new(Reason::NotAccepted, "ü".repeat(5000))));
         assert_eq!(list[0].message.chars().count(), 1025);
     }
 }

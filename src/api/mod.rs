@@ -15,6 +15,7 @@ pub mod listener;
 pub mod manual;
 pub mod name;
 pub mod pipeline;
+pub mod reason;
 pub mod reference;
 pub mod resources;
 pub mod topic;

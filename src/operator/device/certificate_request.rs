@@ -11,6 +11,7 @@ use super::key::DeviceKey;
 use super::secret::owner;
 use crate::api::client_authority::IssuerReference;
 use crate::api::name::{self, GATEWAY_LABEL, ROLE_CERTIFICATE_REQUEST, ROLE_LABEL};
+use crate::api::reason::Reason;
 use crate::operator::kubernetes::apply::standard_labels;
 
 /// The part of a CertificateRequest that is used.
@@ -77,7 +78,7 @@ pub enum Answer<'a> {
     /// A certificate.
     Issued(&'a [u8]),
     /// It will never be one, for this reason.
-    Refused(&'static str, &'a str),
+    Refused(Reason, &'a str),
 }
 
 /// What is asked for a Device (of this uid), whose signing request has this text.
@@ -117,14 +118,16 @@ pub fn answer(request: &CertificateRequest) -> Answer<'_> {
     let of = |type_: &str| status.conditions.iter().find(|condition| condition.type_ == type_);
     let holds = |type_: &str| of(type_).filter(|condition| condition.status == "True");
     if let Some(denied) = holds("Denied") {
-        return Answer::Refused("CertificateDenied", &denied.message);
+        return Answer::Refused(Reason::CertificateDenied, &denied.message);
     }
     if let Some(invalid) = holds("InvalidRequest") {
-        return Answer::Refused("CertificateRefused", &invalid.message);
+        return Answer::Refused(Reason::CertificateRefused, &invalid.message);
     }
     match (of("Ready"), &status.certificate) {
         (Some(ready), Some(certificate)) if ready.status == "True" => Answer::Issued(&certificate.0),
-        (Some(ready), _) if ["Failed", "Denied"].contains(&ready.reason.as_str()) => Answer::Refused("CertificateRefused", &ready.message),
+        (Some(ready), _) if ["Failed", "Denied"].contains(&ready.reason.as_str()) => {
+            Answer::Refused(Reason::CertificateRefused, &ready.message)
+        }
         (Some(ready), _) => Answer::Pending(Some(&ready.message)),
         (None, _) => Answer::Pending(None),
     }
@@ -157,13 +160,13 @@ mod tests {
             (json!({"conditions": [approved]}), Answer::Pending(None)),
             (json!({"conditions": [approved, condition("Ready", "False", "Pending")]}), Answer::Pending(Some("why"))),
             (json!({"conditions": [approved, condition("Ready", "True", "Issued")], "certificate": "cGVt"}), Answer::Issued(b"pem")),
-            (json!({"conditions": [approved, condition("Ready", "False", "Failed")]}), Answer::Refused("CertificateRefused", "why")),
+            (json!({"conditions": [approved, condition("Ready", "False", "Failed")]}), Answer::Refused(Reason::CertificateRefused, "why")),
             (
                 json!({"conditions": [condition("Denied", "True", "x"), condition("Ready", "False", "Denied")]}),
-                Answer::Refused("CertificateDenied", "why"),
+                Answer::Refused(Reason::CertificateDenied, "why"),
             ),
             (json!({"conditions": [condition("Denied", "False", "x")]}), Answer::Pending(None)),
-            (json!({"conditions": [condition("InvalidRequest", "True", "x")]}), Answer::Refused("CertificateRefused", "why")),
+            (json!({"conditions": [condition("InvalidRequest", "True", "x")]}), Answer::Refused(Reason::CertificateRefused, "why")),
         ] {
             assert_eq!(answer(&request(&status)), expected, "{status}");
         }

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::api::condition::Cause;
+use crate::api::reason::Reason;
 use crate::api::{Device, DeviceStatus};
 use crate::broker::credential::entry::Entry;
 use crate::broker::credential::hash::{GENERATED_ITERATIONS, hash};
@@ -173,7 +174,7 @@ fn what_a_device_waits_for_stands_in_its_status() {
         (
             "no secret",
             json!({"authentication": {"password": {"secretRef": {"name": "mine"}}}}),
-            PasswordState::Missing(Box::new(Cause::new("SecretNotFound", "")), None),
+            PasswordState::Missing(Box::new(Cause::new(Reason::SecretNotFound, "")), None),
             true,
             ("Accepted", "SecretNotFound"),
         ),

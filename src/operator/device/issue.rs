@@ -10,6 +10,7 @@ use super::certificate_request::{Answer, CertificateRequest, answer, asks_for, w
 use super::fleet::SharedFleet;
 use super::key::DeviceKey;
 use crate::api::condition::Cause;
+use crate::api::reason::Reason;
 use crate::api::{Device, name};
 use crate::certificate::client::ClientAuthority;
 use crate::certificate::request::{self, SigningRequest};
@@ -79,7 +80,7 @@ impl Asking<'_> {
             Ok(issued) => self.issued((issued.pem, issued.serial.to_string(), issued.not_after), now),
             Err(error) => {
                 let message = format!("the key of the Gateway's client authority does not sign: {}", chain(&error));
-                self.refused("SigningFailed", message, LOOK_AGAIN_SOON).await;
+                self.refused(Reason::SigningFailed, message, LOOK_AGAIN_SOON).await;
             }
         }
     }
@@ -99,7 +100,7 @@ impl Asking<'_> {
         let Some(refusal) = refusal.filter(|_| is_news) else { return };
         let event = Event {
             type_: EventType::Warning,
-            reason: refusal.cause.reason.to_owned(),
+            reason: refusal.cause.reason.to_string(),
             action: "Issue".to_owned(),
             note: Some(refusal.cause.message),
             related: None,
@@ -109,7 +110,7 @@ impl Asking<'_> {
         }
     }
 
-    async fn refused(&self, reason: &'static str, message: String, look_again: SignedDuration) {
+    async fn refused(&self, reason: Reason, message: String, look_again: SignedDuration) {
         self.answered(Some(Refusal { cause: Cause::new(reason, message), is_final: false }), look_again).await;
     }
 
@@ -122,7 +123,7 @@ impl Asking<'_> {
                  `openssl req -new -key device.key -subj /CN={}`",
                 self.key.name, self.key.name
             );
-            let cause = Cause::new("CommonNameMismatch", message);
+            let cause = Cause::new(Reason::CommonNameMismatch, message);
             self.answered(Some(Refusal { cause, is_final: true }), TRY_AGAIN).await;
             return Ok(());
         }
@@ -132,7 +133,7 @@ impl Asking<'_> {
             None => self.create(&wanted).await,
             Some(found) if !found.owner_references().iter().any(|owner| owner.uid == *self.uid) => {
                 let message = format!("a CertificateRequest {name} exists and does not belong to this Device: delete it");
-                self.refused("NameConflict", message, LOOK_AGAIN_SOON).await;
+                self.refused(Reason::NameConflict, message, LOOK_AGAIN_SOON).await;
                 Ok(())
             }
             Some(found) if !asks_for(&found, &wanted) => self.replace(&wanted).await,
@@ -150,7 +151,7 @@ impl Asking<'_> {
             Err(error) if error.is_not_found() => {
                 let message = "the Gateway's clientAuthority names an issuer of cert-manager, and cert-manager is not installed in this cluster: \
                                install it, or leave issuerRef out";
-                self.refused("CertManagerNotFound", message.to_owned(), TRY_AGAIN).await;
+                self.refused(Reason::CertManagerNotFound, message.to_owned(), TRY_AGAIN).await;
                 Ok(())
             }
             Err(error) => Err(error),
@@ -172,7 +173,7 @@ impl Asking<'_> {
             }
             Answer::Pending(Some(message)) => {
                 let message = format!("CertificateRequest {name} waits for its issuer: {}", shortened(message));
-                self.refused("AwaitingIssuer", message, LOOK_AGAIN).await;
+                self.refused(Reason::AwaitingIssuer, message, LOOK_AGAIN).await;
                 return Ok(());
             }
             Answer::Issued(chain) => match self.check(chain, issuer, now) {
@@ -182,7 +183,7 @@ impl Asking<'_> {
                     self.issued(usable, now);
                     return self.writer.delete::<CertificateRequest>(&self.key.gateway.namespace, &name).await;
                 }
-                Err(message) => ("CertificateUnusable", message),
+                Err(message) => (Reason::CertificateUnusable, message),
             },
             Answer::Refused(reason, message) => (reason, format!("the issuer gives no certificate: {}", shortened(message))),
         };

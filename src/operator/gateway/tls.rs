@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::Secret;
 use rustls_pki_types::ServerName;
 
 use super::observe::Observed;
-use crate::api::condition::{CERTIFICATE_EXPIRES_SOON, Cause};
+use crate::api::condition::Cause;
+use crate::api::reason::Reason;
 use crate::api::{Gateway, name};
 use crate::certificate::authority::{Authority, AuthorityError, Data};
 use crate::certificate::server::{CertificateError, ServerCertificate};
@@ -71,7 +72,7 @@ pub fn issues(gateway: &Gateway) -> bool {
 pub fn invalid_host_name(gateway: &Gateway) -> Option<Cause> {
     let invalid = gateway.spec.service.host_names.iter().find(|name| ServerName::try_from(name.as_str()).is_err())?;
     let message = format!("service.hostNames has {invalid:?}: expected a host name, such as mqtt.example.org, or an IP address");
-    Some(Cause::new("InvalidHostName", message))
+    Some(Cause::new(Reason::InvalidHostName, message))
 }
 
 /// What the listeners of a Gateway are to present.
@@ -85,7 +86,7 @@ pub fn certificates(observed: &Observed, now: Timestamp) -> Certificates {
         match issue(observed, now) {
             Ok(issued) => found.issued = Some(issued),
             // The certificate that was issued before is judged below.
-            Err(error) => found.awaiting = Some(Cause::new("InvalidAuthority", chain(&error))),
+            Err(error) => found.awaiting = Some(Cause::new(Reason::InvalidAuthority, chain(&error))),
         }
     }
     let issued_name = name::server_certificate(observed.gateway.metadata.name.as_deref().unwrap_or_default());
@@ -132,11 +133,11 @@ fn judge(secret: &str, there: Option<()>, data: Option<&Data>, names: &[String],
     if there.is_none() {
         let message =
             format!("Secret {secret} is not there: create it (type kubernetes.io/tls), or leave out secretName to have one issued");
-        return Err(Cause::new("SecretNotFound", message));
+        return Err(Cause::new(Reason::SecretNotFound, message));
     }
     let value = |key: &str| {
         let missing =
-            || Cause::new("SecretKeyNotFound", format!("Secret {secret} has no key {key}: expected {TLS_CERTIFICATE} and {TLS_KEY}"));
+            || Cause::new(Reason::SecretKeyNotFound, format!("Secret {secret} has no key {key}: expected {TLS_CERTIFICATE} and {TLS_KEY}"));
         data.and_then(|data| data.get(key)).ok_or_else(missing)
     };
     let (certificate, key) = (value(TLS_CERTIFICATE)?, value(TLS_KEY)?);
@@ -146,10 +147,10 @@ fn judge(secret: &str, there: Option<()>, data: Option<&Data>, names: &[String],
     });
     judged.map_err(|error| {
         let reason = match error {
-            CertificateError::Expired { .. } => "CertificateExpired",
-            CertificateError::NotYetValid { .. } => "CertificateNotYetValid",
-            CertificateError::MatchName { .. } => "CertificateNameMismatch",
-            _ => "InvalidCertificate",
+            CertificateError::Expired { .. } => Reason::CertificateExpired,
+            CertificateError::NotYetValid { .. } => Reason::CertificateNotYetValid,
+            CertificateError::MatchName { .. } => Reason::CertificateNameMismatch,
+            _ => Reason::InvalidCertificate,
         };
         Cause::new(reason, format!("Secret {secret}: {}. A running broker keeps the certificate it has", chain(&error)))
     })
@@ -179,7 +180,7 @@ pub fn expires_soon(what: &str, secret: &str, validity: (Timestamp, Timestamp), 
         validity.1,
         left.as_hours().max(1)
     );
-    Some(Cause::new(CERTIFICATE_EXPIRES_SOON, message))
+    Some(Cause::new(Reason::CertificateExpiresSoon, message))
 }
 
 /// The times at which a verdict changes without any object changing.

@@ -8,6 +8,7 @@ use super::observe::Observed;
 use super::tls::{self, Certificates};
 use crate::api::condition::Cause;
 use crate::api::gateway::{Durability, GatewaySpec};
+use crate::api::reason::Reason;
 use crate::api::resources::ResourceQuantity;
 
 /// The least memory that a broker may be limited to: it takes some 10 MiB itself, and a quarter is set aside.
@@ -66,18 +67,18 @@ pub fn validate(observed: &Observed, now: Timestamp) -> Result<Valid, Cause> {
     if queued_bytes > MOST_QUEUED_BYTES {
         let message =
             format!("limits.queuedBytesPerClient is above what Mosquitto can count: expected at most {}Mi", MOST_QUEUED_BYTES >> 20);
-        return Err(Cause::new("InvalidQuantity", message));
+        return Err(Cause::new(Reason::InvalidQuantity, message));
     }
     if spec.durability == Durability::Snapshot && memory.is_none() {
         let message = "with durability Snapshot the queues are bounded by the broker's memory alone: give resources.limits.memory";
-        return Err(Cause::new("InvalidResources", message));
+        return Err(Cause::new(Reason::InvalidResources, message));
     }
     quantity("storage.size", &spec.storage.size, LEAST_STORAGE)?;
     if let Some(request) = spec.resources.requests.get("memory").and_then(ResourceQuantity::to_units)
         && memory.is_some_and(|limit| request > limit)
     {
         let message = "resources.requests.memory is above resources.limits.memory: raise the limit or lower the request";
-        return Err(Cause::new("InvalidResources", message));
+        return Err(Cause::new(Reason::InvalidResources, message));
     }
     if let Some(cause) = tls::invalid_host_name(&observed.gateway) {
         return Err(cause);
@@ -99,7 +100,8 @@ pub fn validate(observed: &Observed, now: Timestamp) -> Result<Valid, Cause> {
 
 fn quantity(field: &str, quantity: &ResourceQuantity, least: i64) -> Result<i64, Cause> {
     let units = quantity.to_units().filter(|units| *units >= least);
-    units.ok_or_else(|| Cause::new("InvalidQuantity", format!("{field} is {:?}: expected a quantity of at least {least}", quantity.0)))
+    units
+        .ok_or_else(|| Cause::new(Reason::InvalidQuantity, format!("{field} is {:?}: expected a quantity of at least {least}", quantity.0)))
 }
 
 #[cfg(test)]

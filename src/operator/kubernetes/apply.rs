@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::diff::{covers, merge_patch};
+use crate::api::reason::Reason;
 use crate::api::{GROUP, name};
 
 /// Annotation with the revision of the content that was applied last. It tells a removed field, which a comparison of the
@@ -80,11 +81,11 @@ pub enum WriteError {
 impl WriteError {
     /// A reason for conditions, events and metrics.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::NameConflict { .. } => "NameConflict",
-            Self::Timeout { .. } => "ApiServerTimeout",
-            Self::Call { .. } | Self::Encode { .. } => "ApplyFailed",
+            Self::NameConflict { .. } => Reason::NameConflict,
+            Self::Timeout { .. } => Reason::ApiServerTimeout,
+            Self::Call { .. } | Self::Encode { .. } => Reason::ApplyFailed,
         }
     }
 

@@ -13,6 +13,7 @@ use super::database::{Database, Databases};
 use super::observe::{cause, owner, read_uri};
 use super::sessions::{self, Unread};
 use crate::api::condition::Cause;
+use crate::api::reason::Reason;
 use crate::api::{Pipeline, name};
 use crate::operator::kubernetes::apply::{WriteError, Writer, read};
 use crate::operator::twin_sync::external::SharedExternals;
@@ -74,7 +75,7 @@ where
         let failure = match timeout(PATIENCE, attempt()).await {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(cause)) => cause,
-            Err(_) => Cause::new("DatabaseUnavailable", "the database does not answer"),
+            Err(_) => Cause::new(Reason::DatabaseUnavailable, "the database does not answer"),
         };
         if !has_table {
             return Ok(T::default());
@@ -161,7 +162,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_of_the_database_is_told_where_there_was_a_table() {
-        let away = || Cause::new("DatabaseUnavailable", "connection refused");
+        let away = || Cause::new(Reason::DatabaseUnavailable, "connection refused");
         // Whether there was a table, what the last attempt comes to -> what is told.
         for (table, last, expected) in
             [(true, Ok(7), Ok(7)), (true, Err(away()), Err(away())), (false, Ok(7), Ok(7)), (false, Err(away()), Ok(0))]

@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::registry::{Devices, keep};
 use crate::api::condition::Cause;
+use crate::api::reason::Reason;
 use crate::database::connect::{ConnectError, connect, drive};
 use crate::database::uri::ConnectionUri;
 use crate::runtime::error::chain;
@@ -140,7 +141,7 @@ impl Connection {
             Ok(answer) => answer.map_err(refused),
             Err(_) => {
                 session.discard();
-                Err(Cause::new("DatabaseUnavailable", "the database does not answer"))
+                Err(Cause::new(Reason::DatabaseUnavailable, "the database does not answer"))
             }
         }
     }
@@ -184,14 +185,14 @@ impl SessionGuard<'_> {
     /// # Errors
     /// Never while the guard is as [`Connection::session`] made it.
     pub fn client(&mut self) -> Result<&mut Client, Cause> {
-        self.0.client.as_mut().ok_or_else(|| Cause::new("DatabaseUnavailable", "the connection to the database was closed"))
+        self.0.client.as_mut().ok_or_else(|| Cause::new(Reason::DatabaseUnavailable, "the connection to the database was closed"))
     }
 }
 
 /// Why there is no connection, and what that means.
 fn unreachable(error: &ConnectError) -> Cause {
     let mut message = chain(error);
-    if error.reason() == "DatabaseUnavailable" {
+    if error.reason() == Reason::DatabaseUnavailable {
         message.push_str("; the brokers keep what arrives until the database answers: start it, or correct the URI in the Secret");
     }
     Cause::new(error.reason(), message)

@@ -2,8 +2,9 @@
 //! is written to the API server.
 
 use crate::api::PipelineStatus;
-use crate::api::condition::{Cause, DEAD_LETTERS_DISCARDED, Finding, REPLAYED, TOO_MANY_REFUSED};
+use crate::api::condition::{Cause, DEAD_LETTERS_DISCARDED, Finding, REPLAYED};
 use crate::api::dead_letter::{DeadLetterStatus, ReplayState, ReplayStatus};
+use crate::api::reason::Reason;
 use crate::state::dead_letter::{DeadLetters, Replay};
 
 /// What is shown of dead letters.
@@ -60,7 +61,7 @@ impl View {
                 "in the last 24 hours more was refused than deadLetters.maxBytesPerHour ({bound}) keeps: what was beyond it is counted, and \
                  not kept; SELECT * FROM fleetwright.dead_letter_count tells when, by which Gateway, and why"
             );
-            findings.push(Finding::holds(DEAD_LETTERS_DISCARDED, TOO_MANY_REFUSED, message));
+            findings.push(Finding::holds(DEAD_LETTERS_DISCARDED, Reason::TooManyRefused, message));
         }
         findings.extend(self.replay.as_ref().map(|replay| self.judge(replay)));
         findings
@@ -72,17 +73,19 @@ impl View {
             (ReplayState::Finished, _) => {
                 let (stored, refused, left) = (replay.stored, replay.refused, replay.left_alone);
                 let message = format!("{token}: {stored} messages became rows, {refused} were refused again, {left} were left alone");
-                Finding::holds(REPLAYED, "Replayed", message)
+                Finding::holds(REPLAYED, Reason::Replayed, message)
             }
-            (_, Some(failure)) => {
-                Finding::fails(REPLAYED, Cause::new("ReplayFailing", format!("{token}: the worker tries again after a failure: {failure}")))
-            }
+            (_, Some(failure)) => Finding::fails(
+                REPLAYED,
+                Cause::new(Reason::ReplayFailing, format!("{token}: the worker tries again after a failure: {failure}")),
+            ),
             (ReplayState::Running, None) => {
-                Finding::fails(REPLAYED, Cause::new("Replaying", format!("{token}: dead letters are being put through again")))
+                Finding::fails(REPLAYED, Cause::new(Reason::Replaying, format!("{token}: dead letters are being put through again")))
             }
-            (ReplayState::Waiting, None) => {
-                Finding::fails(REPLAYED, Cause::new("AwaitingWorker", format!("{token}: waits for a worker that runs as the spec says")))
-            }
+            (ReplayState::Waiting, None) => Finding::fails(
+                REPLAYED,
+                Cause::new(Reason::AwaitingWorker, format!("{token}: waits for a worker that runs as the spec says")),
+            ),
         }
     }
 }
@@ -187,7 +190,7 @@ mod tests {
             (View { replay: replay(ReplayState::Finished), ..View::default() }, vec![("Replayed", Some(true), "Replayed")]),
         ] {
             let findings = view.findings("32Mi");
-            let found: Vec<_> = findings.iter().map(|finding| (finding.condition, finding.holds, finding.cause.reason)).collect();
+            let found: Vec<_> = findings.iter().map(|finding| (finding.condition, finding.holds, finding.cause.reason.as_str())).collect();
             assert_eq!(found, expected, "{view:?}");
         }
     }

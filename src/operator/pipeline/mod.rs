@@ -36,12 +36,14 @@ use self::registry::Devices;
 use self::retention::Retention;
 use self::status::{Outcome, Sources, TableOutcome, WorkersOutcome, status};
 use self::validate::{TableView, Valid, validate};
-use super::context::{Context, publish_change, publish_change_of, unless_terminating};
+use super::context::{Context, unless_terminating};
 use super::kubernetes::apply::{WriteError, Writer, owner_reference};
+use super::kubernetes::events::{self, publish_change, publish_change_of};
 
 use crate::api::condition::{Cause, DEAD_LETTERS_DISCARDED, REPLAYED};
 use crate::api::name::PIPELINE_LABEL;
 use crate::api::pipeline::DeletionPolicy;
+use crate::api::reason::Reason;
 use crate::api::{Pipeline, is_reconciliation_paused};
 use crate::broker::credential::password::Password;
 use crate::runtime::error::chain;
@@ -152,7 +154,7 @@ impl Reconciler {
         };
         if let Err(cause) = ended {
             let gateways = self.context.externals.logins(&pipeline.namespace().unwrap_or_default());
-            self.warn(pipeline, "SessionsNotEnded", sessions::left_behind(pipeline, gateways.keys(), &cause)).await;
+            self.warn(pipeline, Reason::SessionsNotEnded, sessions::left_behind(pipeline, gateways.keys(), &cause)).await;
         }
         let selector = format!("{PIPELINE_LABEL}={}", pipeline.name_any());
         self.writer.prune::<StatefulSet>(&owner_reference(pipeline), &pipeline.namespace().unwrap_or_default(), &selector, &[]).await
@@ -167,7 +169,7 @@ impl Reconciler {
         };
         if let Err(cause) = ended {
             let (namespace, pipeline) = (pipeline.namespace(), pipeline.name_any());
-            warn!(namespace, pipeline, reason = cause.reason, "sessions that nobody reads are not ended yet: {}", cause.message);
+            warn!(namespace, pipeline, reason = %cause.reason, "sessions that nobody reads are not ended yet: {}", cause.message);
         }
     }
 
@@ -217,7 +219,7 @@ impl Reconciler {
 
     async fn change_table(&self, pipeline: &Pipeline, valid: &Valid) -> Result<Plan, TableOutcome> {
         let database = self.databases.last(&owner(pipeline));
-        let closed = || Cause::new("DatabaseUnavailable", "the connection to the database was closed");
+        let closed = || Cause::new(Reason::DatabaseUnavailable, "the connection to the database was closed");
         let database = database.ok_or_else(|| TableOutcome::Unknown(closed()))?;
         let mut session = database.session().await.map_err(TableOutcome::Unknown)?;
         match execute::apply(session.client().map_err(TableOutcome::Unknown)?, &valid.desired).await {
@@ -257,10 +259,10 @@ impl Reconciler {
         }
         match registry {
             _ if valid.descriptor.is_err() => valid.descriptor.as_ref().err().cloned(),
-            _ if !ready => Some(Cause::new("TableNotReady", "the workers are left as they are until the table is ready")),
+            _ if !ready => Some(Cause::new(Reason::TableNotReady, "the workers are left as they are until the table is ready")),
             RegistryState::Filled => None,
             RegistryState::Failed(cause) => Some(cause),
-            RegistryState::Waiting => Some(Cause::new("RegistryNotFilled", "the device registry of the database is being filled")),
+            RegistryState::Waiting => Some(Cause::new(Reason::RegistryNotFilled, "the device registry of the database is being filled")),
         }
     }
 
@@ -289,9 +291,10 @@ impl Reconciler {
     /// Says which worker reads which Gateway, before there are more workers or fewer.
     async fn spread_gateways(&self, pipeline: &Pipeline, valid: &Valid) -> Result<(), Cause> {
         let owner = owner(pipeline);
-        let closed = || Cause::new("DatabaseUnavailable", "the connection to the database was closed");
+        let closed = || Cause::new(Reason::DatabaseUnavailable, "the connection to the database was closed");
         let database = self.databases.last(&owner).ok_or_else(closed)?;
-        let refused = |error| Cause::new("GatewaysNotSpread", format!("failed to say which worker reads which Gateway: {}", chain(&error)));
+        let refused =
+            |error| Cause::new(Reason::GatewaysNotAssigned, format!("failed to say which worker reads which Gateway: {}", chain(&error)));
         let workers = readers(pipeline, valid);
         database.ask(async |client| spread(client, &owner, &valid.sessions, workers).await, refused).await.map(drop)
     }
@@ -314,20 +317,18 @@ impl Reconciler {
         let table = &pipeline.spec.sink.timescale.table;
         let (reason, what) = match pipeline.spec.deletion_policy {
             DeletionPolicy::Retain => {
-                ("TableNotReleased", format!("public.{table} still counts as this Pipeline's: one of the same name gets it again"))
+                (Reason::TableNotReleased, format!("public.{table} still counts as this Pipeline's: one of the same name gets it again"))
             }
-            DeletionPolicy::Delete => ("TableNotDropped", format!("public.{table} is still there: drop it by hand")),
+            DeletionPolicy::Delete => (Reason::TableNotDropped, format!("public.{table} is still there: drop it by hand")),
         };
         self.warn(pipeline, reason, format!("{what} ({})", cause.message)).await;
     }
 
-    async fn warn(&self, pipeline: &Pipeline, reason: &str, note: String) {
-        warn!(namespace = pipeline.namespace(), pipeline = pipeline.name_any(), reason, "{note}");
-        let event =
-            Event { type_: EventType::Warning, reason: reason.to_owned(), action: "Cleanup".to_owned(), note: Some(note), related: None };
-        if let Err(error) = self.recorder.publish(pipeline, &event).await {
-            warn!(error = chain(&error), "failed to publish an event");
-        }
+    async fn warn(&self, pipeline: &Pipeline, reason: Reason, note: String) {
+        warn!(namespace = pipeline.namespace(), pipeline = pipeline.name_any(), %reason, "{note}");
+        let reason = reason.to_string();
+        let event = Event { type_: EventType::Warning, reason, action: "Cleanup".to_owned(), note: Some(note), related: None };
+        events::publish(&self.recorder, pipeline, &event).await;
     }
 }
 

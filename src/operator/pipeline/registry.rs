@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::database::{Connection, RegistryState, SessionGuard};
 use crate::api::condition::Cause;
+use crate::api::reason::Reason;
 use crate::operator::device::fleet::SharedFleet;
 use crate::operator::device::key::DeviceKey;
 use crate::runtime::error::chain;
@@ -59,7 +60,7 @@ pub async fn keep(connection: Arc<Connection>, namespace: String, devices: Devic
             Err(cause) => Err(cause),
         };
         if let Err(cause) = outcome {
-            warn!(namespace, reason = cause.reason, message = cause.message, "failed to write a device registry: trying again");
+            warn!(namespace, reason = %cause.reason, message = cause.message, "failed to write a device registry: trying again");
             connection.set_registry(RegistryState::Failed(cause));
             // Another connection, or the table that was missing, ends the pause.
             let pause = LONGEST_PAUSE.min(Duration::from_secs(1) * 2_u32.pow(failures)).mul_f64(0.5 + rand::random::<f64>() / 2.0);
@@ -136,6 +137,6 @@ fn settle(result: Result<u64, FillError>, session: SessionGuard<'_>) -> Result<u
         if matches!(error, FillError::AwaitAnswer) {
             session.discard();
         }
-        Cause::new("RegistryNotWritten", chain(&error))
+        Cause::new(Reason::RegistryNotWritten, chain(&error))
     })
 }

@@ -10,6 +10,7 @@ use tracing::info;
 use super::database::Connection;
 use super::observe::owner;
 use crate::api::condition::Cause;
+use crate::api::reason::Reason;
 use crate::api::{Pipeline, name};
 use crate::operator::twin_sync::external::{SharedExternals, cause};
 use crate::operator::twin_sync::keep::LinkError;
@@ -42,7 +43,7 @@ pub async fn unread(
     if logins.is_empty() {
         return Ok(Vec::new());
     }
-    let refused = |error| Cause::new("SessionsNotRead", chain(&error));
+    let refused = |error| Cause::new(Reason::SessionsNotRead, chain(&error));
     let sessions = database.ask(async |client| read_sessions(client, &owner).await, refused).await?;
     Ok(choose(&sessions, &logins, &pipeline.uid().unwrap_or_default(), read))
 }
@@ -80,7 +81,7 @@ pub async fn end(database: &Connection, pipeline: &Pipeline, unread: Vec<Unread>
         }
     }
     if !ended.is_empty() {
-        let (owner, refused) = (owner(pipeline), |error| Cause::new("SessionsNotForgotten", chain(&error)));
+        let (owner, refused) = (owner(pipeline), |error| Cause::new(Reason::SessionsNotForgotten, chain(&error)));
         database.ask(async |client| forget_sessions(client, &owner, &ended).await, refused).await?;
     }
     failed.into_values().next().map_or(Ok(()), Err)
@@ -138,7 +139,7 @@ mod tests {
     fn a_note_on_what_is_left_says_why_and_which_clients_to_end() {
         let pipeline = crate::operator::pipeline::validate::tests::pipeline(serde_json::json!({}));
         let gateways: Vec<Arc<str>> = ["far", "further", "c", "d", "e"].map(Arc::from).into();
-        let cause = Cause::new("DatabaseUnavailable", "connection refused");
+        let cause = Cause::new(Reason::DatabaseUnavailable, "connection refused");
         let note = left_behind(&pipeline, gateways.iter(), &cause);
         let client = |gateway: &str| name::external_ingest_client(&pipeline.uid().unwrap_or_default(), gateway);
         for (part, expected) in

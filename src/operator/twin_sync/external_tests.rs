@@ -26,7 +26,7 @@ fn each_failure_has_its_reason_and_says_nothing_of_the_password() {
         (LinkError::Session(SessionError::Timeout { address: String::new() }), "BrokerUnreachable"),
     ] {
         let cause = cause(&login("sesame"), &error);
-        assert_eq!(cause.reason, reason, "{}", cause.message);
+        assert_eq!(cause.reason.as_str(), reason, "{}", cause.message);
         assert!(cause.message.contains("mqtt.example.org:8883") && !cause.message.contains("sesame"), "{}", cause.message);
     }
 }
@@ -44,7 +44,7 @@ fn an_outcome_is_that_of_the_login_that_holds() {
     assert_eq!(externals.of(&gateway).unwrap().outcome, None);
     assert!(!externals.tried(&gateway, &first, Ok(())), "too late");
     let second = externals.of(&gateway).unwrap().login.unwrap();
-    let refused = Cause::new("LoginRefused", "");
+    let refused = Cause::new(Reason::LoginRefused, "");
     assert!(externals.tried(&gateway, &second, Err(refused.clone())));
     assert_eq!(externals.of(&gateway).unwrap().outcome, Some(Err(refused)));
 }

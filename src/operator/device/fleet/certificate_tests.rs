@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::api::reason::Reason;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
@@ -199,12 +200,12 @@ fn what_an_issuer_refuses_is_said_on_the_device_until_it_gives_a_certificate() {
     assert!(matches!(fleet.step(&key(), false), Step::AwaitBroker), "asked, and no status before there is something to say");
     assert_eq!(condition(&status(&fleet, true), CREDENTIALS_LIVE), is("False", "AwaitingCertificate"));
     for (is_final, accepted, type_, reason) in
-        [(false, "True", RECONCILING, "CertificateDenied"), (true, "False", STALLED, "CommonNameMismatch")]
+        [(false, "True", RECONCILING, Reason::CertificateDenied), (true, "False", STALLED, Reason::CommonNameMismatch)]
     {
         let refusal = Refusal { cause: Cause::new(reason, "no"), is_final };
         assert!(!fleet.certificate_asked(&key(), "uid-d", digest, Asked { refusal: Some(refusal), until: Some(300) }), "a condition tells");
         let told = status(&fleet, false);
-        assert_eq!((condition(&told, ACCEPTED).0.as_str(), condition(&told, type_)), (accepted, is("True", reason)));
+        assert_eq!((condition(&told, ACCEPTED).0.as_str(), condition(&told, type_)), (accepted, is("True", reason.as_str())));
     }
     fleet.take_changes();
     fleet.certificate_requests_listed();
@@ -220,7 +221,7 @@ fn what_an_issuer_refuses_is_said_on_the_device_until_it_gives_a_certificate() {
     let ready = status(&fleet, false);
     assert_eq!(condition(&ready, READY), is("True", "Proven"));
     fleet.status_written(&key(), &device(&x509(&request), true, 2, Some(&ready)));
-    let refusal = Refusal { cause: Cause::new("CertificateDenied", "no"), is_final: false };
+    let refusal = Refusal { cause: Cause::new(Reason::CertificateDenied, "no"), is_final: false };
     assert!(fleet.certificate_asked(&key(), "uid-d", digest, Asked { refusal: Some(refusal), until: Some(300) }), "an event tells");
     let told = status(&fleet, false);
     assert_eq!(condition(&told, READY), is("True", "Proven"));
