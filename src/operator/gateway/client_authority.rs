@@ -35,7 +35,7 @@ pub struct ClientTrust {
     pub expiring: Option<Cause>,
 
     /// When one of these changes without any object changing.
-    pub turns: Vec<Timestamp>,
+    pub transition_times: Vec<Timestamp>,
 }
 
 /// What is known of a Gateway's client authority.
@@ -55,7 +55,7 @@ pub fn client_trust(observed: &Observed, now: Timestamp) -> ClientTrust {
                 trusted: Some(trusted.to_owned()),
                 awaiting: None,
                 expiring: tls::expires_soon("authority", &declared.secret_name, validity, now),
-                turns: tls::turns_of(validity).collect(),
+                transition_times: tls::transition_times_of(validity).collect(),
                 authority: Authority::Usable(Arc::new(Signer::new(source, SignedDuration::from_secs(seconds)))),
             }
         }

@@ -58,7 +58,7 @@ fn an_authority_that_can_sign_is_trusted() {
     let trust = of(Some(secret(data)));
     assert!(matches!(trust.authority, Authority::Usable(_)) && trust.awaiting.is_none() && trust.expiring.is_none());
     assert_eq!(trust.trusted.unwrap().replace('\r', ""), certificate.replace('\r', ""));
-    assert!(trust.turns.contains(&at("2027-01-01T00:00:00Z")));
+    assert!(trust.transition_times.contains(&at("2027-01-01T00:00:00Z")));
     let trust = of(Some(secret(authority(true, "2026-01-03T00:00:00Z"))));
     assert_eq!(trust.expiring.unwrap().reason.as_str(), "CertificateExpiresSoon");
     let undeclared = client_trust(&observed(&json!({}), None), now());

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 
-use super::full::full;
+use super::broker_full::broker_full;
 use super::observe::Observed;
 use super::tls;
 use super::validate::Valid;
@@ -42,7 +42,7 @@ pub fn status(observed: &Observed, outcome: &Outcome<'_>) -> GatewayStatus {
     if observed.report.as_ref().is_some_and(|report| report.messages_dropped) {
         findings.push(dropped(gateway));
     }
-    findings.extend(full(observed, previous));
+    findings.extend(broker_full(observed, previous));
     GatewayStatus {
         observed_generation: generation,
         address: Some(address(gateway)),

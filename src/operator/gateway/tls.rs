@@ -24,7 +24,7 @@ const WARNINGS: [Duration; 2] = [Duration::from_hours(7 * 24), Duration::from_ho
 
 /// And never before this share of its life is left: a certificate that is renewed at two thirds of its life, as cert-manager
 /// does it, has had half of the rest for that.
-const LARGEST_SHARES: [i32; 2] = [6, 12];
+const MAX_SHARES: [i32; 2] = [6, 12];
 
 /// What a Gateway's TLS listeners are to present.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -61,12 +61,6 @@ impl Debug for Issued {
     }
 }
 
-/// Whether a listener has TLS and names no Secret.
-#[must_use]
-pub fn issues(gateway: &Gateway) -> bool {
-    gateway.spec.listeners.iter().filter_map(|listener| listener.tls.as_ref()).any(|tls| tls.secret_name.is_none())
-}
-
 /// The names that are declared and are none.
 #[must_use]
 pub fn invalid_host_name(gateway: &Gateway) -> Option<Cause> {
@@ -82,7 +76,7 @@ pub fn certificates(observed: &Observed, now: Timestamp) -> Certificates {
         return Certificates::default();
     }
     let mut found = Certificates { host_names: client_names(&observed.gateway), ..Certificates::default() };
-    if issues(&observed.gateway) {
+    if observed.gateway.spec.issues_certificate() {
         match issue(observed, now) {
             Ok(issued) => found.issued = Some(issued),
             // The certificate that was issued before is judged below.
@@ -164,7 +158,7 @@ fn validity(certificate: &ServerCertificate) -> (Timestamp, Timestamp) {
 fn warnings((from, to): (Timestamp, Timestamp)) -> [(Timestamp, SignedDuration); 2] {
     let life = to.duration_since(from);
     std::array::from_fn(|index| {
-        let left = SignedDuration::try_from(WARNINGS[index]).unwrap_or(SignedDuration::MAX).min(life / LARGEST_SHARES[index]);
+        let left = SignedDuration::try_from(WARNINGS[index]).unwrap_or(SignedDuration::MAX).min(life / MAX_SHARES[index]);
         (to - left, left)
     })
 }
@@ -184,12 +178,12 @@ pub fn expires_soon(what: &str, secret: &str, validity: (Timestamp, Timestamp), 
 }
 
 /// The times at which a verdict changes without any object changing.
-pub fn turns(certificate: &ServerCertificate) -> impl Iterator<Item = Timestamp> + use<> {
-    turns_of(validity(certificate))
+pub fn transition_times(certificate: &ServerCertificate) -> impl Iterator<Item = Timestamp> + use<> {
+    transition_times_of(validity(certificate))
 }
 
 /// The same of anything that is valid for this time.
-pub fn turns_of(validity: (Timestamp, Timestamp)) -> impl Iterator<Item = Timestamp> {
+pub fn transition_times_of(validity: (Timestamp, Timestamp)) -> impl Iterator<Item = Timestamp> {
     [validity.0, validity.1].into_iter().chain(warnings(validity).map(|(due, _)| due))
 }
 

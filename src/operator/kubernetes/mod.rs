@@ -4,3 +4,6 @@ pub mod apply;
 pub mod diff;
 pub mod events;
 pub mod watch;
+
+#[cfg(test)]
+mod api_server_tests;

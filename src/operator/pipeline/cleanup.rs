@@ -27,10 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// How long is waited for the workers to end: a pod is given 30 s.
-const WORKERS_END: Duration = Duration::from_secs(40);
+const MAX_WORKERS_END: Duration = Duration::from_secs(40);
 
 /// How often is looked whether they have.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+const REQUEUE_AFTER: Duration = Duration::from_millis(250);
 
 /// Releases or drops the table, as the Pipeline says.
 ///
@@ -100,7 +100,7 @@ fn remaining(pipeline: &Pipeline, now: Timestamp) -> Duration {
 /// When the API server refuses or is away.
 pub async fn end_workers(client: &Client, writer: &Writer, pipeline: &Pipeline) -> Result<(), WriteError> {
     let (namespace, name) = (pipeline.namespace().unwrap_or_default(), name::ingest(&pipeline.name_any()));
-    let until = Instant::now() + WORKERS_END;
+    let until = Instant::now() + MAX_WORKERS_END;
     while let Some(workers) = read::<StatefulSet>(client, &namespace, &name).await? {
         let ours = workers.owner_references().iter().any(|reference| Some(&reference.uid) == pipeline.metadata.uid.as_ref());
         if !ours || Instant::now() > until {
@@ -110,7 +110,7 @@ pub async fn end_workers(client: &Client, writer: &Writer, pipeline: &Pipeline) 
             // It stays until its pods are gone.
             writer.delete_with::<StatefulSet>(&namespace, &name, &DeleteParams::foreground()).await?;
         }
-        sleep(LOOK_AGAIN).await;
+        sleep(REQUEUE_AFTER).await;
     }
     Ok(())
 }

@@ -77,7 +77,7 @@ pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline
     let uri = read_uri(client, pipeline).await?;
     let descriptor = read_descriptor(client, pipeline).await?;
     let (database, letters) = match &uri {
-        Ok(uri) => look_at(databases, pipeline, uri).await,
+        Ok(uri) => inspect(databases, pipeline, uri).await,
         Err(cause) => (DatabaseView::Unseen(cause.clone()), None),
     };
     Ok(Observed {
@@ -126,7 +126,7 @@ async fn read_descriptor(client: &Client, pipeline: &Pipeline) -> Result<Result<
     Ok(descriptor::read(map, reference).map(Some))
 }
 
-async fn look_at(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri) -> (DatabaseView, Option<DeadLetters>) {
+async fn inspect(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri) -> (DatabaseView, Option<DeadLetters>) {
     let owner = owner(pipeline);
     let database = databases.obtain(&owner, uri);
     let mut session = match database.session().await {

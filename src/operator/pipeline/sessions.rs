@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kube::ResourceExt;
 use tracing::info;
 
-use super::database::Connection;
+use super::connection::DatabaseConnection;
 use super::observe::owner;
 use crate::api::condition::Cause;
 use crate::api::reason::Reason;
@@ -19,7 +19,7 @@ use crate::runtime::error::chain;
 use crate::state::assignment::{Sessions, forget_sessions, gateway_of, read_sessions};
 
 /// Of so many Gateways a note tells what the Pipeline's client is called: it has room for 1,024 characters.
-const MOST_TOLD: usize = 4;
+const MAX_NAMED_GATEWAYS: usize = 4;
 
 /// A session that nobody reads any more.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub struct Unread {
 /// # Errors
 /// When the database does not tell.
 pub async fn unread(
-    database: &Connection,
+    database: &DatabaseConnection,
     externals: &SharedExternals,
     pipeline: &Pipeline,
     read: &[String],
@@ -62,7 +62,7 @@ fn choose(sessions: &Sessions, logins: &BTreeMap<Arc<str>, Arc<Login>>, uid: &st
 ///
 /// # Errors
 /// Why some are not ended.
-pub async fn end(database: &Connection, pipeline: &Pipeline, unread: Vec<Unread>) -> Result<(), Cause> {
+pub async fn end(database: &DatabaseConnection, pipeline: &Pipeline, unread: Vec<Unread>) -> Result<(), Cause> {
     let mut ended = Vec::new();
     let mut failed = BTreeMap::new();
     for Unread { name, login } in unread {
@@ -91,7 +91,7 @@ pub async fn end(database: &Connection, pipeline: &Pipeline, unread: Vec<Unread>
 pub fn left_behind<'a>(pipeline: &Pipeline, gateways: impl Iterator<Item = &'a Arc<str>>, cause: &Cause) -> String {
     let uid = pipeline.uid().unwrap_or_default();
     let client = |gateway: &Arc<str>| format!("{} at that of Gateway {gateway}", name::external_ingest_client(&uid, gateway));
-    let clients: Vec<String> = gateways.take(MOST_TOLD).map(client).collect();
+    let clients: Vec<String> = gateways.take(MAX_NAMED_GATEWAYS).map(client).collect();
     format!(
         "expected to end all sessions of this Pipeline with brokers that run elsewhere, found: {}. A broker that was read keeps its session, and \
          queues for it until a week after its last use, unless it is ended there: its client is {}",

@@ -5,7 +5,7 @@ use std::fmt;
 use k8s_openapi::api::apps::v1::StatefulSet;
 
 use super::build::labels;
-use super::letters::View;
+use super::dead_letter_status::DeadLetterView;
 use crate::api::condition::{ACCEPTED, Cause, Finding, Readiness, TABLE_READY, WORKERS_AVAILABLE, conditions};
 use crate::api::reason::Reason;
 use crate::api::{Pipeline, PipelineStatus};
@@ -24,7 +24,7 @@ pub enum Outcome {
         /// What is read.
         sources: Sources,
         /// The dead letters.
-        letters: View,
+        letters: DeadLetterView,
     },
     /// The Pipeline is being deleted.
     Deleting,

@@ -29,7 +29,7 @@ fn ready_table() -> TableOutcome {
 }
 
 fn outcome(table: TableOutcome, workers: WorkersOutcome) -> Outcome {
-    Outcome::Accepted { table, workers, sources: Sources { gateways: 2, sessions: 2 }, letters: View::default() }
+    Outcome::Accepted { table, workers, sources: Sources { gateways: 2, sessions: 2 }, letters: DeadLetterView::default() }
 }
 
 /// Status and reason of a condition, as `True/Reading`; nothing where it is not there.
@@ -128,7 +128,7 @@ fn ready_and_why_not() {
                 table: ready_table(),
                 workers: applied(live(3, 0, 0, true), 0, false),
                 sources: Sources { gateways: 0, sessions: 0 },
-                letters: View::default(),
+                letters: DeadLetterView::default(),
             },
             "False/NoGatewaySelected",
             Some(RECONCILING),

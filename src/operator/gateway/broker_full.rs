@@ -11,7 +11,7 @@ use crate::configuration::agent::Fullness;
 
 /// The condition, where the broker is full, or once was.
 #[must_use]
-pub fn full(observed: &Observed, previous: &[Condition]) -> Option<Finding> {
+pub fn broker_full(observed: &Observed, previous: &[Condition]) -> Option<Finding> {
     let report = observed.report.as_ref()?;
     let spec = &observed.gateway.spec;
     let (reason, what, advice) = match &report.fullness {

@@ -9,7 +9,7 @@ use crate::state::dead_letter::{DeadLetters, Replay};
 
 /// What is shown of dead letters.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct View {
+pub struct DeadLetterView {
     /// How many there were; nothing where none was.
     pub counts: Option<DeadLetterStatus>,
     /// How far the replay of the spec is; nothing where it asks for none.
@@ -18,7 +18,7 @@ pub struct View {
     pub failure: Option<String>,
 }
 
-impl View {
+impl DeadLetterView {
     /// What a status shows.
     #[must_use]
     pub fn of(status: Option<&PipelineStatus>) -> Self {
@@ -124,13 +124,13 @@ mod tests {
         DeadLetters { refused, discarded, replay: None }
     }
 
-    fn shown(view: &View) -> Option<(i64, i64)> {
+    fn shown(view: &DeadLetterView) -> Option<(i64, i64)> {
         view.counts.map(|counts| (counts.last_day, counts.discarded_last_day))
     }
 
     #[test]
     fn a_number_stays_while_it_is_about_right() {
-        let mut view = View::default();
+        let mut view = DeadLetterView::default();
         for (refused, discarded, expected, is_news) in [
             (0, 0, None, false),
             (1, 0, Some((1, 0)), true),
@@ -157,7 +157,7 @@ mod tests {
             replay: Some(Replay { stored: done, remaining, finished, ..Replay::default() }),
             ..DeadLetters::default()
         };
-        let mut view = View::default();
+        let mut view = DeadLetterView::default();
         let mut writes = 0;
         let steps = (0..=1_000).map(|done| Some(progress(done, 1_000 - done, false)));
         for found in [None].into_iter().chain(steps).chain((0..2).map(|_| Some(progress(1_000, 0, true)))) {
@@ -178,16 +178,28 @@ mod tests {
         let replay = |state| Some(ReplayStatus { token: "a".to_owned(), state, stored: 1, refused: 2, left_alone: 0, remaining: 3 });
         let counts = |discarded_last_day| Some(DeadLetterStatus { last_day: 9, discarded_last_day });
         for (view, expected) in [
-            (View::default(), vec![]),
-            (View { counts: counts(0), ..View::default() }, vec![]),
-            (View { counts: counts(1), ..View::default() }, vec![("DeadLettersDiscarded", Some(true), "TooManyRefused")]),
-            (View { replay: replay(ReplayState::Waiting), ..View::default() }, vec![("Replayed", Some(false), "AwaitingWorker")]),
-            (View { replay: replay(ReplayState::Running), ..View::default() }, vec![("Replayed", Some(false), "Replaying")]),
+            (DeadLetterView::default(), vec![]),
+            (DeadLetterView { counts: counts(0), ..DeadLetterView::default() }, vec![]),
             (
-                View { replay: replay(ReplayState::Running), failure: Some("no table".to_owned()), ..View::default() },
+                DeadLetterView { counts: counts(1), ..DeadLetterView::default() },
+                vec![("DeadLettersDiscarded", Some(true), "TooManyRefused")],
+            ),
+            (
+                DeadLetterView { replay: replay(ReplayState::Waiting), ..DeadLetterView::default() },
+                vec![("Replayed", Some(false), "AwaitingWorker")],
+            ),
+            (
+                DeadLetterView { replay: replay(ReplayState::Running), ..DeadLetterView::default() },
+                vec![("Replayed", Some(false), "Replaying")],
+            ),
+            (
+                DeadLetterView { replay: replay(ReplayState::Running), failure: Some("no table".to_owned()), ..DeadLetterView::default() },
                 vec![("Replayed", Some(false), "ReplayFailing")],
             ),
-            (View { replay: replay(ReplayState::Finished), ..View::default() }, vec![("Replayed", Some(true), "Replayed")]),
+            (
+                DeadLetterView { replay: replay(ReplayState::Finished), ..DeadLetterView::default() },
+                vec![("Replayed", Some(true), "Replayed")],
+            ),
         ] {
             let findings = view.findings("32Mi");
             let found: Vec<_> = findings.iter().map(|finding| (finding.condition, finding.holds, finding.cause.reason.as_str())).collect();
