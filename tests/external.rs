@@ -195,7 +195,7 @@ async fn a_login_that_fails_says_why() {
     ] {
         let error = SessionLoop::begin(&login).await.expect_err(name);
         let cause = cause(&login, &error);
-        assert_eq!(cause.reason, reason, "{name}: {}", cause.message);
+        assert_eq!(cause.reason.as_str(), reason, "{name}: {}", cause.message);
         assert!(!cause.message.contains("sesame"), "{}", cause.message);
     }
 }
@@ -216,7 +216,7 @@ async fn a_subscription_that_is_refused_says_so() {
     let login = foreign.login();
     let error = SessionLoop::begin(&login).await.err().unwrap_or_else(|| panic!("no subscription is allowed: {}", foreign.broker.log()));
     let cause = cause(&login, &error);
-    assert_eq!(cause.reason, "SubscriptionRefused", "{}", cause.message);
+    assert_eq!(cause.reason.as_str(), "SubscriptionRefused", "{}", cause.message);
     assert!(cause.message.contains("devices/+/reported") && !cause.message.contains("sesame"), "{}", cause.message);
 }
 

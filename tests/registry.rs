@@ -11,7 +11,8 @@ use common::postgres::Postgres;
 use fleetwright::api::{Device, PipelineSpec};
 use fleetwright::operator::device::index::SharedDeviceIndex;
 use fleetwright::operator::device::key::key_of;
-use fleetwright::operator::pipeline::database::{Database, Databases, RegistryState};
+use fleetwright::operator::pipeline::connection::RegistryState;
+use fleetwright::operator::pipeline::database::{Database, Databases};
 use fleetwright::operator::pipeline::registry::Devices;
 use fleetwright::sink::timescale::execute;
 use fleetwright::sink::timescale::schema::desired;
@@ -184,9 +185,14 @@ async fn the_registry_follows_the_devices_and_outlives_its_server() {
     let owner = Owner { namespace: "n".to_owned(), pipeline: "p".to_owned() };
     let database = databases.obtain(&owner, &postgres.uri(&name));
     bring_tables(&database).await;
-    assert_eq!(database.registry(Duration::ZERO).await, RegistryState::Waiting, "an empty list means nothing before all is listed");
+    assert_eq!(database.registry(), RegistryState::Waiting, "an empty list means nothing before all is listed");
     devices.listed.cancel();
-    assert_eq!(database.registry(Duration::from_secs(30)).await, RegistryState::Filled);
+    let filled = async {
+        while database.registry() != RegistryState::Filled {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), filled).await.unwrap();
 
     let client = postgres.client(&name).await;
     await_devices(&client, "a").await;

@@ -16,6 +16,7 @@ use common::worker::{Chain, broker_configuration};
 use fleetwright::api::Pipeline;
 use fleetwright::api::condition::Cause;
 use fleetwright::api::device::{Access, Acl};
+use fleetwright::api::reason::Reason;
 use fleetwright::broker::credential::file::BrokerFiles;
 use fleetwright::broker::credential::{Entry, Password, hash};
 use fleetwright::operator::device::secret::read_workers;
@@ -81,7 +82,7 @@ fn workers(pipeline: &str, topic: &str, decode: &Value) -> Entry {
         "spec": {"source": {"topic": topic}, "decode": decode, "sink": sink},
     }))
     .unwrap();
-    let none = || Cause::new("DatabaseUnavailable", "not asked");
+    let none = || Cause::new(Reason::DatabaseUnavailable, "not asked");
     let observed = Observed {
         gateways: [("plant-1".to_owned(), [].into())].into(),
         externals: [].into(),

@@ -46,7 +46,7 @@ impl Fixture {
     }
 
     async fn refusal(&mut self, desired: &Desired) -> &'static str {
-        apply(&mut self.client, desired).await.unwrap_err().reason()
+        apply(&mut self.client, desired).await.unwrap_err().reason().as_str()
     }
 
     async fn execute(&self, statement: &str) {
@@ -290,7 +290,7 @@ async fn connections_are_encrypted_as_their_uri_says() {
                 drive(connection);
                 Ok(client.query_one("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).await.unwrap().get(0))
             }
-            Err(error) => Err(error.reason()),
+            Err(error) => Err(error.reason().as_str()),
         };
         assert_eq!(found, expected, "{user} {mode}");
     }

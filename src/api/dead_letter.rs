@@ -30,7 +30,7 @@ pub enum DeadLetterReason {
     UnknownDevice,
     /// The device is disabled.
     DisabledDevice,
-    /// The device belongs to another gateway than the one that the message came by.
+    /// The device belongs to another Gateway than the one that received the message.
     WrongGateway,
     /// The topic is not of the Pipeline's form.
     TopicMismatch,
@@ -122,18 +122,18 @@ fn default_max_bytes_per_hour() -> ResourceQuantity {
     "32Mi".into()
 }
 
-/// A wish that dead letters be put through the Pipeline again, as it is by then. What is accepted becomes rows, and is no dead letter
-/// any more; what is refused again stays one, with the reason of this time.
+/// A request to process dead letters again with the current spec of the Pipeline. An accepted message becomes rows, and its dead
+/// letter is removed. A message that is rejected again stays a dead letter, with the new reason.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("!has(self.since) || !has(self.until) || self.since < self.until", "since must be before until"))]
 pub struct Replay {
-    /// Any text, for instance a date or a ticket. Each new one starts a replay of the dead letters that are there at that moment, by
-    /// the first worker, beside its other work; it goes on where it was after a restart. One that was there before starts nothing.
+    /// Any text, for instance a date or a ticket number. A new token starts a replay of the dead letters that exist at that moment. The
+    /// first worker runs it beside its other work, and resumes it after a restart. A token that was used before starts no replay.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?$"))]
     pub token: String,
 
-    /// Only what was refused for one of these reasons. Left out or empty: for any.
+    /// Replays only messages that were rejected for one of these reasons. Default: for any reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 14))]
     pub reasons: Vec<DeadLetterReason>,
@@ -163,7 +163,7 @@ pub enum ReplayState {
     Finished,
 }
 
-/// A replay, as seen. While it is under way the numbers are told in tenths of the whole.
+/// The progress of a replay. While it runs, the numbers are updated at each tenth of the whole.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReplayStatus {

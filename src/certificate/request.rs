@@ -1,5 +1,6 @@
 //! A device's certificate signing request (PKCS #10, RFC 2986): whether a certificate may be issued for its key.
 
+use crate::api::reason::Reason;
 use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
@@ -68,12 +69,12 @@ pub enum RequestError {
 impl RequestError {
     /// The reason in a condition.
     #[must_use]
-    pub const fn reason(&self) -> &'static str {
+    pub const fn reason(&self) -> Reason {
         match self {
-            Self::Unreadable => "UnreadableSigningRequest",
-            Self::UnsupportedKey => "UnsupportedKey",
-            Self::KeySize { .. } => "WeakKey",
-            Self::InvalidSignature => "InvalidRequestSignature",
+            Self::Unreadable => Reason::UnreadableSigningRequest,
+            Self::UnsupportedKey => Reason::UnsupportedKey,
+            Self::KeySize { .. } => Reason::WeakKey,
+            Self::InvalidSignature => Reason::InvalidRequestSignature,
         }
     }
 }

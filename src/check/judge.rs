@@ -8,6 +8,7 @@ use kube::core::Selector;
 use super::manifest::Manifest;
 use crate::api::condition::Cause;
 use crate::api::descriptor;
+use crate::api::reason::Reason;
 use crate::api::topic::TopicPattern;
 use crate::decode::refusal::Refusal;
 use crate::decode::stream::Stream;
@@ -52,7 +53,7 @@ impl Judge {
     /// Judges by a Pipeline, which is checked as the operator checks it; `given` goes before its descriptor.
     pub fn new(manifest: &Manifest, given: Option<Vec<u8>>) -> Result<Self, Cause> {
         let pipeline = &manifest.pipeline;
-        let invalid = |message: String| Cause::new("InvalidSpec", message);
+        let invalid = |message: String| Cause::new(Reason::InvalidSpec, message);
         let owner = Owner { namespace: pipeline.namespace().unwrap_or_default(), pipeline: pipeline.name_any() };
         let table = desired(owner, &pipeline.spec).map_err(|error| invalid(error.to_string()))?.table;
         let decode = &pipeline.spec.decode;

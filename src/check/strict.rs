@@ -7,10 +7,11 @@ use serde_json::Value;
 
 use crate::api::Pipeline;
 use crate::api::condition::Cause;
+use crate::api::reason::Reason;
 
 /// The Pipeline that an object is.
 pub fn read(object: Value) -> Result<Pipeline, Cause> {
-    let invalid = |message: String| Cause::new("InvalidSpec", message);
+    let invalid = |message: String| Cause::new(Reason::InvalidSpec, message);
     let definition = Pipeline::crd();
     let version = definition.spec.versions.first();
     let schema = version.and_then(|version| version.schema.as_ref()?.open_api_v3_schema.as_ref()?.properties.as_ref()?.get("spec"));

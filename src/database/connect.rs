@@ -9,6 +9,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::debug;
 
 use super::uri::{ConnectionUri, TlsMode};
+use crate::api::reason::Reason;
 use crate::runtime::tls::{TlsError, Verification, client_configuration};
 
 /// How long connecting may take, from resolving the name to the end of authentication. Enough for a server far away under
@@ -49,15 +50,17 @@ pub enum ConnectError {
 impl ConnectError {
     /// A reason for conditions, events and metrics.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         let code = match self {
             Self::Connect { source, .. } => source.code(),
             Self::Await { .. } | Self::SetUpTls(_) => None,
         };
         match code {
-            Some(code) if *code == SqlState::INVALID_PASSWORD || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => "LoginRefused",
-            Some(code) if *code == SqlState::INVALID_CATALOG_NAME => "DatabaseNotFound",
-            _ => "DatabaseUnavailable",
+            Some(code) if *code == SqlState::INVALID_PASSWORD || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
+                Reason::LoginRefused
+            }
+            Some(code) if *code == SqlState::INVALID_CATALOG_NAME => Reason::DatabaseNotFound,
+            _ => Reason::DatabaseUnavailable,
         }
     }
 }

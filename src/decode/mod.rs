@@ -37,6 +37,7 @@ use self::sparkplug::Memory;
 use self::time::Time;
 use fleetwright_api::condition::Cause;
 use fleetwright_api::pipeline::{Decode, Format};
+use fleetwright_api::reason::Reason as ConditionReason;
 
 /// A value that passed its checks.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,7 +119,7 @@ impl CompileError {
     /// Why the Pipeline cannot be carried out. What is wrong with a description is for its ConfigMap to mend, not for the Pipeline.
     #[must_use]
     pub fn cause(&self) -> Cause {
-        let reason = if matches!(self, Self::Describe(_)) { "DescriptorMismatch" } else { "InvalidSpec" };
+        let reason = if matches!(self, Self::Describe(_)) { ConditionReason::DescriptorMismatch } else { ConditionReason::InvalidSpec };
         Cause::new(reason, self.to_string())
     }
 }

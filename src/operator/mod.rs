@@ -17,10 +17,11 @@ use k8s_controller::LeaderElection;
 use kube::{Client, Config};
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::{http, telemetry};
@@ -35,8 +36,11 @@ use twin_sync::TwinSync;
 /// The longest a single read of a response may take; long enough for a watch's bookmarks (one a minute).
 const READ_TIMEOUT: Duration = Duration::from_secs(295);
 
-/// The first and the longest pause between two attempts to reach the API server at the start.
-const REACH_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// The delay after the first failed attempt to reach the API server at the start; it doubles up to [`MAX_REACH_DELAY`].
+const INITIAL_REACH_DELAY: Duration = Duration::from_millis(500);
+
+/// The longest delay between such attempts.
+const MAX_REACH_DELAY: Duration = Duration::from_secs(10);
 
 /// How long such an attempt may take.
 const REACH_TIMEOUT: Duration = Duration::from_secs(15);
@@ -133,18 +137,17 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
     }
 }
 
-/// Waits for the API server: on a node that starts, this may be there before it. Not ready meanwhile, but alive.
+/// Waits for the API server, which may start after the operator when a node boots. The process is alive but not ready meanwhile.
 async fn reach(client: &Client) {
-    let mut pause = REACH_PAUSE.0;
+    let mut backoff = Backoff::new(INITIAL_REACH_DELAY, MAX_REACH_DELAY);
     loop {
         let error = match timeout(REACH_TIMEOUT, client.apiserver_version()).await {
             Ok(Ok(_)) => return,
             Ok(Err(error)) => chain(&error),
             Err(_) => format!("no answer in {} s", REACH_TIMEOUT.as_secs()),
         };
-        warn!(error, "failed to reach the API server: trying again");
-        sleep(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
-        pause = (pause * 2).min(REACH_PAUSE.1);
+        warn!(error, "failed to reach the API server, retrying");
+        backoff.wait().await;
     }
 }
 

@@ -12,6 +12,7 @@ use super::key::DeviceKey;
 use super::secret::owner;
 use crate::api::client_authority::IssuerReference;
 use crate::api::name::{self, GATEWAY_LABEL, ROLE_CERTIFICATE_REQUEST, ROLE_LABEL};
+use crate::api::reason::Reason;
 use crate::operator::kubernetes::apply::standard_labels;
 
 /// The fields of a CertificateRequest that the operator uses.
@@ -78,7 +79,7 @@ pub enum RequestState<'a> {
     /// Issued: the certificate chain as PEM.
     Issued(&'a [u8]),
     /// Refused. With reason and message.
-    Refused(&'static str, &'a str),
+    Refused(Reason, &'a str),
 }
 
 /// The CertificateRequest for a Device (with this uid) and its signing request.
@@ -118,15 +119,15 @@ pub fn request_state(request: &CertificateRequest) -> RequestState<'_> {
     let of = |type_: &str| status.conditions.iter().find(|condition| condition.type_ == type_);
     let holds = |type_: &str| of(type_).filter(|condition| condition.status == "True");
     if let Some(denied) = holds("Denied") {
-        return RequestState::Refused("CertificateDenied", &denied.message);
+        return RequestState::Refused(Reason::CertificateDenied, &denied.message);
     }
     if let Some(invalid) = holds("InvalidRequest") {
-        return RequestState::Refused("CertificateRefused", &invalid.message);
+        return RequestState::Refused(Reason::CertificateRefused, &invalid.message);
     }
-    match (of("Ready"), &status.certificate) {
+    match (of(Reason::Ready), &status.certificate) {
         (Some(ready), Some(certificate)) if ready.status == "True" => RequestState::Issued(&certificate.0),
         (Some(ready), _) if ["Failed", "Denied"].contains(&ready.reason.as_str()) => {
-            RequestState::Refused("CertificateRefused", &ready.message)
+            RequestState::Refused(Reason::CertificateRefused, &ready.message)
         }
         (Some(ready), _) => RequestState::Pending(Some(&ready.message)),
         (None, _) => RequestState::Pending(None),
@@ -160,13 +161,13 @@ mod tests {
             (json!({"conditions": [approved]}), RequestState::Pending(None)),
             (json!({"conditions": [approved, condition("Ready", "False", "Pending")]}), RequestState::Pending(Some("why"))),
             (json!({"conditions": [approved, condition("Ready", "True", "Issued")], "certificate": "cGVt"}), RequestState::Issued(b"pem")),
-            (json!({"conditions": [approved, condition("Ready", "False", "Failed")]}), RequestState::Refused("CertificateRefused", "why")),
+            (json!({"conditions": [approved, condition("Ready", "False", "Failed")]}), RequestState::Refused(Reason::CertificateRefused, "why")),
             (
                 json!({"conditions": [condition("Denied", "True", "x"), condition("Ready", "False", "Denied")]}),
-                RequestState::Refused("CertificateDenied", "why"),
+                RequestState::Refused(Reason::CertificateDenied, "why"),
             ),
             (json!({"conditions": [condition("Denied", "False", "x")]}), RequestState::Pending(None)),
-            (json!({"conditions": [condition("InvalidRequest", "True", "x")]}), RequestState::Refused("CertificateRefused", "why")),
+            (json!({"conditions": [condition("InvalidRequest", "True", "x")]}), RequestState::Refused(Reason::CertificateRefused, "why")),
         ] {
             assert_eq!(request_state(&request(&status)), expected, "{status}");
         }

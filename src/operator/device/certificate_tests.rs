@@ -2,6 +2,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::api::reason::Reason;
 use crate::certificate::set_validity;
 
 fn at(second: i64) -> Timestamp {
@@ -151,12 +152,12 @@ fn an_authority_near_its_end_does_not_renew_in_a_loop() {
 #[test]
 fn a_malformed_request_has_no_key_and_is_not_issued() {
     let certificate = ask("press-1");
-    assert_eq!(certificate.key().unwrap_err().reason(), "UnreadableSigningRequest");
+    assert_eq!(certificate.key().unwrap_err().reason().as_str(), "UnreadableSigningRequest");
     assert!(!certificate.wants(&signer(&KeyPair::generate().unwrap(), 1000, 1000)));
 }
 
 fn refused(is_final: bool, until: i64) -> IssuerResponse {
-    IssuerResponse { refusal: Some(IssuanceRefusal { cause: Cause::new("CertificateDenied", "no"), is_final }), until: Some(until) }
+    IssuerResponse { refusal: Some(IssuanceRefusal { cause: Cause::new(Reason::CertificateDenied, "no"), is_final }), until: Some(until) }
 }
 
 #[test]

@@ -20,12 +20,13 @@ use super::rotation::Lifetime;
 use super::secret::{self, Role};
 use crate::api::condition::{Cause, READY};
 use crate::api::device::{DeviceCertificate, ReportedStatus};
+use crate::api::reason::Reason;
 use crate::api::{Device, DeviceStatus, name};
 use crate::broker::credential::password::Password;
 use crate::broker::credential::shard::OPTIONAL_KEYS;
-use crate::operator::context::publish_change;
 use crate::operator::kubernetes::apply::{WriteError, Writer, prepare, read};
 use crate::operator::kubernetes::diff::merge_patch;
+use crate::operator::kubernetes::events::publish_change;
 
 /// Upper limit of concurrent writes for one Gateway. With 100,000 Devices there may be 32 shards of 64 KiB each.
 const MAX_CONCURRENT_SHARDS: usize = 4;
@@ -115,7 +116,7 @@ async fn create_secret(
                 Some((secret, Role::Generated(..))) if !secret.owner_references().is_empty() => Err(error),
                 Some(_) => {
                     let message = format!("a Secret {name} exists and does not belong to this Device: delete or rename it");
-                    Ok((PasswordState::Missing(Box::new(Cause::new("NameConflict", message)), None), Lifetime::default()))
+                    Ok((PasswordState::Missing(Box::new(Cause::new(Reason::NameConflict, message)), None), Lifetime::default()))
                 }
                 None => Err(error),
             }

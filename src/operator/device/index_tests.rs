@@ -1,5 +1,6 @@
 //! Events and the actions that follow from them.
 
+use crate::api::reason::Reason;
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -174,7 +175,7 @@ fn the_status_reports_what_a_device_waits_for() {
         (
             "no secret",
             json!({"authentication": {"password": {"secretRef": {"name": "mine"}}}}),
-            PasswordState::Missing(Box::new(Cause::new("SecretNotFound", "")), None),
+            PasswordState::Missing(Box::new(Cause::new(Reason::SecretNotFound, "")), None),
             true,
             ("Accepted", "SecretNotFound"),
         ),

@@ -10,6 +10,7 @@ use super::certificate_request::{CertificateRequest, RequestState, desired, matc
 use super::index::SharedDeviceIndex;
 use super::key::DeviceKey;
 use crate::api::condition::Cause;
+use crate::api::reason::Reason;
 use crate::api::{Device, name};
 use crate::certificate::client::ClientAuthority;
 use crate::certificate::request::{self, SigningRequest};
@@ -79,7 +80,7 @@ impl IssuanceRequest<'_> {
             Ok(issued) => self.issued((issued.pem, issued.serial.to_string(), issued.not_after), now),
             Err(error) => {
                 let message = format!("signing with the key of the Gateway's client authority failed: {}", chain(&error));
-                self.refused("SigningFailed", message, REQUEUE_AFTER_ERROR).await;
+                self.refused(Reason::SigningFailed, message, REQUEUE_AFTER_ERROR).await;
             }
         }
     }
@@ -100,7 +101,7 @@ impl IssuanceRequest<'_> {
         let Some(refusal) = refusal.filter(|_| is_news) else { return };
         let event = Event {
             type_: EventType::Warning,
-            reason: refusal.cause.reason.to_owned(),
+            reason: refusal.cause.reason.to_string(),
             action: "Issue".to_owned(),
             note: Some(refusal.cause.message),
             related: None,
@@ -110,7 +111,7 @@ impl IssuanceRequest<'_> {
         }
     }
 
-    async fn refused(&self, reason: &'static str, message: String, requeue: SignedDuration) {
+    async fn refused(&self, reason: Reason, message: String, requeue: SignedDuration) {
         self.answered(Some(IssuanceRefusal { cause: Cause::new(reason, message), is_final: false }), requeue).await;
     }
 
@@ -123,7 +124,7 @@ impl IssuanceRequest<'_> {
                  `openssl req -new -key device.key -subj /CN={}`",
                 self.key.name, self.key.name
             );
-            let cause = Cause::new("CommonNameMismatch", message);
+            let cause = Cause::new(Reason::CommonNameMismatch, message);
             self.answered(Some(IssuanceRefusal { cause, is_final: true }), RETRY_REFUSED_AFTER).await;
             return Ok(());
         }
@@ -133,7 +134,7 @@ impl IssuanceRequest<'_> {
             None => self.create(&wanted).await,
             Some(found) if !found.owner_references().iter().any(|owner| owner.uid == *self.uid) => {
                 let message = format!("a CertificateRequest {name} exists and does not belong to this Device: delete it");
-                self.refused("NameConflict", message, REQUEUE_AFTER_ERROR).await;
+                self.refused(Reason::NameConflict, message, REQUEUE_AFTER_ERROR).await;
                 Ok(())
             }
             Some(found) if !matches(&found, &wanted) => self.replace(&wanted).await,
@@ -151,7 +152,7 @@ impl IssuanceRequest<'_> {
             Err(error) if error.is_not_found() => {
                 let message = "the Gateway's clientAuthority names an issuer of cert-manager, and cert-manager is not installed in this cluster: \
                                install it, or leave issuerRef out";
-                self.refused("CertManagerNotFound", message.to_owned(), RETRY_REFUSED_AFTER).await;
+                self.refused(Reason::CertManagerNotFound, message.to_owned(), RETRY_REFUSED_AFTER).await;
                 Ok(())
             }
             Err(error) => Err(error),
@@ -173,7 +174,7 @@ impl IssuanceRequest<'_> {
             }
             RequestState::Pending(Some(message)) => {
                 let message = format!("CertificateRequest {name} waits for its issuer: {}", shortened(message));
-                self.refused("AwaitingIssuer", message, REQUEUE_AFTER).await;
+                self.refused(Reason::AwaitingIssuer, message, REQUEUE_AFTER).await;
                 return Ok(());
             }
             RequestState::Issued(chain) => match self.check(chain, issuer, now) {
@@ -183,7 +184,7 @@ impl IssuanceRequest<'_> {
                     self.issued(usable, now);
                     return self.writer.delete::<CertificateRequest>(&self.key.gateway.namespace, &name).await;
                 }
-                Err(message) => ("CertificateUnusable", message),
+                Err(message) => (Reason::CertificateUnusable, message),
             },
             RequestState::Refused(reason, message) => (reason, format!("the issuer refuses the certificate: {}", shortened(message))),
         };

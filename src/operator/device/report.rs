@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::api::device::ReportedStatus;
+use crate::api::reason::Reason;
 
 /// Upper limit of a report in bytes. It is stored in an object of the API server, and there may be 100,000.
 pub const MAX_REPORT_BYTES: usize = 4 * 1024;
@@ -37,18 +38,13 @@ pub enum ReportError {
 impl ReportError {
     /// Reason of the condition.
     #[must_use]
-    pub const fn reason(&self) -> &'static str {
+    pub const fn reason(&self) -> Reason {
         match self {
-            Self::TooLarge { .. } => TOO_LARGE,
-            Self::NotJson(_) | Self::NotAnObject { .. } | Self::InvalidGeneration => INVALID,
+            Self::TooLarge { .. } => Reason::ReportTooLarge,
+            Self::NotJson(_) | Self::NotAnObject { .. } | Self::InvalidGeneration => Reason::InvalidReport,
         }
     }
 }
-
-/// Reason of the condition.
-pub const TOO_LARGE: &str = "ReportTooLarge";
-/// Reason of the condition.
-pub const INVALID: &str = "InvalidReport";
 
 /// Parses a message at `devices/<name>/reported`. `None` for an empty message, which clears the retained one.
 ///

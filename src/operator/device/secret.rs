@@ -20,6 +20,7 @@ use crate::api::name::{
     ROLE_DEVICE_CREDENTIALS, ROLE_INGEST_CREDENTIALS, ROLE_LABEL, ROLE_LINK_CREDENTIALS,
 };
 use crate::api::name::{PASSWORD_SINCE_ANNOTATION, PREVIOUS_PASSWORD_ANNOTATION, ROTATE_PASSWORD_ANNOTATION};
+use crate::api::reason::Reason;
 use crate::broker::credential::entry::Entry;
 use crate::broker::credential::hash::{self, GENERATED_ITERATIONS, GIVEN_ITERATIONS};
 use crate::broker::credential::password::Password;
@@ -140,7 +141,7 @@ pub fn read_given(key: &DeviceKey, uid: &str, secret: Option<&Secret>, named: (&
         None => {
             let message =
                 format!("Secret {} does not exist in this namespace: create it with the password under the key {}", named.0, named.1);
-            PasswordState::Missing(Box::new(Cause::new("SecretNotFound", message)), known.map(Into::into))
+            PasswordState::Missing(Box::new(Cause::new(Reason::SecretNotFound, message)), known.map(Into::into))
         }
     }
 }
@@ -149,13 +150,13 @@ fn read(key: &DeviceKey, uid: &str, secret: &Secret, data_key: &str, iterations:
     let missing = |reason, message: String| PasswordState::Missing(Box::new(Cause::new(reason, message)), known.map(Into::into));
     let Some(bytes) = secret.data.as_ref().and_then(|data| data.get(data_key)) else {
         return missing(
-            "SecretKeyMissing",
+            Reason::SecretKeyNotFound,
             format!("Secret {} has no key {data_key}: add it, with the password as its value", secret.name_any()),
         );
     };
     match Password::given(&bytes.0) {
         Ok(password) => PasswordState::Hashed(hash::hash(uid, &key.name, &password, iterations).into()),
-        Err(error) => missing("InvalidPassword", format!("Secret {}, key {data_key}: {error}", secret.name_any())),
+        Err(error) => missing(Reason::InvalidPassword, format!("Secret {}, key {data_key}: {error}", secret.name_any())),
     }
 }
 

@@ -5,6 +5,7 @@ use super::record::{DeviceRecord, PasswordSource, PasswordState};
 use super::twin::Twin;
 use crate::api::condition::{ACCEPTED, CREDENTIALS_LIVE, Cause, Finding, Readiness, conditions};
 use crate::api::device::CredentialsSecret;
+use crate::api::reason::Reason;
 use crate::api::{DeviceStatus, name};
 use crate::runtime::error::chain;
 
@@ -73,7 +74,7 @@ fn verdict(device: &str, record: &DeviceRecord, context: StatusContext<'_>, live
     if !context.gateway_exists {
         let message =
             format!("Gateway {gateway} does not exist in this namespace: create it, or create this Device again with another gatewayRef");
-        return Some(refused(Cause::new("GatewayNotFound", message)));
+        return Some(refused(Cause::new(Reason::GatewayNotFound, message)));
     }
     if let Some(certificate) = record.certificate()
         && let Some(verdict) = without_certificate(device, record, certificate, context)
@@ -87,13 +88,13 @@ fn verdict(device: &str, record: &DeviceRecord, context: StatusContext<'_>, live
         return Some(refused(cause.as_ref().clone()));
     }
     if let Err(error) = record.entry(device) {
-        let cause = Cause::new("InvalidAuthorization", chain(&error));
+        let cause = Cause::new(Reason::InvalidAuthorization, chain(&error));
         return Some(stalled(cause));
     }
     if let Some(cause) = record.twin().and_then(Twin::refusal) {
         return Some(stalled(cause));
     }
-    let accepted = Finding::holds(ACCEPTED, "Accepted", "the spec is valid");
+    let accepted = Finding::holds(ACCEPTED, Reason::Accepted, "the spec is valid");
     if let PasswordState::Failing(cause) = record.password() {
         return Some((
             vec![accepted, Finding::fails(CREDENTIALS_LIVE, cause.as_ref().clone())],
@@ -104,15 +105,15 @@ fn verdict(device: &str, record: &DeviceRecord, context: StatusContext<'_>, live
         let message = format!("the broker of Gateway {gateway} has proven that it accepts this credential");
         let refusal = record.certificate().and_then(Certificate::refusal);
         let besides = refusal.map(|refusal| format!("; its certificate is not renewed: {}", refusal.cause.message)).unwrap_or_default();
-        let cause = Cause::new("Proven", format!("{message}{besides}"));
-        return Some((vec![accepted, Finding::holds(CREDENTIALS_LIVE, "Proven", message)], Readiness::Ready(cause)));
+        let cause = Cause::new(Reason::Proven, format!("{message}{besides}"));
+        return Some((vec![accepted, Finding::holds(CREDENTIALS_LIVE, Reason::Proven, message)], Readiness::Ready(cause)));
     }
     if live {
-        let cause = Cause::new("Disabled", format!("the device is disabled, and the broker of Gateway {gateway} refuses it"));
+        let cause = Cause::new(Reason::Disabled, format!("the device is disabled, and the broker of Gateway {gateway} refuses it"));
         return Some((vec![accepted, Finding::fails(CREDENTIALS_LIVE, cause.clone())], Readiness::Ready(cause)));
     }
     let message = format!("the broker of Gateway {gateway} has not proven this credential yet: see the Gateway's conditions");
-    let cause = Cause::new("AwaitingBroker", message);
+    let cause = Cause::new(Reason::AwaitingBroker, message);
     context.waited.then(|| (vec![accepted, Finding::fails(CREDENTIALS_LIVE, cause.clone())], Readiness::Reconciling(cause)))
 }
 
@@ -127,26 +128,28 @@ fn external(record: &DeviceRecord, context: StatusContext<'_>, reached: bool) ->
             "the broker of Gateway {gateway} is external, and the operator signs no certificates for it: leave authentication.x509 out, and \
              get the certificate from an authority that this broker trusts"
         );
-        let cause = Cause::new("NoClientAuthority", message);
+        let cause = Cause::new(Reason::NoClientAuthority, message);
         return Some(stalled(cause));
     }
     let elsewhere =
         format!("the broker of Gateway {gateway} is external: that broker manages the credentials and access rights of this device");
     let findings = vec![
-        Finding::holds(ACCEPTED, "Accepted", "the spec is valid"),
-        Finding::unknown(CREDENTIALS_LIVE, Cause::new("ManagedElsewhere", elsewhere)),
+        Finding::holds(ACCEPTED, Reason::Accepted, "the spec is valid"),
+        Finding::unknown(CREDENTIALS_LIVE, Cause::new(Reason::ManagedElsewhere, elsewhere)),
     ];
     let readiness = match (reached, record.enabled) {
-        (true, true) => Readiness::Ready(Cause::new("BrokerReached", format!("the operator has reached the broker of Gateway {gateway}"))),
+        (true, true) => {
+            Readiness::Ready(Cause::new(Reason::BrokerReached, format!("the operator has reached the broker of Gateway {gateway}")))
+        }
         (true, false) => {
             let message = format!(
                 "the device is disabled: Pipelines refuse its messages. The broker of Gateway {gateway} is external: disable the device there, too"
             );
-            Readiness::Ready(Cause::new("Disabled", message))
+            Readiness::Ready(Cause::new(Reason::Disabled, message))
         }
         (false, _) if context.waited => {
             let message = format!("the operator has not reached the broker of Gateway {gateway} yet: see the Gateway's conditions");
-            Readiness::Reconciling(Cause::new("AwaitingBroker", message))
+            Readiness::Reconciling(Cause::new(Reason::AwaitingBroker, message))
         }
         (false, _) => return None,
     };
@@ -170,7 +173,7 @@ fn without_certificate(
         return None;
     }
     let failing = |cause: Cause| {
-        let accepted = Finding::holds(ACCEPTED, "Accepted", "the spec is valid");
+        let accepted = Finding::holds(ACCEPTED, Reason::Accepted, "the spec is valid");
         (vec![accepted, Finding::fails(CREDENTIALS_LIVE, cause.clone())], Readiness::Reconciling(cause))
     };
     let missing = certificate.is_missing();
@@ -183,14 +186,14 @@ fn without_certificate(
             let message = format!(
                 "Gateway {gateway} declares no authority for client certificates: set its spec.clientAuthority, or leave authentication.x509 out"
             );
-            Some(Some(refused(Cause::new("NoClientAuthority", message))))
+            Some(Some(refused(Cause::new(Reason::NoClientAuthority, message))))
         }
         Authority::Unusable if missing => {
             let message = format!(
                 "the authority of Gateway {gateway} cannot sign, and the device has no valid certificate: see the condition \
                  ClientAuthorityValid there"
             );
-            Some(Some(failing(Cause::new("ClientAuthorityUnusable", message))))
+            Some(Some(failing(Cause::new(Reason::ClientAuthorityUnusable, message))))
         }
         _ if certificate.is_expired() => {
             let message = format!(
@@ -198,7 +201,7 @@ fn without_certificate(
                  where it is an issuer, see the CertificateRequest {}",
                 name::certificate_request(device)
             );
-            Some(Some(failing(Cause::new("CertificateExpired", message))))
+            Some(Some(failing(Cause::new(Reason::CertificateExpired, message))))
         }
         _ if !certificate.is_issued() => {
             let message = format!(
@@ -206,7 +209,7 @@ fn without_certificate(
                  issuer, the CertificateRequest {}",
                 name::certificate_request(device)
             );
-            Some(context.waited.then(|| failing(Cause::new("AwaitingCertificate", message))))
+            Some(context.waited.then(|| failing(Cause::new(Reason::AwaitingCertificate, message))))
         }
         _ => None,
     }

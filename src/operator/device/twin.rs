@@ -5,9 +5,10 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
-pub use super::report::{INVALID, MAX_REPORT_BYTES, ReportError, TOO_LARGE, parse_report};
+pub use super::report::{MAX_REPORT_BYTES, ReportError, parse_report};
 use crate::api::condition::{Cause, Finding, SYNCED};
 use crate::api::device::{DesiredStatus, DeviceStatus, ReportedStatus};
+use crate::api::reason::Reason;
 use crate::api::{Device, is_reconciliation_paused, name};
 
 /// Upper limit of `spec.desired` in bytes of compact JSON: a small device can receive it in one message.
@@ -114,7 +115,8 @@ impl Twin {
         let reported = status.reported.as_ref().map(|reported| (reported.generation, encode(&reported.state)));
         self.written = Written { desired: status.desired.clone(), reported };
         let said = status.conditions.iter().find(|condition| condition.type_ == SYNCED);
-        let reason = said.and_then(|said| [TOO_LARGE, INVALID].into_iter().find(|reason| *reason == said.reason));
+        let reason =
+            said.and_then(|said| Reason::of(said).filter(|reason| matches!(reason, Reason::ReportTooLarge | Reason::InvalidReport)));
         // After a restart the message is lost unless it is retained.
         if let (Some(reason), Some(said), None, None) = (reason, said, &self.fault, &self.pending) {
             self.fault = Some(Box::new(Cause::new(reason, said.message.clone())));
@@ -140,7 +142,7 @@ impl Twin {
             "spec.desired has {bytes} bytes as compact JSON: at most {MAX_DESIRED_BYTES} are sent to a device; reduce it, or use a \
              reference. The broker retains the previous state"
         );
-        Some(Cause::new("DesiredTooLarge", message))
+        Some(Cause::new(Reason::DesiredTooLarge, message))
     }
 
     /// The message that the broker has to retain.
@@ -240,26 +242,35 @@ impl Twin {
         };
         if !published {
             let message = format!("the broker of Gateway {gateway} does not retain the desired state yet: see the Gateway's conditions");
-            return fails("NotPublished", message);
+            return fails(Reason::NotPublished, message);
         }
         if let Some(cause) = &self.fault {
             return Some(Finding::fails(SYNCED, cause.as_ref().clone()));
         }
         let topic = name::reported_topic(device);
         match self.reported() {
-            None => fails("AwaitingReport", format!("the broker retains the desired state; the device has not reported at {topic} yet")),
+            None => fails(Reason::AwaitingReport, format!("the broker retains the desired state; the device has not reported at {topic} yet")),
             Some(ReportedStatus { generation: Some(reported), .. }) if reported == *generation => {
-                Some(Finding::holds(SYNCED, "Synced", format!("the device reports generation {generation}, as desired")))
+                Some(Finding::holds(SYNCED, Reason::Synced, format!("the device reports generation {generation}, as desired")))
             }
             Some(ReportedStatus { generation: Some(reported), .. }) => {
-                fails("AwaitingReport", format!("the device reports generation {reported} at {topic}; desired is generation {generation}"))
+                fails(Reason::AwaitingReport, format!("the device reports generation {reported} at {topic}; desired is generation {generation}"))
             }
+            Some(ReportedStatus { generation: Some(reported), .. }) if reported == *generation => Some(Finding::holds(
+                SYNCED,
+                Reason::Synced,
+                format!("the device reports generation {generation}, which is the desired one"),
+            )),
+            Some(ReportedStatus { generation: Some(reported), .. }) => fails(
+                Reason::AwaitingReport,
+                format!("the device reports generation {reported} at {topic}; desired is generation {generation}"),
+            ),
             Some(ReportedStatus { generation: None, state }) => {
                 // It was serialized by this module.
                 let desired: Map<String, Value> = serde_json::from_str(json).unwrap_or_default();
                 match differences(&desired, &state) {
-                    None => Some(Finding::holds(SYNCED, "Synced", "the device reports each member of the desired state")),
-                    Some(text) => fails("Diverged", format!("the device reports another state than the desired one: {text}")),
+                    None => Some(Finding::holds(SYNCED, Reason::Synced, "the device reports each member of the desired state")),
+                    Some(text) => fails(Reason::Diverged, format!("the device reports another state than the desired one: {text}")),
                 }
             }
         }

@@ -6,7 +6,6 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 use tracing::warn;
 
-use super::tls;
 use crate::api::gateway::{GatewayClients, GatewayDevices, GatewayStatus};
 use crate::api::{Gateway, name};
 use crate::broker::credential::Password;
@@ -58,8 +57,11 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
         let found = read::<Secret>(&context.client, &namespace, &secret).await?;
         secrets.insert(secret, found);
     }
-    let authority =
-        if tls::issues(gateway) { read::<Secret>(&context.client, &namespace, &name::server_authority(&name)).await? } else { None };
+    let authority = if gateway.spec.issues_certificate() {
+        read::<Secret>(&context.client, &namespace, &name::server_authority(&name)).await?
+    } else {
+        None
+    };
     let (client_authority, trusted_before) = match &gateway.spec.client_authority {
         Some(declared) => {
             let configuration = read::<ConfigMap>(&context.client, &namespace, &name::broker(&name)).await?;

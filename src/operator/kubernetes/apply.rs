@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Status;
 use kube::{Api, Client, Resource, ResourceExt};
 use prometheus::{IntCounterVec, Opts, Registry};
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::diff::{covers, merge_patch};
+use crate::api::reason::Reason;
 use crate::api::{GROUP, name};
 
 /// Annotation with the revision of the content that was applied last. It tells a removed field, which a comparison of the
@@ -80,11 +81,11 @@ pub enum WriteError {
 impl WriteError {
     /// A reason for conditions, events and metrics.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::NameConflict { .. } => "NameConflict",
-            Self::Timeout { .. } => "ApiServerTimeout",
-            Self::Call { .. } | Self::Encode { .. } => "ApplyFailed",
+            Self::NameConflict { .. } => Reason::NameConflict,
+            Self::Timeout { .. } => Reason::ApiServerTimeout,
+            Self::Call { .. } | Self::Encode { .. } => Reason::ApplyFailed,
         }
     }
 
@@ -236,17 +237,21 @@ impl Writer {
         }
     }
 
-    /// Deletes the objects of this kind that match the label selector, belong to `owner` and are not in `keep`.
+    /// Deletes the objects of this kind that match the label selector, have `owner` as an owner and are not named in `keep`. Reads
+    /// their metadata only, for some are Secrets.
     ///
     /// # Errors
     /// When the API server refuses or is away.
     pub async fn prune<K: Kind>(&self, owner: &OwnerReference, namespace: &str, selector: &str, keep: &[String]) -> Result<(), WriteError> {
         let api = Api::<K>::namespaced(self.client.clone(), namespace);
-        let found = call::<K, _>("list", selector, api.list(&ListParams::default().labels(selector))).await?;
+        let found = call::<K, _>("list", selector, api.list_metadata(&ListParams::default().labels(selector))).await?;
         for object in found {
             let ours = object.owner_references().iter().any(|reference| reference.uid == owner.uid);
             if ours && !keep.contains(&object.name_any()) {
-                self.delete::<K>(namespace, &object.name_any()).await?;
+                // Not an object that has replaced it since.
+                let preconditions = Preconditions { uid: object.uid(), resource_version: None };
+                let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+                self.delete_with::<K>(namespace, &object.name_any(), &parameters).await?;
             }
         }
         Ok(())
@@ -324,7 +329,13 @@ pub fn owner_reference<K: Resource<DynamicType = ()>>(object: &K) -> OwnerRefere
     }
 }
 
-/// Reads an object; `None` where it is not there.
+/// The names of these objects, for [`Writer::prune`].
+#[must_use]
+pub fn names<K: Kind, const N: usize>(objects: [&K; N]) -> Vec<String> {
+    objects.iter().map(|object| object.name_any()).collect()
+}
+
+/// Reads an object; `None` if it does not exist.
 ///
 /// # Errors
 /// When the API server refuses or is away.

@@ -226,7 +226,7 @@ fn stateful_set(pipeline: &Pipeline, valid: &Valid, revision: &str, images: &Ima
 
 fn pod(pipeline: &Pipeline, valid: &Valid, images: &Images) -> PodSpec {
     let own = name::ingest(&pipeline.name_any());
-    let (logins, place) = external::volume(valid).unzip();
+    let (logins, place) = external::volume(&valid.externals).unzip();
     let connection = &pipeline.spec.sink.timescale.connection_secret;
     let configuration = ConfigMapVolumeSource { name: own.clone(), ..ConfigMapVolumeSource::default() };
     PodSpec {

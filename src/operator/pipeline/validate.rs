@@ -9,6 +9,7 @@ use super::observe::{DatabaseView, Observed, owner};
 use crate::api::Pipeline;
 use crate::api::condition::Cause;
 use crate::api::external::ExternalBroker;
+use crate::api::reason::Reason;
 use crate::api::topic::TopicPattern;
 use crate::decode::{CompileError, Decoder};
 use crate::sink::timescale::plan::{Plan, plan};
@@ -56,7 +57,7 @@ pub enum TableView {
 /// # Errors
 /// Why the spec cannot be carried out, whatever happens elsewhere.
 pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause> {
-    let invalid = |message: String| Cause::new("InvalidSpec", message);
+    let invalid = |message: String| Cause::new(Reason::InvalidSpec, message);
     let desired = desired(owner(pipeline), &pipeline.spec).map_err(|error| invalid(error.to_string()))?;
     let topic =
         TopicPattern::compile(&pipeline.spec.source.topic, pipeline.spec.decode.format).map_err(|error| invalid(error.to_string()))?;
@@ -188,7 +189,7 @@ pub(super) mod tests {
             json!({"decode": {"format": "SparkplugB", "fields": [{"name": "a", "type": "Int64"}]}}),
             json!({"source": {"gatewaySelector": {"matchExpressions": [{"key": "a", "operator": "Like", "values": []}]}}}),
         ] {
-            assert_eq!(validate(&pipeline(changes.clone()), &observed()).unwrap_err().reason, "InvalidSpec", "{changes}");
+            assert_eq!(validate(&pipeline(changes.clone()), &observed()).unwrap_err().reason, Reason::InvalidSpec, "{changes}");
         }
     }
 
@@ -196,7 +197,7 @@ pub(super) mod tests {
     fn workers_wait_for_a_descriptor_that_fits() {
         let changes = json!({"decode": {"format": "Protobuf", "protobuf": {"configMapRef": {"name": "schema"}, "message": "a.B"}}});
         for (descriptor, reason) in
-            [(Err(Cause::new("DescriptorNotFound", "")), "DescriptorNotFound"), (Ok(Some(vec![])), "DescriptorMismatch")]
+            [(Err(Cause::new(Reason::DescriptorNotFound, "")), Reason::DescriptorNotFound), (Ok(Some(vec![])), Reason::DescriptorMismatch)]
         {
             let valid = validate(&pipeline(changes.clone()), &Observed { descriptor, ..observed() }).unwrap();
             assert_eq!(valid.descriptor.unwrap_err().reason, reason);
@@ -205,14 +206,14 @@ pub(super) mod tests {
 
     #[test]
     fn the_table_waits_for_what_it_needs() {
-        let unseen = Observed { database: DatabaseView::Unseen(Cause::new("SecretNotFound", "")), ..observed() };
+        let unseen = Observed { database: DatabaseView::Unseen(Cause::new(Reason::SecretNotFound, "")), ..observed() };
         assert!(
-            matches!(validate(&pipeline(json!({})), &unseen).unwrap().table, TableView::Unknown(cause) if cause.reason == "SecretNotFound")
+            matches!(validate(&pipeline(json!({})), &unseen).unwrap().table, TableView::Unknown(cause) if cause.reason == Reason::SecretNotFound)
         );
         let foreign = observe::Observed { table: Some(observe::ObservedTable::default()), ..Default::default() };
         let foreign = Observed { database: DatabaseView::Seen(foreign), ..observed() };
         let table = validate(&pipeline(json!({})), &foreign).unwrap().table;
-        assert!(matches!(table, TableView::Refused { cause, stalled: false } if cause.reason == "TableNotOurs"));
+        assert!(matches!(table, TableView::Refused { cause, stalled: false } if cause.reason == Reason::TableNotOurs));
         assert!(matches!(validate(&pipeline(json!({})), &observed()).unwrap().table, TableView::Planned(plan) if !plan.steps.is_empty()));
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use super::session::{Login, SessionError};
 use super::session_loop::SyncError;
 use crate::api::condition::Cause;
+use crate::api::reason::Reason;
 use crate::operator::device::key::GatewayKey;
 use crate::runtime::error::chain;
 
@@ -119,7 +120,7 @@ fn connection(login: &Login, error: &ConnectionError) -> Cause {
             let message = format!(
                 "the broker at {address} refuses the login of the user {user} with the client identifier {client} ({code:?}): {todo}"
             );
-            Cause::new("LoginRefused", message)
+            Cause::new(Reason::LoginRefused, message)
         }
         // A listener with TLS closes a connection without TLS.
         error => unreachable(login, &chain(error)),
@@ -139,7 +140,7 @@ fn tls(login: &Login, error: &TlsError) -> Cause {
          authority in ca.crt of the Secret that external.tls.caSecretName names, or of a public one where that is left out; and the port has to be one with TLS",
         chain(error)
     );
-    Cause::new("TlsFailed", message)
+    Cause::new(Reason::TlsFailed, message)
 }
 
 fn subscription(address: &str, error: &SubscribeNoticeError) -> Cause {
@@ -148,7 +149,7 @@ fn subscription(address: &str, error: &SubscribeNoticeError) -> Cause {
          devices/+/reported and devices/+/connection there",
         chain(error)
     );
-    Cause::new("SubscriptionRefused", message)
+    Cause::new(Reason::SubscriptionRefused, message)
 }
 
 fn unreachable(login: &Login, why: &str) -> Cause {
@@ -158,7 +159,7 @@ fn unreachable(login: &Login, why: &str) -> Cause {
          the cluster through{tls}",
         login.address()
     );
-    Cause::new("BrokerUnreachable", message)
+    Cause::new(Reason::BrokerUnreachable, message)
 }
 
 #[cfg(test)]

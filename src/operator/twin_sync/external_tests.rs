@@ -26,7 +26,7 @@ fn each_login_failure_has_a_reason_and_hides_the_password() {
         (SyncError::Session(SessionError::Timeout { address: String::new() }), "BrokerUnreachable"),
     ] {
         let cause = cause(&login("sesame"), &error);
-        assert_eq!(cause.reason, reason, "{}", cause.message);
+        assert_eq!(cause.reason.as_str(), reason, "{}", cause.message);
         assert!(cause.message.contains("mqtt.example.org:8883") && !cause.message.contains("sesame"), "{}", cause.message);
     }
 }
@@ -47,7 +47,7 @@ fn a_result_counts_only_for_the_present_login() {
     assert_eq!(externals.of(&gateway).unwrap().outcome, None);
     assert!(!externals.record_outcome(&gateway, &first, Ok(())), "too late");
     let second = externals.of(&gateway).unwrap().login.unwrap();
-    let refused = Cause::new("LoginRefused", "");
+    let refused = Cause::new(Reason::LoginRefused, "");
     assert!(externals.record_outcome(&gateway, &second, Err(refused.clone())));
     assert_eq!(externals.of(&gateway).unwrap().outcome, Some(Err(refused)));
 }

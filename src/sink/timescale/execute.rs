@@ -11,6 +11,7 @@ use super::observe::{Observed, observe};
 use super::plan::{Plan, Refusal, Step, plan, qualified};
 use super::schema::Desired;
 use crate::api::pipeline::DeletionPolicy;
+use crate::api::reason::Reason;
 use crate::state::assignment::forget_all_sessions;
 use crate::state::owner::Owner;
 use crate::state::system;
@@ -64,19 +65,19 @@ pub enum ExecuteError {
 impl ExecuteError {
     /// A reason for conditions, events and metrics.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::AwaitAnswer { .. } => "DatabaseUnavailable",
-            Self::CreateExtension(source) if !source.is_closed() => "ExtensionMissing",
+            Self::AwaitAnswer { .. } => Reason::DatabaseUnavailable,
+            Self::CreateExtension(source) if !source.is_closed() => Reason::ExtensionMissing,
             Self::Refuse(refusal) => refusal.reason(),
-            Self::Settle => "TableBusy",
+            Self::Settle => Reason::TableBusy,
             Self::ReadCatalog(source) | Self::CreateExtension(source) | Self::Change(source) => match source.code() {
-                None => "DatabaseUnavailable",
-                Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => "PermissionDenied",
-                Some(code) if *code == SqlState::LOCK_NOT_AVAILABLE => "TableBusy",
+                None => Reason::DatabaseUnavailable,
+                Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => Reason::PermissionDenied,
+                Some(code) if *code == SqlState::LOCK_NOT_AVAILABLE => Reason::TableBusy,
                 // Class 57: shutdown, crash, starting up. Class 53: out of connections, memory, disk.
-                Some(code) if code.code().starts_with("57P") || code.code().starts_with("53") => "DatabaseUnavailable",
-                Some(_) => "DatabaseRefused",
+                Some(code) if code.code().starts_with("57P") || code.code().starts_with("53") => Reason::DatabaseUnavailable,
+                Some(_) => Reason::DatabaseRefused,
             },
         }
     }

@@ -2,6 +2,7 @@
 
 use super::observe::{Observed, ObservedTable};
 use super::schema::{Column, DEVICE_ID, Desired, TIME, Table};
+use crate::api::reason::Reason;
 use crate::database::identifier::{identifier, literal};
 use crate::state::owner::Owner;
 use crate::state::system;
@@ -138,13 +139,13 @@ pub enum Refusal {
 impl Refusal {
     /// A reason for conditions, events and metrics.
     #[must_use]
-    pub const fn reason(&self) -> &'static str {
+    pub const fn reason(&self) -> Reason {
         match self {
-            Self::UseExtension { .. } => "ExtensionTooOld",
-            Self::TakeForeignTable { .. } => "TableNotOurs",
-            Self::TakeOwnedTable { .. } => "TableTaken",
-            Self::UseTable { .. } => "NotAHypertable",
-            Self::KeepTypes { .. } => "TypeConflict",
+            Self::UseExtension { .. } => Reason::ExtensionTooOld,
+            Self::TakeForeignTable { .. } => Reason::TableNotOurs,
+            Self::TakeOwnedTable { .. } => Reason::TableTaken,
+            Self::UseTable { .. } => Reason::NotAHypertable,
+            Self::KeepTypes { .. } => Reason::TypeConflict,
         }
     }
 

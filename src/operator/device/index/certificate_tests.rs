@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::api::reason::Reason;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
@@ -201,7 +202,7 @@ fn a_device_reports_the_refusal_of_an_issuer_until_it_issues() {
     assert!(matches!(index.next_action(&key(), false), DeviceAction::AwaitBroker), "asked, and no status before there is something to say");
     assert_eq!(condition(&status(&index, true), CREDENTIALS_LIVE), is("False", "AwaitingCertificate"));
     for (is_final, accepted, type_, reason) in
-        [(false, "True", RECONCILING, "CertificateDenied"), (true, "False", STALLED, "CommonNameMismatch")]
+        [(false, "True", RECONCILING, Reason::CertificateDenied), (true, "False", STALLED, Reason::CommonNameMismatch)]
     {
         let refusal = IssuanceRefusal { cause: Cause::new(reason, "no"), is_final };
         assert!(
@@ -209,7 +210,7 @@ fn a_device_reports_the_refusal_of_an_issuer_until_it_issues() {
             "a condition tells"
         );
         let told = status(&index, false);
-        assert_eq!((condition(&told, ACCEPTED).0.as_str(), condition(&told, type_)), (accepted, is("True", reason)));
+        assert_eq!((condition(&told, ACCEPTED).0.as_str(), condition(&told, type_)), (accepted, is("True", reason.as_str())));
     }
     index.take_changes();
     index.certificate_requests_listed();
@@ -227,7 +228,7 @@ fn a_device_reports_the_refusal_of_an_issuer_until_it_issues() {
     let ready = status(&index, false);
     assert_eq!(condition(&ready, READY), is("True", "Proven"));
     index.status_written(&key(), &device(&x509(&request), true, 2, Some(&ready)));
-    let refusal = IssuanceRefusal { cause: Cause::new("CertificateDenied", "no"), is_final: false };
+    let refusal = IssuanceRefusal { cause: Cause::new(Reason::CertificateDenied, "no"), is_final: false };
     assert!(
         index.certificate_asked(&key(), "uid-d", digest, IssuerResponse { refusal: Some(refusal), until: Some(300) }),
         "an event tells"

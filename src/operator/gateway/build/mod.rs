@@ -93,6 +93,13 @@ pub fn build(valid: &Valid, images: &Images, operator_namespace: &str) -> Desire
     }
 }
 
+/// Names of the Secrets that the Gateway needs. An issued certificate is kept while a listener needs one, even if issuing fails.
+#[must_use]
+pub fn secret_names(valid: &Valid) -> Vec<String> {
+    let issued = valid.spec.issues_certificate().then(|| [name::server_authority(&valid.name), name::server_certificate(&valid.name)]);
+    issued.into_iter().flatten().chain([name::link_credentials(&valid.name)]).collect()
+}
+
 fn metadata(valid: &Valid, name: String) -> ObjectMeta {
     ObjectMeta { name: Some(name), namespace: Some(valid.namespace.clone()), labels: Some(labels(valid)), ..ObjectMeta::default() }
 }

@@ -125,7 +125,7 @@ fn what_is_refused() {
         (with_version("2.13.0-dev"), None),
         (with_version("3"), None),
     ] {
-        assert_eq!(plan(&desired, &observed).err().map(|refusal| refusal.reason()), reason, "{observed:?}");
+        assert_eq!(plan(&desired, &observed).err().map(|refusal| refusal.reason().as_str()), reason, "{observed:?}");
     }
     let refusal = plan(&wanted(&[("rms", "Text")], "1d"), &whole).unwrap_err();
     assert!(matches!(&refusal, Refusal::KeepTypes { differences, .. } if differences.contains("rms")) && refusal.is_of_the_spec());

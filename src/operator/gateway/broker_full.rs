@@ -6,25 +6,26 @@ use super::observe::Observed;
 use crate::api::condition::{BROKER_FULL, Cause, Finding};
 use crate::api::gateway::WhenFull;
 use crate::api::name::INGEST_USERNAME_PREFIX;
+use crate::api::reason::Reason;
 use crate::configuration::agent::Fullness;
 
 /// The condition, where the broker is full, or once was.
 #[must_use]
-pub fn full(observed: &Observed, previous: &[Condition]) -> Option<Finding> {
+pub fn broker_full(observed: &Observed, previous: &[Condition]) -> Option<Finding> {
     let report = observed.report.as_ref()?;
     let spec = &observed.gateway.spec;
     let (reason, what, advice) = match &report.fullness {
         Fullness::Nothing => {
             let was_full = previous.iter().any(|condition| condition.type_ == BROKER_FULL);
             return was_full.then(|| {
-                Finding::fails(BROKER_FULL, Cause::new("AcceptingMessages", "the broker was full, and takes all messages again"))
+                Finding::fails(BROKER_FULL, Cause::new(Reason::AcceptingMessages, "the broker was full, and takes all messages again"))
             });
         }
         Fullness::Queue { session } => {
             let pipeline = session.strip_prefix(INGEST_USERNAME_PREFIX).unwrap_or(session);
             let bound = &spec.limits.queued_bytes_per_client.0;
             (
-                "QueueFull",
+                Reason::QueueFull,
                 format!("as much waits for the Pipeline {pipeline} as limits.queuedBytesPerClient allows ({bound}), and what it reads"),
                 format!("see whether its workers and its database are there (`kubectl describe fwp {pipeline}`), or raise the limit"),
             )
@@ -32,13 +33,13 @@ pub fn full(observed: &Observed, previous: &[Condition]) -> Option<Finding> {
         Fullness::Memory => {
             let limit = spec.resources.limits.get("memory").map_or("none", |limit| limit.0.as_str());
             (
-                "MemoryFull",
+                Reason::MemoryFull,
                 format!("the broker has used up its share of resources.limits.memory ({limit}), and what comes in"),
                 "see which Pipeline or client does not take what waits for it, or raise the limit".to_owned(),
             )
         }
         Fullness::Disk => (
-            "DiskFull",
+            Reason::DiskFull,
             format!(
                 "the broker's volume (storage.size {}) is full but for what the broker needs itself, and what comes in",
                 spec.storage.size.0

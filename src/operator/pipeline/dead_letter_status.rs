@@ -2,13 +2,14 @@
 //! is written to the API server.
 
 use crate::api::PipelineStatus;
-use crate::api::condition::{Cause, DEAD_LETTERS_DISCARDED, Finding, REPLAYED, TOO_MANY_REFUSED};
+use crate::api::condition::{Cause, DEAD_LETTERS_DISCARDED, Finding, REPLAYED};
 use crate::api::dead_letter::{DeadLetterStatus, ReplayState, ReplayStatus};
+use crate::api::reason::Reason;
 use crate::state::dead_letter::{DeadLetters, Replay};
 
 /// What is shown of dead letters.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct View {
+pub struct DeadLetterView {
     /// How many there were; nothing where none was.
     pub counts: Option<DeadLetterStatus>,
     /// How far the replay of the spec is; nothing where it asks for none.
@@ -17,7 +18,7 @@ pub struct View {
     pub failure: Option<String>,
 }
 
-impl View {
+impl DeadLetterView {
     /// What a status shows.
     #[must_use]
     pub fn of(status: Option<&PipelineStatus>) -> Self {
@@ -60,7 +61,7 @@ impl View {
                 "in the last 24 hours more was refused than deadLetters.maxBytesPerHour ({bound}) keeps: what was beyond it is counted, and \
                  not kept; SELECT * FROM fleetwright.dead_letter_count tells when, by which Gateway, and why"
             );
-            findings.push(Finding::holds(DEAD_LETTERS_DISCARDED, TOO_MANY_REFUSED, message));
+            findings.push(Finding::holds(DEAD_LETTERS_DISCARDED, Reason::TooManyRefused, message));
         }
         findings.extend(self.replay.as_ref().map(|replay| self.judge(replay)));
         findings
@@ -72,17 +73,19 @@ impl View {
             (ReplayState::Finished, _) => {
                 let (stored, refused, left) = (replay.stored, replay.refused, replay.left_alone);
                 let message = format!("{token}: {stored} messages became rows, {refused} were refused again, {left} were left alone");
-                Finding::holds(REPLAYED, "Replayed", message)
+                Finding::holds(REPLAYED, Reason::Replayed, message)
             }
-            (_, Some(failure)) => {
-                Finding::fails(REPLAYED, Cause::new("ReplayFailing", format!("{token}: the worker tries again after a failure: {failure}")))
-            }
+            (_, Some(failure)) => Finding::fails(
+                REPLAYED,
+                Cause::new(Reason::ReplayFailing, format!("{token}: the worker tries again after a failure: {failure}")),
+            ),
             (ReplayState::Running, None) => {
-                Finding::fails(REPLAYED, Cause::new("Replaying", format!("{token}: dead letters are being put through again")))
+                Finding::fails(REPLAYED, Cause::new(Reason::Replaying, format!("{token}: dead letters are being put through again")))
             }
-            (ReplayState::Waiting, None) => {
-                Finding::fails(REPLAYED, Cause::new("AwaitingWorker", format!("{token}: waits for a worker that runs as the spec says")))
-            }
+            (ReplayState::Waiting, None) => Finding::fails(
+                REPLAYED,
+                Cause::new(Reason::AwaitingWorker, format!("{token}: waits for a worker that runs as the spec says")),
+            ),
         }
     }
 }
@@ -121,13 +124,13 @@ mod tests {
         DeadLetters { refused, discarded, replay: None }
     }
 
-    fn shown(view: &View) -> Option<(i64, i64)> {
+    fn shown(view: &DeadLetterView) -> Option<(i64, i64)> {
         view.counts.map(|counts| (counts.last_day, counts.discarded_last_day))
     }
 
     #[test]
     fn a_number_stays_while_it_is_about_right() {
-        let mut view = View::default();
+        let mut view = DeadLetterView::default();
         for (refused, discarded, expected, is_news) in [
             (0, 0, None, false),
             (1, 0, Some((1, 0)), true),
@@ -154,7 +157,7 @@ mod tests {
             replay: Some(Replay { stored: done, remaining, finished, ..Replay::default() }),
             ..DeadLetters::default()
         };
-        let mut view = View::default();
+        let mut view = DeadLetterView::default();
         let mut writes = 0;
         let steps = (0..=1_000).map(|done| Some(progress(done, 1_000 - done, false)));
         for found in [None].into_iter().chain(steps).chain((0..2).map(|_| Some(progress(1_000, 0, true)))) {
@@ -175,19 +178,31 @@ mod tests {
         let replay = |state| Some(ReplayStatus { token: "a".to_owned(), state, stored: 1, refused: 2, left_alone: 0, remaining: 3 });
         let counts = |discarded_last_day| Some(DeadLetterStatus { last_day: 9, discarded_last_day });
         for (view, expected) in [
-            (View::default(), vec![]),
-            (View { counts: counts(0), ..View::default() }, vec![]),
-            (View { counts: counts(1), ..View::default() }, vec![("DeadLettersDiscarded", Some(true), "TooManyRefused")]),
-            (View { replay: replay(ReplayState::Waiting), ..View::default() }, vec![("Replayed", Some(false), "AwaitingWorker")]),
-            (View { replay: replay(ReplayState::Running), ..View::default() }, vec![("Replayed", Some(false), "Replaying")]),
+            (DeadLetterView::default(), vec![]),
+            (DeadLetterView { counts: counts(0), ..DeadLetterView::default() }, vec![]),
             (
-                View { replay: replay(ReplayState::Running), failure: Some("no table".to_owned()), ..View::default() },
+                DeadLetterView { counts: counts(1), ..DeadLetterView::default() },
+                vec![("DeadLettersDiscarded", Some(true), "TooManyRefused")],
+            ),
+            (
+                DeadLetterView { replay: replay(ReplayState::Waiting), ..DeadLetterView::default() },
+                vec![("Replayed", Some(false), "AwaitingWorker")],
+            ),
+            (
+                DeadLetterView { replay: replay(ReplayState::Running), ..DeadLetterView::default() },
+                vec![("Replayed", Some(false), "Replaying")],
+            ),
+            (
+                DeadLetterView { replay: replay(ReplayState::Running), failure: Some("no table".to_owned()), ..DeadLetterView::default() },
                 vec![("Replayed", Some(false), "ReplayFailing")],
             ),
-            (View { replay: replay(ReplayState::Finished), ..View::default() }, vec![("Replayed", Some(true), "Replayed")]),
+            (
+                DeadLetterView { replay: replay(ReplayState::Finished), ..DeadLetterView::default() },
+                vec![("Replayed", Some(true), "Replayed")],
+            ),
         ] {
             let findings = view.findings("32Mi");
-            let found: Vec<_> = findings.iter().map(|finding| (finding.condition, finding.holds, finding.cause.reason)).collect();
+            let found: Vec<_> = findings.iter().map(|finding| (finding.condition, finding.holds, finding.cause.reason.as_str())).collect();
             assert_eq!(found, expected, "{view:?}");
         }
     }
