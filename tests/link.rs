@@ -21,7 +21,7 @@ use fleetwright::operator::device::twin::MAX_REPORT_BYTES;
 use fleetwright::operator::twin_sync::keep::Link;
 use fleetwright::operator::twin_sync::metrics::Metrics;
 use fleetwright::operator::twin_sync::reports::Report;
-use fleetwright::operator::twin_sync::session::Login;
+use fleetwright::operator::twin_sync::session::internal_login;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -70,9 +70,9 @@ impl Operator {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let mut link = Link::new(GatewayKey::new("fleet", "plant-1"), fleet.clone(), devices, sender, metrics);
         let task = tokio::spawn(async move {
-            let login = Login::internal("127.0.0.1".to_owned(), port, &Password::given(PASSWORD.as_bytes()).unwrap());
+            let login = internal_login("127.0.0.1".to_owned(), port, &Password::given(PASSWORD.as_bytes()).unwrap());
             loop {
-                let error = match Link::begin(&login).await {
+                let error = match link.begin(&login).await {
                     Ok(session) => link.run(session).await,
                     Err(error) => error,
                 };

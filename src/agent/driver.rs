@@ -17,7 +17,7 @@ use super::metrics::Metrics;
 use super::presence::Presence;
 use super::presentation::{Presentation, Presented};
 use super::process;
-use super::session::{Address, LoginError, Session, end_session};
+use super::session::{BrokerAddress, CanarySession, LoginError, end_session};
 use super::state::{Change, Content, Refusal, State, Waiting};
 use crate::api::name::CANARY_USERNAME;
 use crate::broker::credential::Password;
@@ -56,7 +56,7 @@ pub struct Places {
     /// The broker's volume.
     pub data: PathBuf,
     /// The broker's internal listener.
-    pub broker: Address,
+    pub broker: BrokerAddress,
 }
 
 /// What the loop cannot go on without.
@@ -92,7 +92,7 @@ enum Proof {
         next: Instant,
     },
     /// It has; with the session.
-    Given(Session),
+    Given(CanarySession),
 }
 
 /// The state of the loop.
@@ -285,7 +285,7 @@ impl Driver {
     async fn prove(&mut self) -> Result<(), DriveError> {
         let (Some(written), Proof::Outstanding { signalled, pause, .. }) = (&self.written, &self.proof) else { return Ok(()) };
         let (signalled, pause) = (*signalled, *pause);
-        match Session::login(&self.places.broker, CANARY_USERNAME, &written.canary, &self.metrics).await {
+        match CanarySession::login(&self.places.broker, CANARY_USERNAME, &written.canary, &self.metrics).await {
             Ok(session) => {
                 if !written.proven {
                     self.metrics.change_to_proof.observe(written.since.elapsed().as_secs_f64());

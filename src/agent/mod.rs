@@ -32,7 +32,7 @@ use self::driver::{BROKER_CHECK, Driver, Places};
 use self::metrics::Metrics;
 use self::presence::Presence;
 use self::presence::follow::Follower;
-use self::session::Address;
+use self::session::BrokerAddress;
 use crate::api::name::INTERNAL_MQTT_PORT;
 use crate::configuration::agent::{
     AgentConfiguration, CONFIGURATION_FOLDER, DATA_FOLDER, FILE, LOG_FOLDER, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER,
@@ -101,7 +101,7 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
         configuration: configured,
         runtime: arguments.runtime,
         data: arguments.data,
-        broker: Address { host: arguments.broker_host, port: arguments.broker_port },
+        broker: BrokerAddress { host: arguments.broker_host, port: arguments.broker_port },
     };
     let driver = Driver::new(places, &configuration, incoming, proven, presented, readiness.clone(), Arc::clone(&metrics))
         .with_presence(presence.clone());

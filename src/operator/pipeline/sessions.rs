@@ -11,9 +11,10 @@ use super::database::Connection;
 use super::observe::owner;
 use crate::api::condition::Cause;
 use crate::api::{Pipeline, name};
+use crate::mqtt::login::Login;
 use crate::operator::twin_sync::external::{SharedExternals, cause};
 use crate::operator::twin_sync::keep::LinkError;
-use crate::operator::twin_sync::session::{Login, discard};
+use crate::operator::twin_sync::session::discard;
 use crate::runtime::error::chain;
 use crate::state::assignment::{Sessions, forget_sessions, gateway_of, read_sessions};
 
@@ -115,7 +116,6 @@ mod tests {
                 username: "fleet".to_owned(),
                 password: "secret".into(),
                 tls: None,
-                hears_connections: true,
             };
             (Arc::from(host), Arc::new(login))
         };

@@ -8,8 +8,9 @@ use rumqttc::{ConnectionError, SubscribeNoticeError, TlsError};
 use tokio::sync::Notify;
 
 use super::keep::LinkError;
-use super::session::{Login, SessionError};
+use super::session::SessionError;
 use crate::api::condition::Cause;
+use crate::mqtt::login::Login;
 use crate::operator::device::key::GatewayKey;
 use crate::runtime::error::chain;
 

@@ -17,8 +17,9 @@ use super::connections::Connections;
 use super::metrics::Metrics;
 use super::reports::Report;
 use super::retained::{Action, Retained, device_and_leaf};
-use super::session::{Login, Session, SessionError};
+use super::session::{SessionError, TwinSession};
 use crate::api::name::{desired_topic, reported_topic};
+use crate::mqtt::login::Login;
 use crate::operator::device::fleet::SharedFleet;
 use crate::operator::device::key::{DeviceKey, GatewayKey};
 use crate::operator::device::queue::Queue;
@@ -125,12 +126,12 @@ impl Link {
     ///
     /// # Errors
     /// When the broker cannot be reached, or refuses.
-    pub async fn begin(login: &Login) -> Result<Session, LinkError> {
-        Ok(Session::begin(login, CAPACITY).await?)
+    pub async fn begin(&self, login: &Login) -> Result<TwinSession, LinkError> {
+        Ok(TwinSession::begin(login, CAPACITY, self.ears.is_some()).await?)
     }
 
     /// Keeps at the broker what is desired until the connection ends.
-    pub async fn run(&mut self, mut session: Session) -> LinkError {
+    pub async fn run(&mut self, mut session: TwinSession) -> LinkError {
         info!(gateway = %self.gateway.name, namespace = %self.gateway.namespace, "linked to the broker");
         self.tell(true);
         let Err(error) = self.serve(&mut session).await;
@@ -152,7 +153,7 @@ impl Link {
         self.fleet.wake();
     }
 
-    async fn serve(&mut self, session: &mut Session) -> Result<std::convert::Infallible, LinkError> {
+    async fn serve(&mut self, session: &mut TwinSession) -> Result<std::convert::Infallible, LinkError> {
         let mut state = State { retained: Retained::default(), queue: Queue::default(), under_way: FuturesUnordered::new() };
         self.gather(session, &mut state).await?;
         let anew = self.ears.as_ref().map(|ears| Arc::clone(&ears.anew));
@@ -183,7 +184,7 @@ impl Link {
     }
 
     /// Takes what the broker retains, and then lines up all that may differ.
-    async fn gather(&mut self, session: &mut Session, state: &mut State) -> Result<(), LinkError> {
+    async fn gather(&mut self, session: &mut TwinSession, state: &mut State) -> Result<(), LinkError> {
         if let Some(ears) = &mut self.ears {
             ears.connections.begin();
         }
@@ -200,7 +201,7 @@ impl Link {
         Ok(())
     }
 
-    async fn observe(&mut self, session: &Session, state: &mut State, message: &Publish, gathering: bool) -> Result<(), LinkError> {
+    async fn observe(&mut self, session: &TwinSession, state: &mut State, message: &Publish, gathering: bool) -> Result<(), LinkError> {
         let Some((name, leaf)) = device_and_leaf(&message.topic) else { return Ok(()) };
         let device = self.key(name.into());
         match leaf {
@@ -232,7 +233,7 @@ impl Link {
         Ok(())
     }
 
-    fn clear_report(&self, session: &Session, device: &str) {
+    fn clear_report(&self, session: &TwinSession, device: &str) {
         let options = PublishOptions::at_least_once().retained();
         // It is tried again with the next connection.
         if let Err(error) = session.client.try_publish(reported_topic(device), Vec::new(), options) {
@@ -241,7 +242,7 @@ impl Link {
     }
 
     /// Gives the broker what it should keep for a device.
-    fn start(&self, session: &Session, state: &mut State, device: Arc<str>, now: Instant) {
+    fn start(&self, session: &TwinSession, state: &mut State, device: Arc<str>, now: Instant) {
         let key = self.key(Arc::clone(&device));
         let (wanted, exists) = {
             let fleet = self.fleet.lock();

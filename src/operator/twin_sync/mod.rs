@@ -30,13 +30,14 @@ use self::external::{External, cause};
 use self::keep::{Ears, Link, LinkError};
 use self::metrics::Metrics;
 use self::reports::{Report, Reports};
-use self::session::Login;
+use self::session::internal_login;
 use super::context::Context;
 use super::device::key::{DeviceKey, GatewayKey};
 use super::gateway::observe::link_password;
 use super::kubernetes::apply::{WriteError, read};
 use super::presence::follow::News;
 use crate::api::name::{self, INTERNAL_MQTT_PORT};
+use crate::mqtt::login::Login;
 use crate::runtime::error::chain;
 
 /// How often is looked which Gateways there are.
@@ -229,7 +230,7 @@ impl Keeper {
             Ok(login) => login,
             Err(error) => return error,
         };
-        let begun = Link::begin(&login).await;
+        let begun = link.begin(&login).await;
         // That a connection has ended says nothing yet; that there is no other does.
         let outcome = begun.as_ref().map(drop).map_err(|error| cause(&login, error));
         if self.context.externals.tried(&self.gateway, &login, outcome) {
@@ -250,5 +251,5 @@ async fn log_in(client: &Client, gateway: &GatewayKey) -> Result<Login, NoLink> 
     let password = found.as_ref().and_then(link_password).ok_or(NoLink::Missing { secret })?;
     let host = name::service_host(&name::internal_service(&gateway.name), &gateway.namespace);
     // A constant of 1884.
-    Ok(Login::internal(host, u16::try_from(INTERNAL_MQTT_PORT).unwrap_or_default(), &password))
+    Ok(internal_login(host, u16::try_from(INTERNAL_MQTT_PORT).unwrap_or_default(), &password))
 }
