@@ -24,7 +24,7 @@ use fleetwright::agent::metrics::AgentMetrics;
 use fleetwright::agent::presence::follow::LogFollower;
 use fleetwright::agent::presence::{self, Presence};
 use fleetwright::agent::presentation::Presented;
-use fleetwright::agent::session::Address;
+use fleetwright::agent::session::BrokerAddress;
 use fleetwright::agent::state::{Change, Origin, Subject};
 use fleetwright::api::Gateway;
 use fleetwright::api::device::{Access, Acl};
@@ -73,7 +73,7 @@ impl Agent {
             configuration: folder.join("mosquitto.conf"),
             runtime: folder.join("run"),
             data: folder.join("data"),
-            broker: Address { host: "127.0.0.1".to_owned(), port: internal_port },
+            broker: BrokerAddress { host: "127.0.0.1".to_owned(), port: internal_port },
         };
         let (presentations, presented) = watch::channel(None);
         let configuration = AgentConfiguration {

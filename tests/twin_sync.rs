@@ -20,7 +20,7 @@ use fleetwright::operator::device::key::{DeviceKey, GatewayKey};
 use fleetwright::operator::device::twin::MAX_REPORT_BYTES;
 use fleetwright::operator::twin_sync::metrics::TwinSyncMetrics;
 use fleetwright::operator::twin_sync::reports::Report;
-use fleetwright::operator::twin_sync::session::Login;
+use fleetwright::operator::twin_sync::session::internal_login;
 use fleetwright::operator::twin_sync::session_loop::SessionLoop;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -70,9 +70,9 @@ impl Operator {
         let metrics = TwinSyncMetrics::register(&prometheus::Registry::new()).unwrap();
         let mut session_loop = SessionLoop::new(GatewayKey::new("fleet", "plant-1"), index.clone(), devices, sender, metrics);
         let task = tokio::spawn(async move {
-            let login = Login::internal("127.0.0.1".to_owned(), port, &Password::given(PASSWORD.as_bytes()).unwrap());
+            let login = internal_login("127.0.0.1".to_owned(), port, &Password::given(PASSWORD.as_bytes()).unwrap());
             loop {
-                let error = match SessionLoop::begin(&login).await {
+                let error = match session_loop.begin(&login).await {
                     Ok(session) => session_loop.run(session).await,
                     Err(error) => error,
                 };

@@ -17,7 +17,7 @@ use super::metrics::AgentMetrics;
 use super::presence::Presence;
 use super::presentation::{Presentation, Presented};
 use super::process;
-use super::session::{Address, LoginError, Session, end_session};
+use super::session::{BrokerAddress, CanarySession, LoginError, end_session};
 use super::state::{AgentState, BrokerContent, Change, ChangeError, MissingSecret};
 use crate::api::name::CANARY_USERNAME;
 use crate::broker::credential::Password;
@@ -56,7 +56,7 @@ pub struct BrokerPaths {
     /// The broker's volume.
     pub data: PathBuf,
     /// The broker's internal listener.
-    pub broker: Address,
+    pub broker: BrokerAddress,
 }
 
 /// What the loop cannot go on without.
@@ -92,7 +92,7 @@ enum Verification {
         next: Instant,
     },
     /// It has; with the session.
-    Verified(Session),
+    Verified(CanarySession),
 }
 
 /// The state of the loop.
@@ -289,7 +289,7 @@ impl Driver {
     async fn verify(&mut self) -> Result<(), DriveError> {
         let (Some(written), Verification::Pending { signalled, .. }) = (&self.written, &self.verification) else { return Ok(()) };
         let signalled = *signalled;
-        match Session::login(&self.paths.broker, CANARY_USERNAME, &written.canary, &self.metrics).await {
+        match CanarySession::login(&self.paths.broker, CANARY_USERNAME, &written.canary, &self.metrics).await {
             Ok(session) => {
                 if !written.verified {
                     self.metrics.change_to_verified.observe(written.since.elapsed().as_secs_f64());

@@ -33,7 +33,7 @@ use self::driver::{BROKER_CHECK, BrokerPaths, Driver};
 use self::metrics::AgentMetrics;
 use self::presence::Presence;
 use self::presence::follow::LogFollower;
-use self::session::Address;
+use self::session::BrokerAddress;
 use crate::api::name::INTERNAL_MQTT_PORT;
 use crate::configuration::agent::{
     AgentConfiguration, CONFIGURATION_FOLDER, DATA_FOLDER, FILE, LOG_FOLDER, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER,
@@ -105,7 +105,7 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
         configuration: configured,
         runtime: arguments.runtime,
         data: arguments.data,
-        broker: Address { host: arguments.broker_host, port: arguments.broker_port },
+        broker: BrokerAddress { host: arguments.broker_host, port: arguments.broker_port },
     };
     let driver = Driver::new(paths, &configuration, incoming, proven, presented, readiness.clone(), Arc::clone(&metrics))
         .with_presence(presence.clone());

@@ -1,7 +1,6 @@
-//! One connection to a broker, with a persistent session: bytes in large reads, answers gathered into one write.
+//! A connection of MQTT packets: large reads, answers collected into one write, and acknowledgements by the caller.
 
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -12,204 +11,124 @@ use rumqttc::mqttbytes::v5::{
 };
 use tokio::time::timeout;
 
-use super::frame::{Frame, FrameError, frames, take_whole};
-use super::login::Login;
+use super::error::ConnectionError;
+use super::frame::{Frame, FrameError, MAX_PACKET_BYTES, frames, take_whole};
+use super::login::{BrokerSession, CONNECT_TIMEOUT, Login};
 use super::stream::Stream;
-use crate::runtime::tls::TlsError;
 
-/// How long connecting may take, login included. A broker that reads thousands of credentials again answers nobody for up to
-/// a second.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to read from a failed connection. The remaining bytes are in the kernel's buffers already.
+const MAX_READ_REST: Duration = Duration::from_millis(200);
 
-/// How long to wait for what a dead connection may still hold: it stands in the kernel's memory already.
-const REST_TIMEOUT: Duration = Duration::from_millis(200);
-
-/// Seconds after which a broker that hears nothing takes the connection for dead, at one and a half times that. Half of it is
-/// how often a quiet connection is tried.
-pub const KEEP_ALIVE_SECONDS: u16 = 20;
-
-/// The most messages that may be unacknowledged (receive maximum, MQTT 5.0, 3.1.2.11.3): nearly all that there are packet
-/// identifiers for, since it is the worker's memory that bounds the window, in bytes. But one less than there are: Mosquitto 2.1
-/// takes 65,535 for no maximum (<https://github.com/eclipse-mosquitto/mosquitto/issues/3579>).
-pub const RECEIVE_MAXIMUM: u16 = 65_534;
-
-/// How much is read at once.
-const READ_SIZE: usize = 64 * 1024;
-
-/// Packet identifier of the one SUBSCRIBE and the one UNSUBSCRIBE of a connection. Theirs are apart from those of the broker's
-/// messages (MQTT 5.0, 2.2.1).
+/// The packet identifiers of the only SUBSCRIBE and the only UNSUBSCRIBE of a connection. They are independent of those of the
+/// broker's messages (MQTT 5.0, 2.2.1).
 const SUBSCRIBE_ID: u16 = 1;
 const UNSUBSCRIBE_ID: u16 = 2;
 
-/// Why a connection is not, or no longer, there.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectionError {
-    /// No answer in time.
-    #[error("failed to connect to the broker at {address} within {} s", CONNECT_TIMEOUT.as_secs())]
-    Await {
-        /// Host and port.
-        address: String,
-    },
-
-    /// The broker refused the login.
-    #[error("failed to log in to the broker at {address} as {username}: it answered {code:?}")]
-    LogIn {
-        /// Host and port.
-        address: String,
-        /// User name.
-        username: String,
-        /// The broker's answer.
-        code: ConnectReturnCode,
-    },
-
-    /// A file of the login could not be read.
-    #[error("failed to read {}: expected the login at the external broker, from the Secret that its Gateway names", .file.display())]
-    ReadLogin {
-        /// Which.
-        file: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-
-    /// The user name is no text.
-    #[error("failed to read {}: expected a user name in UTF-8", .file.display())]
-    ReadUsername {
-        /// Which file.
-        file: PathBuf,
-    },
-
-    /// The authorities are no certificates.
-    #[error("failed to set up TLS for the external broker")]
-    Encrypt(#[from] TlsError),
-
-    /// The broker refused the subscription.
-    #[error("failed to subscribe to {filter}: the broker answered {reasons}")]
-    Subscribe {
-        /// The filter.
-        filter: String,
-        /// The broker's answer.
-        reasons: String,
-    },
-
-    /// The network.
-    #[error("failed to talk to the broker")]
-    Talk(#[from] io::Error),
-
-    /// Bytes that are no MQTT.
-    #[error("failed to understand the broker")]
-    Understand(#[from] FrameError),
-
-    /// A packet could not be written.
-    #[error("failed to write a packet")]
-    Write(#[source] rumqttc::mqttbytes::Error),
-
-    /// A packet that has no place here.
-    #[error("failed to make sense of a packet: expected {expected}, found {found}")]
-    Expect {
-        /// What would have had its place.
-        expected: &'static str,
-        /// What came.
-        found: String,
-    },
-
-    /// The broker ended the connection.
-    #[error("the broker ended the connection: {reason:?}")]
-    End {
-        /// Its reason.
-        reason: DisconnectReasonCode,
-    },
-
-    /// The broker did not close the connection.
-    #[error("failed to end the session: the broker did not close the connection within {seconds} s")]
-    Close {
-        /// How long it was waited for.
-        seconds: u64,
-    },
-
-    /// The broker is silent.
-    #[error("failed to hear from the broker for {seconds} s")]
-    Hear {
-        /// For how long.
-        seconds: u64,
-    },
+/// The settings of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectSettings {
+    /// The session at the broker.
+    pub session: BrokerSession,
+    /// The keep alive interval, in seconds. The caller sends the PINGREQs.
+    pub keep_alive_seconds: u16,
+    /// The maximum number of messages that the broker may send before their acknowledgement. `None`: the default of MQTT.
+    pub receive_maximum: Option<u16>,
+    /// The largest packet that the broker may send, in bytes. `None`: the limit of MQTT.
+    pub max_packet_bytes: Option<u32>,
+    /// The buffer of a read, in bytes.
+    pub read_bytes: usize,
 }
 
-/// A connection, logged in.
+/// A connection with a successful login.
 #[derive(Debug)]
-pub struct Connection {
+pub struct PacketConnection {
     stream: Stream,
     input: BytesMut,
     output: BytesMut,
+    max_packet_bytes: usize,
+    read_bytes: usize,
 }
 
-impl Connection {
-    /// Connects and logs in, and says whether the broker has kept the session.
-    pub async fn open(host: &str, port: u16, login: &Login) -> Result<(Self, bool), ConnectionError> {
-        let address = format!("{host}:{port}");
-        match timeout(CONNECT_TIMEOUT, Self::log_in(&address, host, port, login)).await {
+impl PacketConnection {
+    /// Connects and logs in. The second value tells whether the broker has kept the session.
+    ///
+    /// # Errors
+    /// If the broker cannot be reached within [`CONNECT_TIMEOUT`], or refuses the login.
+    pub async fn open(login: &Login, settings: &ConnectSettings) -> Result<(Self, bool), ConnectionError> {
+        match timeout(CONNECT_TIMEOUT, Self::log_in(login, settings)).await {
             Ok(opened) => opened,
-            Err(_) => Err(ConnectionError::Await { address }),
+            Err(_) => Err(ConnectionError::Timeout { address: login.address() }),
         }
     }
 
-    async fn log_in(address: &str, host: &str, port: u16, login: &Login) -> Result<(Self, bool), ConnectionError> {
-        let stream = Stream::open(host, port, login.tls.as_ref()).await?;
-        let mut connection = Self { stream, input: BytesMut::with_capacity(READ_SIZE), output: BytesMut::new() };
-        let properties = ConnectProperties {
-            session_expiry_interval: Some(login.session_expiry_seconds),
-            receive_maximum: Some(RECEIVE_MAXIMUM),
-            ..ConnectProperties::new()
+    async fn log_in(login: &Login, settings: &ConnectSettings) -> Result<(Self, bool), ConnectionError> {
+        let connect_error = |source| ConnectionError::Connect { address: login.address(), source };
+        let tls = login.tls.as_ref().map(|tls| &tls.configuration);
+        let stream = Stream::open(&login.host, login.port, tls).await.map_err(connect_error)?;
+        let mut connection = Self {
+            stream,
+            input: BytesMut::with_capacity(settings.read_bytes),
+            output: BytesMut::new(),
+            max_packet_bytes: settings.max_packet_bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(MAX_PACKET_BYTES),
+            read_bytes: settings.read_bytes,
         };
-        let connect = Connect {
-            keep_alive: KEEP_ALIVE_SECONDS,
-            client_id: login.client_id.clone(),
-            clean_start: false,
-            properties: Some(properties),
-        };
-        let auth = ConnectAuth::UsernamePassword { username: login.username.clone(), password: login.password.clone() };
-        connection.put(&Packet::Connect(connect, None, auth))?;
-        // The broker may send messages right behind its answer: they stay in the input.
-        let answer = loop {
-            if let Some(answer) = Packet::read(&mut connection.input, None).map(Some).or_else(|error| match error {
-                rumqttc::mqttbytes::Error::InsufficientBytes(_) => Ok(None),
-                other => Err(FrameError::Decode(other)),
-            })? {
-                break answer;
+        connection.put(&connect_packet(login, settings))?;
+        match connection.read_first().await.map_err(|error| match error {
+            ConnectionError::Io(source) => connect_error(source),
+            other => other,
+        })? {
+            Packet::ConnAck(answer) if answer.code == ConnectReturnCode::Success => Ok((connection, answer.session_present)),
+            Packet::ConnAck(answer) => {
+                Err(ConnectionError::Refused { address: login.address(), username: login.username.clone(), code: answer.code })
             }
-            connection.flush()?;
-            if connection.ready(true).await? {
-                match connection.stream.try_read(&mut connection.input) {
+            other => Err(ConnectionError::UnexpectedPacket { expected: "CONNACK", found: format!("{:?}", other.packet_type()) }),
+        }
+    }
+
+    /// Reads one packet. The broker may send messages directly after the CONNACK: they stay in the input.
+    async fn read_first(&mut self) -> Result<Packet, ConnectionError> {
+        loop {
+            match Packet::read(&mut self.input, Some(u32::try_from(self.max_packet_bytes).unwrap_or(u32::MAX))) {
+                Ok(packet) => return Ok(packet),
+                Err(rumqttc::mqttbytes::Error::InsufficientBytes(_)) => {}
+                Err(error) => return Err(FrameError::Decode(error).into()),
+            }
+            self.flush()?;
+            if self.ready(true).await? {
+                match self.stream.try_read(&mut self.input) {
                     Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                     Ok(_) => {}
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => return Err(error.into()),
                 }
             }
-        };
-        match answer {
-            Packet::ConnAck(answer) if answer.code == ConnectReturnCode::Success => Ok((connection, answer.session_present)),
-            Packet::ConnAck(answer) => {
-                Err(ConnectionError::LogIn { address: address.to_owned(), username: login.username.clone(), code: answer.code })
-            }
-            other => Err(ConnectionError::Expect { expected: "CONNACK", found: format!("{:?}", other.packet_type()) }),
         }
     }
 
-    /// Waits until there is something to read, if `read`, or until what is to be written can be. With neither, for ever.
+    /// Waits until the socket is readable, if `read`, or until buffered output can be written. Waits forever if neither applies.
+    /// Returns whether the socket is readable. Cancel safe.
+    ///
+    /// # Errors
+    /// If the socket fails.
     pub async fn ready(&self, read: bool) -> io::Result<bool> {
         self.stream.ready(read, !self.output.is_empty()).await
     }
 
-    /// Packets that were read together with the answer to the login, or left over.
+    /// The whole packets that were read already, for example together with the CONNACK.
+    ///
+    /// # Errors
+    /// If the bytes are not MQTT packets.
     pub fn take_whole(&mut self) -> Result<Option<Bytes>, ConnectionError> {
-        Ok(take_whole(&mut self.input)?)
+        Ok(take_whole(&mut self.input, self.max_packet_bytes)?)
     }
 
-    /// Reads once; the whole packets that there are now. Never waits.
+    /// Reads once without waiting, and returns the whole packets.
+    ///
+    /// # Errors
+    /// If the connection has ended, or the bytes are not MQTT packets.
     pub fn read(&mut self) -> Result<Option<Bytes>, ConnectionError> {
-        if self.input.capacity() - self.input.len() < READ_SIZE / 4 {
-            self.input.reserve(READ_SIZE);
+        if self.input.capacity() - self.input.len() < self.read_bytes / 4 {
+            self.input.reserve(self.read_bytes);
         }
         match self.stream.try_read(&mut self.input) {
             Ok(0) => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
@@ -219,27 +138,30 @@ impl Connection {
         }
     }
 
-    /// The packets that came before the connection ended and were not read yet.
+    /// The packets that arrived before the connection failed and were not read yet.
     ///
-    /// A broker that is killed may have acknowledged messages to their publishers that it had not written down yet: Mosquitto 2.1
-    /// does, unless a plugin keeps it from that as with brokers of ours. It had sent them here before, so that here they are safe.
+    /// A broker that is killed may have acknowledged messages to their publishers before it stored them. An unpatched Mosquitto 2.1 does
+    /// so. It may have sent these messages to this connection.
     pub async fn read_rest(&mut self) -> Vec<Bytes> {
         let mut blocks = Vec::new();
         let rest = async {
             while self.stream.ready(true, false).await.is_ok() {
                 match self.read() {
                     Ok(block) => blocks.extend(block),
-                    // The end.
+                    // The end of the stream.
                     Err(_) => return,
                 }
             }
         };
-        // Where the end was not noticed yet, as after a silence, there may be nothing to read for ever.
-        let _ = timeout(REST_TIMEOUT, rest).await;
+        // A silent connection may stay open without data. The blocks read so far are the result in either case.
+        let _ = timeout(MAX_READ_REST, rest).await;
         blocks
     }
 
-    /// Writes what can be written. Never waits.
+    /// Writes as much of the output as possible without waiting.
+    ///
+    /// # Errors
+    /// If the socket fails.
     pub fn flush(&mut self) -> Result<(), ConnectionError> {
         self.stream.push()?;
         while !self.output.is_empty() {
@@ -253,57 +175,72 @@ impl Connection {
         Ok(())
     }
 
-    /// Acknowledges a message (PUBACK, reason Success: MQTT 5.0, 3.4).
+    /// Buffers a PUBACK with the reason Success (MQTT 5.0, 3.4).
     pub fn acknowledge(&mut self, packet_id: u16) {
         self.output.put_u16(0x4002);
         self.output.put_u16(packet_id);
     }
 
-    /// Asks the broker for an answer.
+    /// Buffers a PINGREQ.
+    ///
+    /// # Errors
+    /// If the packet cannot be encoded.
     pub fn ping(&mut self) -> Result<(), ConnectionError> {
         self.put(&Packet::PingReq)
     }
 
-    /// Subscribes at QoS 1. Retained messages are not telemetry: none are sent on that account (retain handling 2).
+    /// Buffers a SUBSCRIBE at QoS 1, without retained messages (retain handling 2): they are not telemetry.
+    ///
+    /// # Errors
+    /// If the packet cannot be encoded.
     pub fn subscribe(&mut self, filter: &str) -> Result<(), ConnectionError> {
-        let mut wanted = SubscribeFilter::new(filter.to_owned(), QoS::AtLeastOnce);
-        wanted.retain_forward_rule = RetainForwardRule::Never;
-        let mut subscribe = Subscribe::new(wanted, None);
+        let mut filter = SubscribeFilter::new(filter.to_owned(), QoS::AtLeastOnce);
+        filter.retain_forward_rule = RetainForwardRule::Never;
+        let mut subscribe = Subscribe::new(filter, None);
         subscribe.pkid = SUBSCRIBE_ID;
         self.put(&Packet::Subscribe(subscribe))
     }
 
-    /// Publishes at QoS 0: the broker does not answer.
+    /// Buffers a PUBLISH at QoS 0: the broker does not answer.
+    ///
+    /// # Errors
+    /// If the packet cannot be encoded.
     pub fn publish(&mut self, topic: String, payload: Vec<u8>) -> Result<(), ConnectionError> {
         self.put(&Packet::Publish(Publish::new(topic, QoS::AtMostOnce, payload, None)))
     }
 
-    /// Ends subscriptions.
+    /// Buffers an UNSUBSCRIBE.
+    ///
+    /// # Errors
+    /// If the packet cannot be encoded.
     pub fn unsubscribe(&mut self, filters: Vec<String>) -> Result<(), ConnectionError> {
         self.put(&Packet::Unsubscribe(Unsubscribe { pkid: UNSUBSCRIBE_ID, filters, properties: None }))
     }
 
-    /// Ends the session (session expiry 0 in DISCONNECT: MQTT 5.0, 3.14.2.2.2), and waits until the broker has closed the connection, so
-    /// that it has done so.
-    pub async fn end(mut self) -> Result<(), ConnectionError> {
-        let mut goodbye = Disconnect::new(DisconnectReasonCode::NormalDisconnection);
-        goodbye.properties = Some(DisconnectProperties {
+    /// Ends the session (session expiry 0 in DISCONNECT: MQTT 5.0, 3.14.2.2.2), and waits until the broker has closed the connection: then
+    /// the session has ended.
+    ///
+    /// # Errors
+    /// If the broker does not close the connection in time.
+    pub async fn end_session(mut self) -> Result<(), ConnectionError> {
+        let mut disconnect = Disconnect::new(DisconnectReasonCode::NormalDisconnection);
+        disconnect.properties = Some(DisconnectProperties {
             session_expiry_interval: Some(0),
             reason_string: None,
             user_properties: Vec::new(),
             server_reference: None,
         });
-        self.put(&Packet::Disconnect(goodbye))?;
+        self.put(&Packet::Disconnect(disconnect))?;
         self.flush_all().await?;
         let closed = async { while self.ready(true).await.is_ok() && self.read().is_ok() {} };
         timeout(CONNECT_TIMEOUT, closed).await.map_err(|_| ConnectionError::Close { seconds: CONNECT_TIMEOUT.as_secs() })
     }
 
-    /// Says goodbye, so that the broker keeps the session, and closes.
+    /// Disconnects and closes the connection. The broker keeps a persistent session.
     pub async fn close(mut self) {
-        let goodbye = Packet::Disconnect(Disconnect::new(DisconnectReasonCode::NormalDisconnection));
-        if self.put(&goodbye).is_ok() {
-            // A broker that does not read keeps the session all the same.
+        let disconnect = Packet::Disconnect(Disconnect::new(DisconnectReasonCode::NormalDisconnection));
+        if self.put(&disconnect).is_ok() {
+            // A broker that does not read keeps the session as well, so failures and timeouts have no consequence.
             let _ = timeout(CONNECT_TIMEOUT, self.flush_all()).await;
             let _ = timeout(CONNECT_TIMEOUT, self.stream.shutdown()).await;
         }
@@ -318,9 +255,30 @@ impl Connection {
         Ok(())
     }
 
-    fn put(&mut self, packet: &Packet) -> Result<(), ConnectionError> {
-        packet.write(&mut self.output, None).map(drop).map_err(ConnectionError::Write)
+    /// Buffers a packet.
+    ///
+    /// # Errors
+    /// If the packet cannot be encoded.
+    pub fn put(&mut self, packet: &Packet) -> Result<(), ConnectionError> {
+        packet.write(&mut self.output, None).map(drop).map_err(ConnectionError::Encode)
     }
+}
+
+fn connect_packet(login: &Login, settings: &ConnectSettings) -> Packet {
+    let (clean_start, session_expiry_interval) = match settings.session {
+        BrokerSession::Clean => (true, None),
+        BrokerSession::Persistent { expiry_seconds } => (false, Some(expiry_seconds)),
+    };
+    let properties = ConnectProperties {
+        session_expiry_interval,
+        receive_maximum: settings.receive_maximum,
+        max_packet_size: settings.max_packet_bytes,
+        ..ConnectProperties::new()
+    };
+    let connect =
+        Connect { keep_alive: settings.keep_alive_seconds, client_id: login.client_id.clone(), clean_start, properties: Some(properties) };
+    let auth = ConnectAuth::UsernamePassword { username: login.username.clone(), password: login.password.clone() };
+    Packet::Connect(connect, None, auth)
 }
 
 /// The packets of a block.

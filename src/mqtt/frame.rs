@@ -1,22 +1,31 @@
-//! Packets in a stream of bytes (MQTT 5.0, section 2.1), and the one that comes by the ten thousand: PUBLISH.
+//! Splits a stream of bytes into packets (MQTT 5.0, section 2.1).
 //!
-//! Every other packet is left to the codec of `rumqttc`. A PUBLISH is only located: its topic and payload stay where the socket
-//! put them, without an allocation or a counted reference of their own.
+//! A PUBLISH is only located: its topic and payload stay in the read buffer, without an allocation or a reference count for each. The
+//! codec of `rumqttc` decodes all other packets.
 
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use rumqttc::mqttbytes::v5::Packet;
 
-/// The largest packet that MQTT knows (section 1.5.5), fixed header included.
-const LARGEST: usize = 268_435_455 + 5;
+/// The largest packet of MQTT (section 1.5.5), including the fixed header, in bytes.
+pub const MAX_PACKET_BYTES: usize = 268_435_455 + 5;
 
-/// What is wrong with the bytes of a broker. The connection cannot go on.
+/// Why bytes are not a packet. The connection must end.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// The length of a packet takes more than four bytes.
     #[error("failed to read the length of a packet: expected at most four bytes (MQTT 5.0, 1.5.5)")]
     MeasurePacket,
+
+    /// A packet is larger than the connection accepts.
+    #[error("received a packet of {bytes} bytes: expected at most {max}")]
+    TooLarge {
+        /// The size of the packet.
+        bytes: usize,
+        /// The maximum.
+        max: usize,
+    },
 
     /// A PUBLISH ends before its parts do.
     #[error("failed to read a PUBLISH: expected topic, packet identifier and properties within the packet (MQTT 5.0, 3.3)")]
@@ -27,16 +36,16 @@ pub enum FrameError {
     Decode(#[source] rumqttc::mqttbytes::Error),
 }
 
-/// A message, located in its block.
+/// The position of a message in its block.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Publish {
-    /// The packet identifier to acknowledge; 0 where nothing is to be acknowledged (QoS 0).
+    /// The packet identifier. 0 for QoS 0, which has no acknowledgement.
     pub packet_id: u16,
-    /// Whether the broker marks it as sent before (DUP).
+    /// Whether the broker may have sent it before (DUP).
     pub duplicate: bool,
-    /// Where the topic stands.
+    /// The position of the topic.
     pub topic: Range<usize>,
-    /// Where the payload stands.
+    /// The position of the payload.
     pub payload: Range<usize>,
 }
 
@@ -45,17 +54,20 @@ pub struct Publish {
 pub enum Frame {
     /// A message.
     Publish(Publish),
-    /// Anything else.
+    /// Any other packet.
     Other(Box<Packet>),
 }
 
-/// Takes all whole packets from the front of `input`. When there is none, makes room for the first.
+/// Takes all whole packets from the front of `input`. Reserves memory for the packet that is not whole.
 ///
 /// # Errors
-/// When the front is no packet.
-pub fn take_whole(input: &mut BytesMut) -> Result<Option<Bytes>, FrameError> {
+/// If the bytes are not a packet, or a packet is larger than `max` bytes.
+pub fn take_whole(input: &mut BytesMut, max: usize) -> Result<Option<Bytes>, FrameError> {
     let mut end = 0;
     while let Some((header, length)) = measure(&input[end..])? {
+        if header + length > max {
+            return Err(FrameError::TooLarge { bytes: header + length, max });
+        }
         let next = end + header + length;
         if next > input.len() {
             input.reserve(next - input.len());
@@ -66,20 +78,20 @@ pub fn take_whole(input: &mut BytesMut) -> Result<Option<Bytes>, FrameError> {
     Ok((end > 0).then(|| input.split_to(end).freeze()))
 }
 
-/// The lengths of the fixed header and of what follows; `None` while the header is not whole.
+/// The lengths of the fixed header and of the rest. `None` if the header is not whole.
 fn measure(bytes: &[u8]) -> Result<Option<(usize, usize)>, FrameError> {
     let mut length = 0;
     for (index, byte) in bytes.iter().skip(1).take(4).enumerate() {
         length |= usize::from(byte & 0x7f) << (7 * index);
         if byte & 0x80 == 0 {
-            debug_assert!(length <= LARGEST, "four bytes cannot say more");
+            debug_assert!(length <= MAX_PACKET_BYTES, "the range of four bytes");
             return Ok(Some((2 + index, length)));
         }
     }
     if bytes.len() > 4 { Err(FrameError::MeasurePacket) } else { Ok(None) }
 }
 
-/// The packets of a block that [`take_whole`] gave.
+/// The packets of a block from [`take_whole`].
 pub fn frames(block: &Bytes) -> impl Iterator<Item = Result<Frame, FrameError>> + '_ {
     let mut position = 0;
     std::iter::from_fn(move || {
@@ -99,8 +111,8 @@ pub fn frames(block: &Bytes) -> impl Iterator<Item = Result<Frame, FrameError>> 
     })
 }
 
-/// Locates the parts of a PUBLISH (section 3.3). Its properties are skipped: topic aliases, the only ones that would matter,
-/// were not offered in CONNECT.
+/// Locates the parts of a PUBLISH (section 3.3). Its properties are skipped. Only topic aliases would matter, and CONNECT does not
+/// allow them.
 fn publish(block: &[u8], first: u8, body: Range<usize>) -> Option<Publish> {
     let quality = (first >> 1) & 3;
     let topic = body.start + 2..body.start + 2 + usize::from(number(block, body.start, body.end)?);
@@ -153,8 +165,8 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_packets() {
-        assert!(take_whole(&mut BytesMut::from(&b"\x30\xff\xff\xff\xff\x01"[..])).is_err());
+    fn malformed_bytes_are_errors() {
+        assert!(take_whole(&mut BytesMut::from(&b"\x30\xff\xff\xff\xff\x01"[..]), MAX_PACKET_BYTES).is_err());
         for bytes in [
             &b"\x32\x02\x00\x00"[..],
             b"\x32\x03\x00\x05a",
@@ -162,15 +174,21 @@ mod tests {
             b"\x36\x06\x00\x01a\x00\x01\x00",
             b"\x32\x06\x00\x01a\x00\x01\x09",
         ] {
-            let block = take_whole(&mut BytesMut::from(bytes)).unwrap().unwrap();
+            let block = take_whole(&mut BytesMut::from(bytes), MAX_PACKET_BYTES).unwrap().unwrap();
             assert!(frames(&block).any(|frame| frame.is_err()), "{bytes:?}");
         }
     }
 
+    #[test]
+    fn a_packet_above_the_maximum_is_refused_by_its_header() {
+        let mut input = BytesMut::from(&b"\x30\xff\x7f"[..]);
+        assert!(matches!(take_whole(&mut input, 1_000), Err(FrameError::TooLarge { bytes: 16_386, max: 1_000 })));
+    }
+
     proptest! {
-        /// However the stream is cut, each message comes out once, whole and in order.
+        /// For every fragmentation of the stream, each message is found once, whole and in order.
         #[test]
-        fn cuts_do_not_matter(
+        fn fragmented_packets_are_found_in_order(
             messages in prop::collection::vec(("[a-z]{1,5}/[a-z]{0,5}", 0_u16..3, any::<bool>(), prop::collection::vec(any::<u8>(), 0..300), any::<bool>()), 1..20),
             cuts in prop::collection::vec(1_usize..200, 1..50),
         ) {
@@ -189,7 +207,7 @@ mod tests {
             for cut in cuts.iter().cycle() {
                 let (piece, later) = rest.split_at((*cut).min(rest.len()));
                 input.extend_from_slice(piece);
-                if let Some(block) = take_whole(&mut input).unwrap() {
+                if let Some(block) = take_whole(&mut input, MAX_PACKET_BYTES).unwrap() {
                     found.extend(located(&block));
                 }
                 rest = later;
@@ -204,7 +222,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), head in 0_u8..=255) {
             let mut input = BytesMut::from(&[&[head], &bytes[..]].concat()[..]);
-            if let Ok(Some(block)) = take_whole(&mut input) {
+            if let Ok(Some(block)) = take_whole(&mut input, MAX_PACKET_BYTES) {
                 for frame in frames(&block) {
                     if frame.is_err() {
                         break;

@@ -1,100 +1,123 @@
-//! Whom to log in as, and how.
+//! A login at a broker: address, TLS, client identifier, user name and password.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustls::ClientConfig;
 
-use super::connection::ConnectionError;
-use crate::configuration::ingest::{AUTHORITIES_FILE, ExternalAccess, PASSWORD_FILE, USERNAME_FILE};
-use crate::runtime::tls::{Verification, client_configuration};
+use crate::runtime::tls::{TlsError, Verification, client_configuration};
 
-/// How long a broker of ours keeps the session of a worker that is away: thirty days, a month of a paused Pipeline. The Gateway's
-/// limits bound the queue meanwhile.
-const SESSION_EXPIRY_SECONDS: u32 = 30 * 86_400;
+/// How long a connect may take, including TLS and the CONNACK. A broker that reloads thousands of credentials does not answer for up
+/// to a second.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long an external broker keeps it, whose limits we do not know: a week, which is also the longest that some allow
-/// (<https://docs.aws.amazon.com/general/latest/gr/iot-core.html>).
-const EXTERNAL_SESSION_EXPIRY_SECONDS: u32 = 7 * 86_400;
-
-/// Whom to log in as.
+/// A login at a broker.
 #[derive(Clone)]
 pub struct Login {
+    /// Host name or IP address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
     /// Client identifier.
     pub client_id: String,
     /// User name.
     pub username: String,
     /// Password.
     pub password: Bytes,
-    /// How long the broker keeps the session without a connection, in seconds.
-    pub session_expiry_seconds: u32,
-    /// Encryption; none for a plain listener.
-    pub tls: Option<Arc<ClientConfig>>,
+    /// TLS. `None` for a listener without TLS.
+    pub tls: Option<ClientTls>,
+}
+
+/// What a session at the broker outlives (MQTT 5.0, 3.1.2.4 and 3.1.2.11.2).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum BrokerSession {
+    /// The connection starts without a session, and its session ends with it.
+    Clean,
+    /// The connection resumes the session, and the broker keeps the session for this number of seconds after a disconnect.
+    Persistent {
+        /// The session expiry interval, in seconds.
+        expiry_seconds: u32,
+    },
+}
+
+/// The TLS settings of a client.
+#[derive(Clone)]
+pub struct ClientTls {
+    /// The trusted authorities (PEM). `None`: the public ones.
+    pub authorities: Option<Vec<u8>>,
+    /// The configuration with these authorities.
+    pub configuration: Arc<ClientConfig>,
+}
+
+impl ClientTls {
+    /// Verifies the broker by these authorities (PEM), or by the public ones.
+    ///
+    /// # Errors
+    /// If the authorities are not certificates.
+    pub fn verified_by(authorities: Option<Vec<u8>>) -> Result<Self, TlsError> {
+        let verification = authorities.as_deref().map_or(Verification::Public, Verification::Authorities);
+        let configuration = Arc::new(client_configuration(verification)?);
+        Ok(Self { authorities, configuration })
+    }
+
+    /// Accepts any certificate.
+    ///
+    /// # Errors
+    /// If the TLS library refuses the settings.
+    pub fn unverified() -> Result<Self, TlsError> {
+        Ok(Self { authorities: None, configuration: Arc::new(client_configuration(Verification::Unverified)?) })
+    }
+}
+
+impl Login {
+    /// `host:port`, with an IPv6 address in brackets.
+    #[must_use]
+    pub fn address(&self) -> String {
+        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+    }
 }
 
 impl fmt::Debug for Login {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Login").field("client_id", &self.client_id).field("username", &self.username).finish_non_exhaustive()
+        formatter
+            .debug_struct("Login")
+            .field("address", &self.address())
+            .field("client_id", &self.client_id)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
     }
 }
 
-/// Where the login of a session comes from.
-#[derive(Clone, Debug)]
-pub enum Access {
-    /// The worker's own, at the brokers of ours.
-    Own(Login),
-    /// From files, which are read at each connection, so that they may change.
-    Files {
-        /// Folder of the files.
-        folder: PathBuf,
-        /// How to log in.
-        external: ExternalAccess,
-    },
-}
-
-impl Login {
-    /// The workers' own login at a broker of ours, where the client identifier is the user name.
-    #[must_use]
-    pub fn own(username: String, password: Bytes) -> Self {
-        Self { client_id: username.clone(), username, password, session_expiry_seconds: SESSION_EXPIRY_SECONDS, tls: None }
-    }
-}
-
-impl Access {
-    /// The login as it is by now.
-    ///
-    /// # Errors
-    /// When a file cannot be read, or says nothing that could be used.
-    pub fn login(&self) -> Result<Login, ConnectionError> {
-        let (folder, external) = match self {
-            Self::Own(login) => return Ok(login.clone()),
-            Self::Files { folder, external } => (folder, external),
+impl PartialEq for Login {
+    fn eq(&self, other: &Self) -> bool {
+        let fields = |login: &Self| {
+            let authorities = login.tls.as_ref().map(|tls| tls.authorities.clone());
+            (login.host.clone(), login.port, login.client_id.clone(), login.username.clone(), login.password.clone(), authorities)
         };
-        let username = String::from_utf8(read(&folder.join(USERNAME_FILE))?)
-            .map_err(|_| ConnectionError::ReadUsername { file: folder.join(USERNAME_FILE) })?;
-        Ok(Login {
-            client_id: external.client_id.clone(),
-            username,
-            password: read(&folder.join(PASSWORD_FILE))?.into(),
-            session_expiry_seconds: EXTERNAL_SESSION_EXPIRY_SECONDS,
-            tls: encryption(folder, external)?,
-        })
+        fields(self) == fields(other)
     }
 }
 
-fn encryption(folder: &Path, external: &ExternalAccess) -> Result<Option<Arc<ClientConfig>>, ConnectionError> {
-    let authorities = external.authorities.then(|| read(&folder.join(AUTHORITIES_FILE))).transpose()?;
-    let verification = authorities.as_deref().map_or(Verification::Public, Verification::Authorities);
-    Ok(external.tls.then(|| client_configuration(verification).map(Arc::new)).transpose()?)
-}
+impl Eq for Login {}
 
-/// The content of a file, without the line break that an editor may have left at its end.
-fn read(file: &Path) -> Result<Vec<u8>, ConnectionError> {
-    let mut content = std::fs::read(file).map_err(|source| ConnectionError::ReadLogin { file: file.to_owned(), source })?;
-    while content.last().is_some_and(|byte| matches!(byte, b'\r' | b'\n')) {
-        content.pop();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_is_in_brackets_and_debug_hides_the_password() {
+        let login = |host: &str| Login {
+            host: host.to_owned(),
+            port: 1883,
+            client_id: "c".to_owned(),
+            username: "u".to_owned(),
+            password: "secret".into(),
+            tls: None,
+        };
+        assert_eq!(login("broker").address(), "broker:1883");
+        assert_eq!(login("::1").address(), "[::1]:1883");
+        assert!(!format!("{:?}", login("broker")).contains("secret"));
     }
-    Ok(content)
 }

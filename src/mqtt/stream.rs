@@ -1,4 +1,4 @@
-//! The bytes of a connection, encrypted or not, without ever waiting but where that is asked for.
+//! A TCP stream with or without TLS, with reads and writes that do not wait.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub struct Encrypted {
 }
 
 impl Stream {
-    /// Connects and, with TLS, shakes hands.
+    /// Connects, and performs the TLS handshake if `tls` is given.
     pub async fn open(host: &str, port: u16, tls: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
         let socket = TcpStream::connect((host, port)).await?;
         socket.set_nodelay(true)?;
@@ -44,8 +44,8 @@ impl Stream {
         }
     }
 
-    /// Waits until there is something to read, if `read`, or until something can be written, if `write` or if TLS itself has
-    /// something to say. With none of these, for ever. Whether there is something to read.
+    /// Waits until the socket is readable, if `read`, or writable, if `write` or if TLS has unsent records. Waits forever if none
+    /// applies. Returns whether the socket is readable. Cancel safe.
     pub async fn ready(&self, read: bool, write: bool) -> io::Result<bool> {
         let interest = match (read, write || self.has_unsent()) {
             (true, false) => Interest::READABLE,
@@ -56,7 +56,7 @@ impl Stream {
         Ok(self.socket().ready(interest).await?.is_readable() && read)
     }
 
-    /// Reads what there is, or a part of it; 0 at the end. Nothing that was decrypted is left behind, for nothing would tell of it.
+    /// Reads available bytes; 0 at the end of the stream. With TLS it returns all decrypted bytes, because the socket does not report them.
     pub fn try_read(&mut self, input: &mut BytesMut) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.try_read_buf(input),
@@ -64,20 +64,20 @@ impl Stream {
         }
     }
 
-    /// Writes what can be written.
+    /// Writes without waiting.
     pub fn try_write(&mut self, output: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.try_write(output),
             Self::Encrypted(encrypted) => {
                 let taken = encrypted.session.writer().write(output)?;
                 encrypted.push()?;
-                // Its buffer is bounded, and may be full.
+                // The buffer of TLS is bounded.
                 if taken == 0 && !output.is_empty() { Err(ErrorKind::WouldBlock.into()) } else { Ok(taken) }
             }
         }
     }
 
-    /// Writes what TLS has taken and not written yet, as far as that is possible.
+    /// Writes buffered TLS records without waiting.
     pub fn push(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(_) => Ok(()),
@@ -85,7 +85,7 @@ impl Stream {
         }
     }
 
-    /// Whether TLS has taken something that is not written yet.
+    /// Whether TLS has buffered records.
     pub fn has_unsent(&self) -> bool {
         match self {
             Self::Plain(_) => false,
@@ -93,7 +93,7 @@ impl Stream {
         }
     }
 
-    /// Says that nothing more will come.
+    /// Closes the sending direction.
     pub async fn shutdown(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(socket) => socket.shutdown().await,
@@ -112,7 +112,7 @@ impl Encrypted {
             return Ok(0);
         }
         let found = self.session.process_new_packets().map_err(|error| {
-            // Says why it gives up, where that is possible.
+            // Sends the TLS alert if possible. The connection fails in any case.
             let _ = self.session.write_tls(&mut Socket(&self.socket));
             io::Error::other(error)
         })?;
@@ -137,7 +137,7 @@ impl Encrypted {
     }
 }
 
-/// A socket that never waits, as rustls wants it.
+/// The blocking I/O traits of rustls on a socket that does not wait.
 struct Socket<'a>(&'a TcpStream);
 
 impl Read for Socket<'_> {

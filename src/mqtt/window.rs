@@ -1,5 +1,5 @@
-//! Which messages may be acknowledged: in the order of their arrival (MQTT 5.0, 4.6), once each is settled, and never on
-//! another connection than the one they came by.
+//! The order of acknowledgements: in the order of arrival (MQTT 5.0, 4.6), only after a message is settled, and only on the connection
+//! that delivered the message.
 
 use std::collections::VecDeque;
 
@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 #[derive(Debug, Default)]
 pub struct Window {
     epoch: u64,
-    /// Sequence number of the front.
+    /// The sequence number of the first message.
     first: u64,
     waiting: VecDeque<Waiting>,
 }
@@ -18,7 +18,7 @@ struct Waiting {
     settled: bool,
 }
 
-/// A message's place in the order of arrival, on one connection.
+/// The position of a message in the order of arrival of its connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Place {
     epoch: u64,
@@ -26,14 +26,14 @@ pub struct Place {
 }
 
 impl Window {
-    /// A message has arrived. A packet identifier of 0 (QoS 0) holds its place and is never acknowledged.
+    /// A message has arrived. A message with the packet identifier 0 (QoS 0) is not acknowledged.
     pub fn arrive(&mut self, packet_id: u16) -> Place {
         self.waiting.push_back(Waiting { packet_id, settled: false });
         Place { epoch: self.epoch, sequence: self.first + self.waiting.len() as u64 - 1 }
     }
 
-    /// What the message said is committed. Nothing happens if it came by an earlier connection: that one's identifiers mean
-    /// nothing on this one, and the broker sends the message again.
+    /// The message is committed. Has no effect for a message of an earlier connection: its packet identifier is not valid on this one,
+    /// and the broker sends the message again.
     pub fn settle(&mut self, place: Place) {
         if place.epoch != self.epoch {
             return;
@@ -44,7 +44,7 @@ impl Window {
         }
     }
 
-    /// The next message to acknowledge, if the one that arrived first is settled.
+    /// The packet identifier of the first message, if that is settled.
     pub fn next_settled(&mut self) -> Option<u16> {
         while self.waiting.front()?.settled {
             let waiting = self.waiting.pop_front()?;
@@ -56,14 +56,14 @@ impl Window {
         None
     }
 
-    /// The connection has ended: nothing of it will be acknowledged.
+    /// The connection has ended: none of its messages is acknowledged.
     pub fn reset(&mut self) {
         self.epoch += 1;
         self.first = 0;
         self.waiting.clear();
     }
 
-    /// How many messages are not acknowledged.
+    /// The number of unacknowledged messages.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_crosses_a_reconnect() {
+    fn a_message_of_an_earlier_connection_is_not_acknowledged() {
         let mut window = Window::default();
         let before = window.arrive(7);
         window.reset();
@@ -94,10 +94,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the order in which messages settle, they are acknowledged in the order of arrival, each once, and none
-        /// before it is settled.
+        /// For every order of settling, each message is acknowledged once, in the order of arrival, and after it is settled.
         #[test]
-        fn acknowledged_in_order(count in 1_u16..60, order in prop::collection::vec(any::<prop::sample::Index>(), 0..120)) {
+        fn settled_messages_are_acknowledged_in_order_of_arrival(count in 1_u16..60, order in prop::collection::vec(any::<prop::sample::Index>(), 0..120)) {
             let mut window = Window::default();
             let places: Vec<Place> = (0..count).map(|id| window.arrive(id)).collect();
             let mut settled = vec![false; places.len()];
@@ -113,29 +112,29 @@ mod tests {
             }
         }
 
-        /// Over any number of connections: what is acknowledged was settled, came by this connection, and nothing before it waits.
+        /// Over any number of connections, an acknowledged message is settled, of this connection, and the first of it.
         #[test]
         fn no_acknowledgement_crosses_a_connection(steps in prop::collection::vec(step(), 0..200)) {
             let mut window = Window::default();
             let (mut arrived, mut places, mut current) = (0_u16, Vec::new(), VecDeque::new());
             for step in steps {
                 match step {
-                    Step::Arrive => {
+                    WindowStep::Arrive => {
                         arrived += 1;
                         places.push((arrived, window.arrive(arrived)));
                         current.push_back((arrived, false));
                     }
-                    Step::Settle(index) if !places.is_empty() => {
+                    WindowStep::Settle(index) if !places.is_empty() => {
                         let (id, place) = *index.get(&places);
                         window.settle(place);
                         current.iter_mut().filter(|(known, _)| *known == id).for_each(|(_, settled)| *settled = true);
                     }
-                    Step::Settle(_) => {}
-                    Step::Acknowledge => {
+                    WindowStep::Settle(_) => {}
+                    WindowStep::Acknowledge => {
                         let expected = current.pop_front_if(|(_, settled)| *settled).map(|(id, _)| id);
                         prop_assert_eq!(window.next_settled(), expected);
                     }
-                    Step::Reset => {
+                    WindowStep::Reset => {
                         window.reset();
                         current.clear();
                     }
@@ -146,19 +145,19 @@ mod tests {
     }
 
     #[derive(Clone, Debug)]
-    enum Step {
+    enum WindowStep {
         Arrive,
         Settle(prop::sample::Index),
         Acknowledge,
         Reset,
     }
 
-    fn step() -> impl Strategy<Value = Step> {
+    fn step() -> impl Strategy<Value = WindowStep> {
         prop_oneof![
-            4 => Just(Step::Arrive),
-            4 => any::<prop::sample::Index>().prop_map(Step::Settle),
-            4 => Just(Step::Acknowledge),
-            1 => Just(Step::Reset),
+            4 => Just(WindowStep::Arrive),
+            4 => any::<prop::sample::Index>().prop_map(WindowStep::Settle),
+            4 => Just(WindowStep::Acknowledge),
+            1 => Just(WindowStep::Reset),
         ]
     }
 }

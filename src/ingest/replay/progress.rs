@@ -1,51 +1,51 @@
-//! How far the replay that a Pipeline asks for is: a row of the database, written in the transactions that do it.
+//! The progress of a Pipeline's replay: a row of the database, written in the transactions of the replay.
 
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Transaction};
 
-use super::filter::Condition;
-use super::page::Replayed;
+use super::filter::FilterCondition;
+use super::outcome::ReplayOutcome;
 use crate::state::owner::Owner;
 use crate::state::system::SCHEMA;
 
-/// Where a replay is.
+/// The progress of a replay.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Progress {
-    /// The last dead letter that was put through.
+pub struct ReplayProgress {
+    /// The identifier of the last processed dead letter.
     pub done: i64,
-    /// The last one that is to be.
+    /// The identifier of the last dead letter to process.
     pub last: i64,
-    /// Whether it is done.
+    /// Whether the replay is finished.
     pub finished: bool,
 }
 
-/// Where the replay of this token is; `None` where it was not begun.
-pub async fn read(client: &Client, owner: &Owner, token: &str) -> Result<Option<Progress>, Error> {
+/// The progress of a token. `None` if the token has not begun.
+pub async fn read(client: &Client, owner: &Owner, token: &str) -> Result<Option<ReplayProgress>, Error> {
     let query =
         format!("SELECT done_id, last_id, finished FROM {SCHEMA}.pipeline_replay WHERE namespace = $1 AND pipeline = $2 AND token = $3");
     let row = client.query_typed_opt(&query, &of(owner, &token)).await?;
-    row.map(|row| Ok(Progress { done: row.try_get(0)?, last: row.try_get(1)?, finished: row.try_get(2)? })).transpose()
+    row.map(|row| Ok(ReplayProgress { done: row.try_get(0)?, last: row.try_get(1)?, finished: row.try_get(2)? })).transpose()
 }
 
-/// Begins the replay of this token, with the dead letters that there are now. Does nothing where it was begun.
-pub async fn begin(client: &Client, condition: &Condition, token: &String) -> Result<(), Error> {
+/// Begins the replay of a token with the current dead letters. Has no effect if the token has begun.
+pub async fn begin(client: &Client, condition: &FilterCondition, token: &String) -> Result<(), Error> {
     let statement = format!(
         "INSERT INTO {SCHEMA}.pipeline_replay (namespace, pipeline, token, done_id, last_id, stored, refused, left_alone, remaining, finished)
          SELECT $1, $2, $9, 0, coalesce(max(id), 0), 0, 0, 0, count(*), false FROM {SCHEMA}.dead_letter WHERE {} ON CONFLICT DO NOTHING",
-        Condition::SQL
+        FilterCondition::SQL
     );
     let mut parameters = condition.parameters();
     parameters.push((token, Type::TEXT));
     client.execute_typed(&statement, &parameters).await.map(drop)
 }
 
-/// Writes down that the dead letters between these were put through; `false` where another process was faster.
+/// Records that the dead letters between these identifiers were processed. `false` if another process has recorded it.
 pub async fn advance(
     transaction: &Transaction<'_>,
     [namespace, pipeline]: [&String; 2],
     token: &String,
     [after, end]: [i64; 2],
-    replayed: &Replayed,
+    replayed: &ReplayOutcome,
 ) -> Result<bool, Error> {
     let statement = format!(
         "UPDATE {SCHEMA}.pipeline_replay SET done_id = $5, stored = stored + $6, refused = refused + $7, left_alone = left_alone + $8,
@@ -60,7 +60,7 @@ pub async fn advance(
     Ok(transaction.execute_typed(&statement, &parameters).await? == 1)
 }
 
-/// Writes down that it is done.
+/// Records the end of the replay.
 pub async fn finish(client: &Client, owner: &Owner, token: &str) -> Result<(), Error> {
     let statement = format!(
         "UPDATE {SCHEMA}.pipeline_replay SET finished = true, remaining = 0, failure = NULL WHERE namespace = $1 AND pipeline = $2 AND token = $3"
@@ -68,7 +68,7 @@ pub async fn finish(client: &Client, owner: &Owner, token: &str) -> Result<(), E
     client.execute_typed(&statement, &of(owner, &token)).await.map(drop)
 }
 
-/// Writes down why it does not go on.
+/// Records the cause of a failure.
 pub async fn fail(client: &Client, owner: &Owner, token: &str, failure: &str) -> Result<(), Error> {
     let statement = format!("UPDATE {SCHEMA}.pipeline_replay SET failure = $4 WHERE namespace = $1 AND pipeline = $2 AND token = $3");
     let mut parameters = of(owner, &token).to_vec();

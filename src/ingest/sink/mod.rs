@@ -23,7 +23,7 @@ use self::statements::Statements;
 use self::transaction::{Turn, WriteError, Writer, Written};
 use super::batch::Batch;
 use super::ledger::Entry;
-use super::metrics::Metrics;
+use super::metrics::WorkerMetrics;
 use crate::database::connect::{ConnectError, connect};
 use crate::database::uri::ConnectionUri;
 use crate::runtime::error::chain;
@@ -110,7 +110,7 @@ pub struct Sink {
 
 impl Sink {
     /// Connects in the background, and writes until the last clone is dropped.
-    pub fn start(target: &Arc<Target>, uri: &ConnectionUri, health: &Arc<Health>, metrics: &Metrics) -> Self {
+    pub fn start(target: &Arc<Target>, uri: &ConnectionUri, health: &Arc<Health>, metrics: &WorkerMetrics) -> Self {
         let (jobs, queue) = mpsc::channel(WRITERS);
         let queue = Arc::new(Mutex::new(queue));
         let turn = Arc::new(Turn::default());
@@ -141,7 +141,7 @@ struct Connector {
     target: Arc<Target>,
     uri: ConnectionUri,
     health: Arc<Health>,
-    metrics: Metrics,
+    metrics: WorkerMetrics,
     turn: Arc<Turn>,
 }
 

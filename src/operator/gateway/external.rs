@@ -1,7 +1,5 @@
 //! A Gateway whose broker runs elsewhere: there is nothing to build, only a login to be proven.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -13,12 +11,11 @@ use crate::api::gateway::{Gateway, GatewayDevices, GatewayStatus};
 use crate::api::name;
 use crate::api::reason::Reason;
 use crate::configuration::agent::TLS_AUTHORITIES;
+use crate::mqtt::login::{ClientTls, Login};
 use crate::operator::context::Context;
 use crate::operator::device::key::GatewayKey;
 use crate::operator::kubernetes::apply::{WriteError, read};
-use crate::operator::twin_sync::session::{Login, Tls};
 use crate::runtime::error::chain;
-use crate::runtime::tls::{Verification, client_configuration};
 
 /// The largest user name or password (MQTT 5.0, section 1.5.4).
 const MAX_BYTES: usize = 65_535;
@@ -78,17 +75,15 @@ fn login(external: &ExternalBroker, client_id: String, credentials: Option<&Secr
     })?;
     let password = value(credentials, &reference.name, &reference.password_key, "the password")?;
     let tls = external.tls.as_ref().map(|tls| encryption(tls.ca_secret_name.as_deref(), authorities)).transpose()?;
-    Ok(Login { host: host.to_owned(), port, client_id, username, password, tls, hears_connections: true })
+    Ok(Login { host: host.to_owned(), port, client_id, username, password, tls })
 }
 
-fn encryption(secret_name: Option<&str>, secret: Option<&Secret>) -> Result<Tls, Cause> {
+fn encryption(secret_name: Option<&str>, secret: Option<&Secret>) -> Result<ClientTls, Cause> {
     let authorities = secret_name.map(|name| value(secret, name, TLS_AUTHORITIES, "the certificates of the authorities")).transpose()?;
-    let verification = authorities.as_deref().map_or(Verification::Public, Verification::Authorities);
-    let configuration = client_configuration(verification).map_err(|error| {
+    ClientTls::verified_by(authorities.map(|pem| pem.to_vec())).map_err(|error| {
         let secret = secret_name.unwrap_or_default();
         Cause::new(Reason::InvalidSecret, format!("Secret {secret}, key {TLS_AUTHORITIES}: {}", chain(&error)))
-    })?;
-    Ok(Tls { authorities: authorities.map(|pem| pem.to_vec()), configuration: Arc::new(configuration) })
+    })
 }
 
 /// The value of a key, without the line break that an editor may have left at its end.

@@ -12,8 +12,9 @@ use super::observe::owner;
 use crate::api::condition::Cause;
 use crate::api::reason::Reason;
 use crate::api::{Pipeline, name};
+use crate::mqtt::login::Login;
 use crate::operator::twin_sync::external::{SharedExternals, cause};
-use crate::operator::twin_sync::session::{Login, discard};
+use crate::operator::twin_sync::session::discard;
 use crate::operator::twin_sync::session_loop::SyncError;
 use crate::runtime::error::chain;
 use crate::state::assignment::{Sessions, forget_sessions, gateway_of, read_sessions};
@@ -116,7 +117,6 @@ mod tests {
                 username: "fleet".to_owned(),
                 password: "secret".into(),
                 tls: None,
-                hears_connections: true,
             };
             (Arc::from(host), Arc::new(login))
         };

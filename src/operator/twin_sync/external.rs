@@ -7,10 +7,11 @@ use rumqttc::mqttbytes::v5::ConnectReturnCode;
 use rumqttc::{ConnectionError, SubscribeNoticeError, TlsError};
 use tokio::sync::Notify;
 
-use super::session::{Login, SessionError};
+use super::session::SessionError;
 use super::session_loop::SyncError;
 use crate::api::condition::Cause;
 use crate::api::reason::Reason;
+use crate::mqtt::login::Login;
 use crate::operator::device::key::GatewayKey;
 use crate::runtime::error::chain;
 

@@ -8,7 +8,6 @@ fn login(password: &'static str) -> Login {
         username: "fleet".to_owned(),
         password: password.into(),
         tls: None,
-        hears_connections: true,
     }
 }
 

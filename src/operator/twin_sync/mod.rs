@@ -28,7 +28,7 @@ use self::connections::ReportedConnections;
 use self::external::{External, cause};
 use self::metrics::TwinSyncMetrics;
 use self::reports::{Report, ReportQueue};
-use self::session::Login;
+use self::session::internal_login;
 use self::session_loop::{PresenceSubscription, SessionLoop, SyncError};
 use super::context::Context;
 use super::device::key::{DeviceKey, GatewayKey};
@@ -36,6 +36,7 @@ use super::gateway::observe::link_password;
 use super::kubernetes::apply::{WriteError, read};
 use super::presence::follow::PresenceUpdate;
 use crate::api::name::{self, INTERNAL_MQTT_PORT};
+use crate::mqtt::login::Login;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 
@@ -233,7 +234,7 @@ impl BrokerSync {
             Ok(login) => login,
             Err(error) => return error,
         };
-        let begun = SessionLoop::begin(&login).await;
+        let begun = session_loop.begin(&login).await;
         // The end of a connection says nothing about the login. A failed login does.
         let outcome = begun.as_ref().map(drop).map_err(|error| cause(&login, error));
         if self.context.externals.record_outcome(&self.gateway, &login, outcome) {
@@ -254,5 +255,5 @@ async fn log_in(client: &Client, gateway: &GatewayKey) -> Result<Login, ConnectE
     let password = found.as_ref().and_then(link_password).ok_or(ConnectError::Missing { secret })?;
     let host = name::service_host(&name::internal_service(&gateway.name), &gateway.namespace);
     // The constant 1884.
-    Ok(Login::internal(host, u16::try_from(INTERNAL_MQTT_PORT).unwrap_or_default(), &password))
+    Ok(internal_login(host, u16::try_from(INTERNAL_MQTT_PORT).unwrap_or_default(), &password))
 }

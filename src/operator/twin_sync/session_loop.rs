@@ -17,8 +17,9 @@ use super::connections::ReportedConnections;
 use super::metrics::TwinSyncMetrics;
 use super::reports::Report;
 use super::retained::{RetainedAction, RetainedStates, device_and_leaf};
-use super::session::{Login, Session, SessionError};
+use super::session::{SessionError, TwinSession};
 use crate::api::name::{desired_topic, reported_topic};
+use crate::mqtt::login::Login;
 use crate::operator::device::index::SharedDeviceIndex;
 use crate::operator::device::key::{DeviceKey, GatewayKey};
 use crate::operator::device::twin::MAX_REPORT_BYTES;
@@ -125,12 +126,12 @@ impl SessionLoop {
     ///
     /// # Errors
     /// When the broker is not reachable, or refuses.
-    pub async fn begin(login: &Login) -> Result<Session, SyncError> {
-        Ok(Session::begin(login, CAPACITY).await?)
+    pub async fn begin(&self, login: &Login) -> Result<TwinSession, SyncError> {
+        Ok(TwinSession::begin(login, CAPACITY, self.subscription.is_some()).await?)
     }
 
     /// Publishes desired states and receives reports until the connection ends.
-    pub async fn run(&mut self, mut session: Session) -> SyncError {
+    pub async fn run(&mut self, mut session: TwinSession) -> SyncError {
         info!(gateway = %self.gateway.name, namespace = %self.gateway.namespace, "session with the broker started");
         self.set_connected(true);
         let Err(error) = self.serve(&mut session).await;
@@ -152,7 +153,7 @@ impl SessionLoop {
         self.index.wake();
     }
 
-    async fn serve(&mut self, session: &mut Session) -> Result<std::convert::Infallible, SyncError> {
+    async fn serve(&mut self, session: &mut TwinSession) -> Result<std::convert::Infallible, SyncError> {
         let mut state = SessionState {
             retained: RetainedStates::default(),
             queue: RateLimitedQueue::new(Limits::default(), Instant::now()),
@@ -187,7 +188,7 @@ impl SessionLoop {
     }
 
     /// Receives the retained messages, and then queues all devices that may differ.
-    async fn gather(&mut self, session: &mut Session, state: &mut SessionState) -> Result<(), SyncError> {
+    async fn gather(&mut self, session: &mut TwinSession, state: &mut SessionState) -> Result<(), SyncError> {
         if let Some(subscription) = &mut self.subscription {
             subscription.connections.begin();
         }
@@ -205,7 +206,7 @@ impl SessionLoop {
         Ok(())
     }
 
-    async fn observe(&mut self, session: &Session, state: &mut SessionState, message: &Publish, gathering: bool) -> Result<(), SyncError> {
+    async fn observe(&mut self, session: &TwinSession, state: &mut SessionState, message: &Publish, gathering: bool) -> Result<(), SyncError> {
         let Some((name, leaf)) = device_and_leaf(&message.topic) else { return Ok(()) };
         let device = self.key(name.into());
         match leaf {
@@ -238,7 +239,7 @@ impl SessionLoop {
         Ok(())
     }
 
-    fn clear_report(&self, session: &Session, device: &str) {
+    fn clear_report(&self, session: &TwinSession, device: &str) {
         let options = PublishOptions::at_least_once().retained();
         // The next session tries again.
         if let Err(error) = session.client.try_publish(reported_topic(device), Vec::new(), options) {
@@ -247,7 +248,7 @@ impl SessionLoop {
     }
 
     /// Publishes the desired message of a device, unless the broker retains it.
-    fn start(&self, session: &Session, state: &mut SessionState, device: Arc<str>, now: Instant) {
+    fn start(&self, session: &TwinSession, state: &mut SessionState, device: Arc<str>, now: Instant) {
         let key = self.key(Arc::clone(&device));
         let (wanted, exists) = {
             let index = self.index.lock();

@@ -1,5 +1,5 @@
-//! The messages of a session on their way into the database and back to the broker: what is gathered, what is being
-//! written, what may be acknowledged.
+//! The messages of a session that are not acknowledged: those that are batched, those that are written, and those that may be
+//! acknowledged. Does no input or output.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::RECEIVE_MAXIMUM;
 use crate::ingest::batch::Batch;
 use crate::ingest::batch::due::{MOST_BYTES, Pace, is_full};
 use crate::ingest::decode::rows::Rows;
@@ -18,16 +19,15 @@ use crate::ingest::intake::{Arrived, Intake, Pending};
 use crate::ingest::ledger::{Acknowledged, Entry, Ledger};
 use crate::ingest::metrics::SessionMetrics;
 use crate::ingest::sink::{Done, Job, SessionKey, WRITERS};
-use crate::mqtt::connection::RECEIVE_MAXIMUM;
 use crate::mqtt::frame::Publish;
 use crate::mqtt::window::Window;
 use crate::state::registry::follow::Registry;
 
-/// The most messages that wait for the registry to answer for their device. Reading stops beyond it, until it has answered.
-const MOST_PARKED: usize = 1_000;
+/// The maximum number of messages that wait until the registry has looked up their device. The session does not read beyond it.
+const MAX_PARKED: usize = 1_000;
 
-/// The state of a session that does no input or output of its own.
-pub struct Store {
+/// The unacknowledged messages of a session.
+pub struct InFlight {
     intake: Intake,
     registry: Arc<Registry>,
     metrics: SessionMetrics,
@@ -36,40 +36,40 @@ pub struct Store {
     ledger: Ledger,
     open: Batch,
     sealed: VecDeque<Batch>,
-    /// Memory of written batches for the next ones.
+    /// Buffers of written batches, for reuse.
     spare: Vec<Rows>,
     parked: Vec<Arrived>,
     /// The batches that are being written: number, and arrival of the oldest message.
-    in_flight: Vec<(i64, Option<Time>)>,
-    in_flight_bytes: usize,
+    writing: Vec<(i64, Option<Time>)>,
+    writing_bytes: usize,
     next_number: i64,
     pace: Pace,
     last_submitted: Instant,
-    /// What stands in the ledger and was acknowledged, but not yet followed by a PINGREQ.
+    /// The acknowledged entries of the ledger that no PINGREQ has followed yet.
     acknowledged: Vec<Acknowledged>,
-    /// The PINGREQs that are not answered.
+    /// The PINGREQs without an answer.
     fences: VecDeque<Fence>,
 }
 
-/// Each generation of a session has 2^40 numbers for its batches: more than a century's, at hundreds a second.
+/// Each generation of a session has 2^40 batch numbers: enough for a century at 300 batches per second.
 const BATCH_BITS: u32 = 40;
 
-/// A PINGREQ.
+/// A PINGREQ, and what its answer proves.
 #[derive(Debug)]
 enum Fence {
-    /// The first one of a connection: most brokers have sent again before the answer what they have to send again.
+    /// The first PINGREQ of a connection: before its answer, most brokers have sent all unacknowledged messages again.
     Login,
-    /// The broker has processed these before the answer.
+    /// The broker has processed these acknowledgements before the answer.
     Acknowledged(Vec<Acknowledged>),
-    /// The same; and it is so long since the login that every broker has sent that again.
+    /// The same. The login was so long ago that every broker has sent all unacknowledged messages again.
     Regular(Vec<Acknowledged>),
 }
 
-impl Store {
-    /// A session with what the database kept of it.
+impl InFlight {
+    /// A session with its entries in the database.
     pub fn new(intake: Intake, registry: Arc<Registry>, metrics: SessionMetrics, key: SessionKey, entries: Vec<(i64, Vec<Entry>)>) -> Self {
-        // Beyond all of the processes before: what one that was killed had sent to the database may still be carried out, and is not to
-        // meet a batch of this one by its number.
+        // Larger than the numbers of all earlier processes: the database may still execute a transaction of a killed process, whose batch
+        // must not have the number of a batch of this process.
         let next_number = key.generation << BATCH_BITS;
         let mut ledger = Ledger::default();
         for (batch, entries) in entries {
@@ -86,8 +86,8 @@ impl Store {
             sealed: VecDeque::new(),
             spare: Vec::new(),
             parked: Vec::new(),
-            in_flight: Vec::new(),
-            in_flight_bytes: 0,
+            writing: Vec::new(),
+            writing_bytes: 0,
             next_number,
             pace: Pace::default(),
             last_submitted: Instant::now(),
@@ -101,7 +101,7 @@ impl Store {
         &self.key
     }
 
-    /// Takes the messages of a block. Those that say nothing new are settled at once.
+    /// Takes the messages of a block. Redeliveries are settled immediately.
     pub fn take(&mut self, block: &Bytes, messages: &[Publish]) {
         if messages.is_empty() {
             return;
@@ -120,7 +120,7 @@ impl Store {
             }
             let mut message = Arrived { block: block.clone(), publish: publish.clone(), place, arrival, is_observed: false };
             if let Err(Pending(name)) = self.intake.take(&message, &devices, &mut self.open) {
-                debug!(name, "a message waits for the registry to answer for its device");
+                debug!(name, "a message waits for the lookup of its device");
                 registry.ask(name);
                 message.is_observed = true;
                 self.parked.push(message);
@@ -138,7 +138,7 @@ impl Store {
         self.ledger.holds(publish.packet_id, publish.duplicate, hash)
     }
 
-    /// Takes the messages whose devices the registry has answered for by now.
+    /// Takes the messages whose device lookup is complete.
     pub fn take_parked(&mut self) {
         if self.parked.is_empty() {
             return;
@@ -154,24 +154,24 @@ impl Store {
         }
     }
 
-    /// Whether there is room for more.
-    pub fn has_room(&self, budget: usize) -> bool {
-        self.parked.len() < MOST_PARKED && self.held() < budget
+    /// Whether the session may read more messages.
+    pub fn has_room(&self, max_bytes: usize) -> bool {
+        self.parked.len() < MAX_PARKED && self.held() < max_bytes
     }
 
-    /// How much of that room is taken, from 0 to 1; or of the window, beyond which the broker sends no more.
-    #[allow(clippy::cast_precision_loss, reason = "some megabytes, and some thousand messages")]
-    fn pressure(&self, budget: usize) -> f64 {
-        let share = |of: usize, most: usize| of as f64 / most as f64;
+    /// The used share of the memory limit, of the parked messages or of the receive maximum, whichever is largest: from 0 to 1.
+    #[allow(clippy::cast_precision_loss, reason = "megabytes, and thousands of messages")]
+    fn pressure(&self, max_bytes: usize) -> f64 {
+        let share = |used: usize, max: usize| used as f64 / max as f64;
         let window = share(self.window.len(), RECEIVE_MAXIMUM.into());
-        share(self.parked.len(), MOST_PARKED).max(share(self.held(), budget)).max(window).min(1.0)
+        share(self.parked.len(), MAX_PARKED).max(share(self.held(), max_bytes)).max(window).min(1.0)
     }
 
     fn held(&self) -> usize {
-        self.in_flight_bytes + self.open.size() + self.sealed.iter().map(Batch::size).sum::<usize>()
+        self.writing_bytes + self.open.size() + self.sealed.iter().map(Batch::size).sum::<usize>()
     }
 
-    /// When the next batch is due; `None` while there is none.
+    /// When the next batch is due. `None` if there is no batch.
     pub fn due(&self) -> Option<Instant> {
         if !self.sealed.is_empty() {
             return Some(self.last_submitted);
@@ -194,8 +194,8 @@ impl Store {
         };
         let number = self.next_number;
         self.next_number += 1;
-        self.in_flight.push((number, batch.arrival()));
-        self.in_flight_bytes += batch.size();
+        self.writing.push((number, batch.arrival()));
+        self.writing_bytes += batch.size();
         self.last_submitted = Instant::now();
         let expired = self.ledger.take_expired();
         Some(Job { batch, session: self.key.clone(), number, entries, holds_all_entries, expired, _slot: slot, done, lost })
@@ -210,16 +210,15 @@ impl Store {
 
     /// A batch is committed: its messages may be acknowledged.
     pub fn committed(&mut self, done: Done) {
-        self.in_flight.retain(|(number, _)| *number != done.number);
-        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(done.batch.size());
+        self.writing.retain(|(number, _)| *number != done.number);
+        self.writing_bytes = self.writing_bytes.saturating_sub(done.batch.size());
         self.pace.committed(done.took);
         for place in done.batch.places() {
             self.window.settle(place);
         }
         self.observe(&done);
         self.ledger.commit(done.number, done.written.entries);
-        // Buffers that grow to a megabyte again and again would leave holes of their size behind. One that large messages have
-        // blown up is let go.
+        // Reuse avoids fragmentation by buffers that grow to a megabyte each time. A buffer that large messages have enlarged is freed.
         if self.spare.len() < WRITERS && done.batch.rows.size() <= MOST_BYTES {
             self.spare.push(done.batch.rows);
         }
@@ -235,7 +234,7 @@ impl Store {
             metrics.refused(refusal.reason, !done.written.discarded.contains(number));
         }
         let now = Time::now();
-        // Gathered first: an observation of its own for every message would be several atomic operations.
+        // Collected locally first, because each observation takes several atomic operations.
         let processing = metrics.processing.local();
         for arrival in done.batch.arrivals() {
             processing.observe(seconds(arrival, now));
@@ -255,29 +254,29 @@ impl Store {
         Some(packet_id)
     }
 
-    /// The topics of the commands by which nodes are to be asked for their births.
+    /// The topics of the rebirth commands to publish.
     pub fn take_rebirths(&mut self) -> Vec<String> {
         let topics = self.intake.stream.take_rebirths();
         self.metrics.rebirths.inc_by(topics.len() as u64);
         topics
     }
 
-    /// Whether acknowledgements were given that a PINGREQ should follow.
+    /// Whether a PINGREQ should follow the acknowledgements.
     pub fn wants_fence(&self) -> bool {
         !self.acknowledged.is_empty()
     }
 
-    /// A PINGREQ is sent behind acknowledgements.
+    /// A PINGREQ is sent after acknowledgements.
     pub fn fence(&mut self) {
         self.fences.push_back(Fence::Acknowledged(std::mem::take(&mut self.acknowledged)));
     }
 
-    /// A PINGREQ is sent because it is time for one: some seconds after the login or the one before.
-    pub fn pulse(&mut self) {
+    /// A keep alive PINGREQ is sent, some seconds after the login or the previous one.
+    pub fn regular_fence(&mut self) {
         self.fences.push_back(Fence::Regular(std::mem::take(&mut self.acknowledged)));
     }
 
-    /// A PINGREQ is answered: the broker has processed what was sent before it.
+    /// A PINGREQ is answered: the broker has processed the packets before it.
     pub fn fence_answered(&mut self) {
         match self.fences.pop_front() {
             Some(Fence::Login) => self.ledger.expect_marked(),
@@ -303,7 +302,7 @@ impl Store {
         self.fences.clear();
     }
 
-    /// A connection begins, and its first PINGREQ is sent. `present` tells whether the broker has kept the session.
+    /// A connection begins, and its first PINGREQ is sent. `present`: the broker has kept the session.
     pub fn connected(&mut self, present: bool) {
         if present {
             self.ledger.resume();
@@ -315,7 +314,7 @@ impl Store {
 
     /// Whether everything that was read is committed.
     pub fn is_settled(&self) -> bool {
-        self.in_flight.is_empty() && self.open.is_empty() && self.sealed.is_empty() && self.parked.is_empty()
+        self.writing.is_empty() && self.open.is_empty() && self.sealed.is_empty() && self.parked.is_empty()
     }
 
     /// Whether everything that was read is committed and acknowledged.
@@ -323,29 +322,29 @@ impl Store {
         self.is_settled() && self.window.is_empty()
     }
 
-    /// How many PINGREQs are not answered.
+    /// The number of PINGREQs without an answer.
     pub fn pings(&self) -> usize {
         self.fences.len()
     }
 
-    /// Lets go of the messages that wait for the registry: the broker still has them.
+    /// Drops the messages that wait for the registry. The broker keeps them.
     pub fn drop_parked(&mut self) {
         self.parked.clear();
     }
 
     /// Updates the gauges.
-    pub fn gauge(&self, budget: usize) {
-        self.metrics.back_pressure.set(self.pressure(budget));
+    pub fn update_gauges(&self, max_bytes: usize) {
+        self.metrics.back_pressure.set(self.pressure(max_bytes));
         self.metrics.unacknowledged.set(i64::try_from(self.window.len()).unwrap_or(i64::MAX));
         self.metrics.held_bytes.set(i64::try_from(self.held()).unwrap_or(i64::MAX));
         self.metrics.lag.set(self.oldest().map_or(0.0, |oldest| seconds(oldest, Time::now())));
     }
 
-    /// When the oldest message that is not stored arrived.
+    /// The arrival of the oldest message that is not stored.
     fn oldest(&self) -> Option<Time> {
-        let in_flight = self.in_flight.iter().filter_map(|(_, arrival)| *arrival);
+        let writing = self.writing.iter().filter_map(|(_, arrival)| *arrival);
         let gathered = self.sealed.iter().chain([&self.open]).filter_map(Batch::arrival);
-        in_flight.chain(gathered).chain(self.parked.iter().map(|message| message.arrival)).min()
+        writing.chain(gathered).chain(self.parked.iter().map(|message| message.arrival)).min()
     }
 }
 
@@ -354,5 +353,5 @@ fn seconds(from: Time, to: Time) -> f64 {
 }
 
 #[cfg(test)]
-#[path = "store_tests.rs"]
+#[path = "in_flight_tests.rs"]
 mod tests;

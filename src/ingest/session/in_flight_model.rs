@@ -1,4 +1,4 @@
-//! A broker and a database, as far as a session sees of them.
+//! Models of a broker and a database, as a session observes them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -9,7 +9,7 @@ use crate::ingest::ledger::Entry;
 use crate::ingest::sink::Job;
 use crate::ingest::sink::transaction::Written;
 
-/// A message, known by its number.
+/// A published message, identified by its index.
 #[derive(Clone, Debug)]
 pub struct Published {
     pub topic: String,
@@ -29,7 +29,7 @@ pub enum Up {
     Ping,
 }
 
-/// The broker, and the connection to it. It gives each message the lowest free packet identifier: the quickest reuse there is.
+/// The broker and the connection to it. It assigns the lowest free packet identifier, so that identifiers are reused soon.
 #[derive(Default)]
 pub struct Broker {
     pub queue: VecDeque<usize>,
@@ -39,9 +39,9 @@ pub struct Broker {
     sent: VecDeque<u16>,
     pub down: VecDeque<Down>,
     pub up: VecDeque<Up>,
-    /// Whether it answers the first PINGREQ of a connection before it sends again; with the mark DUP, then.
+    /// Whether it answers the first PINGREQ of a connection before it sends unacknowledged messages again, with DUP.
     resends_late: bool,
-    /// What it has to send again on this connection.
+    /// The messages to send again on this connection.
     again: VecDeque<(u16, usize)>,
 }
 
@@ -66,7 +66,7 @@ impl Broker {
         self.down.push_back(Down::Publish { packet_id, duplicate, message });
     }
 
-    /// Whether there is nothing on its way, or to be sent.
+    /// Whether no packet is queued or in flight.
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.in_flight.is_empty() && self.up.is_empty() && self.down.is_empty()
     }
@@ -85,7 +85,7 @@ impl Broker {
         Ok(())
     }
 
-    /// A connection begins: what is not acknowledged is sent again. Otherwise all is forgotten.
+    /// A connection begins. Unacknowledged messages are sent again if the session is present; otherwise all messages are lost.
     pub fn connect(&mut self, present: bool) -> Vec<usize> {
         (self.down, self.up, self.sent, self.again) = Default::default();
         let mut forgotten = Vec::new();
@@ -108,7 +108,7 @@ impl Broker {
 #[derive(Default)]
 pub struct Database {
     pub generation: i64,
-    /// Keys: the message stands for its device.
+    /// Keys. The message number takes the place of the device.
     rows: BTreeSet<(usize, Time)>,
     pub letters: Vec<usize>,
     pub acknowledgements: BTreeMap<i64, Vec<Entry>>,
@@ -124,7 +124,7 @@ impl Database {
         rows + self.letters.iter().filter(|letter| **letter == message).count()
     }
 
-    /// As `sink::transaction` does it. `None` when another process has the session.
+    /// As `sink::transaction` does it. `None` if another process has claimed the session.
     pub fn write(&mut self, job: &Job) -> Option<Written> {
         let mut written = Written { dead_letters: job.batch.dead_letters.clone(), entries: job.entries.clone(), ..Written::default() };
         if self.acknowledgements.contains_key(&job.number) && job.session.generation == self.generation {
@@ -151,7 +151,7 @@ impl Database {
     }
 }
 
-/// Number of a message, which its payload tells.
+/// The number of a message, read from its payload.
 fn number(job: &Job, message: u32) -> usize {
     let payload = std::str::from_utf8(job.batch.message(message).unwrap().payload).unwrap();
     payload.chars().filter(char::is_ascii_digit).collect::<String>().parse::<usize>().unwrap() % 1_000_000

@@ -1,5 +1,5 @@
-//! The store of a session against models of a broker and a database: whatever happens in whatever order, nothing is lost, nothing
-//! is stored twice, and nothing is acknowledged before its commit, out of order or on another connection.
+//! The in-flight messages of a session against models of a broker and a database. For every order of events, no message is lost or
+//! stored twice, and none is acknowledged before its commit, out of order, or on another connection.
 
 use std::collections::HashSet;
 
@@ -7,77 +7,77 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use self::store_model::{Broker, Database, Down, Published, Up};
+use self::in_flight_model::{Broker, Database, Down, Published, Up};
 use super::*;
 use crate::api::pipeline::Format;
 use crate::api::topic::TopicPattern;
 use crate::decode::Decoder;
 use crate::decode::stream::Stream;
-use crate::ingest::metrics::Metrics;
+use crate::ingest::metrics::WorkerMetrics;
 use crate::ingest::sink::WRITERS;
 use crate::state::registry::follow::Device;
 
-mod store_model;
+mod in_flight_model;
 
 const GATEWAY: &str = "plant-1";
 
-/// Devices that the registry has no answer for at first.
+/// The number of devices that the registry has not looked up at first.
 const LATE: usize = 3;
 
-/// What may happen next.
+/// An event of the model.
 #[derive(Clone, Debug)]
-enum Step {
-    /// A device publishes: one that is known, nobody's, or one that the registry has no answer for yet; a reading, or nonsense.
+enum ModelStep {
+    /// A known, unknown or not yet looked up device publishes a reading or a malformed message.
     Publish { device: usize, good: bool },
-    /// The broker sends so many messages.
+    /// The broker sends this number of messages.
     Send(usize),
-    /// The worker reads so many packets, as one block.
+    /// The worker reads this number of packets, as one block.
     Read(usize),
-    /// The worker hands a batch over.
+    /// The worker submits a batch.
     Submit,
-    /// The database commits one of the batches; its answer may be lost on its way, and then the batch is tried again.
+    /// The database commits a batch. If its answer is lost, the batch is written again.
     Commit { index: usize, answered: bool },
-    /// The worker acknowledges what it may.
+    /// The worker acknowledges all settled messages.
     Acknowledge,
-    /// The broker reads so many packets.
+    /// The broker reads this number of packets.
     Receive(usize),
-    /// The registry answers for a device.
+    /// The registry looks a device up.
     Declare(usize),
-    /// The connection breaks, after so many packets each way; the broker may have forgotten the session.
+    /// The connection fails after this number of packets each way. The broker may have lost the session.
     Break { read: usize, received: usize, present: bool },
-    /// The worker is killed, and another process comes in its place; what it left running is tried still.
+    /// The worker is killed and replaced. The database may still execute its transactions.
     Crash { received: usize, present: bool },
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = ModelStep> {
     let present = prop::bool::weighted(0.9);
     prop_oneof![
-        8 => (0..LATE + 2, prop::bool::weighted(0.7)).prop_map(|(device, good)| Step::Publish { device, good }),
-        4 => (1_usize..6).prop_map(Step::Send),
-        6 => (1_usize..6).prop_map(Step::Read),
-        5 => Just(Step::Submit),
-        5 => (any::<usize>(), prop::bool::weighted(0.8)).prop_map(|(index, answered)| Step::Commit { index, answered }),
-        5 => Just(Step::Acknowledge),
-        5 => (1_usize..6).prop_map(Step::Receive),
-        1 => (0..LATE).prop_map(Step::Declare),
-        1 => (0_usize..4, 0_usize..4, present).prop_map(|(read, received, present)| Step::Break { read, received, present }),
-        1 => (0_usize..4, present).prop_map(|(received, present)| Step::Crash { received, present }),
+        8 => (0..LATE + 2, prop::bool::weighted(0.7)).prop_map(|(device, good)| ModelStep::Publish { device, good }),
+        4 => (1_usize..6).prop_map(ModelStep::Send),
+        6 => (1_usize..6).prop_map(ModelStep::Read),
+        5 => Just(ModelStep::Submit),
+        5 => (any::<usize>(), prop::bool::weighted(0.8)).prop_map(|(index, answered)| ModelStep::Commit { index, answered }),
+        5 => Just(ModelStep::Acknowledge),
+        5 => (1_usize..6).prop_map(ModelStep::Receive),
+        1 => (0..LATE).prop_map(ModelStep::Declare),
+        1 => (0_usize..4, 0_usize..4, present).prop_map(|(read, received, present)| ModelStep::Break { read, received, present }),
+        1 => (0_usize..4, present).prop_map(|(received, present)| ModelStep::Crash { received, present }),
     ]
 }
 
 struct Model {
     decode: Value,
-    store: Store,
+    in_flight: InFlight,
     registry: Arc<Registry>,
     metrics: SessionMetrics,
     slots: Arc<Semaphore>,
     broker: Broker,
     database: Database,
     jobs: Vec<Job>,
-    /// Of workers that were killed.
+    /// The transactions of killed workers.
     zombies: Vec<Job>,
     published: Vec<Published>,
-    /// What a broker has forgotten with the session.
+    /// The messages that the broker lost with the session.
     forgotten: HashSet<usize>,
 }
 
@@ -85,14 +85,14 @@ fn device(id: i32) -> Device {
     Device { id, gateway: GATEWAY.into(), enabled: true }
 }
 
-fn store(decode: &Value, registry: &Arc<Registry>, metrics: &SessionMetrics, database: &mut Database) -> Store {
+fn in_flight(decode: &Value, registry: &Arc<Registry>, metrics: &SessionMetrics, database: &mut Database) -> InFlight {
     let topic = TopicPattern::compile("devices/{device}", Format::Json).unwrap();
     let decoder = Decoder::compile(&serde_json::from_value(decode.clone()).unwrap(), None).unwrap();
     let intake = Intake { gateway: GATEWAY.to_owned(), stream: Stream::new(Arc::new(topic), Arc::new(decoder)) };
     database.generation += 1;
     let key = SessionKey { name: "plant/p/plant-1".to_owned(), gateway: GATEWAY.to_owned(), generation: database.generation };
     let entries = database.acknowledgements.iter().map(|(batch, entries)| (*batch, entries.clone())).collect();
-    Store::new(intake, registry.clone(), metrics.clone(), key, entries)
+    InFlight::new(intake, registry.clone(), metrics.clone(), key, entries)
 }
 
 impl Model {
@@ -100,13 +100,13 @@ impl Model {
         let registry = Arc::new(Registry::new(Duration::from_secs(1)));
         registry.answer("known", Some(device(1)));
         registry.answer("nobody", None);
-        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap().session(GATEWAY);
+        let metrics = WorkerMetrics::register(&prometheus::Registry::new()).unwrap().session(GATEWAY);
         let mut database = Database::default();
-        let store = store(&decode, &registry, &metrics, &mut database);
+        let in_flight = in_flight(&decode, &registry, &metrics, &mut database);
         let slots = Arc::new(Semaphore::new(WRITERS));
         let mut model = Self {
             decode,
-            store,
+            in_flight,
             registry,
             metrics,
             slots,
@@ -121,28 +121,28 @@ impl Model {
         model
     }
 
-    fn take_step(&mut self, step: &Step) -> Result<(), TestCaseError> {
+    fn take_step(&mut self, step: &ModelStep) -> Result<(), TestCaseError> {
         match *step {
-            Step::Publish { device, good } => self.publish(device, good),
-            Step::Send(count) => (0..count).for_each(|_| self.broker.send()),
-            Step::Read(count) => self.read(count),
-            Step::Submit => self.submit(),
-            Step::Commit { index, answered } => self.commit(index, answered),
-            Step::Acknowledge => self.acknowledge(),
-            Step::Receive(count) => self.receive(count)?,
-            Step::Declare(late) => self.declare(late),
-            Step::Break { read, received, present } => {
+            ModelStep::Publish { device, good } => self.publish(device, good),
+            ModelStep::Send(count) => (0..count).for_each(|_| self.broker.send()),
+            ModelStep::Read(count) => self.read(count),
+            ModelStep::Submit => self.submit(),
+            ModelStep::Commit { index, answered } => self.commit(index, answered),
+            ModelStep::Acknowledge => self.acknowledge(),
+            ModelStep::Receive(count) => self.receive(count)?,
+            ModelStep::Declare(late) => self.declare(late),
+            ModelStep::Break { read, received, present } => {
                 self.receive(received)?;
                 self.read(read);
                 self.settle();
-                self.store.disconnected();
+                self.in_flight.disconnected();
                 self.connect(present);
             }
-            Step::Crash { received, present } => {
+            ModelStep::Crash { received, present } => {
                 self.receive(received)?;
                 self.zombies.append(&mut self.jobs);
                 self.slots = Arc::new(Semaphore::new(WRITERS));
-                self.store = store(&self.decode, &self.registry, &self.metrics, &mut self.database);
+                self.in_flight = in_flight(&self.decode, &self.registry, &self.metrics, &mut self.database);
                 self.connect(present);
             }
         }
@@ -155,7 +155,7 @@ impl Model {
             Some(late) => format!("late-{late}"),
             None => ["known", "nobody"][device].to_owned(),
         };
-        // The only digits are those of the time, which no other message has.
+        // Its only digits are those of the time, which is unique.
         let payload = json!({"ts": 1_777_863_000_000_u64 + message as u64, "n": if good { json!(true) } else { json!("x") }}).to_string();
         self.published.push(Published { topic: format!("devices/{name}"), payload, is_row: good && name != "nobody" });
         self.broker.queue.push_back(message);
@@ -173,21 +173,21 @@ impl Model {
                     messages.push(Publish { packet_id, duplicate, topic: start..middle, payload: middle..block.len() });
                 }
                 Some(Down::Pong) => {
-                    self.store.take(&Bytes::from(std::mem::take(&mut block)), &std::mem::take(&mut messages));
-                    self.store.fence_answered();
+                    self.in_flight.take(&Bytes::from(std::mem::take(&mut block)), &std::mem::take(&mut messages));
+                    self.in_flight.fence_answered();
                 }
                 None => break,
             }
         }
-        self.store.take(&Bytes::from(block), &messages);
+        self.in_flight.take(&Bytes::from(block), &messages);
     }
 
     fn submit(&mut self) {
-        if self.store.due().is_none() {
+        if self.in_flight.due().is_none() {
             return;
         }
         let Ok(slot) = self.slots.clone().try_acquire_owned() else { return };
-        self.jobs.extend(self.store.next_job(slot, mpsc::unbounded_channel().0, CancellationToken::new()));
+        self.jobs.extend(self.in_flight.next_job(slot, mpsc::unbounded_channel().0, CancellationToken::new()));
     }
 
     fn commit(&mut self, index: usize, answered: bool) {
@@ -199,26 +199,26 @@ impl Model {
             return;
         }
         let index = index % self.jobs.len();
-        let written = self.database.write(&self.jobs[index]).expect("nobody has taken the session over");
+        let written = self.database.write(&self.jobs[index]).expect("no other worker has claimed the session");
         if answered {
             let job = self.jobs.remove(index);
-            self.store.committed(Done { batch: job.batch, number: job.number, written, took: Duration::ZERO });
+            self.in_flight.committed(Done { batch: job.batch, number: job.number, written, took: Duration::ZERO });
         }
     }
 
     fn acknowledge(&mut self) {
-        while let Some(packet_id) = self.store.next_acknowledgement() {
+        while let Some(packet_id) = self.in_flight.next_acknowledgement() {
             self.broker.up.push_back(Up::Acknowledgement(packet_id));
         }
-        if self.store.wants_fence() {
+        if self.in_flight.wants_fence() {
             self.broker.up.push_back(Up::Ping);
-            self.store.fence();
+            self.in_flight.fence();
         }
     }
 
-    fn pulse(&mut self) {
+    fn regular_ping(&mut self) {
         self.broker.up.push_back(Up::Ping);
-        self.store.pulse();
+        self.in_flight.regular_fence();
     }
 
     fn receive(&mut self, count: usize) -> Result<(), TestCaseError> {
@@ -227,24 +227,24 @@ impl Model {
 
     fn declare(&mut self, late: usize) {
         self.registry.answer(&format!("late-{late}"), Some(device(10 + i32::try_from(late).unwrap())));
-        self.store.take_parked();
+        self.in_flight.take_parked();
     }
 
-    /// As a session does before it connects again.
+    /// As a session does before it reconnects.
     fn settle(&mut self) {
         (0..LATE).for_each(|late| self.declare(late));
-        while !self.store.is_settled() {
+        while !self.in_flight.is_settled() {
             self.submit();
             self.commit(1, true);
         }
     }
 
     fn connect(&mut self, present: bool) {
-        self.store.connected(present);
+        self.in_flight.connected(present);
         self.forgotten.extend(self.broker.connect(present));
     }
 
-    /// Lets everything come to its end.
+    /// Delivers and commits everything.
     fn finish(&mut self) -> Result<(), TestCaseError> {
         while !self.broker.is_idle() {
             self.broker.send();
@@ -259,7 +259,7 @@ impl Model {
         Ok(())
     }
 
-    fn judge(&self) -> Result<(), TestCaseError> {
+    fn check(&self) -> Result<(), TestCaseError> {
         for (message, published) in self.published.iter().enumerate() {
             let (count, letters) =
                 (self.database.count(message), self.database.letters.iter().filter(|letter| **letter == message).count());
@@ -273,15 +273,15 @@ impl Model {
     }
 }
 
-fn holds_for(decode: Value, resends_late: bool, steps: &[Step]) -> Result<(), TestCaseError> {
+fn holds_for(decode: Value, resends_late: bool, steps: &[ModelStep]) -> Result<(), TestCaseError> {
     let mut model = Model::new(decode, resends_late);
     for step in steps {
         model.take_step(step)?;
     }
     model.finish()?;
-    model.judge()?;
-    model.pulse();
-    // The ledger keeps what the last transactions wrote, and no more.
+    model.check()?;
+    model.regular_ping();
+    // The ledger keeps only the entries of the last transactions.
     for _ in 0..2 {
         model.publish(1, false);
         model.finish()?;
@@ -290,27 +290,27 @@ fn holds_for(decode: Value, resends_late: bool, steps: &[Step]) -> Result<(), Te
     Ok(())
 }
 
-/// A worker is killed while the database forgets a batch for it, and the next one has batches of its own by the time that is done.
+/// A worker is killed while the database deletes the record of a batch, and the next worker has submitted batches meanwhile.
 #[test]
-fn what_a_killed_worker_forgets_late_is_no_batch_of_the_next_one() {
+fn a_late_deletion_by_a_killed_worker_keeps_the_records_of_the_next_worker() {
     let decode = json!({"time": {"pointer": "/ts"}, "fields": [{"name": "n", "type": "Boolean", "required": true}]});
     let steps = [
-        Step::Publish { device: 0, good: false },
-        Step::Publish { device: 2, good: true },
-        Step::Send(2),
-        Step::Break { read: 1, received: 0, present: true },
-        Step::Read(1),
-        Step::Acknowledge,
-        Step::Receive(3),
-        Step::Read(3),
-        Step::Publish { device: 1, good: false },
-        Step::Send(1),
-        Step::Submit,
-        Step::Commit { index: 0, answered: false },
-        Step::Crash { received: 0, present: true },
-        Step::Break { read: 2, received: 0, present: true },
-        Step::Commit { index: 0, answered: false },
-        Step::Crash { received: 0, present: true },
+        ModelStep::Publish { device: 0, good: false },
+        ModelStep::Publish { device: 2, good: true },
+        ModelStep::Send(2),
+        ModelStep::Break { read: 1, received: 0, present: true },
+        ModelStep::Read(1),
+        ModelStep::Acknowledge,
+        ModelStep::Receive(3),
+        ModelStep::Read(3),
+        ModelStep::Publish { device: 1, good: false },
+        ModelStep::Send(1),
+        ModelStep::Submit,
+        ModelStep::Commit { index: 0, answered: false },
+        ModelStep::Crash { received: 0, present: true },
+        ModelStep::Break { read: 2, received: 0, present: true },
+        ModelStep::Commit { index: 0, answered: false },
+        ModelStep::Crash { received: 0, present: true },
     ];
     holds_for(decode, false, &steps).unwrap();
 }
@@ -319,12 +319,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_is_lost_or_doubled_that_is_timed_by_arrival(steps in prop::collection::vec(step(), 0..150), resends_late: bool) {
+    fn messages_timed_by_arrival_are_stored_exactly_once(steps in prop::collection::vec(step(), 0..150), resends_late: bool) {
         holds_for(json!({"fields": [{"name": "n", "type": "Boolean", "required": true}]}), resends_late, &steps)?;
     }
 
     #[test]
-    fn nothing_is_lost_or_doubled(steps in prop::collection::vec(step(), 0..150), resends_late: bool) {
+    fn messages_with_their_own_time_are_stored_exactly_once(steps in prop::collection::vec(step(), 0..150), resends_late: bool) {
         let decode = json!({"time": {"pointer": "/ts"}, "fields": [{"name": "n", "type": "Boolean", "required": true}]});
         holds_for(decode, resends_late, &steps)?;
     }

@@ -1,31 +1,31 @@
-//! Which sessions are a worker's own, and what becomes of each: pure.
+//! Which sessions a worker owns, and which of them it drains: pure.
 //!
-//! A gateway whose broker is read by shared subscription has several sessions. Turning that on and off is done in an order in which no
-//! message comes twice, for that of a broker which is subscribed to in both ways at once would come by both: the first session goes over to
-//! the shared subscription before any other begins, and goes back to its own subscription after all others have ended.
+//! A gateway with a shared subscription has several sessions. If a broker had a shared and an unshared subscription at the same time, it
+//! would deliver each message twice. So the first session changes to the shared subscription before any other session begins, and
+//! changes back after all other sessions have ended.
 
 use crate::configuration::ingest::{IngestGateway, SHARED};
 use crate::state::assignment::{Assigned, gateway_of, session_name, worker_of};
 
-/// A session that is this worker's.
+/// A session of this worker.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Own<'a> {
+pub struct OwnedSession<'a> {
     /// Its name.
     pub name: String,
-    /// Whose broker it is with.
+    /// The gateway of its broker.
     pub gateway: &'a IngestGateway,
-    /// Its number among those with that broker.
+    /// Its number among the sessions with that broker.
     pub number: i32,
-    /// Whether it is no longer wanted: it is to be read until it is empty, and ended.
-    pub leaves: bool,
+    /// Whether it is no longer configured: it is drained and ended.
+    pub drains: bool,
 }
 
-/// The sessions that this worker runs now. One that waits for another is not among them, and is no reason not to be ready: the other may
-/// be one of a worker that is replaced only when this one is ready.
+/// The sessions that this worker runs now. A session that waits for another session is not included and does not affect readiness: the
+/// other session may belong to a worker that is replaced only when this worker is ready.
 #[must_use]
-pub fn own<'a>(gateways: &'a [IngestGateway], assigned: &Assigned, ordinal: i32) -> Vec<Own<'a>> {
-    let is_own = |name: &str| worker_of(&assigned.workers, name) == ordinal;
-    let mut own = Vec::new();
+pub fn owned_sessions<'a>(gateways: &'a [IngestGateway], assigned: &Assigned, ordinal: i32) -> Vec<OwnedSession<'a>> {
+    let is_owned = |name: &str| worker_of(&assigned.workers, name) == ordinal;
+    let mut owned = Vec::new();
     for gateway in gateways {
         let wanted = gateway.sessions();
         let begun = assigned.sessions.keys().map(|name| gateway_of(name)).filter(|(of, _)| *of == gateway.name);
@@ -37,18 +37,18 @@ pub fn own<'a>(gateways: &'a [IngestGateway], assigned: &Assigned, ordinal: i32)
                 0 => wanted > 1 || surplus.is_empty(),
                 _ => shares,
             };
-            if may_begin && is_own(&name) {
-                own.push(Own { name, gateway, number, leaves: false });
+            if may_begin && is_owned(&name) {
+                owned.push(OwnedSession { name, gateway, number, drains: false });
             }
         }
         for number in surplus {
             let name = session_name(&gateway.name, number);
-            if is_own(&name) {
-                own.push(Own { name, gateway, number, leaves: true });
+            if is_owned(&name) {
+                owned.push(OwnedSession { name, gateway, number, drains: true });
             }
         }
     }
-    own
+    owned
 }
 
 #[cfg(test)]
@@ -78,7 +78,7 @@ mod tests {
         gateway(Some(2)).subscription(PLAIN)
     }
 
-    /// What a worker runs, in short: a session that leaves has a minus before its name.
+    /// The sessions of a worker. A session that is drained has a minus before its name.
     fn runs(shared_by: Option<i32>, sessions: &[(&str, &[&str])], workers: &[(&str, i32)], ordinal: i32) -> Vec<String> {
         let assigned = Assigned {
             workers: workers.iter().map(|(name, worker)| ((*name).to_owned(), *worker)).collect(),
@@ -88,27 +88,28 @@ mod tests {
                 .collect(),
         };
         let gateways = [gateway(shared_by)];
-        own(&gateways, &assigned, ordinal).into_iter().map(|own| format!("{}{}", if own.leaves { "-" } else { "" }, own.name)).collect()
+        let owned = owned_sessions(&gateways, &assigned, ordinal);
+        owned.into_iter().map(|session| format!("{}{}", if session.drains { "-" } else { "" }, session.name)).collect()
     }
 
     #[test]
-    fn a_group_is_the_pipelines_own_and_keeps_its_name() {
+    fn the_group_name_is_independent_of_the_number_of_sessions() {
         assert_eq!(gateway(Some(2)).subscription(PLAIN), "$share/fwi0/devices/+/telemetry");
         assert_eq!(gateway(Some(2)).subscription(PLAIN), gateway(Some(9)).subscription(PLAIN));
         assert_eq!(gateway(None).subscription(PLAIN), PLAIN);
     }
 
     #[test]
-    fn the_first_session_shares_before_the_others_begin() {
+    fn other_sessions_begin_after_the_first_session_shares() {
         let shared = shared();
         assert_eq!(runs(Some(3), &[], &[], 0), ["plant-1"]);
-        assert_eq!(runs(Some(3), &[("plant-1", &[PLAIN, &shared])], &[], 0), ["plant-1"], "it may have both subscriptions still");
+        assert_eq!(runs(Some(3), &[("plant-1", &[PLAIN, &shared])], &[], 0), ["plant-1"], "the broker may still hold both subscriptions");
         assert_eq!(runs(Some(3), &[("plant-1", &[&shared])], &[], 0), ["plant-1", "plant-1/1", "plant-1/2"]);
         assert_eq!(runs(Some(3), &[("plant-1", &[&shared, "$share/fwi0/other"])], &[], 0).len(), 3, "another topic of the same group");
     }
 
     #[test]
-    fn the_first_session_stops_sharing_after_the_others_have_ended() {
+    fn the_first_session_stops_sharing_after_the_others_end() {
         let shared = shared();
         let before: &[(&str, &[&str])] = &[("plant-1", &[&shared]), ("plant-1/1", &[&shared])];
         assert_eq!(runs(None, before, &[], 0), ["-plant-1/1"]);
@@ -116,16 +117,16 @@ mod tests {
     }
 
     #[test]
-    fn with_fewer_sessions_the_rest_goes_on() {
+    fn surplus_sessions_drain_while_the_others_continue() {
         let shared = shared();
         let sessions: &[(&str, &[&str])] = &[("plant-1", &[&shared]), ("plant-1/1", &[&shared]), ("plant-1/2", &[&shared])];
         assert_eq!(runs(Some(2), sessions, &[("plant-1", 0), ("plant-1/1", 1)], 1), ["plant-1/1"]);
         assert_eq!(runs(Some(2), sessions, &[("plant-1", 0), ("plant-1/1", 1)], 0), ["plant-1", "-plant-1/2"]);
-        assert_eq!(runs(None, &[("plant-2/1", &[&shared])], &[], 0), ["plant-1"], "of a gateway that is not this one");
+        assert_eq!(runs(None, &[("plant-2/1", &[&shared])], &[], 0), ["plant-1"], "a session of another gateway");
     }
 
     proptest! {
-        /// Whatever number of sessions there was, is, and of workers: each session is run by one worker.
+        /// For every number of sessions before and after, and of workers, each session has one worker.
         #[test]
         fn every_session_is_run_by_one_worker(before in 1_i32..6, wanted in 1_i32..6, workers in 1_i32..5) {
             let gateways = [gateway((wanted > 1).then_some(wanted))];
@@ -134,7 +135,10 @@ mod tests {
             let sessions = (0..before).map(|number| (session_name("plant-1", number), filters.clone())).collect();
             let assigned = Assigned { workers: assign(&Assignment::new(), &names, workers), sessions };
             let runs: Vec<(String, bool)> = (0..workers)
-                .flat_map(|ordinal| own(&gateways, &assigned, ordinal).into_iter().map(|own| (own.name, own.leaves)).collect::<Vec<_>>())
+                .flat_map(|ordinal| {
+                    let owned = owned_sessions(&gateways, &assigned, ordinal);
+                    owned.into_iter().map(|session| (session.name, session.drains)).collect::<Vec<_>>()
+                })
                 .collect();
             let distinct: BTreeSet<&String> = runs.iter().map(|(name, _)| name).collect();
             prop_assert_eq!(distinct.len(), runs.len());
