@@ -10,11 +10,11 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::sink::WRITERS;
-use super::sink::health::Health;
 use crate::database::connect::{ConnectError, connect, drive};
+use crate::database::health::DatabaseHealth;
 use crate::database::uri::ConnectionUri;
 use crate::runtime::error::chain;
+use crate::sink::timescale::writers::WRITERS;
 use crate::state::assignment::{Assigned, read_assigned};
 use crate::state::owner::Owner;
 
@@ -25,7 +25,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// This connection's number in [`Health`], behind those that write.
+/// This connection's number in [`DatabaseHealth`], behind those that write.
 const CONNECTION: usize = WRITERS;
 
 /// How many connections say together whether the database is there.
@@ -46,7 +46,7 @@ pub async fn follow(
     uri: ConnectionUri,
     owner: Owner,
     assigned: watch::Sender<Option<Assigned>>,
-    health: Arc<Health>,
+    health: Arc<DatabaseHealth>,
     shutdown: CancellationToken,
 ) {
     let mut client = None;

@@ -18,26 +18,28 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::assignment;
-use super::decode::Decoder;
-use super::decode::stream::Stream;
-use super::intake::Intake;
 use super::metrics::Metrics;
 use super::own::{Own, own};
+use super::processor::Processor;
 use super::replay::wish::carry_out;
 use super::session::{End, Session, check};
-use super::sink::health::Health;
-use super::sink::statements::Statements;
-use super::sink::{Sink, Target};
 use crate::api::name::{external_session_client, ingest_username};
 use crate::api::topic::TopicPattern;
 use crate::configuration::ingest::{ExternalAccess, IngestConfiguration};
+use crate::database::health::DatabaseHealth;
 use crate::database::uri::ConnectionUri;
+use crate::decode::Decoder;
+use crate::decode::stream::Stream;
 use crate::mqtt::login::{Access, Login};
 use crate::runtime::http;
 use crate::runtime::readiness::Readiness;
+use crate::sink::Sink;
+use crate::sink::timescale::statements::Statements;
+use crate::sink::timescale::target::Target;
+use crate::sink::timescale::writers::TimescaleSink;
 use crate::state::assignment::Assigned;
 use crate::state::owner::Owner;
-use crate::state::registry::follow::{Registry, follow};
+use crate::state::registry::follow::{DeviceRegistry, follow};
 
 /// The most memory that messages on their way may hold, in all sessions together, in bytes: two batches being written and one
 /// being gathered. What comes meanwhile waits with the broker, which bounds it by the Gateway's own limits. With 3 MiB
@@ -135,7 +137,7 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
 
     let metrics = prometheus::Registry::new();
     let readiness = Readiness::awaiting([REGISTRY, ASSIGNMENT]);
-    let registry = Arc::new(Registry::new(Duration::from_secs(arguments.device_grace_seconds)));
+    let registry = Arc::new(DeviceRegistry::new(Duration::from_secs(arguments.device_grace_seconds)));
     let logins = Logins { own: login, folder: arguments.gateways_folder };
     let worker = Worker::new(configuration, uri, ordinal, logins, registry, Metrics::register(&metrics)?, readiness.clone())?;
 
@@ -176,7 +178,7 @@ struct Worker {
     uri: ConnectionUri,
     ordinal: i32,
     logins: Logins,
-    registry: Arc<Registry>,
+    registry: Arc<DeviceRegistry>,
     metrics: Metrics,
     readiness: Readiness,
     topic: Arc<TopicPattern>,
@@ -189,7 +191,7 @@ impl Worker {
         uri: ConnectionUri,
         ordinal: i32,
         logins: Logins,
-        registry: Arc<Registry>,
+        registry: Arc<DeviceRegistry>,
         metrics: Metrics,
         readiness: Readiness,
     ) -> anyhow::Result<Self> {
@@ -214,8 +216,9 @@ impl Worker {
             statements: Statements::new(&configuration.table, self.topic.tags(), &configuration.decode.fields),
             dead_letter_bytes_per_hour: configuration.dead_letter_bytes_per_hour,
         });
-        let health = Arc::new(Health::new(self.readiness.clone(), assignment::CONNECTIONS, self.metrics.database_up.clone()));
-        let sink = Sink::start(&target, &self.uri, &health, &self.metrics);
+        let (up, retries) = (self.metrics.database_up.clone(), self.metrics.database_retries.clone());
+        let health = Arc::new(DatabaseHealth::new(self.readiness.clone(), assignment::CONNECTIONS, up, retries));
+        let sink = Sink::Timescale(TimescaleSink::start(&target, &self.uri, &health));
         let (teller, assigned) = watch::channel(None);
         helpers.spawn(assignment::follow(self.uri.clone(), self.owner.clone(), teller, health.clone(), shutdown.clone()));
         if self.ordinal == 0
@@ -288,7 +291,7 @@ impl Worker {
             name: format!("{}{}", self.owner.sessions(), own.name),
             check: check(&own.name),
             filter: (!own.leaves).then(|| own.gateway.subscription(self.topic.filter())),
-            intake: Intake { gateway: own.gateway.name.clone(), stream: if shares { stream.sharing(own.number) } else { stream } },
+            processor: Processor { gateway: own.gateway.name.clone(), stream: if shares { stream.sharing(own.number) } else { stream } },
             registry: self.registry.clone(),
             sink,
             uri: self.uri.clone(),
@@ -302,7 +305,7 @@ impl Worker {
 }
 
 /// Keeps the readiness check of the registry.
-async fn report(registry: Arc<Registry>, readiness: Readiness) {
+async fn report(registry: Arc<DeviceRegistry>, readiness: Readiness) {
     let mut follower = registry.watch();
     loop {
         match follower.borrow_and_update().failure.clone() {

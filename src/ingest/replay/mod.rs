@@ -5,7 +5,6 @@
 
 mod filter;
 mod page;
-mod progress;
 pub mod wish;
 
 use std::collections::HashMap;
@@ -23,16 +22,17 @@ use tokio_util::sync::CancellationToken;
 
 use self::filter::{Condition, Filter};
 use self::page::{Replayed, Replayer};
-use super::decode::Decoder;
-use super::sink::Target;
-use super::sink::proof::prove;
-use super::sink::statements::Statements;
 use crate::api::Pipeline;
 use crate::api::pipeline::Decode;
 use crate::api::topic::TopicPattern;
 use crate::configuration::ingest::IngestConfiguration;
 use crate::database::connect::{connect, drive};
 use crate::database::uri::ConnectionUri;
+use crate::decode::Decoder;
+use crate::sink::timescale::statements::Statements;
+use crate::sink::timescale::target::Target;
+use crate::sink::timescale::write_probe::probe;
+use crate::state::owner::Owner;
 use crate::state::registry::follow::Devices;
 
 /// How often progress is printed.
@@ -118,8 +118,15 @@ async fn put_through(replayer: &mut Replayer, total: u64, last: i64, shutdown: &
     say(&format!("{:>8} {:>12} {:>12} {:>14} {:>12}", "done", "accepted", "new rows", "refused again", "left alone"))?;
     let print = |done: &Replayed| {
         #[allow(clippy::cast_precision_loss, reason = "a percentage for people")]
-        let part = done.letters as f64 / total as f64 * 100.0;
-        say(&format!("{:>7.1}% {:>12} {:>12} {:>14} {:>12}", part.min(100.0), done.stored, done.rows, done.refused, done.partial))
+        let part = done.counts.letters as f64 / total as f64 * 100.0;
+        say(&format!(
+            "{:>7.1}% {:>12} {:>12} {:>14} {:>12}",
+            part.min(100.0),
+            done.counts.stored,
+            done.rows,
+            done.counts.refused,
+            done.counts.partial
+        ))
     };
     let (mut done, mut after, mut printed) = (Replayed::default(), 0, Instant::now());
     while !shutdown.is_cancelled() {
@@ -144,8 +151,8 @@ fn print_reasons(replayed: &Replayed) -> anyhow::Result<()> {
     for (reason, (count, example)) in &replayed.reasons {
         say(&format!("{count:>8} {reason:<16} {example}"))?;
     }
-    if replayed.partial > 0 {
-        let partial = replayed.partial;
+    if replayed.counts.partial > 0 {
+        let partial = replayed.counts.partial;
         say(&format!("\n{partial} were left alone: some of their readings are rows by the time of arrival, and would be doubled."))?;
     }
     Ok(())
@@ -162,23 +169,24 @@ async fn replayer(source: &Source, uri: &ConnectionUri, filter: &Filter, dry_run
     let decoder = Decoder::compile(&source.decode, source.descriptor.as_deref())?;
     let statements = Statements::new(&source.table, topic.tags(), &source.decode.fields);
     let (namespace, pipeline) = (source.namespace.clone(), source.pipeline.clone());
+    let owner = Owner { namespace: namespace.clone(), pipeline: pipeline.clone() };
     // What is refused again is kept as it was.
     let target = Target { namespace, pipeline, statements, dead_letter_bytes_per_hour: i64::MAX };
     let (mut client, connection) = connect(uri, "fleetwright replay").await?;
     drive(connection);
-    prove(&mut client, &target).await?;
+    probe(&mut client, &target).await?;
     let set_up = format!("{STATEMENT_TIMEOUT}; {}", target.statements.create_staging);
     client.batch_execute(&set_up).await.context("failed to make the staging table")?;
     Ok(Replayer {
         devices: Devices::load(&client, &source.namespace).await.context("failed to load the devices")?,
-        condition: Condition::new(filter, &source.namespace, &source.pipeline, &source.topic),
+        condition: Condition::new(filter, owner, &source.topic),
         client,
         statements: target.statements,
         topic: Arc::new(topic),
         decoder: Arc::new(decoder),
         dry_run,
         token: None,
-        intakes: HashMap::new(),
+        processors: HashMap::new(),
     })
 }
 

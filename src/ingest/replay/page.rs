@@ -8,18 +8,21 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row, Transaction};
 
 use super::filter::Condition;
-use super::progress::advance;
 use crate::api::topic::TopicPattern;
 use crate::decode::Decoder;
-use crate::decode::refusal::Refusal;
+use crate::decode::dead_letter::DeadLetterCause;
 use crate::decode::stream::Stream;
-use crate::ingest::batch::Batch;
-use crate::ingest::intake::{Arrived, Intake};
-use crate::ingest::sink::statements::Statements;
-use crate::ingest::sink::transaction::{Written, stage};
+use crate::ingest::processor::{InboundMessage, Processor};
 use crate::mqtt::frame::Publish;
 use crate::mqtt::window::Window;
+use crate::sink::batch::Batch;
+use crate::sink::timescale::copy::Timestamptz;
+use crate::sink::timescale::statements::Statements;
+use crate::sink::timescale::transaction::stage;
+use crate::sink::written::Written;
+use crate::state::owner::Owner;
 use crate::state::registry::follow::Devices;
+use crate::state::replay_progress::{ReplayCounts, advance};
 use crate::state::system::SCHEMA;
 
 /// The most dead letters of a transaction: enough that the commit costs little, and few enough to be done in a fraction of a second.
@@ -46,23 +49,17 @@ pub struct Replayer {
     pub dry_run: bool,
     /// The token of a Pipeline's wish, whose progress is written down in each transaction.
     pub token: Option<String>,
-    /// What takes the messages of each gateway apart.
-    pub intakes: HashMap<String, Intake>,
+    /// The processors, by gateway.
+    pub processors: HashMap<String, Processor>,
 }
 
 /// What became of some dead letters.
 #[derive(Debug, Default)]
 pub struct Replayed {
-    /// How many were looked at.
-    pub letters: u64,
-    /// How many are rows now, and no dead letters any more.
-    pub stored: u64,
-    /// How many rows are new.
+    /// The counts of dead letters.
+    pub counts: ReplayCounts,
+    /// Number of new rows.
     pub rows: u64,
-    /// How many were refused again.
-    pub refused: u64,
-    /// How many were left as they are: they are rows in part, by a time of arrival, so that nothing tells which part.
-    pub partial: u64,
     /// Those that were refused again, by reason, with what was wrong with one of them.
     pub reasons: BTreeMap<&'static str, (u64, String)>,
 }
@@ -106,16 +103,16 @@ impl Replayer {
         for row in &rows {
             let gateway: String = row.try_get("gateway")?;
             let stream = || Stream::new(self.topic.clone(), self.decoder.clone());
-            let intake = self.intakes.entry(gateway.clone()).or_insert_with(|| Intake { gateway, stream: stream() });
-            letters.take(row, intake, &self.devices)?;
+            let processor = self.processors.entry(gateway.clone()).or_insert_with(|| Processor { gateway, stream: stream() });
+            letters.take(row, processor, &self.devices)?;
         }
         letters.batch.arrange();
         let mut written = Written { dead_letters: std::mem::take(&mut letters.batch.dead_letters), ..Written::default() };
         stage(&mut transaction, &self.statements, &letters.batch, &mut written).await?;
-        let replayed = settle(&transaction, &self.condition, &letters, &written).await?;
-        let replayed = Replayed { letters: ids.len() as u64, ..replayed };
+        let mut replayed = settle(&transaction, &self.condition, &letters, &written).await?;
+        replayed.counts.letters = ids.len() as u64;
         let is_ours = match &self.token {
-            Some(token) => advance(&transaction, self.condition.owner(), token, [after, end], &replayed).await?,
+            Some(token) => advance(&transaction, self.condition.owner(), token, [after, end], &replayed.counts).await?,
             None => true,
         };
         if self.dry_run || !is_ours {
@@ -143,9 +140,9 @@ impl Replayer {
 }
 
 impl Letters {
-    fn take(&mut self, row: &Row, intake: &mut Intake, devices: &Devices) -> Result<(), tokio_postgres::Error> {
+    fn take(&mut self, row: &Row, processor: &mut Processor, devices: &Devices) -> Result<(), tokio_postgres::Error> {
         let is_partial: bool = row.try_get("partial")?;
-        if is_partial && intake.stream.takes_arrival_time() {
+        if is_partial && processor.stream.takes_arrival_time() {
             self.partial += 1;
             return Ok(());
         }
@@ -153,8 +150,8 @@ impl Letters {
         let mut block = BytesMut::with_capacity(topic.len() + payload.len());
         block.extend_from_slice(topic.as_bytes());
         block.extend_from_slice(payload);
-        let arrival = row.try_get("time")?;
-        let message = Arrived {
+        let arrival = row.try_get::<_, Timestamptz>("time")?.0;
+        let message = InboundMessage {
             publish: Publish { packet_id: 0, duplicate: false, topic: 0..topic.len(), payload: topic.len()..block.len() },
             block: block.freeze(),
             // Nobody is to be told.
@@ -163,10 +160,10 @@ impl Letters {
             is_observed: false,
         };
         // Each keeps the time of arrival that was its own.
-        intake.stream.forget_arrivals();
+        processor.stream.forget_arrivals();
         self.batch.add_block(Bytes::clone(&message.block), arrival);
         // The devices are all there: none is waited for.
-        if intake.take(&message, devices, &mut self.batch).is_ok() {
+        if processor.process(&message, devices, &mut self.batch).is_ok() {
             self.ids.push(row.try_get("id")?);
         }
         Ok(())
@@ -180,19 +177,19 @@ async fn settle(
     letters: &Letters,
     written: &Written,
 ) -> Result<Replayed, tokio_postgres::Error> {
-    let mut replayed = Replayed { rows: written.rows, partial: letters.partial, ..Replayed::default() };
+    let mut replayed = Replayed { rows: written.rows, ..Replayed::default() };
     let (mut stored, mut refused) = (Vec::new(), Refused::default());
     let partial = written.partial(&letters.batch);
     for (number, id) in (0_u32..).zip(&letters.ids) {
         match written.dead_letters.get(&number) {
             None => stored.push(*id),
-            Some(refusal) => {
-                refused.add(*id, refusal, partial.contains(&number));
-                replayed.reasons.entry(refusal.reason.name()).or_insert_with(|| (0, refusal.detail.clone())).0 += 1;
+            Some(cause) => {
+                refused.add(*id, cause, partial.contains(&number));
+                replayed.reasons.entry(cause.reason.name()).or_insert_with(|| (0, cause.detail.clone())).0 += 1;
             }
         }
     }
-    let [namespace, pipeline] = condition.owner();
+    let Owner { namespace, pipeline } = condition.owner();
     let of_pipeline = "dead_letter.namespace = $1 AND dead_letter.pipeline = $2";
     let delete = format!("DELETE FROM {SCHEMA}.dead_letter WHERE {of_pipeline} AND id = ANY($3)");
     transaction.execute_typed(&delete, &[(namespace, Type::TEXT), (pipeline, Type::TEXT), (&stored, Type::INT8_ARRAY)]).await?;
@@ -215,7 +212,8 @@ async fn settle(
             ],
         )
         .await?;
-    (replayed.stored, replayed.refused) = (stored.len() as u64, refused.ids.len() as u64);
+    let (stored, refused) = (stored.len() as u64, refused.ids.len() as u64);
+    replayed.counts = ReplayCounts { letters: 0, stored, refused, partial: letters.partial };
     Ok(replayed)
 }
 
@@ -229,10 +227,10 @@ struct Refused<'a> {
 }
 
 impl<'a> Refused<'a> {
-    fn add(&mut self, id: i64, refusal: &'a Refusal, partial: bool) {
+    fn add(&mut self, id: i64, cause: &'a DeadLetterCause, partial: bool) {
         self.ids.push(id);
-        self.reasons.push(refusal.reason.name());
-        self.details.push(&refusal.detail);
+        self.reasons.push(cause.reason.name());
+        self.details.push(&cause.detail);
         self.partial.push(partial);
     }
 }
@@ -240,11 +238,11 @@ impl<'a> Refused<'a> {
 impl Replayed {
     /// Adds what became of more.
     pub fn add(&mut self, more: Self) {
-        self.letters += more.letters;
-        self.stored += more.stored;
+        self.counts.letters += more.counts.letters;
+        self.counts.stored += more.counts.stored;
+        self.counts.refused += more.counts.refused;
+        self.counts.partial += more.counts.partial;
         self.rows += more.rows;
-        self.refused += more.refused;
-        self.partial += more.partial;
         for (reason, (count, example)) in more.reasons {
             self.reasons.entry(reason).or_insert((0, example)).0 += count;
         }

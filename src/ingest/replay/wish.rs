@@ -11,14 +11,14 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::filter::Filter;
-use super::progress::{begin, fail, finish, read};
+use super::filter::{Condition, Filter};
 use super::{Source, replayer};
 use crate::api::dead_letter::Replay;
 use crate::configuration::ingest::IngestConfiguration;
 use crate::database::connect::{connect, drive};
 use crate::database::uri::ConnectionUri;
 use crate::state::owner::Owner;
+use crate::state::replay_progress::{ReplayProgress, fail, finish, read, start};
 
 /// The shortest and the longest wait after a failure; doubled at each.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -63,7 +63,9 @@ async fn attempt(configuration: &IngestConfiguration, uri: &ConnectionUri, owner
     let mut replayer = replayer(&source, uri, &Filter::of(wish), false).await?;
     replayer.token = Some(wish.token.clone());
     if before.is_none() {
-        begin(&replayer.client, &replayer.condition, &wish.token).await.context("failed to begin the replay")?;
+        start(&replayer.client, Condition::SQL, replayer.condition.parameters(), &wish.token)
+            .await
+            .context("failed to begin the replay")?;
     }
     info!(token = wish.token, "putting dead letters through again");
     loop {
@@ -88,7 +90,7 @@ async fn open(uri: &ConnectionUri) -> anyhow::Result<Client> {
     Ok(client)
 }
 
-async fn progress(client: &Client, owner: &Owner, token: &str) -> anyhow::Result<Option<super::progress::Progress>> {
+async fn progress(client: &Client, owner: &Owner, token: &str) -> anyhow::Result<Option<ReplayProgress>> {
     read(client, owner, token).await.context("failed to read how far the replay is")
 }
 

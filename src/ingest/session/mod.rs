@@ -26,19 +26,20 @@ use self::backoff::Backoff;
 use self::leave::{Leaving, Next};
 use self::pulse::Pulse;
 use self::store::Store;
-use super::decode::sparkplug::rebirth;
-use super::decode::time::Time;
-use super::intake::Intake;
 use super::metrics::SessionMetrics;
-use super::sink::{Done, Sink};
+use super::processor::Processor;
 use crate::configuration::ingest::IngestGateway;
 use crate::database::uri::ConnectionUri;
+use crate::decode::sparkplug::rebirth;
+use crate::decode::time::Time;
 use crate::mqtt::connection::{Connection, ConnectionError, packets};
 use crate::mqtt::frame::{Frame, Publish};
 use crate::mqtt::login::Access;
 use crate::runtime::error::chain;
 use crate::runtime::readiness::Readiness;
-use crate::state::registry::follow::Registry;
+use crate::sink::Sink;
+use crate::sink::job::Done;
+use crate::state::registry::follow::DeviceRegistry;
 
 /// How long an orderly stop waits for the commits; less than a pod is given to end (30 s). What is not committed by then
 /// stays with the broker.
@@ -57,9 +58,9 @@ pub struct Session {
     /// What to subscribe to; `None`: it is no longer wanted, and is read until it is empty, and ended.
     pub filter: Option<String>,
     /// What takes messages apart.
-    pub intake: Intake,
+    pub processor: Processor,
     /// The devices.
-    pub registry: Arc<Registry>,
+    pub registry: Arc<DeviceRegistry>,
     /// Where batches go.
     pub sink: Sink,
     /// The database, for the session's own row.
@@ -88,7 +89,7 @@ impl Session {
             Err(end) => return end,
         };
         let stale: Vec<String> = opened.filters.into_iter().filter(|known| Some(known) != self.filter.as_ref()).collect();
-        let store = Store::new(self.intake, self.registry.clone(), self.metrics.clone(), opened.key, opened.entries);
+        let store = Store::new(self.processor, self.registry.clone(), self.metrics.clone(), opened.key, opened.entries);
         let (done, committed) = mpsc::unbounded_channel();
         let running = Running {
             check: self.check,
@@ -128,7 +129,7 @@ struct Running {
     lost: CancellationToken,
     gateway: IngestGateway,
     access: Access,
-    registry: Arc<Registry>,
+    registry: Arc<DeviceRegistry>,
     sink: Sink,
     uri: ConnectionUri,
     budget: usize,

@@ -4,15 +4,15 @@ use tracing::{info, warn};
 
 use super::backoff::Backoff;
 use super::{End, Running, Session};
-use crate::ingest::sink::session_store;
 use crate::runtime::error::chain;
+use crate::state::session;
 
 impl Session {
     /// Takes the session over in the database, however long that takes.
-    pub(super) async fn open(&self) -> Result<session_store::Opened, End> {
+    pub(super) async fn open(&self) -> Result<session::OpenedSession, End> {
         let mut backoff = Backoff::default();
         loop {
-            let attempt = session_store::open(&self.uri, &self.name, &self.gateway.name, self.filter.as_deref());
+            let attempt = session::open(&self.uri, &self.name, &self.gateway.name, self.filter.as_deref());
             tokio::select! {
                 () = self.shutdown.cancelled() => return Err(End::Stopped),
                 opened = attempt => match opened {
@@ -40,7 +40,7 @@ impl Running {
         tokio::spawn(async move {
             // Other sessions may wait to read it there. What is never written down the next start does again, which does no harm.
             let mut backoff = Backoff::default();
-            while let Err(failure) = session_store::keep_filter(&uri, &key, &filter).await {
+            while let Err(failure) = session::set_filter(&uri, &key, &filter).await {
                 warn!(session = key.name, failure = chain(&failure), "the ended subscriptions stay written down for now");
                 if !backoff.wait(&shutdown).await {
                     return;
@@ -52,7 +52,7 @@ impl Running {
     /// Forgets in the database that there was this session, however long that takes.
     pub(super) async fn forget(&self) -> End {
         let mut backoff = Backoff::default();
-        while let Err(failure) = session_store::forget(&self.uri, self.store.key()).await {
+        while let Err(failure) = session::delete(&self.uri, self.store.key()).await {
             warn!(session = self.store.key().name, failure = chain(&failure), "the ended session stays written down for now");
             if !backoff.wait(&self.shutdown).await {
                 return End::Stopped;
@@ -64,7 +64,7 @@ impl Running {
 
     /// Whoever has taken the session over has ended this connection, and logging in again would end theirs.
     pub(super) async fn look_for_another(&self) {
-        match session_store::is_held(&self.uri, self.store.key()).await {
+        match session::is_held(&self.uri, self.store.key()).await {
             Ok(true) => {}
             Ok(false) => self.lost.cancel(),
             // Nobody has taken it over through a database that is away, and nobody commits twice in any case.

@@ -10,42 +10,44 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::ingest::batch::Batch;
-use crate::ingest::batch::due::{MOST_BYTES, Pace, is_full};
-use crate::ingest::decode::rows::Rows;
-use crate::ingest::decode::time::Time;
-use crate::ingest::intake::{Arrived, Intake, Pending};
-use crate::ingest::ledger::{Acknowledged, Entry, Ledger};
+use crate::decode::time::Time;
 use crate::ingest::metrics::SessionMetrics;
-use crate::ingest::sink::{Done, Job, SessionKey, WRITERS};
+use crate::ingest::processor::{InboundMessage, PendingDevice, Processor};
 use crate::mqtt::connection::RECEIVE_MAXIMUM;
 use crate::mqtt::frame::Publish;
 use crate::mqtt::window::Window;
-use crate::state::registry::follow::Registry;
+use crate::sink::batch::Batch;
+use crate::sink::batch::policy::{BatchPolicy, MAX_BYTES, is_full};
+use crate::sink::job::{Done, Job};
+use crate::sink::timescale::copy::Rows;
+use crate::sink::timescale::writers::WRITERS;
+use crate::state::redelivery::{Acknowledged, RedeliveryEntry, RedeliveryLog};
+use crate::state::registry::follow::DeviceRegistry;
+use crate::state::session::SessionKey;
 
 /// The most messages that wait for the registry to answer for their device. Reading stops beyond it, until it has answered.
 const MOST_PARKED: usize = 1_000;
 
 /// The state of a session that does no input or output of its own.
 pub struct Store {
-    intake: Intake,
-    registry: Arc<Registry>,
+    processor: Processor,
+    registry: Arc<DeviceRegistry>,
     metrics: SessionMetrics,
     key: Arc<SessionKey>,
     window: Window,
-    ledger: Ledger,
+    redelivery: RedeliveryLog,
     open: Batch,
     sealed: VecDeque<Batch>,
     /// Memory of written batches for the next ones.
     spare: Vec<Rows>,
-    parked: Vec<Arrived>,
+    parked: Vec<InboundMessage>,
     /// The batches that are being written: number, and arrival of the oldest message.
     in_flight: Vec<(i64, Option<Time>)>,
     in_flight_bytes: usize,
     next_number: i64,
-    pace: Pace,
+    policy: BatchPolicy,
     last_submitted: Instant,
-    /// What stands in the ledger and was acknowledged, but not yet followed by a PINGREQ.
+    /// Acknowledged messages with redelivery entries that no PINGREQ has followed yet.
     acknowledged: Vec<Acknowledged>,
     /// The PINGREQs that are not answered.
     fences: VecDeque<Fence>,
@@ -67,21 +69,27 @@ enum Fence {
 
 impl Store {
     /// A session with what the database kept of it.
-    pub fn new(intake: Intake, registry: Arc<Registry>, metrics: SessionMetrics, key: SessionKey, entries: Vec<(i64, Vec<Entry>)>) -> Self {
+    pub fn new(
+        processor: Processor,
+        registry: Arc<DeviceRegistry>,
+        metrics: SessionMetrics,
+        key: SessionKey,
+        entries: Vec<(i64, Vec<RedeliveryEntry>)>,
+    ) -> Self {
         // Beyond all of the processes before: what one that was killed had sent to the database may still be carried out, and is not to
         // meet a batch of this one by its number.
         let next_number = key.generation << BATCH_BITS;
-        let mut ledger = Ledger::default();
+        let mut redelivery = RedeliveryLog::default();
         for (batch, entries) in entries {
-            ledger.commit(batch, entries);
+            redelivery.commit(batch, entries);
         }
         Self {
-            intake,
+            processor,
             registry,
             metrics,
             key: Arc::new(key),
             window: Window::default(),
-            ledger,
+            redelivery,
             open: Batch::default(),
             sealed: VecDeque::new(),
             spare: Vec::new(),
@@ -89,7 +97,7 @@ impl Store {
             in_flight: Vec::new(),
             in_flight_bytes: 0,
             next_number,
-            pace: Pace::default(),
+            policy: BatchPolicy::default(),
             last_submitted: Instant::now(),
             acknowledged: Vec::new(),
             fences: VecDeque::new(),
@@ -118,15 +126,15 @@ impl Store {
                 self.window.settle(place);
                 continue;
             }
-            let mut message = Arrived { block: block.clone(), publish: publish.clone(), place, arrival, is_observed: false };
-            if let Err(Pending(name)) = self.intake.take(&message, &devices, &mut self.open) {
+            let mut message = InboundMessage { block: block.clone(), publish: publish.clone(), place, arrival, is_observed: false };
+            if let Err(PendingDevice(name)) = self.processor.process(&message, &devices, &mut self.open) {
                 debug!(name, "a message waits for the registry to answer for its device");
                 registry.ask(name);
                 message.is_observed = true;
                 self.parked.push(message);
             }
         }
-        self.metrics.sequence_gaps.inc_by(self.intake.stream.take_gaps());
+        self.metrics.sequence_gaps.inc_by(self.processor.stream.take_gaps());
         self.metrics.messages.inc_by(messages.len() as u64);
         if is_full(self.open.rows.len(), self.open.size()) {
             self.seal();
@@ -134,8 +142,8 @@ impl Store {
     }
 
     fn is_redelivery(&mut self, block: &Bytes, publish: &Publish) -> bool {
-        let hash = || Entry::new(publish.packet_id, &block[publish.topic.clone()], &block[publish.payload.clone()]).hash;
-        self.ledger.holds(publish.packet_id, publish.duplicate, hash)
+        let hash = || RedeliveryEntry::new(publish.packet_id, &block[publish.topic.clone()], &block[publish.payload.clone()]).hash;
+        self.redelivery.holds(publish.packet_id, publish.duplicate, hash)
     }
 
     /// Takes the messages whose devices the registry has answered for by now.
@@ -147,7 +155,7 @@ impl Store {
         let devices = registry.read();
         for message in std::mem::take(&mut self.parked) {
             self.open.add_block(message.block.clone(), message.arrival);
-            if let Err(Pending(name)) = self.intake.take(&message, &devices, &mut self.open) {
+            if let Err(PendingDevice(name)) = self.processor.process(&message, &devices, &mut self.open) {
                 registry.ask(name);
                 self.parked.push(message);
             }
@@ -176,7 +184,7 @@ impl Store {
         if !self.sealed.is_empty() {
             return Some(self.last_submitted);
         }
-        (!self.open.is_empty()).then(|| self.last_submitted + self.pace.spacing())
+        (!self.open.is_empty()).then(|| self.last_submitted + self.policy.interval())
     }
 
     /// The next batch, as a job.
@@ -186,7 +194,7 @@ impl Store {
         }
         let mut batch = self.sealed.pop_front()?;
         self.metrics.redelivered.inc_by(batch.arrange());
-        let holds_all_entries = self.intake.stream.takes_arrival_time();
+        let holds_all_entries = self.processor.stream.takes_arrival_time();
         let entries = if holds_all_entries {
             (0..u32::try_from(batch.len()).unwrap_or(u32::MAX)).filter_map(|number| batch.entry(number)).collect()
         } else {
@@ -197,7 +205,7 @@ impl Store {
         self.in_flight.push((number, batch.arrival()));
         self.in_flight_bytes += batch.size();
         self.last_submitted = Instant::now();
-        let expired = self.ledger.take_expired();
+        let expired = self.redelivery.take_expired();
         Some(Job { batch, session: self.key.clone(), number, entries, holds_all_entries, expired, _slot: slot, done, lost })
     }
 
@@ -212,15 +220,15 @@ impl Store {
     pub fn committed(&mut self, done: Done) {
         self.in_flight.retain(|(number, _)| *number != done.number);
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(done.batch.size());
-        self.pace.committed(done.took);
+        self.policy.committed(done.took);
         for place in done.batch.places() {
             self.window.settle(place);
         }
         self.observe(&done);
-        self.ledger.commit(done.number, done.written.entries);
+        self.redelivery.commit(done.number, done.written.entries);
         // Buffers that grow to a megabyte again and again would leave holes of their size behind. One that large messages have
         // blown up is let go.
-        if self.spare.len() < WRITERS && done.batch.rows.size() <= MOST_BYTES {
+        if self.spare.len() < WRITERS && done.batch.rows.size() <= MAX_BYTES {
             self.spare.push(done.batch.rows);
         }
     }
@@ -242,7 +250,7 @@ impl Store {
         }
         processing.flush();
         if let Some((_, newest)) = done.batch.rows.span(0..done.batch.rows.len())
-            && !self.intake.stream.takes_arrival_time()
+            && !self.processor.stream.takes_arrival_time()
         {
             metrics.latency.observe(seconds(newest, now));
         }
@@ -251,13 +259,13 @@ impl Store {
     /// The next message to acknowledge.
     pub fn next_acknowledgement(&mut self) -> Option<u16> {
         let packet_id = self.window.next_settled()?;
-        self.acknowledged.extend(self.ledger.acknowledge(packet_id));
+        self.acknowledged.extend(self.redelivery.acknowledge(packet_id));
         Some(packet_id)
     }
 
     /// The topics of the commands by which nodes are to be asked for their births.
     pub fn take_rebirths(&mut self) -> Vec<String> {
-        let topics = self.intake.stream.take_rebirths();
+        let topics = self.processor.stream.take_rebirths();
         self.metrics.rebirths.inc_by(topics.len() as u64);
         topics
     }
@@ -280,11 +288,11 @@ impl Store {
     /// A PINGREQ is answered: the broker has processed what was sent before it.
     pub fn fence_answered(&mut self) {
         match self.fences.pop_front() {
-            Some(Fence::Login) => self.ledger.expect_marked(),
+            Some(Fence::Login) => self.redelivery.expect_marked(),
             Some(Fence::Acknowledged(acknowledged)) => self.confirm(acknowledged),
             Some(Fence::Regular(acknowledged)) => {
                 self.confirm(acknowledged);
-                self.ledger.end_resending();
+                self.redelivery.end_resending();
             }
             None => {}
         }
@@ -292,7 +300,7 @@ impl Store {
 
     fn confirm(&mut self, acknowledged: Vec<Acknowledged>) {
         for acknowledged in acknowledged {
-            self.ledger.confirm(acknowledged);
+            self.redelivery.confirm(acknowledged);
         }
     }
 
@@ -306,9 +314,9 @@ impl Store {
     /// A connection begins, and its first PINGREQ is sent. `present` tells whether the broker has kept the session.
     pub fn connected(&mut self, present: bool) {
         if present {
-            self.ledger.resume();
+            self.redelivery.resume();
         } else {
-            self.ledger.clear();
+            self.redelivery.clear();
         }
         self.fences.push_back(Fence::Login);
     }
