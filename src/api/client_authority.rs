@@ -26,11 +26,11 @@ pub struct ClientAuthority {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer_ref: Option<IssuerReference>,
 
-    /// For how long a device's certificate is valid, such as `90d`: a number and `s`, `m`, `h`, `d` or `w`; never longer than the
+    /// For how long a device's certificate is valid, such as `90d` or `12h`; never longer than the
     /// authority's own, and with an issuer no longer than that gives. When two thirds of that are over, at the latest, the Device's
     /// status holds a new one, and the device has the last third to fetch it.
     #[serde(default = "default_validity")]
-    #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[smhdw]$"))]
+    #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
     pub validity: String,
 }
 

@@ -85,10 +85,10 @@ impl DeadLetterReason {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeadLetters {
-    /// How long a refused message is kept: a number with `m`, `h`, `d` or `w`. The operator deletes what is older, some minutes
+    /// How long a refused message is kept: a duration such as `1h30m`, `7d` or `2w`. The operator deletes what is older, some minutes
     /// late at most. What a deleted Pipeline leaves is kept as long; with the deletion policy `Delete` it goes with the table.
     #[serde(default = "default_retention")]
-    #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[mhdw]$"))]
+    #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::MINUTES_PATTERN))]
     pub retention: String,
 
     /// The most bytes of refused messages that are kept in an hour, in all workers together, what the database needs for each

@@ -134,16 +134,16 @@ pub struct PasswordAuthentication {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PasswordRotation {
-    /// Age at which the password is replaced, such as `90d`: a number and `s`, `m`, `h`, `d` or `w`. Devices of one age get
+    /// Age at which the password is replaced, such as `90d` or `12h`. Devices of one age get
     /// theirs one after the other in the last tenth of it. Left out: only on request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[smhdw]$"))]
+    #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
     pub every: Option<String>,
 
     /// For how long the broker accepts the replaced password beside the new one, such as `1h`: the time that the device has to
     /// fetch the new one. Then a session that was opened with the old one ends.
     #[serde(default = "default_overlap")]
-    #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[smhdw]$"))]
+    #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
     pub overlap: String,
 }
 
@@ -153,21 +153,6 @@ fn default_overlap() -> String {
 
 /// Seconds for which a replaced password is accepted where a Device says nothing else.
 pub const DEFAULT_OVERLAP_SECONDS: i64 = 3600;
-
-/// Seconds of a duration such as `90d`; `None` where it is none.
-#[must_use]
-pub fn duration_seconds(text: &str) -> Option<i64> {
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        "w" => 604_800,
-        _ => return None,
-    };
-    number.parse::<i64>().ok().filter(|number| *number > 0)?.checked_mul(seconds)
-}
 
 /// What a device may do beyond its own topics.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]

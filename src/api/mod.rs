@@ -9,6 +9,7 @@ pub mod dead_letter;
 pub mod decode;
 pub mod descriptor;
 pub mod device;
+pub mod duration;
 pub mod external;
 pub mod gateway;
 pub mod listener;

@@ -113,9 +113,9 @@ pub struct TimescaleSink {
     #[x_kube(validation = ("self == oldSelf", "table cannot be changed: create another Pipeline for another table"))]
     pub table: String,
 
-    /// How much time one chunk of the hypertable covers: a number with `m`, `h`, `d` or `w`. A change holds for new chunks.
+    /// How much time one chunk of the hypertable covers: a duration such as `1h30m`, `7d` or `2w`. A change holds for new chunks.
     #[serde(default = "default_chunk_interval")]
-    #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[mhdw]$"))]
+    #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::MINUTES_PATTERN))]
     pub chunk_interval: String,
 }
 

@@ -1,4 +1,4 @@
-//! One connection to a database: encryption as its URI asks for, and a bound on every wait.
+//! Connects to a database: encrypted as its URI requires, with a limit on every wait.
 
 use std::time::Duration;
 
@@ -12,18 +12,18 @@ use super::uri::{ConnectionUri, TlsMode};
 use crate::api::reason::Reason;
 use crate::runtime::tls::{TlsError, Verification, client_configuration};
 
-/// How long connecting may take, from resolving the name to the end of authentication. Enough for a server far away under
-/// load, and short enough that a status tells of an absent one soon.
+/// How long connecting may take, from resolving the name to the end of authentication. Enough for a remote server under load, and short
+/// enough that a status soon reports an unavailable one.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a peer may be silent before the kernel asks whether it is there, and how long sent bytes may stay
-/// unacknowledged: the time after which a machine that vanished is noticed.
+/// How long a peer may be silent before the kernel sends keepalives, and how long sent bytes may stay unacknowledged: the time after which
+/// a lost machine is detected.
 const PEER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The connection's other half: drives the protocol, and yields notifications.
-pub type Connection = tokio_postgres::Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
+/// The other half of a connection: drives the protocol, and yields notifications.
+pub type DatabaseConnection = tokio_postgres::Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
 
-/// Why there is no connection.
+/// Why connecting failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// No answer in time.
@@ -67,8 +67,8 @@ impl ConnectError {
 
 /// Connects. `application_name` is what `pg_stat_activity` shows, unless the URI names another.
 ///
-/// The caller must poll the [`Connection`], by [`drive`] or for notifications by hand.
-pub async fn connect(uri: &ConnectionUri, application_name: &str) -> Result<(Client, Connection), ConnectError> {
+/// The caller must poll the [`DatabaseConnection`], by [`drive`] or for notifications by hand.
+pub async fn connect(uri: &ConnectionUri, application_name: &str) -> Result<(Client, DatabaseConnection), ConnectError> {
     let mut configuration = uri.configuration().clone();
     if configuration.get_application_name().is_none() {
         configuration.application_name(application_name);
@@ -84,7 +84,7 @@ pub async fn connect(uri: &ConnectionUri, application_name: &str) -> Result<(Cli
 }
 
 /// Drives a connection in the background until its client is dropped or the server goes; the client's next call then fails.
-pub fn drive(connection: Connection) {
+pub fn drive(connection: DatabaseConnection) {
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             debug!(%error, "a database connection ended");

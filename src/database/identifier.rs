@@ -1,12 +1,12 @@
-//! Names and texts inside SQL.
+//! Quotes names and texts in SQL.
 
-/// An identifier, quoted (PostgreSQL 4.1.1): safe whatever it holds.
+/// An identifier, quoted (PostgreSQL 4.1.1): safe for any name.
 #[must_use]
 pub fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A string constant (PostgreSQL 4.1.2.1), safe whatever it holds and whatever `standard_conforming_strings` says.
+/// A string constant (PostgreSQL 4.1.2.1), safe for any text and any setting of `standard_conforming_strings`.
 #[must_use]
 pub fn literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");

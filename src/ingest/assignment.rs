@@ -10,11 +10,11 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::sink::WRITERS;
-use super::sink::health::Health;
 use crate::database::connect::{ConnectError, connect, drive};
+use crate::database::health::DatabaseHealth;
 use crate::database::uri::ConnectionUri;
 use crate::runtime::error::chain;
+use crate::sink::timescale::writers::WRITERS;
 use crate::state::assignment::{Assigned, read_assigned};
 use crate::state::owner::Owner;
 
@@ -24,7 +24,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How long a poll may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The number of this connection in [`Health`], after the writers.
+/// The number of this connection in [`DatabaseHealth`], after the writers.
 const CONNECTION: usize = WRITERS;
 
 /// The number of connections in [`Health`].
@@ -45,7 +45,7 @@ pub async fn follow(
     uri: ConnectionUri,
     owner: Owner,
     assigned: watch::Sender<Option<Assigned>>,
-    health: Arc<Health>,
+    health: Arc<DatabaseHealth>,
     shutdown: CancellationToken,
 ) {
     let mut client = None;

@@ -5,7 +5,7 @@ use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets,
 };
 
-use super::dead_letter::Reason;
+use crate::decode::dead_letter::Reason;
 
 type Counter = GenericCounter<AtomicU64>;
 

@@ -19,25 +19,27 @@ use tracing::info;
 
 use super::assignment;
 use super::broker_login::BrokerLogin;
-use super::decode::Decoder;
-use super::decode::stream::Stream;
-use super::intake::Intake;
 use super::metrics::WorkerMetrics;
 use super::owned_sessions::{OwnedSession, owned_sessions};
+use super::processor::Processor;
 use super::replay::request;
 use super::session::{IngestSession, SessionEnd, check};
-use super::sink::health::Health;
-use super::sink::statements::Statements;
-use super::sink::{Sink, Target};
 use crate::api::name::ingest_username;
 use crate::api::topic::TopicPattern;
 use crate::configuration::ingest::IngestConfiguration;
+use crate::database::health::DatabaseHealth;
 use crate::database::uri::ConnectionUri;
+use crate::decode::Decoder;
+use crate::decode::stream::Stream;
 use crate::runtime::http;
 use crate::runtime::readiness::Readiness;
+use crate::sink::Sink;
+use crate::sink::timescale::statements::Statements;
+use crate::sink::timescale::target::Target;
+use crate::sink::timescale::writers::TimescaleSink;
 use crate::state::assignment::Assigned;
 use crate::state::owner::Owner;
-use crate::state::registry::follow::{Registry, follow};
+use crate::state::registry::follow::{DeviceRegistry, follow};
 
 /// The maximum memory of the in-flight messages of all sessions, in bytes: two batches that are written and one that is filled. The
 /// broker queues further messages within the limits of the Gateway. With 3 MiB and batches of 1 MiB a worker takes 2 MiB less, and
@@ -134,7 +136,7 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
 
     let metrics = prometheus::Registry::new();
     let readiness = Readiness::awaiting([REGISTRY, ASSIGNMENT]);
-    let registry = Arc::new(Registry::new(Duration::from_secs(arguments.device_grace_seconds)));
+    let registry = Arc::new(DeviceRegistry::new(Duration::from_secs(arguments.device_grace_seconds)));
     let logins = Logins { username: ingest_username(&configuration.pipeline), password, folder: arguments.gateways_folder };
     let worker = Worker::new(configuration, uri, ordinal, logins, registry, WorkerMetrics::register(&metrics)?, readiness.clone())?;
 
@@ -164,7 +166,7 @@ struct Worker {
     uri: ConnectionUri,
     ordinal: i32,
     logins: Logins,
-    registry: Arc<Registry>,
+    registry: Arc<DeviceRegistry>,
     metrics: WorkerMetrics,
     readiness: Readiness,
     topic: Arc<TopicPattern>,
@@ -177,7 +179,7 @@ impl Worker {
         uri: ConnectionUri,
         ordinal: i32,
         logins: Logins,
-        registry: Arc<Registry>,
+        registry: Arc<DeviceRegistry>,
         metrics: WorkerMetrics,
         readiness: Readiness,
     ) -> anyhow::Result<Self> {
@@ -202,8 +204,9 @@ impl Worker {
             statements: Statements::new(&configuration.table, self.topic.tags(), &configuration.decode.fields),
             dead_letter_bytes_per_hour: configuration.dead_letter_bytes_per_hour,
         });
-        let health = Arc::new(Health::new(self.readiness.clone(), assignment::CONNECTIONS, self.metrics.database_up.clone()));
-        let sink = Sink::start(&target, &self.uri, &health, &self.metrics);
+        let (up, retries) = (self.metrics.database_up.clone(), self.metrics.database_retries.clone());
+        let health = Arc::new(DatabaseHealth::new(self.readiness.clone(), assignment::CONNECTIONS, up, retries));
+        let sink = Sink::Timescale(TimescaleSink::start(&target, &self.uri, &health));
         let (assignment, assigned) = watch::channel(None);
         helpers.spawn(assignment::follow(self.uri.clone(), self.owner.clone(), assignment, health.clone(), shutdown.clone()));
         if self.ordinal == 0
@@ -277,7 +280,7 @@ impl Worker {
             name: format!("{}{}", self.owner.sessions(), owned.name),
             check: check(&owned.name),
             filter: (!owned.drains).then(|| owned.gateway.subscription(self.topic.filter())),
-            intake: Intake { gateway: owned.gateway.name.clone(), stream: if shares { stream.sharing(owned.number) } else { stream } },
+            processor: Processor { gateway: owned.gateway.name.clone(), stream: if shares { stream.sharing(owned.number) } else { stream } },
             registry: self.registry.clone(),
             sink,
             uri: self.uri.clone(),
@@ -291,7 +294,7 @@ impl Worker {
 }
 
 /// Updates the readiness check of the registry.
-async fn report(registry: Arc<Registry>, readiness: Readiness) {
+async fn report(registry: Arc<DeviceRegistry>, readiness: Readiness) {
     let mut follower = registry.watch();
     loop {
         match follower.borrow_and_update().failure.clone() {

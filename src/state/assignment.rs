@@ -1,7 +1,7 @@
-//! Which worker of a Pipeline reads which gateway. The operator writes it, and each worker takes over what is its own.
+//! The assignment of gateways to the workers of a Pipeline. The operator writes it, and each worker takes over its sessions.
 //!
-//! What is assigned is a session with a gateway's broker. Nearly every gateway is read in one session, which has its name; where
-//! several share a subscription, the others have a number behind it.
+//! The unit of assignment is a session with the broker of a gateway. Usually a gateway has one session, with its name. If several
+//! sessions share a subscription, the others have a number as suffix.
 
 use std::collections::BTreeMap;
 
@@ -17,16 +17,16 @@ pub type Assignment = BTreeMap<String, i32>;
 /// The sessions that a broker may hold, with the topic filters that it may hold for each.
 pub type Sessions = BTreeMap<String, Vec<String>>;
 
-/// What a worker has to know of who reads what.
+/// What a worker needs to know about the assignment.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Assigned {
-    /// Whose each session is.
+    /// The worker of each session.
     pub workers: Assignment,
-    /// Those that have begun.
+    /// The sessions that exist.
     pub sessions: Sessions,
 }
 
-/// The name of a gateway's session. A slash is in no gateway's name.
+/// The name of a session of a gateway. The name of a gateway has no slash.
 #[must_use]
 pub fn session_name(gateway: &str, number: i32) -> String {
     if number == 0 { gateway.to_owned() } else { format!("{gateway}/{number}") }
@@ -38,14 +38,14 @@ pub fn gateway_of(session: &str) -> (&str, i32) {
     session.split_once('/').and_then(|(gateway, number)| Some((gateway, number.parse().ok()?))).unwrap_or((session, 0))
 }
 
-/// The worker of a session. One that nobody assigned is the first worker's.
+/// The worker of a session; without an assignment, the first worker.
 #[must_use]
 pub fn worker_of(assignment: &Assignment, session: &str) -> i32 {
     assignment.get(session).copied().unwrap_or(0)
 }
 
-/// The assignment of these gateways to so many workers: as many to each, one more or less, and with as few as possible moved.
-/// Empty where there is only the first worker.
+/// The assignment of these gateways to a number of workers: numbers of gateways differ by at most one, and as few as possible are moved.
+/// Empty for a single worker.
 #[must_use]
 pub fn assign(previous: &Assignment, gateways: &[String], workers: i32) -> Assignment {
     let Some(count) = usize::try_from(workers).ok().filter(|count| *count > 1) else { return Assignment::new() };
@@ -74,29 +74,29 @@ pub fn assign(previous: &Assignment, gateways: &[String], workers: i32) -> Assig
     assignment
 }
 
-/// Reads who reads what of a Pipeline, and which sessions have begun.
+/// Reads the assignment of a Pipeline, and its sessions.
 ///
 /// # Errors
-/// When the database does not answer it.
+/// When the query fails.
 pub async fn read_assigned(client: &Client, owner: &Owner) -> Result<Assigned, Error> {
     let (workers, sessions) = tokio::try_join!(read(client, owner), read_sessions(client, owner))?;
     Ok(Assigned { workers, sessions })
 }
 
-/// Reads which sessions of a Pipeline have begun.
+/// Reads the sessions of a Pipeline.
 ///
 /// # Errors
-/// When the database does not answer it.
+/// When the query fails.
 pub async fn read_sessions(client: &impl GenericClient, owner: &Owner) -> Result<Sessions, Error> {
     let statement = format!("SELECT substr(session, length($1) + 1), topic_filters FROM {SCHEMA}.session WHERE starts_with(session, $1)");
     let rows = client.query_typed(&statement, &[(&owner.sessions(), Type::TEXT)]).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-/// Forgets sessions of a Pipeline that have ended.
+/// Deletes sessions of a Pipeline that have ended.
 ///
 /// # Errors
-/// Nothing was forgotten then.
+/// Nothing is deleted then.
 pub async fn forget_sessions(client: &mut Client, owner: &Owner, names: &[String]) -> Result<(), Error> {
     let sessions: Vec<String> = names.iter().map(|name| format!("{}{name}", owner.sessions())).collect();
     let transaction = client.transaction().await?;
@@ -104,15 +104,15 @@ pub async fn forget_sessions(client: &mut Client, owner: &Owner, names: &[String
     transaction.commit().await
 }
 
-/// Forgets all sessions of a Pipeline.
+/// Deletes all sessions of a Pipeline.
 ///
 /// # Errors
-/// When the database refuses.
+/// When a statement fails.
 pub async fn forget_all_sessions(transaction: &Transaction<'_>, owner: &Owner) -> Result<(), Error> {
     delete_sessions(transaction, "starts_with(session, $1)", &owner.sessions(), Type::TEXT).await
 }
 
-/// Deletes sessions with their entries.
+/// Deletes sessions with their redelivery entries.
 async fn delete_sessions(transaction: &Transaction<'_>, condition: &str, parameter: &(dyn ToSql + Sync), type_: Type) -> Result<(), Error> {
     for of_sessions in ["session", "acknowledgement"] {
         let statement = format!("DELETE FROM {SCHEMA}.{of_sessions} WHERE {condition}");
@@ -124,17 +124,17 @@ async fn delete_sessions(transaction: &Transaction<'_>, condition: &str, paramet
 /// Reads the assignment of a Pipeline.
 ///
 /// # Errors
-/// When the database does not answer it.
+/// When the query fails.
 pub async fn read(client: &impl GenericClient, owner: &Owner) -> Result<Assignment, Error> {
     let statement = format!("SELECT gateway, worker FROM {SCHEMA}.assignment WHERE namespace = $1 AND pipeline = $2");
     let rows = client.query_typed(&statement, &[(&owner.namespace, Type::TEXT), (&owner.pipeline, Type::TEXT)]).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-/// Spreads the sessions of a Pipeline over its workers; whether that changed anything.
+/// Assigns the sessions of a Pipeline to its workers. Returns whether that changed the assignment.
 ///
 /// # Errors
-/// Nothing was changed then.
+/// Nothing is changed then.
 pub async fn spread(client: &mut Client, owner: &Owner, sessions: &[String], workers: i32) -> Result<bool, Error> {
     let transaction = client.transaction().await?;
     let previous = read(&transaction, owner).await?;

@@ -1,4 +1,4 @@
-//! How many messages a Pipeline refused, and how far its replay is: what its status tells.
+//! The counts of dead letters of a Pipeline and the progress of its replay, for its status.
 
 use tokio_postgres::types::Type;
 use tokio_postgres::{Error, GenericClient};
@@ -6,38 +6,38 @@ use tokio_postgres::{Error, GenericClient};
 use super::owner::Owner;
 use super::system::SCHEMA;
 
-/// What there is of dead letters.
+/// The counts of dead letters.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct DeadLetters {
     /// Messages that were refused in the last 24 hours.
     pub refused: i64,
-    /// Those of them that were too many to be kept.
+    /// Those of them that exceeded the quota and are not kept.
     pub discarded: i64,
-    /// The replay of the token, once a worker has begun it.
+    /// The replay with the token, once a worker has started it.
     pub replay: Option<Replay>,
 }
 
-/// A replay that was begun.
+/// A replay that was started.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Replay {
     /// Messages that are rows now.
     pub stored: i64,
     /// Messages that were refused again.
     pub refused: i64,
-    /// Messages that were left as they are.
+    /// Messages that were skipped.
     pub left_alone: i64,
-    /// Messages that are still to be put through.
+    /// Messages that remain.
     pub remaining: i64,
-    /// Whether it is done.
+    /// Whether it is complete.
     pub finished: bool,
-    /// Why it does not go on.
+    /// Why it does not continue.
     pub failure: Option<String>,
 }
 
-/// Reads it: a few hundred rows by primary key at most.
+/// Reads the counts: at most a few hundred rows by primary key.
 ///
 /// # Errors
-/// When the database does not answer it.
+/// When a query fails.
 pub async fn read(client: &impl GenericClient, owner: &Owner, token: Option<&str>) -> Result<DeadLetters, Error> {
     let counts = format!(
         "SELECT coalesce(sum(kept + discarded), 0)::bigint, coalesce(sum(discarded), 0)::bigint FROM {SCHEMA}.dead_letter_count

@@ -1,8 +1,8 @@
 //! Deletes dead letters that are older than their Pipeline keeps them.
 //!
-//! They share one hypertable, and each Pipeline has a retention of its own, so that no policy of TimescaleDB does it; the Apache
-//! edition has none anyway. Whole chunks are dropped where nobody keeps them any more; within the others rows are deleted a few at
-//! a time, so that no worker waits. A Pipeline that is gone left its retention behind, and its dead letters go by that.
+//! All Pipelines share one hypertable with different retentions, so that a policy of TimescaleDB is not sufficient; the Apache edition has
+//! none anyway. Chunks that are older than every retention are dropped; in the others rows are deleted a few at a time, so that no worker
+//! waits. The retention of a deleted Pipeline is kept as long as its dead letters.
 
 use std::time::{Duration, Instant};
 
@@ -15,13 +15,13 @@ use super::owner::Owner;
 use super::system::SCHEMA;
 use crate::database::identifier::identifier;
 
-/// How many dead letters one statement deletes: some tens of milliseconds.
-const MOST_ROWS: i64 = 5_000;
+/// The most dead letters that one statement deletes, in some tens of milliseconds.
+const MAX_ROWS: i64 = 5_000;
 
-/// A chunk that is in use is dropped another time: whoever wants it next must not queue behind this.
+/// A chunk in use is dropped by a later sweep: other statements must not queue behind this one.
 const SET_UP: &str = "SET lock_timeout = '1s'; SET statement_timeout = '60s'; SET client_min_messages = warning";
 
-/// What a sweep did.
+/// The result of a sweep.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Swept {
     /// Chunks that were dropped.
@@ -30,10 +30,10 @@ pub struct Swept {
     pub deleted: Vec<(Owner, u64)>,
 }
 
-/// Deletes what is older than its Pipeline keeps it, in all namespaces of this database. By the clock of the database.
+/// Deletes the dead letters of all namespaces of this database that are older than the retention, by the clock of the database.
 ///
 /// # Errors
-/// What was deleted until then is deleted.
+/// The sweep is incomplete then.
 pub async fn sweep(client: &Client) -> Result<Swept, Error> {
     client.batch_execute(SET_UP).await?;
     let mut swept = Swept { chunks: drop_chunks(client).await?, deleted: Vec::new() };
@@ -45,7 +45,7 @@ pub async fn sweep(client: &Client) -> Result<Swept, Error> {
             swept.deleted.push((owner, deleted));
         }
     }
-    // Nothing is left of these.
+    // No dead letters remain for these.
     client.execute(&format!("DELETE FROM {SCHEMA}.dead_letter_retention WHERE retention = '0'"), &[]).await?;
     Ok(swept)
 }
@@ -75,10 +75,10 @@ async fn delete(client: &Client, owner: &Owner) -> Result<u64, Error> {
              AND {column} < now() - (SELECT retention FROM {SCHEMA}.dead_letter_retention WHERE namespace = $1 AND pipeline = $2)"
         )
     };
-    // What a replay is at work on is deleted another time, if it is still there.
+    // Rows that a replay has locked are deleted by a later sweep, if they still exist.
     let letters = format!(
         "DELETE FROM {SCHEMA}.dead_letter WHERE {0}
-         AND id = ANY(ARRAY(SELECT id FROM {SCHEMA}.dead_letter WHERE {0} LIMIT {MOST_ROWS} FOR UPDATE SKIP LOCKED))",
+         AND id = ANY(ARRAY(SELECT id FROM {SCHEMA}.dead_letter WHERE {0} LIMIT {MAX_ROWS} FOR UPDATE SKIP LOCKED))",
         expired("time")
     );
     let mut deleted = 0;
@@ -86,10 +86,10 @@ async fn delete(client: &Client, owner: &Owner) -> Result<u64, Error> {
         let started = Instant::now();
         let rows = client.execute_typed(&letters, &of_owner).await?;
         deleted += rows;
-        if rows < MOST_ROWS.unsigned_abs() {
+        if rows < MAX_ROWS.unsigned_abs() {
             break;
         }
-        // As long as it took: half of the time is the workers'.
+        // As long as the statement took: half of the time remains for the workers.
         sleep(started.elapsed().min(Duration::from_secs(1))).await;
     }
     client.execute_typed(&format!("DELETE FROM {SCHEMA}.dead_letter_count WHERE {}", expired("hour")), &of_owner).await?;

@@ -24,8 +24,8 @@ pub const TABLES: [&str; 9] = [
     "pipeline_table",
 ];
 
-/// What brings a database to [`VERSION`], from any earlier version or from nothing; to be run in one transaction.
-/// `extension_schema` is where the functions of TimescaleDB are.
+/// The statements that bring a database to [`VERSION`] from any earlier version or from none, in one transaction.
+/// `extension_schema` is the schema of the functions of TimescaleDB.
 #[must_use]
 pub fn statements(extension_schema: &str) -> Vec<String> {
     let letters = dead_letters(&identifier(extension_schema));
@@ -36,7 +36,7 @@ pub fn statements(extension_schema: &str) -> Vec<String> {
 fn registry() -> Vec<String> {
     vec![
         format!("CREATE SCHEMA IF NOT EXISTS {SCHEMA}"),
-        // A device keeps its number for good, also when its object is deleted and comes back: rows refer to it.
+        // A device keeps its id permanently, also when its object is deleted and created again: rows refer to it.
         format!(
             "CREATE TABLE IF NOT EXISTS {SCHEMA}.device (
                 id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -52,7 +52,7 @@ fn registry() -> Vec<String> {
     ]
 }
 
-/// The dead letters of all Pipelines, what is counted of them, and what becomes of them.
+/// The dead letters of all Pipelines, their counts, their retention and their replays.
 fn dead_letters(timescale: &str) -> Vec<String> {
     vec![
         format!(
@@ -69,15 +69,15 @@ fn dead_letters(timescale: &str) -> Vec<String> {
         format!(
             "SELECT {timescale}.create_hypertable('{SCHEMA}.dead_letter', {timescale}.by_range('time', INTERVAL '1 day'), if_not_exists => true)"
         ),
-        // Later than the table, which an earlier version made without it. Replay goes by it, in the order of arrival.
+        // After the table, which an earlier version created without it. Replays follow it, in the order of arrival.
         format!("CREATE SEQUENCE IF NOT EXISTS {SCHEMA}.dead_letter_id"),
         format!("ALTER TABLE {SCHEMA}.dead_letter ADD COLUMN IF NOT EXISTS id bigint NOT NULL DEFAULT nextval('{SCHEMA}.dead_letter_id')"),
         format!("COMMENT ON COLUMN {SCHEMA}.dead_letter.id IS 'keeps its value when a replay refuses the message again'"),
-        // True where nobody knows, as of what an earlier version stored.
+        // True if unknown, as for rows of an earlier version.
         format!("ALTER TABLE {SCHEMA}.dead_letter ADD COLUMN IF NOT EXISTS partial boolean NOT NULL DEFAULT true"),
         format!("COMMENT ON COLUMN {SCHEMA}.dead_letter.partial IS 'whether other readings of the message are rows'"),
         format!("CREATE INDEX IF NOT EXISTS dead_letter_pipeline_id ON {SCHEMA}.dead_letter (namespace, pipeline, id)"),
-        // Every refused message, also those that were too many to be kept: one row an hour, gateway and reason.
+        // Every refused message, including those beyond the quota: one row per hour, gateway and reason.
         format!(
             "CREATE TABLE IF NOT EXISTS {SCHEMA}.dead_letter_count (
                 hour timestamptz NOT NULL,
@@ -90,7 +90,7 @@ fn dead_letters(timescale: &str) -> Vec<String> {
                 discarded bigint NOT NULL,
                 PRIMARY KEY (namespace, pipeline, hour, gateway, reason))"
         ),
-        // How long the dead letters of a Pipeline are kept. It stays when the Pipeline is gone, for as long as they do.
+        // The retention of the dead letters of a Pipeline. Kept after the Pipeline is deleted, as long as its dead letters.
         format!(
             "CREATE TABLE IF NOT EXISTS {SCHEMA}.dead_letter_retention (
                 namespace text NOT NULL,
@@ -98,12 +98,12 @@ fn dead_letters(timescale: &str) -> Vec<String> {
                 retention interval NOT NULL,
                 PRIMARY KEY (namespace, pipeline))"
         ),
-        // Every Pipeline that has left some is known, also where it is gone already.
+        // Every Pipeline with dead letters has a row, also if it was deleted.
         format!(
             "INSERT INTO {SCHEMA}.dead_letter_retention SELECT DISTINCT namespace, pipeline, INTERVAL '30 days' FROM {SCHEMA}.dead_letter
              ON CONFLICT DO NOTHING"
         ),
-        // The replays that a Pipeline has asked for: up to which dead letter each goes, and how far it is.
+        // The replays that a Pipeline requested: the last dead letter of each, and the progress.
         format!(
             "CREATE TABLE IF NOT EXISTS {SCHEMA}.pipeline_replay (
                 namespace text NOT NULL,
@@ -122,20 +122,20 @@ fn dead_letters(timescale: &str) -> Vec<String> {
     ]
 }
 
-/// What workers keep between two lives, and who made which table.
+/// The persistent state of workers, and the owners of tables.
 fn sessions() -> Vec<String> {
     vec![
-        // A Pipeline's session with a broker, `<namespace>/<pipeline>/<gateway>`, or behind that `/1` and so on where several share a
-        // subscription: the topic filters that the broker may hold for it, and a generation that every process raises that takes it
-        // over, so that what an earlier one left running cannot commit any more.
+        // A session of a Pipeline with a broker, `<namespace>/<pipeline>/<gateway>`, with the suffix `/1` and so on if several share a
+        // subscription: the topic filters that the broker may hold for it, and a generation that every process raises when it takes
+        // the session over, so that a transaction of an earlier process can no longer commit.
         format!(
             "CREATE TABLE IF NOT EXISTS {SCHEMA}.session (
                 session text PRIMARY KEY,
                 generation bigint NOT NULL,
                 topic_filters text[] NOT NULL)"
         ),
-        // What a session is about to acknowledge, one row a batch: packet identifiers with hashes. Only batches that hold
-        // what no key identifies (a time of arrival, a dead letter); removed once the broker has processed the acknowledgements.
+        // The redelivery entries of a session, one row per batch: packet identifiers with hashes. Only for batches with messages that
+        // no key identifies (a time of arrival, a dead letter); deleted once the broker has processed the acknowledgements.
         format!(
             "CREATE TABLE IF NOT EXISTS {SCHEMA}.acknowledgement (
                 session text NOT NULL,
@@ -143,8 +143,8 @@ fn sessions() -> Vec<String> {
                 entries bytea NOT NULL,
                 PRIMARY KEY (session, batch))"
         ),
-        // Which worker of a Pipeline reads a gateway, by its ordinal; `gateway` names a session, as above. One that is not here is the
-        // first worker's, 0.
+        // The ordinal of the worker that reads a gateway; `gateway` names a session, as above. Without a row, the first worker (0)
+        // reads it.
         format!(
             "CREATE TABLE IF NOT EXISTS {SCHEMA}.assignment (
                 namespace text NOT NULL,
@@ -153,7 +153,7 @@ fn sessions() -> Vec<String> {
                 worker integer NOT NULL,
                 PRIMARY KEY (namespace, pipeline, gateway))"
         ),
-        // Which Pipeline made a table. Once its Pipeline is gone and the table stays, `pipeline` is NULL.
+        // The owner of a table. After its Pipeline was deleted and the table kept, `pipeline` is NULL.
         format!(
             "CREATE TABLE IF NOT EXISTS {SCHEMA}.pipeline_table (
                 table_name text PRIMARY KEY,

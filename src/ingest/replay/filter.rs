@@ -3,12 +3,15 @@
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use jiff::Timestamp;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 
 use crate::api::dead_letter::Replay;
+use crate::api::duration;
+use crate::decode::dead_letter::Reason;
 use crate::decode::time::Time;
-use crate::ingest::dead_letter::Reason;
-use crate::sink::timescale::schema::microseconds;
+use crate::sink::timescale::copy::Timestamptz;
+use crate::state::owner::Owner;
+use crate::state::replay_progress::Parameter;
 
 /// The conditions of a dead letter to replay. All given conditions must hold.
 #[derive(Args, Clone, Debug, Default)]
@@ -18,7 +21,7 @@ pub struct Filter {
     #[arg(long, value_name = "REASON", value_delimiter = ',', value_parser = PossibleValuesParser::new(Reason::ALL.map(Reason::name)))]
     pub reason: Vec<String>,
 
-    /// Earliest arrival, such as 2026-05-04T06:00:00Z, or 6h for six hours ago (m, h, d, w)
+    /// Earliest arrival, such as 2026-05-04T06:00:00Z, or a duration before now such as 6h or 1h30m
     #[arg(long, value_name = "TIME", value_parser = read_time)]
     pub since: Option<Time>,
 
@@ -58,11 +61,10 @@ impl Filter {
 /// A filter as parameters of SQL.
 #[derive(Debug)]
 pub struct FilterCondition {
-    namespace: String,
-    pipeline: String,
+    owner: Owner,
     reasons: Option<Vec<String>>,
-    since: Option<Time>,
-    until: Option<Time>,
+    since: Option<Timestamptz>,
+    until: Option<Timestamptz>,
     topic: Option<String>,
     device: Option<String>,
     gateway: Option<String>,
@@ -76,7 +78,7 @@ impl FilterCondition {
 
     /// The filter for a Pipeline with this topic.
     #[must_use]
-    pub fn new(filter: &Filter, namespace: &str, pipeline: &str, topic: &str) -> Self {
+    pub fn new(filter: &Filter, owner: Owner, topic: &str) -> Self {
         let of_device = |device: &String| {
             let levels = topic.split('/').map(|level| match level {
                 "{device}" => escape(device),
@@ -86,29 +88,28 @@ impl FilterCondition {
             format!("^{}$", levels.collect::<Vec<_>>().join("/"))
         };
         Self {
-            namespace: namespace.to_owned(),
-            pipeline: pipeline.to_owned(),
+            owner,
             reasons: (!filter.reason.is_empty()).then(|| filter.reason.clone()),
-            since: filter.since,
-            until: filter.until,
+            since: filter.since.map(Timestamptz),
+            until: filter.until.map(Timestamptz),
             topic: filter.topic.as_deref().map(expression),
             device: filter.device.as_ref().map(of_device),
             gateway: filter.gateway.clone(),
         }
     }
 
-    /// Namespace and name of the Pipeline.
+    /// The Pipeline.
     #[must_use]
-    pub fn owner(&self) -> [&String; 2] {
-        [&self.namespace, &self.pipeline]
+    pub fn owner(&self) -> &Owner {
+        &self.owner
     }
 
     /// The parameters of [`Self::SQL`].
     #[must_use]
-    pub fn parameters(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
+    pub fn parameters(&self) -> Vec<Parameter<'_>> {
         vec![
-            (&self.namespace, Type::TEXT),
-            (&self.pipeline, Type::TEXT),
+            (&self.owner.namespace, Type::TEXT),
+            (&self.owner.pipeline, Type::TEXT),
             (&self.reasons, Type::TEXT_ARRAY),
             (&self.since, Type::TIMESTAMPTZ),
             (&self.until, Type::TIMESTAMPTZ),
@@ -145,10 +146,10 @@ fn escape(text: &str) -> String {
 
 /// A time of RFC 3339, or a duration before now.
 fn read_time(text: &str) -> Result<Time, String> {
-    if let Some(ago) = microseconds(text) {
+    if let Some(ago) = duration::microseconds(text) {
         return Ok(Time::now().after(-ago));
     }
-    let expected = "expected a time such as 2026-05-04T06:00:00Z, or a duration before now such as 6h (m, h, d, w)";
+    let expected = "expected a time such as 2026-05-04T06:00:00Z, or a duration before now such as 6h or 1h30m";
     let timestamp: Timestamp = text.parse().map_err(|_| expected.to_owned())?;
     of_timestamp(timestamp).ok_or_else(|| expected.to_owned())
 }
@@ -161,6 +162,10 @@ fn of_timestamp(timestamp: Timestamp) -> Option<Time> {
 mod tests {
     use super::*;
 
+    fn owner() -> Owner {
+        Owner { namespace: "n".to_owned(), pipeline: "p".to_owned() }
+    }
+
     #[test]
     fn topic_filters_as_expressions() {
         for (filter, expected) in
@@ -169,7 +174,7 @@ mod tests {
             assert_eq!(expression(filter), expected, "{filter}");
         }
         let filter = Filter { device: Some("press-1".to_owned()), ..Filter::default() };
-        assert_eq!(FilterCondition::new(&filter, "n", "p", "{site}/+/{device}/x").device.unwrap(), r"^[^/]*/[^/]*/press\-1/x$");
+        assert_eq!(FilterCondition::new(&filter, owner(), "{site}/+/{device}/x").device.unwrap(), r"^[^/]*/[^/]*/press\-1/x$");
     }
 
     #[test]
@@ -180,14 +185,17 @@ mod tests {
         });
         let filter = Filter::of(&serde_json::from_value(request).unwrap());
         assert_eq!(filter.reason, ["OutOfRange", "UnknownDevice"]);
-        assert_eq!((filter.since, filter.until, filter.topic.as_deref()), (Some(Time(1_000_000)), Some(Time(2_000_000)), Some("a/#")));
-        let all = FilterCondition::new(&Filter::of(&serde_json::from_str(r#"{"token": "a"}"#).unwrap()), "n", "p", "{device}");
+        assert_eq!(
+            (filter.since, filter.until, filter.topic.as_deref()),
+            (Some(Time::YEAR_2000.after(1_000_000)), Some(Time::YEAR_2000.after(2_000_000)), Some("a/#"))
+        );
+        let all = FilterCondition::new(&Filter::of(&serde_json::from_str(r#"{"token": "a"}"#).unwrap()), owner(), "{device}");
         assert!(all.reasons.is_none() && all.since.is_none() && all.until.is_none() && all.topic.is_none());
     }
 
     #[test]
     fn times() {
-        assert_eq!(read_time("2000-01-01T00:00:01Z"), Ok(Time(1_000_000)));
+        assert_eq!(read_time("2000-01-01T00:00:01Z"), Ok(Time::YEAR_2000.after(1_000_000)));
         let ago = Time::now().0 - read_time("2h").unwrap().0;
         assert!((7_140_000_000..7_260_000_000).contains(&ago), "{ago}");
         assert!(read_time("yesterday").is_err());

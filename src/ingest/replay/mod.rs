@@ -6,7 +6,6 @@
 mod filter;
 mod outcome;
 mod page;
-mod progress;
 pub mod request;
 
 use std::collections::HashMap;
@@ -25,16 +24,17 @@ use tokio_util::sync::CancellationToken;
 use self::filter::{Filter, FilterCondition};
 use self::outcome::ReplayOutcome;
 use self::page::Replayer;
-use super::decode::Decoder;
-use super::sink::Target;
-use super::sink::proof::prove;
-use super::sink::statements::Statements;
 use crate::api::Pipeline;
 use crate::api::pipeline::Decode;
 use crate::api::topic::TopicPattern;
 use crate::configuration::ingest::IngestConfiguration;
 use crate::database::connect::{connect, drive};
 use crate::database::uri::ConnectionUri;
+use crate::decode::Decoder;
+use crate::sink::timescale::statements::Statements;
+use crate::sink::timescale::target::Target;
+use crate::sink::timescale::write_probe::probe;
+use crate::state::owner::Owner;
 use crate::state::registry::follow::Devices;
 
 /// How often the progress is printed.
@@ -120,8 +120,15 @@ async fn replay_pages(replayer: &mut Replayer, total: u64, last: i64, shutdown: 
     print_line(&format!("{:>8} {:>12} {:>12} {:>14} {:>12}", "done", "accepted", "new rows", "refused again", "skipped"))?;
     let print = |done: &ReplayOutcome| {
         #[allow(clippy::cast_precision_loss, reason = "a percentage for people")]
-        let part = done.letters as f64 / total as f64 * 100.0;
-        print_line(&format!("{:>7.1}% {:>12} {:>12} {:>14} {:>12}", part.min(100.0), done.stored, done.rows, done.refused, done.partial))
+        let part = done.counts.letters as f64 / total as f64 * 100.0;
+        print_line(&format!(
+            "{:>7.1}% {:>12} {:>12} {:>14} {:>12}",
+            part.min(100.0),
+            done.counts.stored,
+            done.rows,
+            done.counts.refused,
+            done.counts.partial
+        ))
     };
     let (mut done, mut after, mut printed) = (ReplayOutcome::default(), 0, Instant::now());
     while !shutdown.is_cancelled() {
@@ -146,8 +153,8 @@ fn print_reasons(replayed: &ReplayOutcome) -> anyhow::Result<()> {
     for (reason, (count, example)) in &replayed.reasons {
         print_line(&format!("{count:>8} {reason:<16} {example}"))?;
     }
-    if replayed.partial > 0 {
-        let partial = replayed.partial;
+    if replayed.counts.partial > 0 {
+        let partial = replayed.counts.partial;
         print_line(&format!(
             "\n{partial} were skipped: some of their readings are rows with the time of arrival, and would be stored twice."
         ))?;
@@ -168,23 +175,24 @@ async fn replayer(source: &ReplaySource, uri: &ConnectionUri, filter: &Filter, d
     let decoder = Decoder::compile(&source.decode, source.descriptor.as_deref())?;
     let statements = Statements::new(&source.table, topic.tags(), &source.decode.fields);
     let (namespace, pipeline) = (source.namespace.clone(), source.pipeline.clone());
+    let owner = Owner { namespace: namespace.clone(), pipeline: pipeline.clone() };
     // A dead letter that is refused again is not counted against the quota.
     let target = Target { namespace, pipeline, statements, dead_letter_bytes_per_hour: i64::MAX };
     let (mut client, connection) = connect(uri, "fleetwright replay").await?;
     drive(connection);
-    prove(&mut client, &target).await?;
+    probe(&mut client, &target).await?;
     let set_up = format!("{STATEMENT_TIMEOUT}; {}", target.statements.create_staging);
     client.batch_execute(&set_up).await.context("failed to create the staging table")?;
     Ok(Replayer {
         devices: Devices::load(&client, &source.namespace).await.context("failed to load the devices")?,
-        condition: FilterCondition::new(filter, &source.namespace, &source.pipeline, &source.topic),
+        condition: FilterCondition::new(filter, owner, &source.topic),
         client,
         statements: target.statements,
         topic: Arc::new(topic),
         decoder: Arc::new(decoder),
         dry_run,
         token: None,
-        intakes: HashMap::new(),
+        processors: HashMap::new(),
     })
 }
 

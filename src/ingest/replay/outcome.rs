@@ -2,19 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use crate::state::replay_progress::ReplayCounts;
+
 /// The result of the replay of some dead letters.
 #[derive(Debug, Default)]
 pub struct ReplayOutcome {
-    /// The number of processed dead letters.
-    pub letters: u64,
-    /// The number of dead letters that were stored as rows and deleted.
-    pub stored: u64,
+    /// The counts of dead letters.
+    pub counts: ReplayCounts,
     /// The number of new rows.
     pub rows: u64,
-    /// The number of dead letters that were refused again.
-    pub refused: u64,
-    /// The number of unchanged dead letters: some of their readings are rows with the time of arrival, which does not identify them.
-    pub partial: u64,
     /// The number of refused dead letters by reason, with the detail of one of them.
     pub reasons: BTreeMap<&'static str, (u64, String)>,
 }
@@ -22,11 +18,11 @@ pub struct ReplayOutcome {
 impl ReplayOutcome {
     /// Adds the result of more dead letters.
     pub fn add(&mut self, more: Self) {
-        self.letters += more.letters;
-        self.stored += more.stored;
+        self.counts.letters += more.counts.letters;
+        self.counts.stored += more.counts.stored;
+        self.counts.refused += more.counts.refused;
+        self.counts.partial += more.counts.partial;
         self.rows += more.rows;
-        self.refused += more.refused;
-        self.partial += more.partial;
         for (reason, (count, example)) in more.reasons {
             self.reasons.entry(reason).or_insert((0, example)).0 += count;
         }

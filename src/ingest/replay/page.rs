@@ -9,18 +9,21 @@ use tokio_postgres::{Client, Row, Transaction};
 
 use super::filter::FilterCondition;
 use super::outcome::ReplayOutcome;
-use super::progress::advance;
 use crate::api::topic::TopicPattern;
 use crate::decode::Decoder;
-use crate::decode::refusal::Refusal;
+use crate::decode::dead_letter::DeadLetterCause;
 use crate::decode::stream::Stream;
-use crate::ingest::batch::Batch;
-use crate::ingest::intake::{Arrived, Intake};
-use crate::ingest::sink::statements::Statements;
-use crate::ingest::sink::transaction::{Written, stage};
+use crate::ingest::processor::{InboundMessage, Processor};
 use crate::mqtt::frame::Publish;
 use crate::mqtt::window::Window;
+use crate::sink::batch::Batch;
+use crate::sink::timescale::copy::Timestamptz;
+use crate::sink::timescale::statements::Statements;
+use crate::sink::timescale::transaction::stage;
+use crate::sink::written::Written;
+use crate::state::owner::Owner;
 use crate::state::registry::follow::Devices;
+use crate::state::replay_progress::{ReplayCounts, advance};
 use crate::state::system::SCHEMA;
 
 /// The maximum number of dead letters of a transaction. The cost of the commit is small, and the transaction takes less than a second.
@@ -47,10 +50,9 @@ pub struct Replayer {
     pub dry_run: bool,
     /// The token of a Pipeline's request. Each transaction records its progress.
     pub token: Option<String>,
-    /// The decoders of the messages of each gateway.
-    pub intakes: HashMap<String, Intake>,
+    /// The processors of the messages, by gateway.
+    pub processors: HashMap<String, Processor>,
 }
-
 /// Dead letters of a transaction.
 #[derive(Default)]
 struct Letters {
@@ -90,16 +92,16 @@ impl Replayer {
         for row in &rows {
             let gateway: String = row.try_get("gateway")?;
             let stream = || Stream::new(self.topic.clone(), self.decoder.clone());
-            let intake = self.intakes.entry(gateway.clone()).or_insert_with(|| Intake { gateway, stream: stream() });
-            letters.take(row, intake, &self.devices)?;
+            let processor = self.processors.entry(gateway.clone()).or_insert_with(|| Processor { gateway, stream: stream() });
+            letters.take(row, processor, &self.devices)?;
         }
         letters.batch.arrange();
         let mut written = Written { dead_letters: std::mem::take(&mut letters.batch.dead_letters), ..Written::default() };
         stage(&mut transaction, &self.statements, &letters.batch, &mut written).await?;
-        let replayed = settle(&transaction, &self.condition, &letters, &written).await?;
-        let replayed = ReplayOutcome { letters: ids.len() as u64, ..replayed };
+        let mut replayed = settle(&transaction, &self.condition, &letters, &written).await?;
+        replayed.counts.letters = ids.len() as u64;
         let is_ours = match &self.token {
-            Some(token) => advance(&transaction, self.condition.owner(), token, [after, end], &replayed).await?,
+            Some(token) => advance(&transaction, self.condition.owner(), token, [after, end], &replayed.counts).await?,
             None => true,
         };
         if self.dry_run || !is_ours {
@@ -127,9 +129,9 @@ impl Replayer {
 }
 
 impl Letters {
-    fn take(&mut self, row: &Row, intake: &mut Intake, devices: &Devices) -> Result<(), tokio_postgres::Error> {
+    fn take(&mut self, row: &Row, processor: &mut Processor, devices: &Devices) -> Result<(), tokio_postgres::Error> {
         let is_partial: bool = row.try_get("partial")?;
-        if is_partial && intake.stream.takes_arrival_time() {
+        if is_partial && processor.stream.takes_arrival_time() {
             self.partial += 1;
             return Ok(());
         }
@@ -137,8 +139,8 @@ impl Letters {
         let mut block = BytesMut::with_capacity(topic.len() + payload.len());
         block.extend_from_slice(topic.as_bytes());
         block.extend_from_slice(payload);
-        let arrival = row.try_get("time")?;
-        let message = Arrived {
+        let arrival = row.try_get::<_, Timestamptz>("time")?.0;
+        let message = InboundMessage {
             publish: Publish { packet_id: 0, duplicate: false, topic: 0..topic.len(), payload: topic.len()..block.len() },
             block: block.freeze(),
             // A dead letter has no acknowledgement.
@@ -147,10 +149,10 @@ impl Letters {
             is_observed: false,
         };
         // Each dead letter keeps its time of arrival.
-        intake.stream.forget_arrivals();
+        processor.stream.forget_arrivals();
         self.batch.add_block(Bytes::clone(&message.block), arrival);
         // All devices are loaded, so no lookup is pending.
-        if intake.take(&message, devices, &mut self.batch).is_ok() {
+        if processor.process(&message, devices, &mut self.batch).is_ok() {
             self.ids.push(row.try_get("id")?);
         }
         Ok(())
@@ -164,19 +166,20 @@ async fn settle(
     letters: &Letters,
     written: &Written,
 ) -> Result<ReplayOutcome, tokio_postgres::Error> {
-    let mut replayed = ReplayOutcome { rows: written.rows, partial: letters.partial, ..ReplayOutcome::default() };
+    let counts = ReplayCounts { partial: letters.partial, ..ReplayCounts::default() };
+    let mut replayed = ReplayOutcome { counts, rows: written.rows, ..ReplayOutcome::default() };
     let (mut stored, mut refused) = (Vec::new(), Refused::default());
     let partial = written.partial(&letters.batch);
     for (number, id) in (0_u32..).zip(&letters.ids) {
         match written.dead_letters.get(&number) {
             None => stored.push(*id),
-            Some(refusal) => {
-                refused.add(*id, refusal, partial.contains(&number));
-                replayed.reasons.entry(refusal.reason.name()).or_insert_with(|| (0, refusal.detail.clone())).0 += 1;
+            Some(cause) => {
+                refused.add(*id, cause, partial.contains(&number));
+                replayed.reasons.entry(cause.reason.name()).or_insert_with(|| (0, cause.detail.clone())).0 += 1;
             }
         }
     }
-    let [namespace, pipeline] = condition.owner();
+    let Owner { namespace, pipeline } = condition.owner();
     let of_pipeline = "dead_letter.namespace = $1 AND dead_letter.pipeline = $2";
     let delete = format!("DELETE FROM {SCHEMA}.dead_letter WHERE {of_pipeline} AND id = ANY($3)");
     transaction.execute_typed(&delete, &[(namespace, Type::TEXT), (pipeline, Type::TEXT), (&stored, Type::INT8_ARRAY)]).await?;
@@ -199,7 +202,8 @@ async fn settle(
             ],
         )
         .await?;
-    (replayed.stored, replayed.refused) = (stored.len() as u64, refused.ids.len() as u64);
+    let (stored, refused) = (stored.len() as u64, refused.ids.len() as u64);
+    replayed.counts = ReplayCounts { letters: 0, stored, refused, partial: letters.partial };
     Ok(replayed)
 }
 
@@ -213,10 +217,10 @@ struct Refused<'a> {
 }
 
 impl<'a> Refused<'a> {
-    fn add(&mut self, id: i64, refusal: &'a Refusal, partial: bool) {
+    fn add(&mut self, id: i64, cause: &'a DeadLetterCause, partial: bool) {
         self.ids.push(id);
-        self.reasons.push(refusal.reason.name());
-        self.details.push(&refusal.detail);
+        self.reasons.push(cause.reason.name());
+        self.details.push(&cause.detail);
         self.partial.push(partial);
     }
 }

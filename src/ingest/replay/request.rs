@@ -11,8 +11,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::filter::Filter;
-use super::progress::{begin, fail, finish, read};
+use super::filter::{Filter, FilterCondition};
 use super::{ReplaySource, replayer};
 use crate::api::dead_letter::Replay;
 use crate::configuration::ingest::IngestConfiguration;
@@ -20,6 +19,7 @@ use crate::database::connect::{connect, drive};
 use crate::database::uri::ConnectionUri;
 use crate::runtime::backoff::Backoff;
 use crate::state::owner::Owner;
+use crate::state::replay_progress::{ReplayProgress, fail, finish, read, start};
 
 /// The delays before the next attempt.
 const INITIAL_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -65,7 +65,9 @@ async fn attempt(configuration: &IngestConfiguration, uri: &ConnectionUri, owner
     let mut replayer = replayer(&source, uri, &Filter::of(request), false).await?;
     replayer.token = Some(request.token.clone());
     if before.is_none() {
-        begin(&replayer.client, &replayer.condition, &request.token).await.context("failed to begin the replay")?;
+        start(&replayer.client, FilterCondition::SQL, replayer.condition.parameters(), &request.token)
+            .await
+            .context("failed to begin the replay")?;
     }
     info!(token = request.token, "replaying dead letters");
     loop {
@@ -91,7 +93,7 @@ async fn open(uri: &ConnectionUri) -> anyhow::Result<Client> {
     Ok(client)
 }
 
-async fn progress(client: &Client, owner: &Owner, token: &str) -> anyhow::Result<Option<super::progress::ReplayProgress>> {
+async fn progress(client: &Client, owner: &Owner, token: &str) -> anyhow::Result<Option<ReplayProgress>> {
     read(client, owner, token).await.context("failed to read the progress of the replay")
 }
 

@@ -11,41 +11,43 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::RECEIVE_MAXIMUM;
-use crate::ingest::batch::Batch;
-use crate::ingest::batch::due::{MOST_BYTES, Pace, is_full};
-use crate::ingest::decode::rows::Rows;
-use crate::ingest::decode::time::Time;
-use crate::ingest::intake::{Arrived, Intake, Pending};
-use crate::ingest::ledger::{Acknowledged, Entry, Ledger};
+use crate::decode::time::Time;
 use crate::ingest::metrics::SessionMetrics;
-use crate::ingest::sink::{Done, Job, SessionKey, WRITERS};
+use crate::ingest::processor::{InboundMessage, PendingDevice, Processor};
 use crate::mqtt::frame::Publish;
 use crate::mqtt::window::Window;
-use crate::state::registry::follow::Registry;
+use crate::sink::batch::Batch;
+use crate::sink::batch::policy::{BatchPolicy, MAX_BYTES, is_full};
+use crate::sink::job::{Done, Job};
+use crate::sink::timescale::copy::Rows;
+use crate::sink::timescale::writers::WRITERS;
+use crate::state::redelivery::{Acknowledged, RedeliveryEntry, RedeliveryLog};
+use crate::state::registry::follow::DeviceRegistry;
+use crate::state::session::SessionKey;
 
 /// The maximum number of messages that wait until the registry has looked up their device. The session does not read beyond it.
 const MAX_PARKED: usize = 1_000;
 
 /// The unacknowledged messages of a session.
 pub struct InFlight {
-    intake: Intake,
-    registry: Arc<Registry>,
+    processor: Processor,
+    registry: Arc<DeviceRegistry>,
     metrics: SessionMetrics,
     key: Arc<SessionKey>,
     window: Window,
-    ledger: Ledger,
+    redelivery: RedeliveryLog,
     open: Batch,
     sealed: VecDeque<Batch>,
     /// Buffers of written batches, for reuse.
     spare: Vec<Rows>,
-    parked: Vec<Arrived>,
+    parked: Vec<InboundMessage>,
     /// The batches that are being written: number, and arrival of the oldest message.
     writing: Vec<(i64, Option<Time>)>,
     writing_bytes: usize,
     next_number: i64,
-    pace: Pace,
+    policy: BatchPolicy,
     last_submitted: Instant,
-    /// The acknowledged entries of the ledger that no PINGREQ has followed yet.
+    /// Acknowledged messages with redelivery entries that no PINGREQ has followed yet.
     acknowledged: Vec<Acknowledged>,
     /// The PINGREQs without an answer.
     fences: VecDeque<Fence>,
@@ -67,21 +69,27 @@ enum Fence {
 
 impl InFlight {
     /// A session with its entries in the database.
-    pub fn new(intake: Intake, registry: Arc<Registry>, metrics: SessionMetrics, key: SessionKey, entries: Vec<(i64, Vec<Entry>)>) -> Self {
+    pub fn new(
+        processor: Processor,
+        registry: Arc<DeviceRegistry>,
+        metrics: SessionMetrics,
+        key: SessionKey,
+        entries: Vec<(i64, Vec<RedeliveryEntry>)>,
+    ) -> Self {
         // Larger than the numbers of all earlier processes: the database may still execute a transaction of a killed process, whose batch
         // must not have the number of a batch of this process.
         let next_number = key.generation << BATCH_BITS;
-        let mut ledger = Ledger::default();
+        let mut redelivery = RedeliveryLog::default();
         for (batch, entries) in entries {
-            ledger.commit(batch, entries);
+            redelivery.commit(batch, entries);
         }
         Self {
-            intake,
+            processor,
             registry,
             metrics,
             key: Arc::new(key),
             window: Window::default(),
-            ledger,
+            redelivery,
             open: Batch::default(),
             sealed: VecDeque::new(),
             spare: Vec::new(),
@@ -89,7 +97,7 @@ impl InFlight {
             writing: Vec::new(),
             writing_bytes: 0,
             next_number,
-            pace: Pace::default(),
+            policy: BatchPolicy::default(),
             last_submitted: Instant::now(),
             acknowledged: Vec::new(),
             fences: VecDeque::new(),
@@ -118,15 +126,15 @@ impl InFlight {
                 self.window.settle(place);
                 continue;
             }
-            let mut message = Arrived { block: block.clone(), publish: publish.clone(), place, arrival, is_observed: false };
-            if let Err(Pending(name)) = self.intake.take(&message, &devices, &mut self.open) {
+            let mut message = InboundMessage { block: block.clone(), publish: publish.clone(), place, arrival, is_observed: false };
+            if let Err(PendingDevice(name)) = self.processor.process(&message, &devices, &mut self.open) {
                 debug!(name, "a message waits for the lookup of its device");
                 registry.ask(name);
                 message.is_observed = true;
                 self.parked.push(message);
             }
         }
-        self.metrics.sequence_gaps.inc_by(self.intake.stream.take_gaps());
+        self.metrics.sequence_gaps.inc_by(self.processor.stream.take_gaps());
         self.metrics.messages.inc_by(messages.len() as u64);
         if is_full(self.open.rows.len(), self.open.size()) {
             self.seal();
@@ -134,8 +142,8 @@ impl InFlight {
     }
 
     fn is_redelivery(&mut self, block: &Bytes, publish: &Publish) -> bool {
-        let hash = || Entry::new(publish.packet_id, &block[publish.topic.clone()], &block[publish.payload.clone()]).hash;
-        self.ledger.holds(publish.packet_id, publish.duplicate, hash)
+        let hash = || RedeliveryEntry::new(publish.packet_id, &block[publish.topic.clone()], &block[publish.payload.clone()]).hash;
+        self.redelivery.holds(publish.packet_id, publish.duplicate, hash)
     }
 
     /// Takes the messages whose device lookup is complete.
@@ -147,7 +155,7 @@ impl InFlight {
         let devices = registry.read();
         for message in std::mem::take(&mut self.parked) {
             self.open.add_block(message.block.clone(), message.arrival);
-            if let Err(Pending(name)) = self.intake.take(&message, &devices, &mut self.open) {
+            if let Err(PendingDevice(name)) = self.processor.process(&message, &devices, &mut self.open) {
                 registry.ask(name);
                 self.parked.push(message);
             }
@@ -176,7 +184,7 @@ impl InFlight {
         if !self.sealed.is_empty() {
             return Some(self.last_submitted);
         }
-        (!self.open.is_empty()).then(|| self.last_submitted + self.pace.spacing())
+        (!self.open.is_empty()).then(|| self.last_submitted + self.policy.interval())
     }
 
     /// The next batch, as a job.
@@ -186,7 +194,7 @@ impl InFlight {
         }
         let mut batch = self.sealed.pop_front()?;
         self.metrics.redelivered.inc_by(batch.arrange());
-        let holds_all_entries = self.intake.stream.takes_arrival_time();
+        let holds_all_entries = self.processor.stream.takes_arrival_time();
         let entries = if holds_all_entries {
             (0..u32::try_from(batch.len()).unwrap_or(u32::MAX)).filter_map(|number| batch.entry(number)).collect()
         } else {
@@ -197,7 +205,7 @@ impl InFlight {
         self.writing.push((number, batch.arrival()));
         self.writing_bytes += batch.size();
         self.last_submitted = Instant::now();
-        let expired = self.ledger.take_expired();
+        let expired = self.redelivery.take_expired();
         Some(Job { batch, session: self.key.clone(), number, entries, holds_all_entries, expired, _slot: slot, done, lost })
     }
 
@@ -212,14 +220,14 @@ impl InFlight {
     pub fn committed(&mut self, done: Done) {
         self.writing.retain(|(number, _)| *number != done.number);
         self.writing_bytes = self.writing_bytes.saturating_sub(done.batch.size());
-        self.pace.committed(done.took);
+        self.policy.committed(done.took);
         for place in done.batch.places() {
             self.window.settle(place);
         }
         self.observe(&done);
-        self.ledger.commit(done.number, done.written.entries);
+        self.redelivery.commit(done.number, done.written.entries);
         // Reuse avoids fragmentation by buffers that grow to a megabyte each time. A buffer that large messages have enlarged is freed.
-        if self.spare.len() < WRITERS && done.batch.rows.size() <= MOST_BYTES {
+        if self.spare.len() < WRITERS && done.batch.rows.size() <= MAX_BYTES {
             self.spare.push(done.batch.rows);
         }
     }
@@ -241,7 +249,7 @@ impl InFlight {
         }
         processing.flush();
         if let Some((_, newest)) = done.batch.rows.span(0..done.batch.rows.len())
-            && !self.intake.stream.takes_arrival_time()
+            && !self.processor.stream.takes_arrival_time()
         {
             metrics.latency.observe(seconds(newest, now));
         }
@@ -250,13 +258,13 @@ impl InFlight {
     /// The next message to acknowledge.
     pub fn next_acknowledgement(&mut self) -> Option<u16> {
         let packet_id = self.window.next_settled()?;
-        self.acknowledged.extend(self.ledger.acknowledge(packet_id));
+        self.acknowledged.extend(self.redelivery.acknowledge(packet_id));
         Some(packet_id)
     }
 
     /// The topics of the rebirth commands to publish.
     pub fn take_rebirths(&mut self) -> Vec<String> {
-        let topics = self.intake.stream.take_rebirths();
+        let topics = self.processor.stream.take_rebirths();
         self.metrics.rebirths.inc_by(topics.len() as u64);
         topics
     }
@@ -279,11 +287,11 @@ impl InFlight {
     /// A PINGREQ is answered: the broker has processed the packets before it.
     pub fn fence_answered(&mut self) {
         match self.fences.pop_front() {
-            Some(Fence::Login) => self.ledger.expect_marked(),
+            Some(Fence::Login) => self.redelivery.expect_marked(),
             Some(Fence::Acknowledged(acknowledged)) => self.confirm(acknowledged),
             Some(Fence::Regular(acknowledged)) => {
                 self.confirm(acknowledged);
-                self.ledger.end_resending();
+                self.redelivery.end_resending();
             }
             None => {}
         }
@@ -291,7 +299,7 @@ impl InFlight {
 
     fn confirm(&mut self, acknowledged: Vec<Acknowledged>) {
         for acknowledged in acknowledged {
-            self.ledger.confirm(acknowledged);
+            self.redelivery.confirm(acknowledged);
         }
     }
 
@@ -305,9 +313,9 @@ impl InFlight {
     /// A connection begins, and its first PINGREQ is sent. `present`: the broker has kept the session.
     pub fn connected(&mut self, present: bool) {
         if present {
-            self.ledger.resume();
+            self.redelivery.resume();
         } else {
-            self.ledger.clear();
+            self.redelivery.clear();
         }
         self.fences.push_back(Fence::Login);
     }

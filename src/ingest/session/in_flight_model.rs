@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 
-use crate::ingest::decode::time::Time;
-use crate::ingest::ledger::Entry;
-use crate::ingest::sink::Job;
-use crate::ingest::sink::transaction::Written;
+use crate::decode::time::Time;
+use crate::sink::job::Job;
+use crate::sink::written::Written;
+use crate::state::redelivery::RedeliveryEntry;
 
 /// A published message, identified by its index.
 #[derive(Clone, Debug)]
@@ -111,7 +111,7 @@ pub struct Database {
     /// Keys. The message number takes the place of the device.
     rows: BTreeSet<(usize, Time)>,
     pub letters: Vec<usize>,
-    pub acknowledgements: BTreeMap<i64, Vec<Entry>>,
+    pub acknowledgements: BTreeMap<i64, Vec<RedeliveryEntry>>,
 }
 
 impl Database {

@@ -14,7 +14,7 @@ use crate::api::topic::TopicPattern;
 use crate::decode::Decoder;
 use crate::decode::stream::Stream;
 use crate::ingest::metrics::WorkerMetrics;
-use crate::ingest::sink::WRITERS;
+use crate::sink::timescale::writers::WRITERS;
 use crate::state::registry::follow::Device;
 
 mod in_flight_model;
@@ -68,7 +68,7 @@ fn step() -> impl Strategy<Value = ModelStep> {
 struct Model {
     decode: Value,
     in_flight: InFlight,
-    registry: Arc<Registry>,
+    registry: Arc<DeviceRegistry>,
     metrics: SessionMetrics,
     slots: Arc<Semaphore>,
     broker: Broker,
@@ -85,19 +85,19 @@ fn device(id: i32) -> Device {
     Device { id, gateway: GATEWAY.into(), enabled: true }
 }
 
-fn in_flight(decode: &Value, registry: &Arc<Registry>, metrics: &SessionMetrics, database: &mut Database) -> InFlight {
+fn in_flight(decode: &Value, registry: &Arc<DeviceRegistry>, metrics: &SessionMetrics, database: &mut Database) -> InFlight {
     let topic = TopicPattern::compile("devices/{device}", Format::Json).unwrap();
     let decoder = Decoder::compile(&serde_json::from_value(decode.clone()).unwrap(), None).unwrap();
-    let intake = Intake { gateway: GATEWAY.to_owned(), stream: Stream::new(Arc::new(topic), Arc::new(decoder)) };
+    let processor = Processor { gateway: GATEWAY.to_owned(), stream: Stream::new(Arc::new(topic), Arc::new(decoder)) };
     database.generation += 1;
     let key = SessionKey { name: "plant/p/plant-1".to_owned(), gateway: GATEWAY.to_owned(), generation: database.generation };
     let entries = database.acknowledgements.iter().map(|(batch, entries)| (*batch, entries.clone())).collect();
-    InFlight::new(intake, registry.clone(), metrics.clone(), key, entries)
+    InFlight::new(processor, registry.clone(), metrics.clone(), key, entries)
 }
 
 impl Model {
     fn new(decode: Value, resends_late: bool) -> Self {
-        let registry = Arc::new(Registry::new(Duration::from_secs(1)));
+        let registry = Arc::new(DeviceRegistry::new(Duration::from_secs(1)));
         registry.answer("known", Some(device(1)));
         registry.answer("nobody", None);
         let metrics = WorkerMetrics::register(&prometheus::Registry::new()).unwrap().session(GATEWAY);

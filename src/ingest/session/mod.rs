@@ -26,20 +26,21 @@ use self::drain::{Drain, DrainStep};
 use self::in_flight::InFlight;
 use self::keep_alive::{KEEP_ALIVE_SECONDS, KeepAlive};
 use super::broker_login::BrokerLogin;
-use super::decode::sparkplug::rebirth;
-use super::decode::time::Time;
-use super::intake::Intake;
 use super::metrics::SessionMetrics;
-use super::sink::{Done, Sink};
+use super::processor::Processor;
 use crate::configuration::ingest::IngestGateway;
 use crate::database::uri::ConnectionUri;
+use crate::decode::sparkplug::rebirth;
+use crate::decode::time::Time;
 use crate::mqtt::connection::{ConnectSettings, PacketConnection, packets};
 use crate::mqtt::error::ConnectionError;
 use crate::mqtt::frame::{Frame, Publish};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 use crate::runtime::readiness::Readiness;
-use crate::state::registry::follow::Registry;
+use crate::sink::Sink;
+use crate::sink::job::Done;
+use crate::state::registry::follow::DeviceRegistry;
 
 /// The delays before the next attempt to reach the broker or the database.
 const INITIAL_RETRY_DELAY: Duration = Duration::from_millis(100);
@@ -69,10 +70,10 @@ pub struct IngestSession {
     pub check: String,
     /// The subscription. `None`: the session is no longer configured; it is drained and ended.
     pub filter: Option<String>,
-    /// Decodes messages.
-    pub intake: Intake,
+    /// Processes messages.
+    pub processor: Processor,
     /// The devices.
-    pub registry: Arc<Registry>,
+    pub registry: Arc<DeviceRegistry>,
     /// Writes batches.
     pub sink: Sink,
     /// The database, for the session's record.
@@ -101,7 +102,7 @@ impl IngestSession {
             Err(end) => return end,
         };
         let stale: Vec<String> = opened.filters.into_iter().filter(|known| Some(known) != self.filter.as_ref()).collect();
-        let in_flight = InFlight::new(self.intake, self.registry.clone(), self.metrics.clone(), opened.key, opened.entries);
+        let in_flight = InFlight::new(self.processor, self.registry.clone(), self.metrics.clone(), opened.key, opened.entries);
         let (done, committed) = mpsc::unbounded_channel();
         let running = RunningSession {
             check: self.check,
@@ -141,7 +142,7 @@ struct RunningSession {
     lost: CancellationToken,
     gateway: IngestGateway,
     login: BrokerLogin,
-    registry: Arc<Registry>,
+    registry: Arc<DeviceRegistry>,
     sink: Sink,
     uri: ConnectionUri,
     max_bytes: usize,

@@ -3,15 +3,15 @@
 use tracing::{info, warn};
 
 use super::{IngestSession, RunningSession, SessionEnd, retry_backoff};
-use crate::ingest::sink::session_store;
 use crate::runtime::error::chain;
+use crate::state::session;
 
 impl IngestSession {
     /// Claims the session in the database. Retries until that succeeds.
-    pub(super) async fn open(&self) -> Result<session_store::Opened, SessionEnd> {
+    pub(super) async fn open(&self) -> Result<session::OpenedSession, SessionEnd> {
         let mut backoff = retry_backoff();
         loop {
-            let attempt = session_store::open(&self.uri, &self.name, &self.gateway.name, self.filter.as_deref());
+            let attempt = session::open(&self.uri, &self.name, &self.gateway.name, self.filter.as_deref());
             tokio::select! {
                 () = self.shutdown.cancelled() => return Err(SessionEnd::Stopped),
                 opened = attempt => match opened {
@@ -39,7 +39,7 @@ impl RunningSession {
         tokio::spawn(async move {
             // Other sessions may wait for this record. If it is never written, the next start unsubscribes again, which has no effect.
             let mut backoff = retry_backoff();
-            while let Err(failure) = session_store::keep_filter(&uri, &key, &filter).await {
+            while let Err(failure) = session::set_filter(&uri, &key, &filter).await {
                 warn!(session = key.name, failure = chain(&failure), "failed to record the ended subscriptions: retrying");
                 if shutdown.run_until_cancelled(backoff.wait()).await.is_none() {
                     return;
@@ -51,7 +51,7 @@ impl RunningSession {
     /// Deletes the session's record. Retries until that succeeds.
     pub(super) async fn forget(&self) -> SessionEnd {
         let mut backoff = retry_backoff();
-        while let Err(failure) = session_store::forget(&self.uri, self.in_flight.key()).await {
+        while let Err(failure) = session::delete(&self.uri, self.in_flight.key()).await {
             warn!(session = self.in_flight.key().name, failure = chain(&failure), "failed to delete the record of the session: retrying");
             if self.shutdown.run_until_cancelled(backoff.wait()).await.is_none() {
                 return SessionEnd::Stopped;
@@ -64,7 +64,7 @@ impl RunningSession {
     /// Checks whether another worker has claimed the session: that worker's login ended this connection, and another login here would
     /// end that worker's.
     pub(super) async fn check_claim(&self) {
-        match session_store::is_held(&self.uri, self.in_flight.key()).await {
+        match session::is_held(&self.uri, self.in_flight.key()).await {
             Ok(true) => {}
             Ok(false) => self.lost.cancel(),
             // A claim needs the database, so nobody has claimed the session meanwhile. A commit checks the claim in any case.

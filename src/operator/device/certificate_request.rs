@@ -124,7 +124,7 @@ pub fn request_state(request: &CertificateRequest) -> RequestState<'_> {
     if let Some(invalid) = holds("InvalidRequest") {
         return RequestState::Refused(Reason::CertificateRefused, &invalid.message);
     }
-    match (of(Reason::Ready), &status.certificate) {
+    match (of("Ready"), &status.certificate) {
         (Some(ready), Some(certificate)) if ready.status == "True" => RequestState::Issued(&certificate.0),
         (Some(ready), _) if ["Failed", "Denied"].contains(&ready.reason.as_str()) => {
             RequestState::Refused(Reason::CertificateRefused, &ready.message)

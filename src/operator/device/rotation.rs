@@ -8,7 +8,8 @@ use kube::ResourceExt;
 
 use super::endpoint;
 use crate::api::Device;
-use crate::api::device::{DEFAULT_OVERLAP_SECONDS, duration_seconds};
+use crate::api::device::DEFAULT_OVERLAP_SECONDS;
+use crate::api::duration;
 use crate::api::name::{PASSWORD_SINCE_ANNOTATION, PREVIOUS_PASSWORD_ANNOTATION, ROTATE_PASSWORD_ANNOTATION};
 use crate::broker::credential::hash;
 
@@ -71,8 +72,8 @@ impl Rotation {
         let password = device.spec.authentication.password.as_ref();
         let rotation = password.and_then(|password| password.rotation.as_ref());
         self.requested = device.annotations().get(ROTATE_PASSWORD_ANNOTATION).map(|token| token.as_str().into());
-        self.every = rotation.and_then(|rotation| rotation.every.as_deref()).and_then(duration_seconds);
-        self.overlap = rotation.and_then(|rotation| duration_seconds(&rotation.overlap)).unwrap_or(DEFAULT_OVERLAP_SECONDS);
+        self.every = rotation.and_then(|rotation| rotation.every.as_deref()).and_then(duration::seconds);
+        self.overlap = rotation.and_then(|rotation| duration::seconds(&rotation.overlap)).unwrap_or(DEFAULT_OVERLAP_SECONDS);
         self.due = false;
     }
 

@@ -256,15 +256,6 @@ impl Twin {
             Some(ReportedStatus { generation: Some(reported), .. }) => {
                 fails(Reason::AwaitingReport, format!("the device reports generation {reported} at {topic}; desired is generation {generation}"))
             }
-            Some(ReportedStatus { generation: Some(reported), .. }) if reported == *generation => Some(Finding::holds(
-                SYNCED,
-                Reason::Synced,
-                format!("the device reports generation {generation}, which is the desired one"),
-            )),
-            Some(ReportedStatus { generation: Some(reported), .. }) => fails(
-                Reason::AwaitingReport,
-                format!("the device reports generation {reported} at {topic}; desired is generation {generation}"),
-            ),
             Some(ReportedStatus { generation: None, state }) => {
                 // It was serialized by this module.
                 let desired: Map<String, Value> = serde_json::from_str(json).unwrap_or_default();

@@ -9,7 +9,7 @@ use super::observe::Observed;
 use super::tls;
 use crate::api::client_authority::{ClientAuthority as Declared, DEFAULT_VALIDITY_SECONDS};
 use crate::api::condition::Cause;
-use crate::api::device::duration_seconds;
+use crate::api::duration;
 use crate::api::reason::Reason;
 use crate::certificate::client::{AuthorityError, ClientAuthority};
 use crate::certificate::server::CertificateError;
@@ -50,7 +50,7 @@ pub fn client_trust(observed: &Observed, now: Timestamp) -> ClientTrust {
                 Source::Own(authority) => (authority.trusted(), (authority.not_before(), authority.not_after())),
                 Source::Issuer(issuer) => (issuer.trusted.trusted(), issuer.trusted.validity()),
             };
-            let seconds = duration_seconds(&declared.validity).unwrap_or(DEFAULT_VALIDITY_SECONDS);
+            let seconds = duration::seconds(&declared.validity).unwrap_or(DEFAULT_VALIDITY_SECONDS);
             ClientTrust {
                 trusted: Some(trusted.to_owned()),
                 awaiting: None,

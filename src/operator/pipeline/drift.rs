@@ -15,7 +15,7 @@ use super::connection::RegistryState;
 use super::database::Database;
 use super::dead_letter_status::DeadLetterView;
 use crate::api::Pipeline;
-use crate::sink::timescale::execute::look;
+use crate::sink::timescale::execute::observe_schema;
 use crate::sink::timescale::plan::plan;
 use crate::sink::timescale::schema::Desired;
 use crate::state::dead_letter;
@@ -102,7 +102,7 @@ async fn is_steady(steady: &Steady) -> bool {
     }
     let Ok(mut session) = steady.database.session().await else { return false };
     let Ok(client) = session.client() else { return false };
-    let Ok(observed) = look(client, &steady.desired.table.name).await else {
+    let Ok(observed) = observe_schema(client, &steady.desired.table.name).await else {
         session.discard();
         return false;
     };

@@ -53,7 +53,7 @@ use crate::api::{Pipeline, is_reconciliation_paused};
 use crate::broker::credential::password::Password;
 use crate::runtime::error::chain;
 use crate::sink::timescale::execute::{self, ExecuteError};
-use crate::sink::timescale::plan::{Plan, Step};
+use crate::sink::timescale::plan::{SchemaChange, SchemaPlan};
 use crate::state::assignment::spread;
 
 /// Name in metrics, events and managed fields.
@@ -243,16 +243,16 @@ impl Reconciler {
         plan.map_or_else(|failure| failure, |plan| TableOutcome::Ready { kept: plan.kept })
     }
 
-    async fn change_table(&self, pipeline: &Pipeline, valid: &Valid) -> Result<Plan, TableOutcome> {
+    async fn change_table(&self, pipeline: &Pipeline, valid: &Valid) -> Result<SchemaPlan, TableOutcome> {
         let database = self.databases.last(&owner(pipeline));
         let closed = || Cause::new(Reason::DatabaseUnavailable, "the connection to the database was closed");
         let database = database.ok_or_else(|| TableOutcome::Unknown(closed()))?;
         let mut session = database.session().await.map_err(TableOutcome::Unknown)?;
         match execute::apply(session.client().map_err(TableOutcome::Unknown)?, &valid.desired).await {
             Ok(plan) => {
-                let created = plan.steps.iter().any(|step| matches!(step, Step::CreateSystem { .. }));
+                let created = plan.steps.iter().any(|step| matches!(step, SchemaChange::CreateSystem { .. }));
                 database.system_seen(&mut session, created);
-                if plan.steps.iter().any(|step| matches!(step, Step::KeepDeadLetters { .. })) {
+                if plan.steps.iter().any(|step| matches!(step, SchemaChange::KeepDeadLetters { .. })) {
                     self.retention.changed();
                 }
                 Ok(plan)

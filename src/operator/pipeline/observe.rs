@@ -19,7 +19,7 @@ use crate::database::uri::ConnectionUri;
 use crate::operator::device::secret::PASSWORD_KEY;
 use crate::operator::kubernetes::apply::{WriteError, read, read_all};
 use crate::runtime::error::chain;
-use crate::sink::timescale::execute::{ExecuteError, look};
+use crate::sink::timescale::execute::{ExecuteError, observe_schema};
 use crate::sink::timescale::observe;
 use crate::state::dead_letter::{self, DeadLetters};
 use crate::state::owner::Owner;
@@ -55,7 +55,7 @@ pub enum DatabaseView {
     /// It does not let itself be looked at.
     Refused(Cause),
     /// This is there.
-    Seen(observe::Observed),
+    Seen(observe::ObservedSchema),
 }
 
 /// The Pipeline as the database knows it.
@@ -137,7 +137,7 @@ async fn inspect(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri
         Ok(client) => client,
         Err(cause) => return (DatabaseView::Unseen(cause), None),
     };
-    match look(client, &pipeline.spec.sink.timescale.table).await {
+    match observe_schema(client, &pipeline.spec.sink.timescale.table).await {
         Ok(observed) => {
             let mut letters = None;
             if observed.system_version.is_some_and(|version| version >= system::VERSION) {

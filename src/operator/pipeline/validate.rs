@@ -2,18 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use kube::core::{Selector, SelectorExt};
+use kube::core::SelectorExt;
 
 use super::external;
 use super::observe::{DatabaseView, Observed, owner};
 use crate::api::Pipeline;
 use crate::api::condition::Cause;
 use crate::api::external::ExternalBroker;
-use crate::api::reason::Reason;
-use crate::api::topic::TopicPattern;
-use crate::decode::{CompileError, Decoder};
-use crate::sink::timescale::plan::{Plan, plan};
-use crate::sink::timescale::schema::{Desired, desired};
+use crate::configuration::pipeline::compile;
+use crate::sink::timescale::plan::{SchemaPlan, plan};
+use crate::sink::timescale::schema::Desired;
 
 /// A spec that can be carried out, and how far that is possible now.
 #[derive(Debug)]
@@ -49,7 +47,7 @@ pub enum TableView {
         stalled: bool,
     },
     /// What is to be done; without steps, the table is as wanted.
-    Planned(Plan),
+    Planned(SchemaPlan),
 }
 
 /// Checks a spec against what was found.
@@ -57,14 +55,11 @@ pub enum TableView {
 /// # Errors
 /// Why the spec cannot be carried out, whatever happens elsewhere.
 pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause> {
-    let invalid = |message: String| Cause::new(Reason::InvalidSpec, message);
-    let desired = desired(owner(pipeline), &pipeline.spec).map_err(|error| invalid(error.to_string()))?;
-    let topic =
-        TopicPattern::compile(&pipeline.spec.source.topic, pipeline.spec.decode.format).map_err(|error| invalid(error.to_string()))?;
-    let descriptor = check_decoder(pipeline, observed)?;
-    let selector = pipeline.spec.source.gateway_selector.clone();
-    let selector = Selector::try_from(selector).map_err(|error| invalid(format!("failed to read gatewaySelector: {error}")))?;
-    let gateways = observed.gateways.iter().filter(|(_, labels)| selector.matches(labels)).map(|(name, _)| name.clone());
+    let descriptor = observed.descriptor.as_ref().map(Option::as_deref).map_err(Clone::clone);
+    let compiled = compile(owner(pipeline), &pipeline.spec, descriptor)?;
+    let (desired, topic) = (compiled.desired, compiled.topic);
+    let descriptor = compiled.decoder.and_then(|_| observed.descriptor.clone());
+    let gateways = observed.gateways.iter().filter(|(_, labels)| compiled.selector.matches(labels)).map(|(name, _)| name.clone());
     let gateways: Vec<String> = gateways.collect();
     let externals = observed.externals.iter().filter(|(name, _)| gateways.contains(name));
     let externals = externals.map(|(name, broker)| (name.clone(), broker.clone())).collect();
@@ -90,20 +85,6 @@ pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause
         sessions,
         table,
     })
-}
-
-/// Whether the workers could decode by this spec, and with which FileDescriptorSet. What is wrong with that is for its
-/// ConfigMap to mend.
-fn check_decoder(pipeline: &Pipeline, observed: &Observed) -> Result<Result<Option<Vec<u8>>, Cause>, Cause> {
-    let descriptor = match &observed.descriptor {
-        Ok(descriptor) => descriptor,
-        Err(cause) => return Ok(Err(cause.clone())),
-    };
-    match Decoder::compile(&pipeline.spec.decode, descriptor.as_deref()) {
-        Ok(_) => Ok(Ok(descriptor.clone())),
-        Err(error @ CompileError::Describe(_)) => Ok(Err(error.cause())),
-        Err(error) => Err(error.cause()),
-    }
 }
 
 #[cfg(test)]
@@ -148,7 +129,7 @@ pub(super) mod tests {
             gateways: [("plant-1".to_owned(), labels("north")), ("plant-2".to_owned(), labels("south"))].into(),
             externals: BTreeMap::new(),
             uri: Ok("postgresql://u:p@db:5433/fleet".parse().unwrap()),
-            database: DatabaseView::Seen(observe::Observed::default()),
+            database: DatabaseView::Seen(observe::ObservedSchema::default()),
             descriptor: Ok(None),
             letters: None,
             password: Some(Password::given(b"secret-of-the-workers").unwrap()),
@@ -210,7 +191,7 @@ pub(super) mod tests {
         assert!(
             matches!(validate(&pipeline(json!({})), &unseen).unwrap().table, TableView::Unknown(cause) if cause.reason == Reason::SecretNotFound)
         );
-        let foreign = observe::Observed { table: Some(observe::ObservedTable::default()), ..Default::default() };
+        let foreign = observe::ObservedSchema { table: Some(observe::ObservedTable::default()), ..Default::default() };
         let foreign = Observed { database: DatabaseView::Seen(foreign), ..observed() };
         let table = validate(&pipeline(json!({})), &foreign).unwrap().table;
         assert!(matches!(table, TableView::Refused { cause, stalled: false } if cause.reason == Reason::TableNotOurs));

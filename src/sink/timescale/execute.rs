@@ -1,4 +1,4 @@
-//! Carries out a plan: the only place that changes a database's schema.
+//! Executes a plan: the only code that changes the schema of a database.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, GenericClient, Transaction};
 use tracing::info;
 
-use super::observe::{Observed, observe};
-use super::plan::{Plan, Refusal, Step, plan, qualified};
+use super::observe::{ObservedSchema, observe};
+use super::plan::{PlanError, SchemaChange, SchemaPlan, plan, qualified};
 use super::schema::Desired;
 use crate::api::pipeline::DeletionPolicy;
 use crate::api::reason::Reason;
@@ -16,25 +16,25 @@ use crate::state::assignment::forget_all_sessions;
 use crate::state::owner::Owner;
 use crate::state::system;
 
-/// How long a look at the catalog may take; it takes milliseconds.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long reading the catalog may take. It usually takes milliseconds.
+const OBSERVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a change may take in all; an index on a large table that lost it is the slowest.
+/// How long a change may take in total. Creating the index of a large table is the slowest.
 const CHANGE_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// How long a change waits for a lock on a table: all who come later queue behind it, so not long.
+/// How long a change waits for a lock on a table. Short, because later statements on the table queue behind it.
 const LOCK_TIMEOUT: &str = "3s";
 
 /// Key of the advisory lock under which one process at a time changes a database: `fleetwri` in ASCII.
 const ADVISORY_LOCK: i64 = 0x666c_6565_7477_7269;
 
-/// Why the database is not as wanted.
+/// Why the database does not have the desired state.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecuteError {
     /// No answer in time.
     #[error("failed to get an answer from the database in {} s", waited.as_secs())]
     AwaitAnswer {
-        /// How long it was waited for.
+        /// The timeout.
         waited: Duration,
     },
 
@@ -42,7 +42,7 @@ pub enum ExecuteError {
     #[error("failed to read the catalog of the database")]
     ReadCatalog(#[source] tokio_postgres::Error),
 
-    /// TimescaleDB is not in the database and could not be installed.
+    /// TimescaleDB is not installed in the database, and installing it failed.
     #[error(
         "failed to install TimescaleDB: run CREATE EXTENSION timescaledb in this database as a superuser (its library must be on the server and \
          in shared_preload_libraries)"
@@ -55,10 +55,10 @@ pub enum ExecuteError {
 
     /// The table may not be changed.
     #[error(transparent)]
-    Refuse(#[from] Refusal),
+    Refuse(#[from] PlanError),
 
-    /// Statements succeeded, and yet the database is not as wanted.
-    #[error("failed to bring the table to what is wanted: something else changes it at the same time")]
+    /// All statements succeeded, but the database does not have the desired state.
+    #[error("failed to bring the table to the desired state: another process changes it at the same time")]
     Settle,
 }
 
@@ -83,17 +83,17 @@ impl ExecuteError {
     }
 }
 
-/// Looks at the database around this table, within a bounded time.
-pub async fn look(client: &impl GenericClient, table: &str) -> Result<Observed, ExecuteError> {
-    bounded(LOOK_TIMEOUT, async { observe(client, table).await.map_err(ExecuteError::ReadCatalog) }).await
+/// Reads the state of the database for this table, with a timeout.
+pub async fn observe_schema(client: &impl GenericClient, table: &str) -> Result<ObservedSchema, ExecuteError> {
+    bounded(OBSERVE_TIMEOUT, async { observe(client, table).await.map_err(ExecuteError::ReadCatalog) }).await
 }
 
-/// Brings the database to what is wanted, in one transaction and with nobody else doing the same meanwhile.
-/// Executes nothing where nothing is to be done; what it did is returned.
+/// Brings the database to the desired state, in one transaction and under an advisory lock. Returns the executed plan, which has no
+/// steps if nothing was to be done.
 ///
 /// # Errors
-/// Nothing was changed then.
-pub async fn apply(client: &mut Client, desired: &Desired) -> Result<Plan, ExecuteError> {
+/// The transaction is rolled back.
+pub async fn apply(client: &mut Client, desired: &Desired) -> Result<SchemaPlan, ExecuteError> {
     bounded(CHANGE_TIMEOUT, async {
         let transaction = begin(client).await?;
         let applied = plan(desired, &observe(&transaction, &desired.table.name).await.map_err(ExecuteError::ReadCatalog)?)?;
@@ -110,11 +110,11 @@ pub async fn apply(client: &mut Client, desired: &Desired) -> Result<Plan, Execu
     .await
 }
 
-/// Lets go of the table of a Pipeline that is being deleted: leaves it for whoever claims it next, or drops it. Leaves alone
-/// what belongs to another Pipeline. Does nothing the second time.
+/// Releases the table of a Pipeline that is being deleted: keeps it for the next owner, or drops it. Does not change a table of
+/// another Pipeline. Idempotent.
 ///
 /// # Errors
-/// Nothing was changed then.
+/// The transaction is rolled back.
 pub async fn release(client: &mut Client, owner: &Owner, table: &str, policy: DeletionPolicy) -> Result<(), ExecuteError> {
     bounded(CHANGE_TIMEOUT, async {
         let transaction = begin(client).await?;
@@ -140,7 +140,7 @@ async fn forget(transaction: &Transaction<'_>, owner: &Owner, table: &str, polic
     };
     transaction.execute_typed(&statement, &[(&table, Type::TEXT)]).await?;
     if policy == DeletionPolicy::Delete {
-        // Deleted at the next sweep, a few at a time: there may be millions.
+        // The next sweep deletes them, a few at a time: there may be millions.
         let statement =
             format!("UPDATE {}.dead_letter_retention SET retention = '0' WHERE namespace = $1 AND pipeline = $2", system::SCHEMA);
         transaction.execute_typed(&statement, &[(&owner.namespace, Type::TEXT), (&owner.pipeline, Type::TEXT)]).await?;
@@ -152,7 +152,7 @@ async fn forget(transaction: &Transaction<'_>, owner: &Owner, table: &str, polic
     forget_all_sessions(transaction, owner).await
 }
 
-/// A transaction that waits for no lock for long, and holds the one that keeps others from changing the database.
+/// A transaction with a short lock timeout and the advisory lock.
 async fn begin(client: &mut Client) -> Result<Transaction<'_>, ExecuteError> {
     let transaction = client.transaction().await.map_err(ExecuteError::Change)?;
     let statement = format!(
@@ -164,11 +164,11 @@ async fn begin(client: &mut Client) -> Result<Transaction<'_>, ExecuteError> {
     Ok(transaction)
 }
 
-async fn execute(transaction: &Transaction<'_>, step: &Step) -> Result<(), ExecuteError> {
+async fn execute(transaction: &Transaction<'_>, step: &SchemaChange) -> Result<(), ExecuteError> {
     for statement in step.statements() {
         info!(%statement, "changing the database");
         transaction.batch_execute(&statement).await.map_err(|source| match step {
-            Step::CreateExtension => ExecuteError::CreateExtension(source),
+            SchemaChange::CreateExtension => ExecuteError::CreateExtension(source),
             _ => ExecuteError::Change(source),
         })?;
     }

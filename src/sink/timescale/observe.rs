@@ -1,4 +1,4 @@
-//! What is there: reads of the catalog, and nothing else.
+//! Reads the state of a database from its catalog.
 
 use tokio_postgres::types::Type;
 use tokio_postgres::{Error, GenericClient};
@@ -6,18 +6,18 @@ use tokio_postgres::{Error, GenericClient};
 use super::schema::{DEVICE_ID, TIME};
 use crate::state::system;
 
-/// The state of a database as far as one table is concerned.
+/// The state of a database for one table.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Observed {
-    /// TimescaleDB, where the extension is there.
+pub struct ObservedSchema {
+    /// TimescaleDB, if the extension is installed.
     pub extension: Option<Extension>,
-    /// Version of Fleetwright's own tables, where all of them are there.
+    /// Version of the tables of Fleetwright, if all of them exist.
     pub system_version: Option<i32>,
-    /// Which Pipeline the table was made for.
+    /// The owner of the table.
     pub claim: Option<Claim>,
-    /// How long the dead letters of the Pipeline that the table was made for are kept, in microseconds.
+    /// Retention of the dead letters of the owner of the table, in microseconds.
     pub dead_letter_retention: Option<i64>,
-    /// The relation of the table's name in the schema `public`.
+    /// The relation with the name of the table in the schema `public`.
     pub table: Option<ObservedTable>,
 }
 
@@ -35,14 +35,14 @@ pub struct Extension {
 pub struct Claim {
     /// Namespace of the Pipeline.
     pub namespace: String,
-    /// Name of the Pipeline; `None` once it is gone and has left its table.
+    /// Name of the Pipeline; `None` after it was deleted and its table kept.
     pub pipeline: Option<String>,
 }
 
 /// A relation.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct ObservedTable {
-    /// How much time one chunk covers, in microseconds; `None` where this is no hypertable by time.
+    /// How much time one chunk covers, in microseconds; `None` if it is not a hypertable partitioned by time.
     pub chunk_interval: Option<i64>,
     /// Columns.
     pub columns: Vec<ObservedColumn>,
@@ -61,8 +61,8 @@ pub struct ObservedColumn {
     pub comment: Option<String>,
 }
 
-/// Reads the state of the database around `public.<table>`. Writes nothing and takes no lock that anybody waits for.
-pub async fn observe(client: &impl GenericClient, table: &str) -> Result<Observed, Error> {
+/// Reads the state of the database for `public.<table>`. Writes nothing, and takes no lock that blocks others.
+pub async fn observe(client: &impl GenericClient, table: &str) -> Result<ObservedSchema, Error> {
     let row = client
         .query_typed_one(
             "SELECT
@@ -91,7 +91,7 @@ pub async fn observe(client: &impl GenericClient, table: &str) -> Result<Observe
         None => None,
     };
     let system_version = system_version.and_then(|text| text.parse().ok()).filter(|_| is_complete);
-    Ok(Observed { extension, system_version, claim, dead_letter_retention, table })
+    Ok(ObservedSchema { extension, system_version, claim, dead_letter_retention, table })
 }
 
 async fn claim(client: &impl GenericClient, table: &str) -> Result<Option<Claim>, Error> {

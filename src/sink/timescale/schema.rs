@@ -1,20 +1,21 @@
-//! The hypertable that a Pipeline wants: pure.
+//! The desired hypertable of a Pipeline: pure.
 
 use std::collections::HashSet;
 
 use crate::api::PipelineSpec;
+use crate::api::duration::{self, microseconds};
 use crate::api::pipeline::FieldType;
-use crate::api::topic::{TopicError, TopicPattern};
+use crate::api::topic::TopicPattern;
 use crate::state::owner::Owner;
 
 /// The column with the time of a reading.
 pub const TIME: &str = "time";
 
-/// The column with the number of the device in `fleetwright.device`.
+/// The column with the id of the device in `fleetwright.device`.
 pub const DEVICE_ID: &str = "device_id";
 
-/// The longest retention, in microseconds: a hundred years, which is for good. Long before that a time of PostgreSQL would overflow.
-const LONGEST_RETENTION: i64 = 100 * 365 * 24 * 3600 * 1_000_000;
+/// The longest retention, in microseconds: a hundred years. A time of PostgreSQL minus a longer one could overflow.
+const MAX_RETENTION: i64 = 100 * 365 * 24 * 3600 * 1_000_000;
 
 /// Type of a column.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -71,8 +72,8 @@ pub struct Column {
     pub name: String,
     /// Type.
     pub type_: ColumnType,
-    /// Whether NULL is refused. Only [`TIME`] and [`DEVICE_ID`] refuse it: whether a field is required is the worker's to
-    /// check, so that a change of that needs no change of the table.
+    /// Whether NULL is refused. Only [`TIME`] and [`DEVICE_ID`] refuse it: the worker checks required fields, so that a change of
+    /// `required` needs no change of the table.
     pub not_null: bool,
     /// Unit of a field.
     pub comment: Option<String>,
@@ -89,7 +90,7 @@ pub struct Table {
     pub chunk_interval: i64,
 }
 
-/// What a Pipeline wants of its database.
+/// The desired state of the database for a Pipeline.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Desired {
     /// The Pipeline.
@@ -100,7 +101,7 @@ pub struct Desired {
     pub dead_letter_retention: i64,
 }
 
-/// What of a spec makes no table. A change of the spec mends it.
+/// Why a spec has no valid table. A change of the spec corrects it.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum SchemaError {
     /// Two columns would have one name.
@@ -110,22 +111,17 @@ pub enum SchemaError {
         name: String,
     },
 
-    /// The topic is not of the form that is asked for.
-    #[error(transparent)]
-    ReadTopic(#[from] TopicError),
-
-    /// The chunk interval is no length of time.
-    #[error("failed to read chunkInterval: expected a number with m, h, d or w, as in 1d")]
+    /// The chunk interval is not a duration.
+    #[error("failed to read chunkInterval: expected {}", duration::EXPECTED)]
     ReadChunkInterval,
 
-    /// The retention of dead letters is no length of time.
-    #[error("failed to read deadLetters.retention: expected a number with m, h, d or w, as in 30d")]
+    /// The retention of dead letters is not a duration.
+    #[error("failed to read deadLetters.retention: expected {}", duration::EXPECTED)]
     ReadRetention,
 }
 
-/// The table that this spec wants.
-pub fn desired(owner: Owner, spec: &PipelineSpec) -> Result<Desired, SchemaError> {
-    let topic = TopicPattern::compile(&spec.source.topic, spec.decode.format)?;
+/// The desired state for a spec, with its compiled topic.
+pub fn desired(owner: Owner, spec: &PipelineSpec, topic: &TopicPattern) -> Result<Desired, SchemaError> {
     let own = [(TIME, ColumnType::TimestampWithTimeZone), (DEVICE_ID, ColumnType::Integer)];
     let own = own.map(|(name, type_)| Column { name: name.to_owned(), type_, not_null: true, comment: None });
     let tags = topic.tags().iter().map(|name| Column { name: name.clone(), type_: ColumnType::Text, not_null: false, comment: None });
@@ -142,23 +138,8 @@ pub fn desired(owner: Owner, spec: &PipelineSpec) -> Result<Desired, SchemaError
     }
     let sink = &spec.sink.timescale;
     let chunk_interval = microseconds(&sink.chunk_interval).ok_or(SchemaError::ReadChunkInterval)?;
-    let retention = microseconds(&spec.dead_letters.retention).ok_or(SchemaError::ReadRetention)?.min(LONGEST_RETENTION);
+    let retention = microseconds(&spec.dead_letters.retention).ok_or(SchemaError::ReadRetention)?.min(MAX_RETENTION);
     Ok(Desired { owner, dead_letter_retention: retention, table: Table { name: sink.table.clone(), columns, chunk_interval } })
-}
-
-/// A length of time with `m`, `h`, `d` or `w`, in microseconds; `None` where it is none, or beyond 64 bits.
-#[must_use]
-pub fn microseconds(interval: &str) -> Option<i64> {
-    const MINUTE: i64 = 60_000_000;
-    let unit = match interval.chars().last()? {
-        'm' => MINUTE,
-        'h' => 60 * MINUTE,
-        'd' => 24 * 60 * MINUTE,
-        'w' => 7 * 24 * 60 * MINUTE,
-        _ => return None,
-    };
-    let number: i64 = interval[..interval.len() - 1].parse().ok()?;
-    number.checked_mul(unit).filter(|product| *product > 0)
 }
 
 #[cfg(test)]
@@ -178,14 +159,19 @@ pub(crate) mod tests {
         .unwrap()
     }
 
+    /// The desired state for a spec with a valid topic.
+    pub(crate) fn compile(spec: &PipelineSpec) -> Result<Desired, SchemaError> {
+        desired(owner(), spec, &TopicPattern::compile(&spec.source.topic, spec.decode.format).unwrap())
+    }
+
     pub(crate) fn owner() -> Owner {
         Owner { namespace: "plant".to_owned(), pipeline: "vibration".to_owned() }
     }
 
     #[test]
-    fn columns_come_in_order() {
+    fn columns_are_time_device_captures_fields() {
         let spec = spec("{site}/{device}/+/{line}", &[("rms", "Float64"), ("on", "Boolean")], "1d");
-        let table = desired(owner(), &spec).unwrap().table;
+        let table = compile(&spec).unwrap().table;
         let columns: Vec<_> = table.columns.iter().map(|c| (c.name.as_str(), c.type_.as_sql(), c.not_null)).collect();
         assert_eq!(
             columns,
@@ -202,20 +188,19 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn specs_that_make_no_table() {
+    fn invalid_specs() {
         let name = |name: &str| SchemaError::NameColumns { name: name.to_owned() };
         for (topic, fields, chunk_interval, error) in [
             ("a/{device}", [("x", "Text"), ("x", "Int64")], "1d", name("x")),
             ("{x}/{device}", [("x", "Text"), ("y", "Text")], "1d", name("x")),
             ("{time}/{device}", [("x", "Text"), ("z", "Text")], "1d", name("time")),
             ("a/{device}", [("x", "Text"), ("device_id", "Int64")], "1d", name("device_id")),
-            ("a/b", [("x", "Text"), ("y", "Text")], "1d", TopicError::FindDevice { topic: "a/b".to_owned() }.into()),
             ("a/{device}", [("x", "Text"), ("y", "Text")], "", SchemaError::ReadChunkInterval),
             ("a/{device}", [("x", "Text"), ("y", "Text")], "0d", SchemaError::ReadChunkInterval),
             ("a/{device}", [("x", "Text"), ("y", "Text")], "ü", SchemaError::ReadChunkInterval),
             ("a/{device}", [("x", "Text"), ("y", "Text")], "9223372036854775807w", SchemaError::ReadChunkInterval),
         ] {
-            assert_eq!(desired(owner(), &spec(topic, &fields, chunk_interval)), Err(error), "{topic} {fields:?} {chunk_interval}");
+            assert_eq!(compile(&spec(topic, &fields, chunk_interval)), Err(error), "{topic} {fields:?} {chunk_interval}");
         }
     }
 
@@ -224,20 +209,13 @@ pub(crate) mod tests {
         for (text, expected) in [
             ("1m", Ok(60_000_000)),
             ("30d", Ok(2_592_000_000_000)),
-            ("999999w", Ok(LONGEST_RETENTION)),
+            ("999999w", Ok(MAX_RETENTION)),
             ("0d", Err(SchemaError::ReadRetention)),
             ("month", Err(SchemaError::ReadRetention)),
         ] {
             let mut spec = spec("a/{device}", &[("x", "Text")], "1d");
             spec.dead_letters.retention = text.to_owned();
-            assert_eq!(desired(owner(), &spec).map(|desired| desired.dead_letter_retention), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn intervals() {
-        for (text, seconds) in [("1m", 60), ("12h", 43_200), ("7d", 604_800), ("999999w", 604_799_395_200)] {
-            assert_eq!(microseconds(text), Some(seconds * 1_000_000), "{text}");
+            assert_eq!(compile(&spec).map(|desired| desired.dead_letter_retention), expected, "{text}");
         }
     }
 }

@@ -8,13 +8,13 @@ use tokio_postgres::{Client, Error};
 use super::DeviceRow;
 use crate::state::system::DEVICE_CHANNEL;
 
-/// How long one call may take. 100,000 devices take a few seconds when all are new, and well below one when none is.
+/// How long one call may take. 100,000 new devices take a few seconds, 100,000 unchanged ones less than one.
 const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Why the registry was not written. Nothing of that call was.
+/// Why the registry was not written. The call had no effect.
 #[derive(Debug, thiserror::Error)]
 pub enum FillError {
-    /// The database refused, or the connection is gone.
+    /// The statement failed.
     #[error("failed to write the device registry")]
     Write(#[source] Error),
 
@@ -23,17 +23,16 @@ pub enum FillError {
     AwaitAnswer,
 }
 
-/// Makes the devices of a namespace these, and no others: missing ones are added, changed ones changed, and the rest no longer
-/// counts as declared (their rows stay, since readings refer to them). Returns how many rows changed; where that is 0 nothing is
-/// written and nobody notified. The devices' names are distinct.
+/// Replaces the declared devices of a namespace by these: missing ones are added, changed ones updated, and the others marked as no longer
+/// declared (their rows are kept, because readings refer to them). Returns the number of changed rows; if it is 0, nothing is
+/// written and no notification is sent. The names of the devices must be distinct.
 pub async fn sync(client: &Client, namespace: &str, devices: &[DeviceRow]) -> Result<u64, FillError> {
     write(client, namespace, devices, &[], "true").await
 }
 
-/// Adds or changes these devices of a namespace, and marks those that are gone as no longer declared. Returns how many rows changed.
+/// Adds or updates these devices of a namespace, and marks the devices in `gone` as no longer declared. Returns the number of changed rows.
 ///
-/// One that is gone is given by its name and the Gateway it had: where the row names another Gateway by now, the device was
-/// created again, and stays.
+/// `gone` has names and Gateways: if the row has another Gateway, the device was created again, and is kept.
 pub async fn change(client: &Client, namespace: &str, devices: &[DeviceRow], gone: &[(String, String)]) -> Result<u64, FillError> {
     let retired = "(device.name, device.gateway) IN (SELECT * FROM unnest($6, $7))";
     write(client, namespace, devices, gone, retired).await
@@ -41,8 +40,8 @@ pub async fn change(client: &Client, namespace: &str, devices: &[DeviceRow], gon
 
 /// One statement, hence one transaction: all or nothing, and one notification.
 ///
-/// `INSERT … ON CONFLICT DO UPDATE` would be shorter, but takes a number from the sequence for every row that is already there,
-/// and locks it.
+/// `INSERT … ON CONFLICT DO UPDATE` would be shorter, but takes a value from the sequence for every existing row, and locks
+/// the row.
 async fn write(
     client: &Client,
     namespace: &str,
@@ -93,7 +92,7 @@ async fn write(
     row.try_get::<_, i64>(0).map(i64::unsigned_abs).map_err(FillError::Write)
 }
 
-/// The attributes as JSON. PostgreSQL's text knows no NUL, which would refuse all devices of a call for one of them.
+/// The attributes as JSON. PostgreSQL cannot store U+0000 in a text: without replacement one device would fail the whole call.
 fn attributes(device: &DeviceRow) -> String {
     let entry =
         |(key, value): (&String, &String)| (key.replace('\0', "\u{fffd}"), serde_json::Value::String(value.replace('\0', "\u{fffd}")));

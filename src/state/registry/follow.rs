@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use rand::RngExt;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -12,47 +11,51 @@ use tokio_postgres::{AsyncMessage, Client};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::database::connect::{ConnectError, Connection, connect};
+use crate::database::connect::{ConnectError, DatabaseConnection, connect};
 use crate::database::uri::ConnectionUri;
+use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 use crate::state::system::{DEVICE_CHANNEL, SCHEMA};
 
-/// How long a name stays unknown without a word from the database. A notification about the namespace ends it sooner; this is
-/// for a notification that was lost.
+/// How long a name stays unknown without a notification from the database. A notification about the namespace ends this earlier; the
+/// limit is for a lost notification.
 const UNKNOWN_FOR: Duration = Duration::from_mins(1);
 
-/// The most unknown names that are remembered; beyond it all are forgotten. Some 100 bytes each.
-const UNKNOWN_NAMES: usize = 10_000;
+/// The most unknown names that are kept, about 100 bytes each. Beyond it all are removed.
+const MAX_UNKNOWN_NAMES: usize = 10_000;
 
-/// How long a query may take before the connection counts as lost.
+/// How long a query may take before the connection is considered lost.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The shortest and the longest wait before the next attempt to connect; doubled at each failure.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The first delay before another attempt to connect.
+const INITIAL_BACKOFF: Duration = Duration::from_millis(100);
 
-/// How long notifications are gathered before the devices are loaded again, at the least. A load takes about a
-/// microsecond a device; ten times the last load's duration is waited, so that a burst of declarations costs a tenth of a core.
-const GATHER: Duration = Duration::from_millis(50);
+/// The longest delay before another attempt to connect. Known devices keep working meanwhile.
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
-/// A device, as the registry has it.
+/// The shortest time for which notifications are collected before the devices are loaded again. A load takes about a microsecond per
+/// device. The wait is ten times the duration of the last load, so that many declarations cost a tenth of a processor.
+const MIN_GATHER: Duration = Duration::from_millis(50);
+
+/// A device in the registry.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Device {
-    /// Its number: `device_id` in the tables.
+    /// Its id: `device_id` in the tables.
     pub id: i32,
     /// Name of its Gateway.
     pub gateway: Box<str>,
-    /// Whether its readings are taken.
+    /// Whether its readings are stored.
     pub enabled: bool,
 }
 
-/// What the registry says of a name.
+/// The answer of the registry to a name.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Lookup<'a> {
-    /// It is a device's.
+    /// The name of a device.
     Known(&'a Device),
-    /// It is nobody's, and the database was asked for it twice.
+    /// Not the name of a device, according to two queries.
     Unknown,
-    /// The database has not answered for it yet.
+    /// The database has not answered yet.
     Pending,
 }
 
@@ -61,15 +64,15 @@ pub enum Lookup<'a> {
 pub struct Devices {
     known: HashMap<Box<str>, Device>,
     unknown: HashMap<Box<str>, Instant>,
-    /// Whether a name that is not here is nobody's.
+    /// Whether `known` has all devices: other names are unknown.
     is_complete: bool,
 }
 
 impl Devices {
-    /// The devices of a namespace as they are now, for a look that does not follow them: a name that is not there is unknown.
+    /// The devices of a namespace as they are now. Later changes are not followed, and every other name is unknown.
     ///
     /// # Errors
-    /// When the database does not answer.
+    /// When the query fails.
     pub async fn load(client: &Client, namespace: &str) -> Result<Self, tokio_postgres::Error> {
         Ok(Self { known: read(client, namespace).await?, is_complete: true, ..Self::default() })
     }
@@ -88,7 +91,7 @@ impl Devices {
     }
 
     fn set_unknown(&mut self, names: Vec<Box<str>>) {
-        if self.unknown.len() + names.len() > UNKNOWN_NAMES {
+        if self.unknown.len() + names.len() > MAX_UNKNOWN_NAMES {
             self.unknown.clear();
         }
         self.unknown.extend(names.into_iter().map(|name| (name, Instant::now())));
@@ -97,7 +100,7 @@ impl Devices {
 
 /// A registry that [`follow`] keeps current.
 #[derive(Debug)]
-pub struct Registry {
+pub struct DeviceRegistry {
     devices: RwLock<Devices>,
     wanted: Mutex<Vec<Box<str>>>,
     asked: Notify,
@@ -114,10 +117,9 @@ pub struct Follower {
     pub failure: Option<String>,
 }
 
-impl Registry {
-    /// A registry that nobody follows yet. `grace` is how long after a first vain look for a name the second follows, before the
-    /// name counts as unknown: a device may publish a moment after it was declared, and the operator writes its row in the second
-    /// after that.
+impl DeviceRegistry {
+    /// An empty registry. `grace` is the time between the first query for an unknown name and the second, after which the name is
+    /// unknown: a device may publish immediately after it was declared, and the operator writes its row within the next second.
     #[must_use]
     pub fn new(grace: Duration) -> Self {
         let starting = Follower { version: 0, failure: Some("the devices are not loaded yet".to_owned()) };
@@ -125,19 +127,19 @@ impl Registry {
         Self { devices: RwLock::default(), wanted: Mutex::default(), asked: Notify::new(), changes, grace }
     }
 
-    /// The devices, to be held for a moment.
+    /// The devices. The guard must be held for a short time only.
     pub fn read(&self) -> RwLockReadGuard<'_, Devices> {
-        // Nothing panics while it writes.
+        // No writer panics.
         self.devices.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks the database for a name whose [`Lookup`] is pending. The answer raises the version.
+    /// Requests a query for a name whose [`Lookup`] is pending. The answer raises the version.
     pub fn ask(&self, name: &str) {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner).push(name.into());
         self.asked.notify_one();
     }
 
-    /// The follower's state, to be watched.
+    /// Watches the state of the follower.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Follower> {
         self.changes.subscribe()
@@ -151,7 +153,7 @@ impl Registry {
         });
     }
 
-    /// As if the database had answered for a name.
+    /// Simulates an answer of the database.
     #[cfg(test)]
     pub fn answer(&self, name: &str, device: Option<Device>) {
         self.write(|devices| match device {
@@ -179,27 +181,25 @@ enum FollowError {
 
 /// Keeps the registry current until `shutdown`: loads the devices, and follows their changes. Connects again whenever the
 /// connection is lost.
-pub async fn follow(registry: Arc<Registry>, uri: ConnectionUri, namespace: String, shutdown: CancellationToken) {
-    let mut backoff = BACKOFF.0;
+pub async fn follow(registry: Arc<DeviceRegistry>, uri: ConnectionUri, namespace: String, shutdown: CancellationToken) {
+    let mut backoff = Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF);
     loop {
         let failure = tokio::select! {
             () = shutdown.cancelled() => return,
             Err(failure) = follow_once(&registry, &uri, &namespace, &mut backoff) => failure,
         };
         let failure = chain(&failure);
-        warn!(failure, "the registry of devices cannot be followed");
+        warn!(failure, "failed to follow the registry of devices");
         registry.changes.send_modify(|follower| follower.failure = Some(failure));
-        let wait = backoff.mul_f64(rand::rng().random_range(0.5..1.0));
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = sleep(wait) => {}
+            () = backoff.wait() => {}
         }
-        backoff = (backoff * 2).min(BACKOFF.1);
     }
 }
 
 /// Never returns `Ok`.
-async fn follow_once(registry: &Registry, uri: &ConnectionUri, namespace: &str, backoff: &mut Duration) -> Result<(), FollowError> {
+async fn follow_once(registry: &DeviceRegistry, uri: &ConnectionUri, namespace: &str, backoff: &mut Backoff) -> Result<(), FollowError> {
     let (client, connection) = connect(uri, "fleetwright registry").await?;
     let changed = Arc::new(Notify::new());
     // Ends with this function.
@@ -207,28 +207,28 @@ async fn follow_once(registry: &Registry, uri: &ConnectionUri, namespace: &str, 
     driver.spawn(drive(connection, namespace.to_owned(), changed.clone()));
     bounded(client.batch_execute(&format!("LISTEN {DEVICE_CHANNEL}"))).await?;
     let mut gather = load(registry, &client, namespace).await?;
-    *backoff = BACKOFF.0;
-    let mut second_looks: Vec<(Instant, HashSet<Box<str>>)> = Vec::new();
+    backoff.reset();
+    let mut second_queries: Vec<(Instant, HashSet<Box<str>>)> = Vec::new();
     loop {
-        let next_look = second_looks.first().map(|(at, _)| *at);
+        let next_query = second_queries.first().map(|(at, _)| *at);
         tokio::select! {
             () = changed.notified() => {
-                // What comes meanwhile is seen by the load that follows.
+                // Notifications that arrive meanwhile are covered by the next load.
                 sleep(gather).await;
                 gather = load(registry, &client, namespace).await?;
             }
             () = registry.asked.notified() => {
                 let mut names = registry.take_wanted();
-                // A name that is waited for already is not asked for again.
-                names.retain(|name| !second_looks.iter().any(|(_, waiting)| waiting.contains(name)));
-                let missing = look(registry, &client, namespace, names).await?;
+                // A name whose second query is due later is not queried again.
+                names.retain(|name| !second_queries.iter().any(|(_, waiting)| waiting.contains(name)));
+                let missing = find(registry, &client, namespace, names).await?;
                 if !missing.is_empty() {
-                    second_looks.push((Instant::now() + registry.grace, missing));
+                    second_queries.push((Instant::now() + registry.grace, missing));
                 }
             }
-            () = tokio::time::sleep_until(next_look.unwrap_or_else(Instant::now).into()), if next_look.is_some() => {
-                let (_, names) = second_looks.remove(0);
-                let missing = look(registry, &client, namespace, names).await?;
+            () = tokio::time::sleep_until(next_query.unwrap_or_else(Instant::now).into()), if next_query.is_some() => {
+                let (_, names) = second_queries.remove(0);
+                let missing = find(registry, &client, namespace, names).await?;
                 registry.write(|devices| devices.set_unknown(missing.into_iter().collect()));
             }
             _ = driver.join_next() => return Err(FollowError::End),
@@ -236,8 +236,8 @@ async fn follow_once(registry: &Registry, uri: &ConnectionUri, namespace: &str, 
     }
 }
 
-/// Loads every device of the namespace. Returns how long to gather changes before the next load.
-async fn load(registry: &Registry, client: &Client, namespace: &str) -> Result<Duration, FollowError> {
+/// Loads all devices of the namespace. Returns how long to collect notifications before the next load.
+async fn load(registry: &DeviceRegistry, client: &Client, namespace: &str) -> Result<Duration, FollowError> {
     let started = Instant::now();
     let known = bounded(read(client, namespace)).await?;
     info!(devices = known.len(), "the devices are loaded");
@@ -245,7 +245,7 @@ async fn load(registry: &Registry, client: &Client, namespace: &str) -> Result<D
         devices.unknown.retain(|name, _| !known.contains_key(name));
         devices.known = known;
     });
-    Ok((started.elapsed() * 10).max(GATHER))
+    Ok((started.elapsed() * 10).max(MIN_GATHER))
 }
 
 async fn read(client: &Client, namespace: &str) -> Result<HashMap<Box<str>, Device>, tokio_postgres::Error> {
@@ -253,9 +253,9 @@ async fn read(client: &Client, namespace: &str) -> Result<HashMap<Box<str>, Devi
     Ok(client.query(&query, &[&namespace]).await?.iter().map(device).collect())
 }
 
-/// Looks for names; returns those that are not there.
-async fn look(
-    registry: &Registry,
+/// Queries names; returns those that do not exist.
+async fn find(
+    registry: &DeviceRegistry,
     client: &Client,
     namespace: &str,
     mut names: HashSet<Box<str>>,
@@ -278,8 +278,8 @@ async fn bounded<T>(query: impl Future<Output = Result<T, tokio_postgres::Error>
     Ok(timeout(QUERY_TIMEOUT, query).await.map_err(|_| FollowError::Await)??)
 }
 
-/// Drives the connection, and says when a notification is about the namespace.
-async fn drive(mut connection: Connection, namespace: String, changed: Arc<Notify>) {
+/// Drives the connection, and reports notifications about the namespace.
+async fn drive(mut connection: DatabaseConnection, namespace: String, changed: Arc<Notify>) {
     while let Some(message) = std::future::poll_fn(|context| connection.poll_message(context)).await {
         match message {
             Ok(AsyncMessage::Notification(notification)) if notification.payload() == namespace => changed.notify_one(),

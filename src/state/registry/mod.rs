@@ -14,6 +14,6 @@ pub struct DeviceRow {
     pub gateway: String,
     /// Whether it may connect.
     pub enabled: bool,
-    /// What else is known of it.
+    /// Its attributes.
     pub attributes: BTreeMap<String, String>,
 }

@@ -1,24 +1,31 @@
-//! Rows as PostgreSQL reads them in `COPY … (FORMAT binary)`, encoded the moment they are decoded.
+//! Rows in the format of PostgreSQL's `COPY … (FORMAT binary)`, encoded as soon as their values are decoded.
 //!
 //! <https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS-BINARY-FORMAT>
+//!
+//! A crate because every reading passes through it: it is compiled for speed, the rest of the program for size. So nothing here is
+//! generic over types of a caller: such code would be compiled with the caller.
+
+mod timestamptz;
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::Value;
-use super::time::Time;
+use fleetwright_decode::Value;
+use fleetwright_decode::time::Time;
+
+pub use timestamptz::{Timestamptz, encode as encode_time};
 
 /// Signature, flags and an empty extension.
 pub const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
-/// What ends the data: a row of -1 columns.
+/// The end of the data: a row of -1 columns.
 pub const TRAILER: &[u8] = b"\xff\xff";
 
-/// How large the pieces are in which a COPY is handed to the connection. Large enough that a call costs nothing beside the
-/// copying, small enough that the connection's own buffer stays small.
-pub const PIECE: usize = 64 * 1024;
+/// Size of the pieces in which the data of a COPY is passed to the connection, in bytes. Large enough that the cost of a call is
+/// negligible, small enough that the connection's buffer stays small.
+pub const PIECE_BYTES: usize = 64 * 1024;
 
 /// Encoded rows, in the order of their arrival until [`Rows::arrange`] sorts them.
 #[derive(Debug, Default)]
@@ -27,7 +34,7 @@ pub struct Rows {
     index: Vec<Row>,
 }
 
-/// Where a row stands, and its key.
+/// The position of an encoded row, and its key.
 #[derive(Clone, Copy, Debug)]
 struct Row {
     time: Time,
@@ -37,16 +44,16 @@ struct Row {
     end: usize,
 }
 
-/// What [`Rows::arrange`] took out.
+/// The rows that [`Rows::arrange`] removed.
 #[derive(Debug, Default, Eq, PartialEq)]
 pub struct Arranged {
-    /// Rows that stood there twice, with the same values.
+    /// Number of rows that repeated another row: same key, same values.
     pub repeated: u64,
-    /// For each row whose key another row with other values had already: its message and the key.
+    /// Rows whose key an earlier row has with other values: message and key.
     pub conflicts: Vec<(u32, Key)>,
 }
 
-/// What makes a row unique.
+/// The key of a reading, which is unique in a table.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Key {
     /// Time of the reading.
@@ -62,13 +69,13 @@ impl Rows {
         self.index.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no rows.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.index.is_empty()
     }
 
-    /// The memory that the rows hold, in bytes.
+    /// The memory that the rows use, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.bytes.len() + self.index.len() * size_of::<Row>()
@@ -79,7 +86,7 @@ impl Rows {
         let start = self.bytes.len();
         let columns = u16::try_from(2 + tags.len() + values.len()).unwrap_or(u16::MAX);
         self.bytes.extend_from_slice(&columns.to_be_bytes());
-        self.put(&key.time.0.to_be_bytes());
+        self.put(&timestamptz::encode(key.time));
         self.put(&key.device.to_be_bytes());
         for tag in tags {
             self.put(tag.as_bytes());
@@ -91,7 +98,7 @@ impl Rows {
                 Value::Int64(number) => self.put(&number.to_be_bytes()),
                 Value::Boolean(truth) => self.put(&[u8::from(*truth)]),
                 Value::Text(text) => self.put(text.as_bytes()),
-                Value::Timestamp(time) => self.put(&time.0.to_be_bytes()),
+                Value::Timestamp(time) => self.put(&timestamptz::encode(*time)),
                 Value::Json(text) => self.put_json(text),
             }
         }
@@ -105,7 +112,7 @@ impl Rows {
         self.bytes.extend_from_slice(column);
     }
 
-    /// `jsonb` is sent as its text behind a version.
+    /// `jsonb` is sent as a version byte and its text.
     fn put_json(&mut self, text: &str) {
         const VERSION: u8 = 1;
         let length = u32::try_from(text.len() + 1).unwrap_or(u32::MAX);
@@ -114,7 +121,7 @@ impl Rows {
         self.bytes.extend_from_slice(text.as_bytes());
     }
 
-    /// No rows, and the memory of these for those to come.
+    /// Removes all rows and keeps their memory for the next ones.
     #[must_use]
     pub fn emptied(mut self) -> Self {
         self.bytes.clear();
@@ -122,13 +129,13 @@ impl Rows {
         self
     }
 
-    /// Takes back the rows that were added since there were `length`.
+    /// Removes all rows after the first `length`, in the order in which they were added.
     pub fn truncate(&mut self, length: usize) {
         self.index.truncate(length);
         self.bytes.truncate(self.index.last().map_or(0, |row| row.end));
     }
 
-    /// Sorts the rows by key, so that concurrent writers cannot deadlock, and leaves one row a key: the one that arrived first.
+    /// Sorts the rows by key, so that concurrent writers cannot deadlock, and keeps one row per key: the first that was added.
     pub fn arrange(&mut self) -> Arranged {
         let mut arranged = Arranged::default();
         let order = |one: &Row, other: &Row| (one.time, one.device).cmp(&(other.time, other.device));
@@ -155,7 +162,7 @@ impl Rows {
         self.index.get(row).map(|row| row.message)
     }
 
-    /// How many rows each of these messages has; those without any are left out.
+    /// The number of rows of each of these messages; messages without rows are absent.
     #[must_use]
     pub fn count_by_message<T>(&self, messages: &BTreeMap<u32, T>) -> BTreeMap<u32, u32> {
         let mut counts = BTreeMap::new();
@@ -167,14 +174,14 @@ impl Rows {
         counts
     }
 
-    /// The message of the row with this key, once the rows are arranged.
+    /// The message of the row with this key, after [`Rows::arrange`].
     #[must_use]
     pub fn message_of(&self, key: Key) -> Option<u32> {
         let position = self.index.binary_search_by(|row| (row.time, row.device).cmp(&(key.time, key.device))).ok()?;
         self.message(position)
     }
 
-    /// The first and the last time of a range, once the rows are arranged.
+    /// The first and the last time of a range, after [`Rows::arrange`].
     #[must_use]
     pub fn span(&self, range: std::ops::Range<usize>) -> Option<(Time, Time)> {
         let rows = self.index.get(range)?;
@@ -187,12 +194,12 @@ impl Rows {
         let mut state = Some(HEADER);
         std::iter::from_fn(move || {
             let header = state?;
-            let mut piece = Vec::with_capacity(PIECE + PIECE / 8);
+            let mut piece = Vec::with_capacity(PIECE_BYTES + PIECE_BYTES / 8);
             piece.extend_from_slice(header);
             state = Some(&[]);
             while let Some(row) = rows.next() {
                 piece.extend_from_slice(&self.bytes[row.start..row.end]);
-                if piece.len() >= PIECE && rows.peek().is_some() {
+                if piece.len() >= PIECE_BYTES && rows.peek().is_some() {
                     return Some(Bytes::from(piece));
                 }
             }
@@ -213,7 +220,7 @@ mod tests {
         Key { time: Time(time), device }
     }
 
-    /// Takes the data of a COPY apart again: time, device, and the rest of the row.
+    /// Parses the data of a COPY: time, device, and the rest of each row.
     fn parse(data: &[u8]) -> Vec<(i64, i32, Vec<u8>)> {
         let mut rest = data.strip_prefix(HEADER).unwrap();
         let mut rows = Vec::new();
@@ -225,7 +232,7 @@ mod tests {
                 position += 4 + usize::try_from(length).unwrap_or(0);
             }
             rows.push((
-                i64::from_be_bytes(rest[6..14].try_into().unwrap()),
+                i64::from_be_bytes(rest[6..14].try_into().unwrap()) + timestamptz::EPOCH.0,
                 i32::from_be_bytes(rest[18..22].try_into().unwrap()),
                 rest[22..position].to_vec(),
             ));
@@ -239,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_in_emptied_rows() {
+    fn emptied_rows_contain_nothing() {
         let mut used = Rows::default();
         used.push(0, key(1, 2), &[], &[Value::Int64(1)]);
         let mut rows = used.emptied();
@@ -257,10 +264,10 @@ mod tests {
             Value::Int64(-1),
             Value::Boolean(true),
             Value::Text("é".into()),
-            Value::Timestamp(Time(3)),
+            Value::Timestamp(timestamptz::EPOCH.after(3)),
             Value::Json("[1]".into()),
         ];
-        rows.push(0, key(1, 2), &["berlin"], &values);
+        rows.push(0, Key { time: timestamptz::EPOCH.after(1), device: 2 }, &["berlin"], &values);
         let expected: &[&[u8]] = &[
             b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0",
             b"\0\x0a",
@@ -280,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_a_key_stays() {
+    fn the_first_row_of_a_key_is_kept() {
         let mut rows = Rows::default();
         for (message, time, value) in [(0, 2, 1.0), (1, 1, 1.0), (2, 2, 1.0), (3, 2, 2.0), (4, 1, 1.0)] {
             rows.push(message, key(time, 7), &[], &[Value::Float64(value)]);
@@ -292,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_back_leaves_nothing() {
+    fn truncated_rows_leave_no_bytes() {
         let mut rows = Rows::default();
         rows.push(0, key(1, 1), &[], &[Value::Int64(1)]);
         let before = data(&rows);

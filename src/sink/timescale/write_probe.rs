@@ -1,4 +1,4 @@
-//! The proof that batches can be written: the table is as the Pipeline says, and rows of every kind are taken, in a
+//! The write probe: before the first batch of a connection, checks the columns of the table and writes a row of every kind in a
 //! transaction that is rolled back.
 
 use std::collections::HashMap;
@@ -6,54 +6,54 @@ use std::collections::HashMap;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::Target;
-use super::statements::{COLUMNS, SET_UP};
+use super::statements::{READ_COLUMNS, SETTINGS};
+use super::target::Target;
 use crate::state::system::SCHEMA;
 
-/// Why nothing can be written. All that arrives is held until it can.
+/// Why nothing can be written. Messages are not acknowledged until the probe succeeds.
 #[derive(Debug, thiserror::Error)]
-pub enum ProofError {
-    /// There is no table.
-    #[error("failed to find the table {table}: the operator makes it; nothing is acknowledged until it is there")]
+pub enum WriteProbeError {
+    /// The table does not exist.
+    #[error("failed to find the table {table}: the operator creates it; nothing is acknowledged until it exists")]
     FindTable {
         /// The table.
         table: String,
     },
 
-    /// A column is not there, or not of its type.
+    /// A column does not exist, or has another type.
     #[error("failed to match the column {column} of the table {table}: expected {expected}, found {found}")]
     MatchColumn {
         /// The table.
         table: String,
         /// The column.
         column: String,
-        /// The type it must have.
+        /// The required type.
         expected: &'static str,
-        /// The type it has.
+        /// The actual type.
         found: String,
     },
 
-    /// A row was refused, and no row would be taken.
+    /// A statement failed, and would fail for every row.
     #[error("failed to write")]
     Write(#[from] tokio_postgres::Error),
 }
 
-/// Sets the connection up and proves that it can write.
+/// Applies the settings to the connection and proves that it can write.
 ///
-/// A constraint that refuses the made-up row (class 23) does not speak against the table: the row came as far as any other.
-pub async fn prove(client: &mut Client, target: &Target) -> Result<(), ProofError> {
-    client.batch_execute(SET_UP).await?;
+/// A constraint that refuses the row of the probe (class 23) is no failure: the values of the row are made up.
+pub async fn probe(client: &mut Client, target: &Target) -> Result<(), WriteProbeError> {
+    client.batch_execute(SETTINGS).await?;
     let statements = &target.statements;
-    let rows = client.query(COLUMNS, &[&statements.table]).await?;
+    let rows = client.query(READ_COLUMNS, &[&statements.table]).await?;
     let columns: HashMap<String, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     if columns.is_empty() {
-        return Err(ProofError::FindTable { table: statements.table.clone() });
+        return Err(WriteProbeError::FindTable { table: statements.table.clone() });
     }
     for (column, expected) in &statements.columns {
         let found = columns.get(column);
         if found.is_none_or(|found| found != expected) {
             let found = found.map_or_else(|| "no such column".to_owned(), Clone::clone);
-            return Err(ProofError::MatchColumn { table: statements.table.clone(), column: column.clone(), expected, found });
+            return Err(WriteProbeError::MatchColumn { table: statements.table.clone(), column: column.clone(), expected, found });
         }
     }
     let transaction = client.transaction().await?;

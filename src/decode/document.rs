@@ -1,6 +1,6 @@
-//! Documents, in JSON or CBOR: an object, which is one reading, or an array of objects; either may stand deeper in the message.
+//! Documents in JSON or CBOR: an object, which is one reading, or an array of objects, at the top of the message or below a pointer.
 //!
-//! One pass over the payload. Where a key stands twice in an object, the last one counts, as nearly everywhere.
+//! One pass over the payload. Of repeated keys of an object the last one counts, as in most parsers.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,31 +8,31 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::dead_letter::{DeadLetterCause, Reason};
 use super::pointer::Node;
 use super::reading::Message;
-use super::refusal::{Reason, Refusal};
 use super::{Document, Raw, from_cbor, from_json};
 
 /// Reads a message in JSON.
-pub(super) fn json<'de>(message: &mut Message<'_, 'de>, document: &Document, payload: &'de [u8]) -> Result<(), Refusal> {
+pub(super) fn json<'de>(message: &mut Message<'_, 'de>, document: &Document, payload: &'de [u8]) -> Result<(), DeadLetterCause> {
     let found = from_json(payload, Root::new(message, document))?;
     check_found(found, document)
 }
 
 /// Reads a message in CBOR.
-pub(super) fn cbor<'de>(message: &mut Message<'_, 'de>, document: &Document, payload: &'de [u8]) -> Result<(), Refusal> {
+pub(super) fn cbor<'de>(message: &mut Message<'_, 'de>, document: &Document, payload: &'de [u8]) -> Result<(), DeadLetterCause> {
     let found = from_cbor(payload, Root::new(message, document))?;
     check_found(found, document)
 }
 
-fn check_found(found: bool, document: &Document) -> Result<(), Refusal> {
+fn check_found(found: bool, document: &Document) -> Result<(), DeadLetterCause> {
     if found {
         return Ok(());
     }
-    Err(Refusal::new(Reason::MissingField, &format!("expected an array at /{}, found none", document.readings.join("/"))))
+    Err(DeadLetterCause::new(Reason::MissingField, &format!("expected an array at /{}, found none", document.readings.join("/"))))
 }
 
-/// The place of the readings: an object or an array; or a place above it. Whether there is one.
+/// The position of the readings, an object or an array, or a position above it. The value is whether the readings exist.
 struct Root<'m, 'a, 'de> {
     message: &'m mut Message<'a, 'de>,
     node: &'m Node,
@@ -98,7 +98,7 @@ struct Element<'m, 'a, 'de> {
 
 impl Element<'_, '_, '_> {
     fn refuse(self, found: &str) {
-        self.message.refuse(Some(self.index), &Refusal::new(Reason::WrongType, &format!("expected an object, found {found}")));
+        self.message.refuse(Some(self.index), &DeadLetterCause::new(Reason::WrongType, &format!("expected an object, found {found}")));
     }
 }
 
@@ -170,7 +170,7 @@ impl<'de> Visitor<'de> for Element<'_, '_, 'de> {
     }
 }
 
-/// A place in a reading that a field points to, or below which one does.
+/// A position in a reading to which, or below which, a field points.
 struct Place<'m, 'n, 'de> {
     node: &'n Node,
     slots: &'m mut [Raw<'de>],
@@ -201,7 +201,7 @@ impl<'de> DeserializeSeed<'de> for Place<'_, '_, 'de> {
     }
 }
 
-/// Fills the places at and below one that some field takes as JSON.
+/// Fills the slots at and below a position that a field takes as JSON.
 fn fill_whole(node: &Node, value: &serde_json::Value, slots: &mut [Raw<'_>]) {
     for slot in &node.slots {
         slots[*slot] = Raw::of_json(value, node.is_json);
@@ -303,7 +303,7 @@ impl<'de> Visitor<'de> for Place<'_, '_, 'de> {
     }
 }
 
-/// A key: the place under it, if one matters.
+/// A key: the position below it, if a field points there.
 struct Key<'n>(&'n Node);
 
 impl<'de, 'n> DeserializeSeed<'de> for Key<'n> {
@@ -326,7 +326,7 @@ impl<'n> Visitor<'_> for Key<'n> {
     }
 }
 
-/// Whether a key is this one.
+/// Compares a key with this one.
 struct IsKey<'k>(&'k str);
 
 impl<'de> DeserializeSeed<'de> for IsKey<'_> {

@@ -3,20 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use fleetwright_copy::{HEADER, PIECE_BYTES, TRAILER, encode_time};
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
-use super::Target;
-use super::allowance::{Allowance, ROW_BYTES};
-use super::statements::{count_dead_letters, read_kept_bytes};
-use super::transaction::Written;
-use crate::ingest::batch::Batch;
-use crate::ingest::decode::rows::{HEADER, PIECE, TRAILER};
+use super::dead_letter_quota::{DeadLetterQuota, ROW_BYTES};
+use super::target::Target;
+use crate::sink::batch::Batch;
+use crate::sink::written::Written;
+use crate::state::system::SCHEMA;
 
 /// The columns: time, namespace, pipeline, gateway, topic, payload, reason, detail, partial.
 const COLUMNS: u16 = 9;
 
-/// What there was of each reason in one batch.
+/// The dead letters of one batch, by reason.
 #[derive(Debug, Default, Eq, PartialEq)]
 pub struct Counts(BTreeMap<&'static str, Count>);
 
@@ -27,9 +27,9 @@ struct Count {
     discarded: i64,
 }
 
-/// Says which dead letters of the batch are kept: `written.discarded` are those that are not.
+/// Decides which dead letters of the batch are kept, and sets `written.discarded` to the others.
 ///
-/// Writers that do this at the same moment do not see one another, so that each may exceed the bound by one batch.
+/// Concurrent writers do not see the rows of one another, so that each may exceed the quota by one batch.
 pub async fn choose(
     transaction: &Transaction<'_>,
     target: &Target,
@@ -37,20 +37,25 @@ pub async fn choose(
     written: &mut Written,
 ) -> Result<Counts, tokio_postgres::Error> {
     let owner = [(&target.namespace as _, Type::TEXT), (&target.pipeline as _, Type::TEXT)];
-    let rows = transaction.query_typed(&read_kept_bytes(), &owner).await?;
+    // The hour of the database's clock, which all workers share.
+    let statement = format!(
+        "SELECT reason, sum(kept_bytes)::bigint FROM {SCHEMA}.dead_letter_count
+         WHERE namespace = $1 AND pipeline = $2 AND hour = date_trunc('hour', now(), 'UTC') GROUP BY reason"
+    );
+    let rows = transaction.query_typed(&statement, &owner).await?;
     let kept: Result<Vec<(&str, i64)>, _> = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect();
-    let (counts, discarded) = judge(&mut Allowance::new(target.dead_letter_bytes_per_hour, kept?), batch, written);
+    let (counts, discarded) = classify(&mut DeadLetterQuota::new(target.dead_letter_bytes_per_hour, kept?), batch, written);
     written.discarded = discarded;
     Ok(counts)
 }
 
-fn judge(allowance: &mut Allowance, batch: &Batch, written: &Written) -> (Counts, BTreeSet<u32>) {
+fn classify(quota: &mut DeadLetterQuota, batch: &Batch, written: &Written) -> (Counts, BTreeSet<u32>) {
     let (mut counts, mut discarded) = (Counts::default(), BTreeSet::new());
-    for (number, refusal) in &written.dead_letters {
+    for (number, cause) in &written.dead_letters {
         let Some(message) = batch.message(*number) else { continue };
-        let size = ROW_BYTES + message.topic.len() + message.payload.len() + refusal.detail.len();
-        let count = counts.0.entry(refusal.reason.name()).or_default();
-        if allowance.take(refusal.reason, size) {
+        let size = ROW_BYTES + message.topic.len() + message.payload.len() + cause.detail.len();
+        let count = counts.0.entry(cause.reason.name()).or_default();
+        if quota.accept(cause.reason, size) {
             count.kept += 1;
             count.kept_bytes += i64::try_from(size).unwrap_or(i64::MAX);
         } else {
@@ -61,9 +66,9 @@ fn judge(allowance: &mut Allowance, batch: &Batch, written: &Written) -> (Counts
     (counts, discarded)
 }
 
-/// Adds to the counts of this hour. The last statement of a transaction: until its commit others wait for these rows.
+/// Adds to the counts of this hour. Must be the last statement of a transaction: other transactions wait for these rows until its commit.
 pub async fn count(transaction: &Transaction<'_>, target: &Target, gateway: &str, counts: &Counts) -> Result<(), tokio_postgres::Error> {
-    // In the order of their names, so that two transactions that count the same do not deadlock.
+    // In the order of their names, so that two transactions with the same reasons do not deadlock.
     let reasons: Vec<&str> = counts.0.keys().copied().collect();
     let of = |column: fn(&Count) -> i64| counts.0.values().map(column).collect::<Vec<i64>>();
     let (kept, kept_bytes, discarded) = (of(|count| count.kept), of(|count| count.kept_bytes), of(|count| count.discarded));
@@ -76,13 +81,20 @@ pub async fn count(transaction: &Transaction<'_>, target: &Target, gateway: &str
         (&kept_bytes, Type::INT8_ARRAY),
         (&discarded, Type::INT8_ARRAY),
     ];
-    transaction.execute_typed(&count_dead_letters(), &values).await.map(drop)
+    let statement = format!(
+        "INSERT INTO {SCHEMA}.dead_letter_count AS counted (hour, namespace, pipeline, gateway, reason, kept, kept_bytes, discarded)
+         SELECT date_trunc('hour', now(), 'UTC'), $1, $2, $3, new.*
+         FROM unnest($4, $5, $6, $7) AS new (reason, kept, kept_bytes, discarded) ORDER BY reason
+         ON CONFLICT (namespace, pipeline, hour, gateway, reason) DO UPDATE SET kept = counted.kept + excluded.kept,
+            kept_bytes = counted.kept_bytes + excluded.kept_bytes, discarded = counted.discarded + excluded.discarded"
+    );
+    transaction.execute_typed(&statement, &values).await.map(drop)
 }
 
-/// The data of those that are kept, in pieces; a payload is never cut, so that a piece may be as large as a message.
+/// The COPY data of the dead letters that are kept, in pieces. A payload is never cut, so that a piece may be as large as a message.
 pub fn copy_data(target: &Target, gateway: &str, batch: &Batch, written: &Written) -> impl Iterator<Item = Bytes> {
     let partial = written.partial(batch);
-    let mut letters = written.dead_letters.iter().filter(|(number, _)| !written.discarded.contains(number));
+    let mut dead_letters = written.dead_letters.iter().filter(|(number, _)| !written.discarded.contains(number));
     let mut header = Some(HEADER);
     let mut ended = false;
     std::iter::from_fn(move || {
@@ -90,25 +102,25 @@ pub fn copy_data(target: &Target, gateway: &str, batch: &Batch, written: &Writte
             return None;
         }
         let mut piece = header.take().unwrap_or_default().to_vec();
-        while piece.len() < PIECE {
-            let Some((number, refusal)) = letters.next() else {
+        while piece.len() < PIECE_BYTES {
+            let Some((number, cause)) = dead_letters.next() else {
                 ended = true;
                 piece.extend_from_slice(TRAILER);
                 break;
             };
             let Some(message) = batch.message(*number) else { continue };
             piece.extend_from_slice(&COLUMNS.to_be_bytes());
-            // PostgreSQL stores no U+0000, and MQTT lets none pass in a topic (MQTT 5.0, 1.5.4); a broker that does is no reason to stop.
+            // PostgreSQL cannot store U+0000. MQTT forbids it in a topic (MQTT 5.0, 1.5.4), but a broker may not check that.
             let topic = String::from_utf8_lossy(message.topic).replace('\0', "\u{fffd}");
             for column in [
-                &message.arrival.0.to_be_bytes()[..],
+                &encode_time(message.arrival)[..],
                 target.namespace.as_bytes(),
                 target.pipeline.as_bytes(),
                 gateway.as_bytes(),
                 topic.as_bytes(),
                 message.payload,
-                refusal.reason.name().as_bytes(),
-                refusal.detail.as_bytes(),
+                cause.reason.name().as_bytes(),
+                cause.detail.as_bytes(),
                 &[u8::from(partial.contains(number))],
             ] {
                 piece.extend_from_slice(&u32::try_from(column.len()).unwrap_or(u32::MAX).to_be_bytes());

@@ -1,32 +1,34 @@
-//! Messages on their way into the database, gathered into transactions.
+//! Messages that one transaction stores.
 
-pub mod due;
+pub mod policy;
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use fleetwright_copy::{Key, Rows};
 
-use super::dead_letter::Refusal;
-use super::decode::rows::{Key, Rows};
-use super::decode::time::Time;
-use super::ledger::Entry;
+use super::row_writer::RowWriter;
+use crate::decode::dead_letter::{DeadLetterCause, Reason};
+use crate::decode::time::Time;
 use crate::mqtt::frame::Publish;
 use crate::mqtt::window::Place;
+use crate::state::redelivery::RedeliveryEntry;
 
-/// What one transaction stores: the rows of some messages, the dead letters of others, and how to find back to each message.
+/// What one transaction stores: the rows of some messages, the dead letters of others, and the position of each message. `W` encodes the
+/// rows for the output.
 #[derive(Debug, Default)]
-pub struct Batch {
-    /// The rows; each knows its message.
-    pub rows: Rows,
-    /// What is wrong with a message, by its number.
-    pub dead_letters: BTreeMap<u32, Refusal>,
+pub struct Batch<W = Rows> {
+    /// The rows, each with the number of its message.
+    pub rows: W,
+    /// Why a message is a dead letter, by its number.
+    pub dead_letters: BTreeMap<u32, DeadLetterCause>,
     messages: Vec<Message>,
     blocks: Vec<(Bytes, Time)>,
     block_bytes: usize,
     oldest: Option<Time>,
 }
 
-/// A message: where it stands, and how to acknowledge it.
+/// The position of a message in its block, and its place in the order of acknowledgements.
 #[derive(Clone, Debug)]
 struct Message {
     place: Place,
@@ -37,10 +39,10 @@ struct Message {
     payload: (u32, u32),
 }
 
-/// A message's parts.
+/// The parts of a message.
 #[derive(Clone, Copy, Debug)]
 pub struct MessageView<'a> {
-    /// When it arrived.
+    /// Its time of arrival.
     pub arrival: Time,
     /// Its topic, as the broker sent it.
     pub topic: &'a [u8],
@@ -49,23 +51,34 @@ pub struct MessageView<'a> {
 }
 
 impl Batch {
-    /// An empty batch that takes its memory from the rows of one that is written.
+    /// An empty batch that reuses the memory of the rows of a written batch.
     #[must_use]
     pub fn reusing(written: Rows) -> Self {
         Self { rows: written.emptied(), ..Self::default() }
     }
 
-    /// Adds the block that the messages to come stand in, and when it arrived.
+    /// Sorts the rows and keeps one per key; rows that contradict another become dead letters. Returns the number of repeated rows.
+    pub fn arrange(&mut self) -> u64 {
+        let arranged = self.rows.arrange();
+        for (message, key) in arranged.conflicts {
+            self.refuse(message, conflict(key));
+        }
+        arranged.repeated
+    }
+}
+
+impl<W: RowWriter> Batch<W> {
+    /// Adds the block that contains the next messages, and its time of arrival.
     pub fn add_block(&mut self, block: Bytes, arrival: Time) {
         self.block_bytes += block.len();
         self.blocks.push((block, arrival));
         self.oldest = Some(self.oldest.map_or(arrival, |oldest| oldest.min(arrival)));
     }
 
-    /// Adds a message of the last block; its number. Its time of arrival is that of the block, or one that is its own.
+    /// Adds a message of the last block. Returns its number.
     pub fn add_message(&mut self, place: Place, publish: &Publish, arrival: Time) -> u32 {
         let number = count(self.messages.len());
-        // A block is a few packets at most beyond 64 KiB, and a packet at most 256 MiB.
+        // A block exceeds 64 KiB by a few packets at most, and a packet has at most 256 MiB.
         let span = |range: &std::ops::Range<usize>| (count(range.start), count(range.end));
         self.messages.push(Message {
             place,
@@ -78,18 +91,9 @@ impl Batch {
         number
     }
 
-    /// Refuses a message, or more of one that is refused already.
-    pub fn refuse(&mut self, message: u32, refusal: Refusal) {
-        self.dead_letters.entry(message).and_modify(|first| first.join(&refusal)).or_insert(refusal);
-    }
-
-    /// Sorts the rows and leaves one a key; rows that contradict another become dead letters. Returns how many stood there twice.
-    pub fn arrange(&mut self) -> u64 {
-        let arranged = self.rows.arrange();
-        for (message, key) in arranged.conflicts {
-            self.refuse(message, conflict(key));
-        }
-        arranged.repeated
+    /// Makes a message a dead letter, or adds a cause to one.
+    pub fn refuse(&mut self, message: u32, cause: DeadLetterCause) {
+        self.dead_letters.entry(message).and_modify(|first| first.join(&cause)).or_insert(cause);
     }
 
     /// A message.
@@ -101,12 +105,12 @@ impl Batch {
         Some(MessageView { arrival: message.arrival, topic: part(message.topic)?, payload: part(message.payload)? })
     }
 
-    /// The ledger's entry of a message; none for one that is not acknowledged.
+    /// The redelivery entry of a message; `None` for a message without acknowledgement.
     #[must_use]
-    pub fn entry(&self, number: u32) -> Option<Entry> {
+    pub fn entry(&self, number: u32) -> Option<RedeliveryEntry> {
         let packet_id = self.messages.get(number as usize)?.packet_id;
         let view = self.message(number)?;
-        (packet_id > 0).then(|| Entry::new(packet_id, view.topic, view.payload))
+        (packet_id > 0).then(|| RedeliveryEntry::new(packet_id, view.topic, view.payload))
     }
 
     /// The places of the messages, to be settled once the batch is committed.
@@ -114,40 +118,40 @@ impl Batch {
         self.messages.iter().map(|message| message.place)
     }
 
-    /// How many messages there are.
+    /// The number of messages.
     #[must_use]
     pub fn len(&self) -> usize {
         self.messages.len()
     }
 
-    /// Whether there is no message.
+    /// Whether there are no messages.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }
 
-    /// The memory that the batch holds, in bytes.
+    /// The memory that the batch uses, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.block_bytes + self.rows.size() + self.messages.len() * size_of::<Message>()
+        self.block_bytes + self.rows.bytes() + self.messages.len() * size_of::<Message>()
     }
 
-    /// When the first message arrived; `None` while there is none.
+    /// Time of arrival of the first message; `None` for an empty batch.
     #[must_use]
     pub fn arrival(&self) -> Option<Time> {
         self.oldest.filter(|_| !self.is_empty())
     }
 
-    /// When each of the messages arrived.
+    /// Time of arrival of each message.
     pub fn arrivals(&self) -> impl Iterator<Item = Time> + '_ {
         self.messages.iter().filter_map(|message| Some(self.blocks.get(message.block as usize)?.1))
     }
 }
 
-/// The refusal of a row whose key another row has.
+/// The cause of a row whose key another row has.
 #[must_use]
-pub fn conflict(key: Key) -> Refusal {
-    Refusal::new(super::dead_letter::Reason::Conflict, &format!("there is a reading of {} of this device with other values", key.time))
+pub fn conflict(key: Key) -> DeadLetterCause {
+    DeadLetterCause::new(Reason::Conflict, &format!("there is a reading of {} of this device with other values", key.time))
 }
 
 fn count(number: usize) -> u32 {

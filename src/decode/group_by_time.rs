@@ -1,14 +1,14 @@
-//! Readings of formats that give a value at a time: those of one time become one reading.
+//! Formats whose messages have single values: the values of one time become one reading.
 
 use std::collections::HashMap;
 
 use super::Raw;
+use super::dead_letter::{DeadLetterCause, Reason};
 use super::reading::Message;
-use super::refusal::{Reason, Refusal};
 use super::time::Time;
 use fleetwright_api::pipeline::Decode;
 
-/// Which fields take the value of a name.
+/// The fields by the name of their values.
 #[derive(Clone, Debug)]
 pub(super) struct Names(HashMap<Box<str>, Vec<usize>>);
 
@@ -22,7 +22,7 @@ impl Names {
         Self(names)
     }
 
-    /// The slots of the fields that take the value of this name.
+    /// The slots of the fields with this name.
     pub fn slots(&self, name: &str) -> &[usize] {
         self.0.get(name).map_or(&[], Vec::as_slice)
     }
@@ -30,24 +30,24 @@ impl Names {
 
 /// The readings of a message, by their time.
 #[derive(Debug, Default)]
-pub(super) struct Pack<'de> {
-    /// In the order in which their times came up.
+pub(super) struct ReadingsByTime<'de> {
+    /// In the order in which their times appear.
     readings: Vec<Reading<'de>>,
     by_time: HashMap<Option<Time>, usize>,
 }
 
-/// What is there of one time; `None` is that of arrival.
+/// The values of one time; `None` is the time of arrival.
 #[derive(Debug)]
 struct Reading<'de> {
     time: Option<Time>,
     values: Vec<(usize, Raw<'de>)>,
-    refusal: Option<Refusal>,
+    cause: Option<DeadLetterCause>,
 }
 
-impl<'de> Pack<'de> {
+impl<'de> ReadingsByTime<'de> {
     fn reading(&mut self, time: Option<Time>) -> &mut Reading<'de> {
         let index = *self.by_time.entry(time).or_insert_with(|| {
-            self.readings.push(Reading { time, values: Vec::new(), refusal: None });
+            self.readings.push(Reading { time, values: Vec::new(), cause: None });
             self.readings.len() - 1
         });
         &mut self.readings[index]
@@ -59,8 +59,8 @@ impl<'de> Pack<'de> {
     }
 
     /// Refuses the reading of a time.
-    pub fn refuse(&mut self, time: Option<Time>, refusal: Refusal) {
-        self.reading(time).refusal.get_or_insert(refusal);
+    pub fn refuse(&mut self, time: Option<Time>, cause: DeadLetterCause) {
+        self.reading(time).cause.get_or_insert(cause);
     }
 
     /// Whether no value was added.
@@ -68,20 +68,20 @@ impl<'de> Pack<'de> {
         self.readings.is_empty()
     }
 
-    /// Hands the readings over.
+    /// Passes the readings on.
     pub fn finish(self, message: &mut Message<'_, 'de>) {
         let several = self.readings.len() > 1;
         for (index, reading) in self.readings.into_iter().enumerate() {
-            let mut refusal = reading.refusal;
+            let mut cause = reading.cause;
             for (slot, value) in reading.values {
                 if message.slots[slot] != Raw::Absent && message.slots[slot] != value {
-                    refusal = Some(message.decoder.rules[slot].refuse(Reason::Conflict, "one value at a time", "two"));
+                    cause = Some(message.decoder.rules[slot].refuse(Reason::Conflict, "one value at a time", "two"));
                 }
                 message.slots[slot] = value;
             }
             let arrival = message.arrival;
             let checked = reading.time.map(|time| message.decoder.timing.check_known(time, arrival)).transpose();
-            message.finish_at(refusal.map_or(checked, Err), several.then_some(index));
+            message.finish_at(cause.map_or(checked, Err), several.then_some(index));
         }
     }
 }
