@@ -97,7 +97,7 @@ impl Foreign {
     }
 }
 
-/// A link as the operator keeps it.
+/// A session as the operator runs it.
 struct Operator {
     updates: mpsc::Receiver<PresenceUpdate>,
     resync: Arc<Notify>,
@@ -115,24 +115,24 @@ impl Operator {
     async fn start(foreign: &Foreign, index: SharedDeviceIndex) -> Self {
         let (changes, devices) = mpsc::unbounded_channel();
         let (reports, taken) = mpsc::channel(16);
-        let (sender, news) = mpsc::channel(16);
+        let (sender, updates) = mpsc::channel(16);
         let gateway = GatewayKey::new("fleet", "plant-1");
-        let anew = Arc::new(Notify::new());
+        let resync = Arc::new(Notify::new());
         let connections = ReportedConnections::new(gateway.clone(), Instant::now(), 0);
-        let ears = PresenceSubscription { connections, updates: sender, resync: Arc::clone(&anew) };
+        let subscription = PresenceSubscription { connections, updates: sender, resync: Arc::clone(&resync) };
         let metrics = TwinSyncMetrics::register(&prometheus::Registry::new()).unwrap();
-        let mut link = SessionLoop::new(gateway, index, devices, reports, metrics).with_presence(ears);
-        let session = link.begin(&foreign.login()).await.unwrap();
+        let mut session_loop = SessionLoop::new(gateway, index, devices, reports, metrics).with_presence(subscription);
+        let session = session_loop.begin(&foreign.login()).await.unwrap();
         let task = tokio::spawn(async move {
-            link.run(session).await;
+            session_loop.run(session).await;
             drop(taken);
         });
-        Self { news, anew, changes, task }
+        Self { updates, resync, changes, task }
     }
 
     /// The next presence message: whether it has all devices, and their states.
     async fn next_news(&mut self) -> (bool, Vec<(String, ConnectionState)>) {
-        match timeout(PATIENCE, self.news.recv()).await.expect("news in time").unwrap() {
+        match timeout(PATIENCE, self.updates.recv()).await.expect("an update in time").unwrap() {
             PresenceUpdate::Heard { all, devices, .. } => {
                 (all, devices.iter().map(|(device, connection)| (device.to_string(), connection.state)).collect())
             }

@@ -51,13 +51,13 @@ fn packets(block: &Bytes) -> Result<Vec<Frame>, FrameError> {
 /// The first byte of the input says where the stream is cut in two: the cut must not change which packets are found.
 pub fn mqtt_frame(input: &[u8]) -> usize {
     let Some((cut, stream)) = input.split_first() else { return 0 };
-    let Ok(Some(block)) = take_whole(&mut BytesMut::from(stream)) else { return 0 };
+    let Ok(Some(block)) = take_whole(&mut BytesMut::from(stream), usize::MAX) else { return 0 };
     let Ok(found) = packets(&block) else { return 0 };
     let (first, second) = stream.split_at(usize::from(*cut).min(stream.len()));
     let (mut buffer, mut in_parts) = (BytesMut::new(), 0);
     for part in [first, second] {
         buffer.extend_from_slice(part);
-        if let Some(block) = take_whole(&mut buffer).expect("the stream is valid") {
+        if let Some(block) = take_whole(&mut buffer, usize::MAX).expect("the stream is valid") {
             in_parts += packets(&block).expect("the stream is valid").len();
         }
     }
@@ -79,7 +79,7 @@ pub fn broker_log(input: &[u8]) -> usize {
         tracker.observe(&found, NOW);
     }
     // The agent keeps this state in a file: a restart must find the same devices.
-    let resumed = Tracker::resume("epoch".to_owned(), tracker.memory());
+    let resumed = Tracker::restore("epoch".to_owned(), tracker.snapshot());
     assert_eq!(resumed.connected(), tracker.connected());
     events
 }

@@ -71,7 +71,12 @@ impl CanarySession {
     ///
     /// # Errors
     /// If the broker does not accept the login.
-    pub async fn login(address: &BrokerAddress, username: &str, password: &Password, metrics: &Arc<AgentMetrics>) -> Result<Self, LoginError> {
+    pub async fn login(
+        address: &BrokerAddress,
+        username: &str,
+        password: &Password,
+        metrics: &Arc<AgentMetrics>,
+    ) -> Result<Self, LoginError> {
         let (client, mut events) = log_in(address, username, password).await?;
         let metrics = Arc::clone(metrics);
         let watching = tokio::spawn(async move {

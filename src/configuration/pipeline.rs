@@ -2,9 +2,9 @@
 
 use kube::core::Selector;
 
-use crate::api::reason::Reason;
 use crate::api::PipelineSpec;
 use crate::api::condition::Cause;
+use crate::api::reason::Reason;
 use crate::api::topic::TopicPattern;
 use crate::decode::{CompileError, Decoder};
 use crate::sink::timescale::schema::{Desired, desired};

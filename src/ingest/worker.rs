@@ -280,7 +280,10 @@ impl Worker {
             name: format!("{}{}", self.owner.sessions(), owned.name),
             check: check(&owned.name),
             filter: (!owned.drains).then(|| owned.gateway.subscription(self.topic.filter())),
-            processor: Processor { gateway: owned.gateway.name.clone(), stream: if shares { stream.sharing(owned.number) } else { stream } },
+            processor: Processor {
+                gateway: owned.gateway.name.clone(),
+                stream: if shares { stream.sharing(owned.number) } else { stream },
+            },
             registry: self.registry.clone(),
             sink,
             uri: self.uri.clone(),

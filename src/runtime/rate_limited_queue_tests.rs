@@ -223,7 +223,8 @@ proptest! {
                 },
                 Event::Failed => if let Some(old) = in_progress.remove(&key) {
                     queue.failed(&key, old, now, 1.0);
-                    queued.entry(key).or_insert((old, now));
+                    // A retry may be earlier than the time for which the key was queued meanwhile.
+                    queued.entry(key).and_modify(|(_, earliest)| *earliest = now).or_insert((old, now));
                 },
                 Event::Remove => {}
             }

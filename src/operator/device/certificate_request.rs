@@ -161,7 +161,10 @@ mod tests {
             (json!({"conditions": [approved]}), RequestState::Pending(None)),
             (json!({"conditions": [approved, condition("Ready", "False", "Pending")]}), RequestState::Pending(Some("why"))),
             (json!({"conditions": [approved, condition("Ready", "True", "Issued")], "certificate": "cGVt"}), RequestState::Issued(b"pem")),
-            (json!({"conditions": [approved, condition("Ready", "False", "Failed")]}), RequestState::Refused(Reason::CertificateRefused, "why")),
+            (
+                json!({"conditions": [approved, condition("Ready", "False", "Failed")]}),
+                RequestState::Refused(Reason::CertificateRefused, "why"),
+            ),
             (
                 json!({"conditions": [condition("Denied", "True", "x"), condition("Ready", "False", "Denied")]}),
                 RequestState::Refused(Reason::CertificateDenied, "why"),

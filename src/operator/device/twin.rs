@@ -249,13 +249,16 @@ impl Twin {
         }
         let topic = name::reported_topic(device);
         match self.reported() {
-            None => fails(Reason::AwaitingReport, format!("the broker retains the desired state; the device has not reported at {topic} yet")),
+            None => {
+                fails(Reason::AwaitingReport, format!("the broker retains the desired state; the device has not reported at {topic} yet"))
+            }
             Some(ReportedStatus { generation: Some(reported), .. }) if reported == *generation => {
                 Some(Finding::holds(SYNCED, Reason::Synced, format!("the device reports generation {generation}, as desired")))
             }
-            Some(ReportedStatus { generation: Some(reported), .. }) => {
-                fails(Reason::AwaitingReport, format!("the device reports generation {reported} at {topic}; desired is generation {generation}"))
-            }
+            Some(ReportedStatus { generation: Some(reported), .. }) => fails(
+                Reason::AwaitingReport,
+                format!("the device reports generation {reported} at {topic}; desired is generation {generation}"),
+            ),
             Some(ReportedStatus { generation: None, state }) => {
                 // It was serialized by this module.
                 let desired: Map<String, Value> = serde_json::from_str(json).unwrap_or_default();

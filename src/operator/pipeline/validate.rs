@@ -92,6 +92,7 @@ pub(super) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::api::reason::Reason;
     use crate::broker::credential::password::Password;
     use crate::sink::timescale::observe;
 

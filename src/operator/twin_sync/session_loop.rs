@@ -206,7 +206,13 @@ impl SessionLoop {
         Ok(())
     }
 
-    async fn observe(&mut self, session: &TwinSession, state: &mut SessionState, message: &Publish, gathering: bool) -> Result<(), SyncError> {
+    async fn observe(
+        &mut self,
+        session: &TwinSession,
+        state: &mut SessionState,
+        message: &Publish,
+        gathering: bool,
+    ) -> Result<(), SyncError> {
         let Some((name, leaf)) = device_and_leaf(&message.topic) else { return Ok(()) };
         let device = self.key(name.into());
         match leaf {
