@@ -64,11 +64,13 @@ impl Window {
     }
 
     /// The number of unacknowledged messages.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
     /// Whether every message is acknowledged.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }

@@ -41,14 +41,14 @@ pub async fn serve_with(
     routes: Router,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    let router = Router::new()
+    let endpoints = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(expose))
         .with_state(RoleEndpoint { readiness, metrics })
         .merge(routes);
     let listener = TcpListener::bind(address).await?;
-    http_server::serve(listener, router, shutdown).await;
+    http_server::serve(listener, endpoints, shutdown).await;
     Ok(())
 }
 

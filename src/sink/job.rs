@@ -26,8 +26,8 @@ pub struct Job {
     pub holds_all_entries: bool,
     /// Batches whose redelivery entries are no longer needed.
     pub expired: Vec<i64>,
-    /// The permit to be written now.
-    pub _slot: OwnedSemaphorePermit,
+    /// The permit to be written now. The next batch gets it when the job is dropped.
+    pub slot: OwnedSemaphorePermit,
     /// Receives the batch after its commit.
     pub done: mpsc::UnboundedSender<Done>,
     /// Cancelled when another process has taken the session over: nothing of the batch can be stored by this process any more.

@@ -31,6 +31,7 @@ impl Sink {
     }
 
     /// Passes a batch on. Never waits, because the job has its slot. `false` after the output has stopped.
+    #[must_use]
     pub fn submit(&self, job: Job) -> bool {
         match self {
             Self::Timescale(sink) => sink.submit(job),

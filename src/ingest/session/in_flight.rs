@@ -206,7 +206,7 @@ impl InFlight {
         self.writing_bytes += batch.size();
         self.last_submitted = Instant::now();
         let expired = self.redelivery.take_expired();
-        Some(Job { batch, session: self.key.clone(), number, entries, holds_all_entries, expired, _slot: slot, done, lost })
+        Some(Job { batch, session: self.key.clone(), number, entries, holds_all_entries, expired, slot, done, lost })
     }
 
     fn seal(&mut self) {

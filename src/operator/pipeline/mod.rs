@@ -220,7 +220,7 @@ impl Reconciler {
         let table = self.bring_table(pipeline, &valid).await;
         let token = pipeline.spec.replay.as_ref().map(|replay| replay.token.as_str());
         let letters = DeadLetterView::of(pipeline.status.as_ref()).after(token, observed.letters.as_ref());
-        let workers = match (applied, self.awaiting(pipeline, &valid, &table, &letters).await) {
+        let workers = match (applied, self.awaiting(pipeline, &valid, &table, &letters)) {
             (Err(error), _) => Err(error),
             (Ok(_), Some(cause)) => Ok(WorkersOutcome::Awaiting(cause)),
             (Ok(_), None) => self.apply_workers(pipeline, observed, &valid, &password).await,
@@ -268,7 +268,7 @@ impl Reconciler {
     }
 
     /// What the workers have to wait for. A reading of a Device that the registry does not hold yet would be refused.
-    async fn awaiting(&self, pipeline: &Pipeline, valid: &Valid, table: &TableOutcome, letters: &DeadLetterView) -> Option<Cause> {
+    fn awaiting(&self, pipeline: &Pipeline, valid: &Valid, table: &TableOutcome, letters: &DeadLetterView) -> Option<Cause> {
         let owner = owner(pipeline);
         let ready = matches!(table, TableOutcome::Ready { .. });
         let database = self.databases.last(&owner).filter(|_| ready);

@@ -61,6 +61,7 @@ impl TimescaleSink {
     }
 
     /// Passes a batch to a connection. Never waits, because the job has its slot. `false` after the connections have stopped.
+    #[must_use]
     pub fn submit(&self, job: Job) -> bool {
         self.jobs.try_send(job).is_ok()
     }

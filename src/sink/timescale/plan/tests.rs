@@ -16,7 +16,7 @@ fn wanted(fields: &[(&str, &str)], chunk_interval: &str) -> Desired {
 fn execute(step: &SchemaChange, observed: &mut ObservedSchema) {
     match step {
         SchemaChange::CreateExtension => {
-            observed.extension = Some(Extension { schema: DEFAULT_SCHEMA.to_owned(), version: "2.19.3".to_owned() })
+            observed.extension = Some(Extension { schema: DEFAULT_SCHEMA.to_owned(), version: "2.19.3".to_owned() });
         }
         SchemaChange::CreateSystem { .. } => observed.system_version = Some(system::VERSION),
         SchemaChange::Claim { owner, .. } => {
