@@ -99,7 +99,7 @@ cargo_deny() {
 
 scripts_hold() {
   need shellcheck=shellcheck
-  cd "$ROOT"; shellcheck -x -P SCRIPTDIR -S warning e2e/*.sh e2e/*/*.sh scripts/*.sh images/*.sh .ci/run
+  cd "$ROOT"; shellcheck -x -P SCRIPTDIR -S warning e2e/*.sh e2e/*/*.sh scripts/*.sh images/*.sh images/*/*.sh .ci/run
 }
 
 static_checks() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction, KeyToPath,
+    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, KeyToPath,
     PersistentVolumeClaim, PersistentVolumeClaimSpec, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource,
     ResourceRequirements, SeccompProfile, SecretProjection, SecurityContext, Volume, VolumeMount, VolumeProjection,
     VolumeResourceRequirements,
@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{Valid, configuration, labels, metadata, selector};
+use super::{Valid, labels, metadata, selector};
 use crate::api::name::{self, HTTP_PORT, INTERNAL_MQTT_PORT, MAX_SHARDS};
 use crate::configuration::agent::{
     self, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FOLDER, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER, TLS_CERTIFICATE, TLS_KEY,
@@ -121,14 +121,11 @@ fn agent_container(images: &Images) -> Container {
 fn broker_container(valid: &Valid, images: &Images) -> Container {
     // Without names: those of listeners are a user's choice, and might meet ours.
     let ports = valid.spec.listeners.iter().map(|listener| listener.port).chain([INTERNAL_MQTT_PORT]);
-    let preload = configuration::preload(valid.spec.durability);
-    let environment = preload.map(|path| vec![EnvVar { name: "LD_PRELOAD".to_owned(), value: Some(path.to_owned()), ..EnvVar::default() }]);
     Container {
         name: "mosquitto".to_owned(),
         image: Some(images.mosquitto.clone()),
         image_pull_policy: images.pull_policy.clone(),
         args: Some(vec!["-c".to_owned(), format!("{CONFIGURATION_FOLDER}/{MOSQUITTO_FILE}")]),
-        env: environment,
         ports: Some(ports.map(|port| container_port(None, port)).collect()),
         resources: Some(valid.spec.resources.to_requirements()),
         security_context: Some(restricted()),
