@@ -1,31 +1,28 @@
-# The images of Fleetwright, one target each. All run as a user of their own with a read-only root and no capabilities
-# (the "restricted" Pod Security Standard); what they write is a volume.
+# The images of Fleetwright, one target each. Each runs as its own user with a read-only root and no capabilities (the Pod Security
+# Standard "restricted"), and writes to volumes alone.
 #
 #   docker build --target mosquitto -t fleetwright/mosquitto .
 #   cargo build --release && docker build --target fleetwright -t fleetwright/fleetwright .
 #
-# The base is Debian forky: the first with Mosquitto 2.1, whose SQLite persistence outlives a kill of the broker.
+# The base is Debian forky, the first with Mosquitto 2.1, which has a persistence that survives a kill of the broker.
 ARG BASE=docker.io/library/debian:forky-slim
 
 FROM ${BASE} AS base
 
-# The broker of a Gateway. The plugin stands at one path whatever the processor: Debian names its folder after that. Four
-# further ones are our own, one of which is to be preloaded as well; what compiles them does not stay.
+# Mosquitto from Debian's source package, with our patches and plugins (images/mosquitto). Compilers stay in this stage.
+# e2e/images.sh builds the same once for the image and the component tests, and puts its result in place of this stage.
+FROM base AS mosquitto-build
+COPY images/mosquitto /mosquitto
+RUN /mosquitto/build.sh broker /built && /mosquitto/build.sh plugins /built
+
+# The broker of a Gateway.
 FROM base AS mosquitto
-COPY images/mosquitto-*.c images/mosquitto-*.h /tmp/
+COPY --from=mosquitto-build /built/broker/ /
 RUN groupadd --system --gid 1883 mosquitto \
  && useradd --system --uid 1883 --gid 1883 --home-dir /var/lib/mosquitto --shell /usr/sbin/nologin mosquitto \
  && apt-get update \
- && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mosquitto \
- && mkdir -p /usr/lib/mosquitto \
- && ln -s "$(find /usr/lib -name mosquitto_persist_sqlite.so)" /usr/lib/mosquitto/persist_sqlite.so \
- && test -e /usr/lib/mosquitto/persist_sqlite.so \
- && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends gcc libc6-dev libmosquitto-dev libssl-dev libsqlite3-dev \
- && for plugin in previous-password certificate bounds acknowledge; do \
-      gcc -std=gnu17 -O2 -Wall -Wextra -Werror -fPIC -shared -o "/usr/lib/mosquitto/$(echo $plugin | tr - _).so" "/tmp/mosquitto-$plugin.c" -Wl,--as-needed -lcrypto -lsqlite3 || exit 1; \
-    done \
- && DEBIAN_FRONTEND=noninteractive apt-get purge -y --autoremove gcc libc6-dev libmosquitto-dev libssl-dev libsqlite3-dev \
- && rm -f /tmp/mosquitto-*.[ch] \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends libssl3t64 libcjson1 libsqlite3-0 libpicohttpparser1 \
+ && for file in /usr/sbin/mosquitto /usr/lib/mosquitto/*.so; do ! ldd "$file" | grep "not found" || exit 1; done \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*.log /var/log/apt
 USER 1883:1883
 EXPOSE 1883

@@ -26,10 +26,11 @@ fi
 
 base_name() { printf '%s\n' "${BASE:-localhost/fleetwright/base:$(base_hash)}"; }
 
-# stage IMAGE : the lines of the Dockerfile that make it, straight on the base. Older buildah builds every stage before the one
-# that is asked for, and forgets the containers of stages without a step.
+# stage IMAGE : the lines of the Dockerfile that make it, on the base itself. Older buildah builds every stage before the one that
+# is asked for, and forgets the containers of stages without a step. What another stage builds comes from the context.
 stage() {
-  awk -v stage="$1" '/^FROM/ {on = ($NF == stage); sub(/^FROM base /, "FROM ${BASE} ")} /^ARG BASE/ || on' "$ROOT/Dockerfile"
+  awk -v stage="$1" '/^FROM/ {on = ($NF == stage); sub(/^FROM base /, "FROM ${BASE} ")} {sub(/^COPY --from=mosquitto-build \//, "COPY ")} /^ARG BASE/ || on' \
+    "$ROOT/Dockerfile"
 }
 
 tag() {
@@ -37,7 +38,8 @@ tag() {
     pause) echo local ;;
     fleetwright) [ -e "$BINARY" ] || fail "no $BINARY: cargo build --release"
       { stage "$1"; base_name; cat "$BINARY"; } | short_hash ;;
-    mosquitto|timescaledb) { stage "$1"; base_name; cat "$ROOT/images/$1"* 2>/dev/null || true; } | short_hash ;;
+    mosquitto) { stage "$1"; base_name; mosquitto_name; } | short_hash ;;
+    timescaledb) { stage "$1"; base_name; cat "$ROOT"/images/timescaledb*; } | short_hash ;;
     *) fail "no image is called $1; there are: fleetwright mosquitto timescaledb" ;;
   esac
 }
@@ -80,6 +82,10 @@ build_stage() {
   context=$(mktemp -d)
   mkdir -p "$context/target/release"; cp -r "$ROOT/images" "$context/"
   [ "$image" != fleetwright ] || cp "$BINARY" "$context/target/release/fleetwright"
+  if [ "$image" = mosquitto ]; then
+    local build; build=$(mosquitto_build)
+    mkdir "$context/built"; cp -a "$build/broker" "$context/built/"
+  fi
   stage "$image" >"$context/Dockerfile"
   { buildah_ build --no-cache --force-rm --pull-never --build-arg BASE="$(base_name)" --target "$image" -t "$name" "$context" &&
     buildah_ push -q --disable-compression "$name" "oci-archive:$out:$name" &&

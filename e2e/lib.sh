@@ -101,3 +101,61 @@ make_debian_base() {
   printf '#!/bin/sh\nexit 101\n' >"$1/usr/sbin/policy-rc.d"; chmod 755 "$1/usr/sbin/policy-rc.d"
   rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/*
 }
+
+# in_root ROOT COMMAND... : runs it inside that root, with /proc and the machine's name resolution. `$ROOT/images/mosquitto` is at /mosquitto
+# and OUT, where it is set, at /out.
+in_root() {
+  local root=$1; shift
+  cp /etc/resolv.conf /etc/hosts "$root/etc/"
+  mkdir -p "$root/mosquitto" "$root/out"
+  # shellcheck disable=SC2016
+  unshare --mount --propagation private bash -c '
+    set -eu
+    root=$1 sources=$2 out=$3; shift 3
+    mount -t proc proc "$root/proc"
+    mount --bind "$sources" "$root/mosquitto"
+    [ -z "$out" ] || mount --bind "$out" "$root/out"
+    exec chroot "$root" env DEBIAN_FRONTEND=noninteractive LC_ALL=C "$@"' in_root "$root" "$ROOT/images/mosquitto" "${OUT:-}" "$@"
+}
+
+# What the broker is compiled from, and what its plugins are built from as well.
+mosquitto_compiled_name() {
+  printf 'mosquitto-compiled-%s\n' "$({ base_hash; cat "$ROOT"/images/mosquitto/{build.sh,source.sh} "$ROOT"/images/mosquitto/patches/*; } | short_hash)"
+}
+mosquitto_name() {
+  printf 'mosquitto-%s\n' "$({ mosquitto_compiled_name; find "$ROOT/images/mosquitto/plugins" -type f -name '*.[ch]' -o -name Makefile |
+    LC_ALL=C sort | xargs cat; } | short_hash)"
+}
+
+# mosquitto_build: prints the folder of the broker, built once a machine for image and tests alike: broker, clients, sanitized and fuzzers, as
+# images/mosquitto/build.sh says.
+mosquitto_build() {
+  local compiled name base
+  compiled=$(mosquitto_compiled_name) name=$(mosquitto_name)
+  if [ ! -e "$CACHE/$name" ]; then
+    as_root "building the broker"
+    need unshare=util-linux flock=util-linux 1>&2
+    base=$(debian_base)
+    cached "$compiled" "Mosquitto from Debian's source package, with our patches" compile_mosquitto "$base" 1>&2
+    cached "$name" "plugins of the broker" build_mosquitto_plugins "$CACHE/$compiled" 1>&2
+  fi
+  printf '%s\n' "$CACHE/$name"
+}
+
+compile_mosquitto() {
+  local log=$CACHE/mosquitto-compiled.log
+  cp -a "$1" "$2"
+  { in_root "$2" /mosquitto/build.sh broker /built && in_root "$2" /mosquitto/build.sh sanitized /built; } >"$log" 2>&1 ||
+    { grep -A8 '^error: ' "$log" >&2 || tail -n 20 "$log" >&2; return 1; }
+}
+
+# In the root that compiled the broker, which keeps its packages and headers.
+build_mosquitto_plugins() {
+  local root=$1 out=$2 log=$CACHE/mosquitto-plugins.log
+  mkdir -p "$out"
+  cp -a "$root"/built/. "$out/"
+  ( flock 8
+    OUT=$out
+    { in_root "$root" /mosquitto/build.sh plugins /out && in_root "$root" /mosquitto/build.sh fuzzers /out; } >"$log" 2>&1 ) 8>"$root.plugins.lock" ||
+    { tail -n 20 "$log" >&2; return 1; }
+}

@@ -42,7 +42,7 @@ cargo_deny() {
 
 scripts_hold() {
   need shellcheck=shellcheck
-  cd "$ROOT" || return; shellcheck -x -P SCRIPTDIR -S warning e2e/*.sh e2e/*/*.sh scripts/*.sh images/*.sh fuzz/*.sh .ci/run
+  cd "$ROOT" || return; shellcheck -x -P SCRIPTDIR -S warning e2e/*.sh e2e/*/*.sh scripts/*.sh images/*.sh images/*/*.sh fuzz/*.sh .ci/run
 }
 
 static_checks() {

@@ -1,4 +1,4 @@
-//! A broker that is killed in mid-load: whatever it has acknowledged by then is in the queue of a subscriber that is away.
+//! A broker that is killed under load: everything that it has acknowledged is in the queue of a subscriber that is not connected.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 #![allow(clippy::print_stdout, reason = "a test that fails says what led there")]
@@ -10,17 +10,18 @@ mod common;
 mod device;
 #[path = "acknowledge/subscriptions.rs"]
 mod subscriptions;
+#[path = "acknowledge/websocket.rs"]
+mod websocket;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use common::free_port;
 use common::mosquitto::{Mosquitto, Subscriber, wait_until};
 use common::worker::broker_configuration;
-use common::{free_port, parts};
-use device::{Device, Door};
+use device::{Device, Endpoint};
 use rcgen::{CertificateParams, KeyPair};
 use rumqttc::mqttbytes::QoS;
 use rustls::{ClientConfig, RootCertStore};
@@ -38,7 +39,7 @@ const LOAD: u64 = 3_000;
 
 const LOGIN: (&str, &str) = ("reader", "password");
 
-/// One that has subscribed, and is away.
+/// A subscriber that is not connected, and whose session has a queue.
 struct Reader {
     name: String,
     session: Vec<String>,
@@ -75,12 +76,12 @@ impl Reader {
 }
 
 /// Lets devices publish, and kills the broker once more than so many messages are acknowledged; gives how many were.
-fn load_and_kill(broker: &mut Mosquitto, door: &Door, devices: &mut [Device], topic: &str, load: u64) -> AtomicU64 {
+fn load_and_kill(broker: &mut Mosquitto, endpoint: &Endpoint, devices: &mut [Device], topic: &str, load: u64) -> AtomicU64 {
     let (count, killed) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         for device in devices {
             scope.spawn(|| {
-                let error = device.work(door, Some(topic), &count).unwrap_err();
+                let error = device.work(endpoint, Some(topic), &count).unwrap_err();
                 assert!(killed.load(Ordering::Relaxed), "the broker has ended a connection: {error}");
             });
         }
@@ -91,20 +92,20 @@ fn load_and_kill(broker: &mut Mosquitto, door: &Door, devices: &mut [Device], to
     count
 }
 
-/// Kills the broker again and again while devices publish, and looks each time what its queue holds afterwards.
-fn judge((mut broker, door): (Mosquitto, Door), qos: QoS) {
+/// Kills the broker several times while devices publish, and compares each time what they were told with what the queue holds.
+fn check_queue_after_kills((mut broker, endpoint): (Mosquitto, Endpoint), qos: QoS) {
     let mut devices: Vec<Device> = (0..DEVICES).map(|number| Device::new(number, qos)).collect();
     let (mut acknowledged, mut lost, mut doubled) = (0, Vec::new(), 0);
     for round in 0..ROUNDS {
         let topic = format!("load/{round}");
         let reader = Reader::new(&broker, round, &topic, qos);
-        let count = load_and_kill(&mut broker, &door, &mut devices, &topic, LOAD);
+        let count = load_and_kill(&mut broker, &endpoint, &mut devices, &topic, LOAD);
         broker.start_again();
-        // As a device does whose broker is back: what it was not told of, it sends again.
+        // As a device does after a reconnect, it sends again what was not acknowledged.
         let before: BTreeSet<String> = devices.iter().flat_map(|device| device.acknowledged.clone()).collect();
         if qos == QoS::ExactlyOnce {
             for device in &mut devices {
-                device.work(&door, None, &count).unwrap();
+                device.work(&endpoint, None, &count).unwrap();
             }
         } else {
             for device in &mut devices {
@@ -124,75 +125,79 @@ fn judge((mut broker, door): (Mosquitto, Door), qos: QoS) {
     assert!(qos != QoS::ExactlyOnce || doubled == 0, "{doubled} messages of QoS 2 are there twice");
 }
 
-fn broker() -> (Mosquitto, Door) {
+fn broker() -> (Mosquitto, Endpoint) {
     let broker = common::worker::broker();
-    let door = Door { port: broker.port, tls: None };
-    (broker, door)
+    let endpoint = Endpoint::plain(broker.port);
+    (broker, endpoint)
 }
 
-fn broker_with_tls() -> (Mosquitto, Door) {
-    let (folder, port, tls_port) = (tempfile::tempdir().unwrap(), free_port(), free_port());
+/// With one more listener, which has TLS, and speaks WebSockets if `websocket`.
+fn broker_with_listener(tls: bool, websocket: bool) -> (Mosquitto, Endpoint) {
+    let (folder, port, second_port) = (tempfile::tempdir().unwrap(), free_port(), free_port());
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
     let file = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(file("certificate"), &certificate).unwrap();
     std::fs::write(file("key"), key.serialize_pem()).unwrap();
-    let tls = format!("listener {tls_port} 127.0.0.1\ncertfile {}\nkeyfile {}\n", file("certificate"), file("key"));
-    let configuration = broker_configuration(folder.path(), port) + &tls;
+    let mut listener = format!("listener {second_port} 127.0.0.1\n");
+    if websocket {
+        listener += "protocol websockets\n";
+    }
+    if tls {
+        listener += &format!("certfile {}\nkeyfile {}\n", file("certificate"), file("key"));
+    }
+    let configuration = broker_configuration(folder.path(), port) + &listener;
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let client = client.with_root_certificates(roots).with_no_client_auth();
-    (Mosquitto::start(folder, &configuration, port), Door { port: tls_port, tls: Some(Arc::new(client)) })
+    let endpoint = Endpoint { port: second_port, tls: tls.then(|| Arc::new(client)), websocket };
+    (Mosquitto::start(folder, &configuration, port), endpoint)
 }
 
 #[test]
 fn a_killed_broker_keeps_what_it_has_acknowledged() {
-    judge(broker(), QoS::AtLeastOnce);
+    check_queue_after_kills(broker(), QoS::AtLeastOnce);
 }
 
 #[test]
 fn a_killed_broker_keeps_what_it_has_acknowledged_over_tls() {
-    judge(broker_with_tls(), QoS::AtLeastOnce);
+    check_queue_after_kills(broker_with_listener(true, false), QoS::AtLeastOnce);
 }
 
 #[test]
-fn a_killed_broker_keeps_exactly_once_what_it_has_acknowledged_so() {
-    judge(broker(), QoS::ExactlyOnce);
+fn a_killed_broker_keeps_what_it_has_acknowledged_over_websockets() {
+    check_queue_after_kills(broker_with_listener(false, true), QoS::AtLeastOnce);
 }
 
 #[test]
-fn a_device_that_is_thrown_out_in_the_turn_of_its_message_is_told_nothing_and_sends_it_again() {
-    let (broker, door) = broker();
-    for (number, qos) in [(0, QoS::AtLeastOnce), (1, QoS::ExactlyOnce)] {
-        let topic = format!("load/{number}");
-        let reader = Reader::new(&broker, number, &topic, qos);
-        let mut device = Device::new(DEVICES, qos);
-        assert_eq!(device.be_thrown_out(&door, &topic), [], "neither an acknowledgement nor a reason");
-        let message = device.sent[&1].clone();
-        device.work(&door, None, &AtomicU64::new(0)).unwrap();
-        let times = reader.take_queue(&broker).get(&message).copied().unwrap_or_default();
-        assert!(times == 1 || qos == QoS::AtLeastOnce && times > 1, "{times} times at {qos:?}");
+fn a_killed_broker_keeps_what_it_has_acknowledged_over_websockets_with_tls() {
+    check_queue_after_kills(broker_with_listener(true, true), QoS::AtLeastOnce);
+}
+
+#[test]
+fn a_killed_broker_keeps_messages_of_qos_2_exactly_once() {
+    check_queue_after_kills(broker(), QoS::ExactlyOnce);
+}
+
+#[test]
+fn a_killed_broker_keeps_messages_of_qos_2_exactly_once_over_websockets() {
+    check_queue_after_kills(broker_with_listener(false, true), QoS::ExactlyOnce);
+}
+
+#[test]
+fn a_device_that_is_disconnected_right_after_its_message_gets_no_acknowledgement() {
+    for (broker, endpoint) in [broker(), broker_with_listener(false, true)] {
+        for (number, qos) in [(0, QoS::AtLeastOnce), (1, QoS::ExactlyOnce)] {
+            let topic = format!("load/{number}");
+            let reader = Reader::new(&broker, number, &topic, qos);
+            let mut device = Device::new(DEVICES, qos);
+            assert_eq!(device.provoke_disconnect(&endpoint, &topic), [], "neither an acknowledgement nor a DISCONNECT");
+            let message = device.sent[&1].clone();
+            device.work(&endpoint, None, &AtomicU64::new(0)).unwrap();
+            let times = reader.take_queue(&broker).get(&message).copied().unwrap_or_default();
+            assert!(times == 1 || qos == QoS::AtLeastOnce && times > 1, "{times} times at {qos:?}");
+        }
     }
-}
-
-#[test]
-fn without_being_preloaded_the_plugin_keeps_the_broker_from_starting() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("mosquitto.conf");
-    std::fs::write(&file, broker_configuration(folder.path(), free_port())).unwrap();
-    let log = File::create(folder.path().join("log")).unwrap();
-    let mut command = Command::new(parts());
-    command.args(["mosquitto", "-c"]).arg(file).env("PARTS_PRELOAD", "").stdout(log.try_clone().unwrap()).stderr(log);
-    let mut process = command.spawn().unwrap();
-    let read = || std::fs::read_to_string(folder.path().join("log")).unwrap();
-    let mut status = None;
-    wait_until("an answer", || {
-        status = process.try_wait().unwrap();
-        status.is_some() || read().contains(" running\n")
-    });
-    let _ = process.kill();
-    assert!(status.is_some_and(|status| !status.success()), "{}", read());
-    assert!(read().contains("acknowledge: expected this very file in LD_PRELOAD"), "{}", read());
 }

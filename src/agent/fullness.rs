@@ -1,4 +1,4 @@
-//! What of the broker is full, as its plugin tells (`images/mosquitto-bounds.c`); and what of that is worth a report.
+//! What of the broker is full, as its plugin tells (`images/mosquitto/plugins/bounds.c`); and what of that is worth a report.
 
 use std::time::Duration;
 

@@ -1,7 +1,6 @@
-/* Clocks that a test sets. Preloaded below the plugin: the broker asks the plugin for the time, and that asks this object.
+/* Clocks that a test sets, preloaded into the broker.
  *
- * The file `clocks` in the broker's folder says how many seconds are added to the time of day, and how many to the clock that counts from the
- * boot of the machine. */
+ * The file `clocks` in the broker's folder says how many seconds are added to the time of day, and how many to the monotonic clock. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <sys/syscall.h>
@@ -10,7 +9,7 @@
 
 #define NANOSECONDS 1000000000LL
 
-static int tell(clockid_t clock, struct timespec *now)
+static int read_clock(clockid_t clock, struct timespec *now)
 {
 	double added[2] = {0, 0};
 	FILE *file = fopen("clocks", "r");
@@ -30,14 +29,14 @@ static int tell(clockid_t clock, struct timespec *now)
 
 int clock_gettime(clockid_t clock, struct timespec *now)
 {
-	return tell(clock, now);
+	return read_clock(clock, now);
 }
 
 time_t time(time_t *seconds)
 {
 	struct timespec now;
 
-	tell(CLOCK_REALTIME, &now);
+	read_clock(CLOCK_REALTIME, &now);
 	if(seconds){
 		*seconds = now.tv_sec;
 	}

@@ -1,4 +1,4 @@
-//! What becomes of acknowledgements when clocks are not what they were.
+//! Acknowledgements of a broker whose clocks are set back.
 
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use super::*;
 
 /// A broker whose clocks [`set`] sets.
-fn broker_with_clocks() -> (Mosquitto, Door) {
+fn broker_with_clocks() -> (Mosquitto, Endpoint) {
     let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
     let library = folder.path().join("clocks.so");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/acknowledge/clocks.c");
@@ -16,8 +16,8 @@ fn broker_with_clocks() -> (Mosquitto, Door) {
     let compiled = Command::new("cc").args(["-O2", "-fPIC", "-shared", "-o"]).arg(&library).arg(source).status();
     assert!(compiled.unwrap().success());
     let configuration = broker_configuration(folder.path(), port);
-    let preload = format!("/usr/lib/mosquitto/acknowledge.so:{}", library.display());
-    (Mosquitto::start_preloading(folder, &configuration, port, &preload), Door { port, tls: None })
+    let preload = library.display().to_string();
+    (Mosquitto::start_with(folder, &configuration, port, vec![("LD_PRELOAD", preload)]), Endpoint::plain(port))
 }
 
 /// Adds seconds to the time of day, and to the time since the boot.
@@ -33,13 +33,13 @@ fn last_logged(broker: &Mosquitto) -> u64 {
 #[test]
 fn a_clock_that_is_set_back_holds_up_no_acknowledgement() {
     const HOUR: Duration = Duration::from_hours(1);
-    let (broker, door) = broker_with_clocks();
+    let (broker, endpoint) = broker_with_clocks();
     let reader = Reader::new(&broker, 0, "load", QoS::AtLeastOnce);
     let mut device = Device::new(0, QoS::AtLeastOnce);
     for back in [Duration::ZERO, HOUR] {
         set(&broker, -back.as_secs_f64(), 0.0);
         device.fill("load", &mut BytesMut::new());
-        device.work(&door, None, &AtomicU64::new(0)).unwrap();
+        device.work(&endpoint, None, &AtomicU64::new(0)).unwrap();
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     assert!(last_logged(&broker) + HOUR.as_secs() / 2 < now.as_secs(), "it takes no notice of the clock; its log:\n{}", broker.log());
@@ -51,17 +51,17 @@ fn a_clock_that_is_set_back_holds_up_no_acknowledgement() {
 #[test]
 fn a_broker_that_starts_at_the_same_uptime_again_keeps_what_it_has_acknowledged() {
     const LOAD: u64 = 10_000;
-    let (mut broker, door) = broker_with_clocks();
+    let (mut broker, endpoint) = broker_with_clocks();
     let reader = Reader::new(&broker, 0, "load", QoS::AtLeastOnce);
     broker.kill();
     let starting = Instant::now();
     broker.start_again();
     let (starts_in, started) = (starting.elapsed(), Instant::now());
     let mut devices: Vec<Device> = (0..DEVICES).map(|number| Device::new(number, QoS::AtLeastOnce)).collect();
-    load_and_kill(&mut broker, &door, &mut devices, "load", LOAD);
+    load_and_kill(&mut broker, &endpoint, &mut devices, "load", LOAD);
     set(&broker, 0.0, -(started.elapsed() + starts_in).as_secs_f64());
     broker.start_again();
-    load_and_kill(&mut broker, &door, &mut devices, "load", LOAD);
+    load_and_kill(&mut broker, &endpoint, &mut devices, "load", LOAD);
     broker.start_again();
     let held = reader.take_queue(&broker);
     let acknowledged: BTreeSet<String> = devices.into_iter().flat_map(|device| device.acknowledged).collect();

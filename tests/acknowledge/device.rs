@@ -14,6 +14,7 @@ use rustls_pki_types::ServerName;
 
 use crate::common::mosquitto::PATIENCE;
 use crate::common::packets::{hello, next_packet};
+use crate::websocket::WebSocket;
 
 /// Messages of a device that are not acknowledged.
 const WINDOW: usize = 200;
@@ -21,23 +22,34 @@ const WINDOW: usize = 200;
 pub trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
-/// Where devices connect to.
-pub struct Door {
+/// Where devices connect to, and how.
+pub struct Endpoint {
     pub port: u16,
     pub tls: Option<Arc<ClientConfig>>,
+    pub websocket: bool,
 }
 
-impl Door {
+impl Endpoint {
+    /// MQTT over TCP.
+    pub fn plain(port: u16) -> Self {
+        Self { port, tls: None, websocket: false }
+    }
+
     pub fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
         let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        let Some(tls) = &self.tls else { return Ok(Box::new(socket)) };
-        let name = ServerName::from(std::net::IpAddr::from(Ipv4Addr::LOCALHOST));
-        Ok(Box::new(StreamOwned::new(ClientConnection::new(Arc::clone(tls), name).unwrap(), socket)))
+        let stream: Box<dyn Stream> = match &self.tls {
+            None => Box::new(socket),
+            Some(tls) => {
+                let name = ServerName::from(std::net::IpAddr::from(Ipv4Addr::LOCALHOST));
+                Box::new(StreamOwned::new(ClientConnection::new(Arc::clone(tls), name).unwrap(), socket))
+            }
+        };
+        Ok(if self.websocket { Box::new(WebSocket::open(stream)?) } else { stream })
     }
 }
 
-/// A device with a session, which knows what of its messages is acknowledged and sends the rest again.
+/// A device with a session. It remembers which of its messages are acknowledged, and sends the others again.
 pub struct Device {
     name: String,
     qos: QoS,
@@ -54,9 +66,9 @@ impl Device {
         Self { name, qos, next: 0, sent: BTreeMap::new(), received: BTreeMap::new(), acknowledged: BTreeSet::new() }
     }
 
-    /// Publishes until the connection ends. Without a topic it sends nothing new, and goes once all is acknowledged.
-    pub fn work(&mut self, door: &Door, topic: Option<&str>, count: &AtomicU64) -> std::io::Result<()> {
-        let mut stream = door.connect()?;
+    /// Publishes until the connection ends. Without a topic it sends nothing new, and returns once everything is acknowledged.
+    pub fn work(&mut self, endpoint: &Endpoint, topic: Option<&str>, count: &AtomicU64) -> std::io::Result<()> {
+        let mut stream = endpoint.connect()?;
         let (mut input, mut output, mut chunk) = (BytesMut::new(), BytesMut::new(), [0; 8192]);
         stream.write_all(&hello(&self.name, ConnectAuth::None, true))?;
         loop {
@@ -71,7 +83,7 @@ impl Device {
                 Err(rumqttc::mqttbytes::Error::InsufficientBytes(_)) => {}
                 Err(error) => panic!("{error}"),
             }
-            // What the broker said before it was killed can still be read when nothing can be written any more.
+            // What the broker sent before it was killed can still be read after writing has become impossible.
             let _ = stream.write_all(&output);
             output.clear();
             if topic.is_none() && self.sent.is_empty() && self.received.is_empty() {
@@ -132,13 +144,13 @@ impl Device {
         self.sent.insert(id, message);
     }
 
-    /// Sends in one go a message and what no client may say twice; gives what comes after the broker's welcome.
-    pub fn be_thrown_out(&mut self, door: &Door, topic: &str) -> Vec<Packet> {
-        let mut stream = door.connect().unwrap();
+    /// Sends a message and, in the same write, a second CONNECT, which is a protocol error. Returns the packets after the CONNACK.
+    pub fn provoke_disconnect(&mut self, endpoint: &Endpoint, topic: &str) -> Vec<Packet> {
+        let mut stream = endpoint.connect().unwrap();
         let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
         stream.write_all(&hello(&self.name, ConnectAuth::None, true)).unwrap();
-        let welcome = next_packet(&mut *stream, &mut input);
-        assert!(matches!(welcome, Some(Packet::ConnAck(_))), "{welcome:?}");
+        let connack = next_packet(&mut *stream, &mut input);
+        assert!(matches!(connack, Some(Packet::ConnAck(_))), "{connack:?}");
         self.publish(1, format!("{topic} {} {}", self.name, self.next), false, &mut output);
         output.extend_from_slice(&hello(&self.name, ConnectAuth::None, true));
         stream.write_all(&output).unwrap();

@@ -29,8 +29,8 @@ fn is_subscribed(stream: &mut dyn Stream) -> bool {
 }
 
 /// Those of these topics that nobody has subscribed to: the broker tells a publisher.
-fn without_subscriber(door: &Door, topics: &[String]) -> Vec<String> {
-    let mut stream = door.connect().unwrap();
+fn without_subscriber(endpoint: &Endpoint, topics: &[String]) -> Vec<String> {
+    let mut stream = endpoint.connect().unwrap();
     let (mut input, mut output) = (BytesMut::new(), hello("publisher", ConnectAuth::None, true));
     for (id, topic) in (1..).zip(topics) {
         let mut publish = Publish::new(topic, QoS::AtLeastOnce, "1", None);
@@ -50,11 +50,11 @@ fn without_subscriber(door: &Door, topics: &[String]) -> Vec<String> {
 
 #[test]
 fn a_killed_broker_keeps_the_subscriptions_it_has_acknowledged() {
-    let (mut broker, door) = broker();
+    let (mut broker, endpoint) = broker();
     let (mut acknowledged, mut lost) = (0, Vec::new());
     for round in 0..ROUNDS {
         let topics: Vec<String> = (0..SESSIONS).map(|number| format!("load/{round}/{number}")).collect();
-        let mut streams: Vec<_> = topics.iter().map(|_| door.connect().unwrap()).collect();
+        let mut streams: Vec<_> = topics.iter().map(|_| endpoint.connect().unwrap()).collect();
         // So that it finds them all at once, and is killed in the middle of them.
         broker.pause();
         for (stream, topic) in streams.iter_mut().zip(&topics) {
@@ -66,7 +66,7 @@ fn a_killed_broker_keeps_the_subscriptions_it_has_acknowledged() {
         let told = streams.iter_mut().zip(&topics).skip(1).filter_map(|(stream, topic)| is_subscribed(&mut **stream).then_some(topic));
         let told: Vec<String> = topics[..1].iter().chain(told).cloned().collect();
         broker.start_again();
-        let missing = without_subscriber(&door, &told);
+        let missing = without_subscriber(&endpoint, &told);
         println!("round {round}: {} of {} are missing", missing.len(), told.len());
         acknowledged += told.len();
         lost.extend(missing);

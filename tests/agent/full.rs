@@ -241,7 +241,7 @@ async fn a_full_queue_refuses_messages_of_qos_2() {
     assert_exactly(&drain(&broker, &agent).await, &(0..0), taken.end..taken.end + refusals);
 }
 
-/// Whatever has taken the last of the volume: what cannot be stored is not acknowledged, and nothing that was is lost.
+/// A volume without any room left: what cannot be stored is not acknowledged, and what was acknowledged is not lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_cannot_store_ends_before_it_acknowledges() {
     let site = Site::new(&json!({}));
@@ -254,12 +254,12 @@ async fn a_broker_that_cannot_store_ends_before_it_acknowledges() {
     while file.write_all(&[1; 4096]).is_ok() {}
     drop(file);
 
-    // Whom the bounds do not hold up.
+    // On the internal port, where the bounds refuse nothing.
     let large = numbered(1, 100_000);
     let publisher = broker.publish(("press-1", PASSWORD), &["-p", &internal_port, "-t", "devices/press-1/telemetry", "-m", &large]);
     assert!(!publisher.status.success());
     wait_until("the broker's end", || broker.has_ended());
-    assert!(broker.log().contains("Look at the volume"), "{}", broker.log());
+    assert!(broker.log().contains("The broker stops before it acknowledges"), "{}", broker.log());
 
     std::fs::remove_file(other).unwrap();
     broker.start_again();

@@ -28,8 +28,11 @@ pub struct Mosquitto {
     pub folder: TempDir,
     process: Child,
     volume: Option<Volume>,
-    preload: Option<String>,
+    environment: Environment,
 }
+
+/// Environment variables of a broker's process.
+pub type Environment = Vec<(&'static str, String)>;
 
 impl Mosquitto {
     /// A broker with this configuration in `folder`, ready on `port`.
@@ -40,18 +43,18 @@ impl Mosquitto {
     /// The same, where its folder `data` is a volume of this size, if one is given.
     pub fn start_on(folder: TempDir, configuration: &str, port: u16, size: Option<&str>) -> Self {
         let volume = size.map(|size| Volume::mount(&folder.path().join("data"), size));
-        Self::begin(folder, configuration, port, volume, None)
+        Self::begin(folder, configuration, port, volume, Vec::new())
     }
 
-    /// The same as [`Self::start`], with this in `LD_PRELOAD`.
-    pub fn start_preloading(folder: TempDir, configuration: &str, port: u16, preload: &str) -> Self {
-        Self::begin(folder, configuration, port, None, Some(preload.to_owned()))
+    /// The same as [`Self::start`], with these environment variables.
+    pub fn start_with(folder: TempDir, configuration: &str, port: u16, environment: Environment) -> Self {
+        Self::begin(folder, configuration, port, None, environment)
     }
 
-    fn begin(folder: TempDir, configuration: &str, port: u16, volume: Option<Volume>, preload: Option<String>) -> Self {
+    fn begin(folder: TempDir, configuration: &str, port: u16, volume: Option<Volume>, environment: Environment) -> Self {
         std::fs::write(folder.path().join("mosquitto.conf"), format!("log_type all\n{configuration}")).unwrap();
-        let process = spawn(folder.path(), volume.as_ref(), preload.as_deref());
-        let mut broker = Self { port, folder, process, volume, preload };
+        let process = spawn(folder.path(), volume.as_ref(), &environment);
+        let mut broker = Self { port, folder, process, volume, environment };
         broker.ready();
         broker
     }
@@ -92,6 +95,24 @@ impl Mosquitto {
         self.process.try_wait().unwrap().is_some()
     }
 
+    /// Its exit code, once it has ended by itself or by [`Self::stop`].
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.process.try_wait().unwrap().and_then(|status| status.code())
+    }
+
+    /// Tries to start it again after [`Self::kill`] or [`Self::stop`]: the log of a broker that must not start.
+    pub fn fails_to_start(&mut self) -> String {
+        let before = self.log().len();
+        self.process = spawn(self.folder.path(), self.volume.as_ref(), &self.environment);
+        failed_start(&mut self.process, self.folder.path(), before)
+    }
+
+    /// The log of a broker with this configuration that must not start.
+    pub fn fails_to_start_in(folder: &Path, configuration: &str) -> String {
+        std::fs::write(folder.join("mosquitto.conf"), configuration).unwrap();
+        failed_start(&mut spawn(folder, None, &Environment::new()), folder, 0)
+    }
+
     /// Its folder `data`, from here.
     pub fn data(&self) -> PathBuf {
         let folder = self.folder.path().join("data");
@@ -109,7 +130,7 @@ impl Mosquitto {
 
     /// Starts it again after [`Self::kill`] or [`Self::stop`].
     pub fn start_again(&mut self) {
-        self.process = spawn(self.folder.path(), self.volume.as_ref(), self.preload.as_deref());
+        self.process = spawn(self.folder.path(), self.volume.as_ref(), &self.environment);
         self.ready();
     }
 
@@ -307,19 +328,33 @@ impl Drop for Volume {
     }
 }
 
-fn spawn(folder: &Path, volume: Option<&Volume>, preload: Option<&str>) -> Child {
+fn spawn(folder: &Path, volume: Option<&Volume>, environment: &Environment) -> Child {
     let log = File::options().create(true).append(true).open(folder.join("mosquitto.log")).unwrap();
     let configuration = folder.join("mosquitto.conf");
     volume
         .map_or_else(|| Command::new(parts()), |volume| volume.command(&parts()))
         .args(["mosquitto", "-c", configuration.to_str().unwrap()])
-        .envs(preload.map(|preload| ("PARTS_PRELOAD", preload)))
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .current_dir(folder)
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
         .spawn()
         .expect("e2e/parts.sh runs")
+}
+
+/// The log, from this byte on, of a process that has to end with an error.
+fn failed_start(process: &mut Child, folder: &Path, before: usize) -> String {
+    let read = || std::fs::read_to_string(folder.join("mosquitto.log")).unwrap().split_off(before);
+    let mut status = None;
+    wait_until("the end of a broker that cannot start", || {
+        status = process.try_wait().unwrap();
+        status.is_some() || read().contains(" running\n")
+    });
+    let _ = process.kill();
+    let _ = process.wait();
+    assert!(status.is_some_and(|status| !status.success()), "{status:?}: {}", read());
+    read()
 }
 
 fn signal(process: &Child, signal: &str) {

@@ -246,8 +246,7 @@ pub fn broker() -> Mosquitto {
 pub fn broker_configuration(folder: &Path, port: u16) -> String {
     format!(
         "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_inflight_messages 65534\nmax_queued_messages 0\n\
-         persistence_location {}/\nplugin /usr/lib/mosquitto/persist_sqlite.so\nplugin_opt_sync normal\nplugin_opt_flush_period 0\n\
-         global_plugin /usr/lib/mosquitto/acknowledge.so\n",
+         persistence_location {}/\nplugin /usr/lib/mosquitto/persist_sqlite.so\nplugin_opt_sync normal\nplugin_opt_flush_period 0\n",
         folder.display()
     )
 }

@@ -132,8 +132,7 @@ impl Broker {
         let persistence = match queues {
             Queues::Memory => "persistence false\n".to_owned(),
             Queues::Process => format!(
-                "persistence_location {}/\nplugin /usr/lib/mosquitto/persist_sqlite.so\nplugin_opt_sync normal\nplugin_opt_flush_period 0\n\
-                 global_plugin /usr/lib/mosquitto/acknowledge.so\n",
+                "persistence_location {}/\nplugin /usr/lib/mosquitto/persist_sqlite.so\nplugin_opt_sync normal\nplugin_opt_flush_period 0\n",
                 folder.path().display()
             ),
         };

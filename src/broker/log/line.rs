@@ -151,7 +151,7 @@ impl Reason {
             // With a capital letter it comes from the TLS layer of 2.1.2, before there is any MQTT.
             "Protocol error" => Self::TlsHandshakeFailed,
             "quota exceeded" | "connection rate exceeded" => Self::ConnectionLimit,
-            // By our own plugin (`images/mosquitto-bounds.c`).
+            // By our own plugin (`images/mosquitto/plugins/bounds.c`).
             "server busy" => Self::BrokerFull,
             _ => Self::Other,
         }

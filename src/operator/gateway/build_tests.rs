@@ -85,21 +85,6 @@ fn persistence_follows_durability() {
     assert!(snapshot.contains("persistence true\n") && !snapshot.contains("persist_sqlite"));
 }
 
-/// As a plugin alone it keeps the broker from starting; preloaded alone it does nothing.
-#[test]
-fn what_holds_acknowledgements_back_is_loaded_and_preloaded_where_there_are_commits() {
-    const PLUGIN: &str = "/usr/lib/mosquitto/acknowledge.so";
-    for (durability, expected) in [("Disk", true), ("Process", true), ("Snapshot", false)] {
-        let valid = valid(&json!({"durability": durability}));
-        let loaded = mosquitto_configuration(&valid).contains(&format!("global_plugin {PLUGIN}\n"));
-        let pod = built(&valid).stateful_set.spec.template.spec.unwrap();
-        let environment = pod.containers[0].env.as_deref().unwrap_or_default();
-        let preloaded = environment.iter().any(|variable| variable.name == "LD_PRELOAD" && variable.value.as_deref() == Some(PLUGIN));
-        assert_eq!((loaded, preloaded), (expected, expected), "{durability}");
-        assert!(pod.init_containers.unwrap()[0].env.is_none(), "the agent is another program");
-    }
-}
-
 /// Mosquitto drops in silence at its own bounds: it must not come to them before the plugin steps in.
 #[test]
 fn the_plugin_steps_in_before_mosquitto_drops() {

@@ -12,22 +12,18 @@ use crate::configuration::agent::{
     LOG_FOLDER, MOSQUITTO_FILE, PASSWORD_FILE, PREVIOUS_PASSWORD_FILE, RUNTIME_FOLDER, TLS_CERTIFICATE, TLS_KEY, TlsListener,
 };
 
-/// The SQLite persistence plugin in the broker's image.
+/// The SQLite persistence plugin in the broker's image. With `flush_period 0` it commits in each iteration of the broker's main loop, and
+/// the broker holds acknowledgements until then (`images/mosquitto/patches`).
 const PERSISTENCE_PLUGIN: &str = "/usr/lib/mosquitto/persist_sqlite.so";
 
-/// Our own plugin in the broker's image (`images/mosquitto-previous-password.c`): Mosquitto knows one password a user, and while
-/// one is rotated there are two.
+/// Our plugin that accepts the previous password while one is rotated (`images/mosquitto/plugins/previous_password.c`).
 const PREVIOUS_PASSWORD_PLUGIN: &str = "/usr/lib/mosquitto/previous_password.so";
 
-/// Our own plugin in the broker's image (`images/mosquitto-certificate.c`): whose certificates count.
+/// Our plugin that decides which client certificates are accepted (`images/mosquitto/plugins/certificate.c`).
 const CERTIFICATE_PLUGIN: &str = "/usr/lib/mosquitto/certificate.so";
 
-/// Our own plugin in the broker's image (`images/mosquitto-bounds.c`): what happens to publishers when the broker is full.
+/// Our plugin that refuses publishers while the broker is full (`images/mosquitto/plugins/bounds.c`).
 const BOUNDS_PLUGIN: &str = "/usr/lib/mosquitto/bounds.so";
-
-/// Our own plugin in the broker's image (`images/mosquitto-acknowledge.c`): nothing is acknowledged before the persistence plugin has
-/// committed it. The broker does not start with it unless it is preloaded as well.
-const ACKNOWLEDGE_PLUGIN: &str = "/usr/lib/mosquitto/acknowledge.so";
 
 /// Percent of Mosquitto's own bound of memory at which that plugin steps in. Beyond its own, Mosquitto loses what it has just
 /// accepted; the rest is for delivering, which takes a copy of each message that is under way to a worker.
@@ -182,21 +178,11 @@ fn bounds_plugin(valid: &Valid) -> String {
 }
 
 fn persistence(durability: Durability) -> String {
-    let sqlite = |sync: &str| {
-        format!("plugin {PERSISTENCE_PLUGIN}\nplugin_opt_sync {sync}\nplugin_opt_flush_period 0\nglobal_plugin {ACKNOWLEDGE_PLUGIN}\n")
-    };
+    let sqlite = |sync: &str| format!("plugin {PERSISTENCE_PLUGIN}\nplugin_opt_sync {sync}\nplugin_opt_flush_period 0\n");
     match durability {
         Durability::Disk => sqlite("full"),
         Durability::Process => sqlite("normal"),
         Durability::Snapshot => format!("persistence true\nautosave_interval {SNAPSHOT_SECONDS}\n"),
-    }
-}
-
-/// What the broker needs in its environment variable `LD_PRELOAD`.
-pub(super) fn preload(durability: Durability) -> Option<&'static str> {
-    match durability {
-        Durability::Disk | Durability::Process => Some(ACKNOWLEDGE_PLUGIN),
-        Durability::Snapshot => None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMap, ConfigMapProjection, ConfigMapVolumeSource, Container, ContainerPort, DownwardAPIProjection,
-    DownwardAPIVolumeFile, EmptyDirVolumeSource, EnvVar, HTTPGetAction, KeyToPath, ObjectFieldSelector, PersistentVolumeClaim,
+    DownwardAPIVolumeFile, EmptyDirVolumeSource, HTTPGetAction, KeyToPath, ObjectFieldSelector, PersistentVolumeClaim,
     PersistentVolumeClaimSpec, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource, ResourceRequirements,
     SeccompProfile, SecretProjection, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
     VolumeResourceRequirements,
@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{Valid, configuration, labels, metadata, selector};
+use super::{Valid, labels, metadata, selector};
 use crate::api::name::{self, HTTP_PORT, INTERNAL_MQTT_PORT, MAX_SHARDS};
 use crate::broker::credential::shard;
 use crate::configuration::agent::{
@@ -132,14 +132,11 @@ fn agent_container(images: &Images) -> Container {
 fn broker_container(valid: &Valid, images: &Images) -> Container {
     // Without names: those of listeners are a user's choice, and might meet ours.
     let ports = valid.spec.listeners.iter().map(|listener| listener.port).chain([INTERNAL_MQTT_PORT]);
-    let preload = configuration::preload(valid.spec.durability);
-    let environment = preload.map(|path| vec![EnvVar { name: "LD_PRELOAD".to_owned(), value: Some(path.to_owned()), ..EnvVar::default() }]);
     Container {
         name: "mosquitto".to_owned(),
         image: Some(images.mosquitto.clone()),
         image_pull_policy: images.pull_policy.clone(),
         args: Some(vec!["-c".to_owned(), format!("{CONFIGURATION_FOLDER}/{MOSQUITTO_FILE}")]),
-        env: environment,
         ports: Some(ports.map(|port| container_port(None, port)).collect()),
         resources: Some(valid.spec.resources.to_requirements()),
         security_context: Some(restricted()),

@@ -1,0 +1,195 @@
+/* A plugin of Mosquitto: decides which client certificates are accepted, and as which user.
+ *
+ * Mosquitto can require a certificate and use its common name as the user name (`use_identity_as_username`). It then asks no plugin
+ * whether that user may connect, and does not end the session of a user who may no longer: only a revocation list rejects a
+ * certificate, and even that does not end a session. This plugin is asked at each login and, for every connected client, at each
+ * reload. It knows the public key of each device that may connect by certificate. Any other key is rejected, whatever authority
+ * signed its certificate.
+ *
+ *   global_plugin /usr/lib/mosquitto/certificate.so
+ *   plugin_opt_file /run/fleetwright/certificate-keys
+ *   plugin_opt_certificate_ports 8884
+ *   plugin_opt_certificate_and_password_ports 8885,8886
+ *
+ * The file has lines `user:digest`, each user once: SHA-256 of the SubjectPublicKeyInfo (DER), in hexadecimal digits. It is read at the
+ * start and on every reload. The broker does not start without it. Where it cannot be read on a reload, no certificate is
+ * accepted. The ports are those of listeners with `require_certificate true`. On the first, the common name becomes the user name and
+ * the client identifier, whatever the client sends. On the second, the client has to send the common name as its user name, and its
+ * password is checked as anywhere else: load this plugin before any other that could accept a client. Other ports are ignored.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include <openssl/x509.h>
+
+#include "identity.h"
+#include "options.h"
+#include "user_file.h"
+#include "version.h"
+
+#define NAME "certificate"
+
+MOSQUITTO_PLUGIN_DECLARE_VERSION(5);
+
+struct state {
+	char *path;
+	struct ports certificate;
+	struct ports certificate_and_password;
+	struct user_file keys; /* digests */
+};
+
+static void *parse_digest(const char *text)
+{
+	unsigned char *digest = malloc(DIGEST_BYTES);
+
+	if(digest && !identity_parse_digest(text, digest)){
+		free(digest);
+		return NULL;
+	}
+	return digest;
+}
+
+static const struct user_format FORMAT = {NAME, "user:digest", parse_digest, free};
+
+/* Whether the key is the one that the common name may use, and the certificate has not expired; also gives the name. */
+static bool is_accepted(const struct state *state, X509 *certificate, char name[MAX_NAME_BYTES])
+{
+	unsigned char digest[DIGEST_BYTES];
+	const unsigned char *wanted;
+
+	if(!identity_common_name(certificate, name) || !identity_key_digest(certificate, digest)){
+		return false;
+	}
+	wanted = user_file_find(&state->keys, name);
+	return wanted && memcmp(wanted, digest, DIGEST_BYTES) == 0 && X509_cmp_current_time(X509_get0_notAfter(certificate)) > 0;
+}
+
+/* At a reload Mosquitto also checks sessions whose clients are not connected, and would end those with their queues. A client that logs
+ * in is not among the sessions before it is accepted. */
+static bool is_disconnected_session(const struct mosquitto *client)
+{
+	const char *identifier = mosquitto_client_id(client);
+
+	return identifier && mosquitto_client(identifier) == client;
+}
+
+/* An error here would end the broker and with it every session. What cannot be read is logged, and accepts nobody. */
+static int on_reload(int event, void *event_data, void *userdata)
+{
+	struct state *state = userdata;
+
+	(void)event;
+	(void)event_data;
+	user_file_load(&state->keys, state->path, &FORMAT);
+	return MOSQ_ERR_SUCCESS;
+}
+
+/* The client is who its certificate says. */
+static int identify(struct mosquitto *client, const char *name)
+{
+	const char *known = mosquitto_client_id(client);
+
+	if((!known || strcmp(known, name)) && mosquitto_set_clientid(client, name) != MOSQ_ERR_SUCCESS){
+		return MOSQ_ERR_AUTH;
+	}
+	known = mosquitto_client_username(client);
+	if((!known || strcmp(known, name)) && mosquitto_set_username(client, name) != MOSQ_ERR_SUCCESS){
+		return MOSQ_ERR_AUTH;
+	}
+	return MOSQ_ERR_SUCCESS;
+}
+
+static int on_basic_auth(int event, void *event_data, void *userdata)
+{
+	const struct mosquitto_evt_basic_auth *login = event_data;
+	const struct state *state = userdata;
+	int port = mosquitto_client_port(login->client);
+	bool by_certificate_alone = ports_contain(&state->certificate, port);
+	char name[MAX_NAME_BYTES];
+	X509 *certificate;
+	bool accepted;
+
+	(void)event;
+	if(!by_certificate_alone && !ports_contain(&state->certificate_and_password, port)){
+		return MOSQ_ERR_PLUGIN_IGNORE;
+	}
+	certificate = mosquitto_client_certificate(login->client);
+	if(!certificate && is_disconnected_session(login->client) && login->username && user_file_find(&state->keys, login->username)){
+		return by_certificate_alone ? MOSQ_ERR_SUCCESS : MOSQ_ERR_PLUGIN_IGNORE;
+	}
+	if(!certificate){
+		return MOSQ_ERR_AUTH;
+	}
+	accepted = is_accepted(state, certificate, name);
+	X509_free(certificate);
+	if(!accepted){
+		return MOSQ_ERR_AUTH;
+	}
+	if(by_certificate_alone){
+		return identify(login->client, name);
+	}
+	/* The password check follows. */
+	return login->username && !strcmp(login->username, name) ? MOSQ_ERR_PLUGIN_IGNORE : MOSQ_ERR_AUTH;
+}
+
+static bool configure(struct state *state, const struct mosquitto_opt *options, int option_count)
+{
+	for(int i = 0; i < option_count; i++){
+		const char *key = options[i].key, *value = options[i].value;
+
+		if(!strcmp(key, "file") && !state->path){
+			/* The broker frees its own copy. */
+			state->path = strdup(value);
+		}else if(!strcmp(key, "certificate_ports")){
+			if(!options_parse_ports(value, &state->certificate)){
+				return false;
+			}
+		}else if(!strcmp(key, "certificate_and_password_ports")){
+			if(!options_parse_ports(value, &state->certificate_and_password)){
+				return false;
+			}
+		}else{
+			return false;
+		}
+	}
+	return state->path != NULL;
+}
+
+int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, struct mosquitto_opt *options, int option_count)
+{
+	struct state *state = calloc(1, sizeof(*state));
+	int rc;
+
+	if(!state){
+		return MOSQ_ERR_NOMEM;
+	}
+	*userdata = state;
+	mosquitto_plugin_set_info(identifier, NAME, NULL);
+	if(!configure(state, options, option_count)){
+		mosquitto_log_printf(MOSQ_LOG_ERR, NAME ": expected plugin_opt_file, and ports with commas between them");
+		return MOSQ_ERR_INVAL;
+	}
+	if(!user_file_load(&state->keys, state->path, &FORMAT)){
+		return MOSQ_ERR_INVAL;
+	}
+	rc = mosquitto_callback_register(identifier, MOSQ_EVT_BASIC_AUTH, on_basic_auth, NULL, state);
+	if(rc == MOSQ_ERR_SUCCESS){
+		rc = mosquitto_callback_register(identifier, MOSQ_EVT_RELOAD, on_reload, NULL, state);
+	}
+	return rc;
+}
+
+/* Mosquitto itself removes the callbacks of a plugin that it unloads. */
+int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int option_count)
+{
+	struct state *state = userdata;
+
+	(void)options;
+	(void)option_count;
+	if(state){
+		user_file_clear(&state->keys, &FORMAT);
+		free(state->path);
+		free(state);
+	}
+	return MOSQ_ERR_SUCCESS;
+}
