@@ -118,7 +118,8 @@ fn a_generated_secret_is_deleted_once_other_credentials_are_live() {
             status = live;
         }
         index.status_written(&key(), &device(authentication, 2, Some(&status)));
-        assert!(matches!(index.next_action(&key(), false), DeviceAction::DeleteSecret { uid } if *uid == *"uid-d"));
+        let action = index.next_action(&key(), false);
+        assert!(matches!(&action, DeviceAction::DeleteSecret { uid } if **uid == *"uid-d"), "{authentication}: {action:?}");
         index.generated_secret_deleted(&key(), "uid-d");
         assert!(matches!(index.next_action(&key(), false), DeviceAction::None));
     }
