@@ -23,8 +23,8 @@ const HEADER_BYTES: usize = 12_000;
 /// grows by 90 MB.
 const MAX_GROWTH: usize = 24 << 20;
 
-/// Maximum time of a probe.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum time of a probe: that of the kubelet, and one retransmission by the kernel (after a second) on a busy machine.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(2_500);
 
 async fn start() -> (SocketAddr, DropGuard) {
     // The second half of the limit is for the ends that the server holds.
