@@ -186,6 +186,6 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     reconcilers.spawn(pipeline::run(context, devices, retention));
     match reconcilers.join_next().await {
         Some(Err(error)) => Err(error).context("a reconciler ended unexpectedly"),
-        Some(Ok(())) | None => bail!("a reconciler ended, which none does by itself"),
+        Some(Ok(())) | None => bail!("a reconciler ended unexpectedly"),
     }
 }
