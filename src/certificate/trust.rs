@@ -1,4 +1,5 @@
-//! The authorities that brokers trust if an external authority signs the certificates of devices, and the check of such a certificate. Pure.
+//! The authorities that brokers trust if an external authority signs the certificates of devices, and the check of such certificates.
+//! Pure.
 
 use std::fmt;
 use std::sync::Arc;
