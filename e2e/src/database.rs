@@ -30,7 +30,7 @@ const STARTS_WITHIN: Duration = seconds(120);
 /// Maximum time for an answer of a server.
 const ANSWERS_WITHIN: Duration = seconds(15);
 
-/// Key of an advisory lock (arbitrary). Concurrent `CREATE DATABASE` statements fail, because both lock the template database.
+/// Key of an advisory lock (arbitrary). Concurrent `CREATE DATABASE` statements conflict, because they lock the template database.
 const CREATE_LOCK: &str = "SELECT pg_advisory_lock(1)";
 
 /// Name and connection URI of a database.
@@ -145,7 +145,7 @@ async fn deploy(client: &Client, namespace: &str) -> Result<()> {
     let database = Database::of(client, namespace).await?;
     until(STARTS_WITHIN, format!("the database in {namespace} answers"), async || database.number("SELECT count(*) FROM pg_class").await)
         .await?;
-    // The chart's user can only use its own database. Tests create databases as superuser.
+    // The chart's user may not create databases, but the tests do.
     let mut command = Command::new("kubectl");
     command.args(["exec", "--namespace", namespace, "statefulset/timescaledb", "--"]);
     command.args(["psql", "-h", "/var/run/postgresql", "-U", "postgres", "-X", "-q", "-c", "ALTER ROLE fleetwright CREATEDB"]);

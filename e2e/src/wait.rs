@@ -21,7 +21,7 @@ pub async fn until<T>(limit: Duration, what: impl Display, mut look: impl AsyncF
         let failure = match tokio::time::timeout(LOOK, look()).await {
             Ok(Ok(found)) => return Ok(found),
             Ok(Err(failure)) => failure,
-            Err(_) => anyhow!("the last look did not end within {} s", LOOK.as_secs()),
+            Err(_) => anyhow!("the last attempt did not end within {} s", LOOK.as_secs()),
         };
         if started.elapsed() >= limit {
             return Err(failure.context(format!("not within {} s: {what}", limit.as_secs())));
