@@ -27,7 +27,7 @@ const MAX_GROWTH: usize = 24 << 20;
 const PROBE_TIMEOUT: Duration = Duration::from_millis(2_500);
 
 async fn start() -> (SocketAddr, DropGuard) {
-    // The second half of the limit is for the ends that the server holds.
+    // The second half of the limit is for the sockets of the server.
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();

@@ -27,7 +27,7 @@ async fn chain(decode: &Value) -> Chain {
     Chain::start(TOPIC, decode, Postgres::shared().await).await
 }
 
-/// Runs it to its end.
+/// Runs a replay to its end.
 fn replay(chain: &Chain, decode: &Value, arguments: &[&str]) {
     assert!(chain.replay(decode, arguments).wait_with_output().unwrap().status.success());
 }
