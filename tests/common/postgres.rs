@@ -117,16 +117,16 @@ impl Postgres {
 
     async fn ready(&self) {
         let until = Instant::now() + START;
-        loop {
-            match connect(&self.uri("postgres"), "test").await {
-                Ok(_) => return,
-                Err(error) => assert!(
-                    self.process.lock().unwrap().try_wait().unwrap().is_none() && Instant::now() < until,
-                    "PostgreSQL does not answer ({error:?}); its log:\n{}",
-                    std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
-                ),
-            }
+        while let Err(error) = connect(&self.uri("postgres"), "test").await {
+            let log = || std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            let ended = self.process.lock().unwrap().try_wait().unwrap().is_some();
+            // The server does not start while a session of a killed one holds the shared memory. The kernel ends those sessions soon.
+            let again = ended && log().lines().rev().take(2).any(|line| line.contains("Terminate any old server processes"));
+            assert!((!ended || again) && Instant::now() < until, "PostgreSQL does not answer ({error:?}); its log:\n{}", log());
             tokio::time::sleep(Duration::from_millis(50)).await;
+            if again {
+                *self.process.lock().unwrap() = spawn(&self.folder, self.port);
+            }
         }
     }
 }
