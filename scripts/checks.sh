@@ -54,13 +54,17 @@ static_checks() {
 compile_tests() { check "clippy, and compilation of all tests" linted cargo test "${TESTS[@]}" --lib --bins --test '*' --no-run; }
 unit_tests() { cargo_tests "unit and property tests" cargo test "${TESTS[@]}" --lib --bins ${TEST:+"$TEST"}; }
 
-# Component tests run on real brokers and databases. The test of the clustered broker is last, because that broker takes minutes to build.
+# Component tests run on real brokers and databases.
 component_tests() {
   check "Mosquitto and TimescaleDB" "$FLEETWRIGHT_PARTS" prepare
   cargo_tests "unit, property and component tests" linted cargo test "${TESTS[@]}" --lib --bins --tests
+  check "health as Flux and Argo CD compute it" go test -C "$ROOT/e2e/health" ./...
+}
+
+# Tests whose builds take minutes. They are last, because `build_ahead` builds while earlier tests wait.
+late_tests() {
   check "build of the clustered broker" "$FLEETWRIGHT_BROKER" --prepare
   cargo_tests "component tests with the clustered broker" linted cargo test "${TESTS[@]}" --test share_cluster
-  check "health as Flux and Argo CD compute it" go test -C "$ROOT/e2e/health" ./...
   check "coverage-guided fuzzing, $FUZZ_SECONDS s for each target" env SECONDS_PER_TARGET=$FUZZ_SECONDS KEEP_CORPUS=0 "$ROOT/scripts/fuzz.sh"
 }
 

@@ -4,6 +4,7 @@
 #   fuzz.sh                    each target for SECONDS_PER_TARGET seconds (default 60)
 #   fuzz.sh TARGET             one target
 #   fuzz.sh TARGET FILE        runs one input, for instance a failure that an earlier run has stored
+#   fuzz.sh --prepare          only builds the targets
 #
 # Inputs that reach new code are kept in fuzz/corpus/TARGET: commit them. KEEP_CORPUS=0 leaves fuzz/corpus as it is.
 # A failing input is stored in target/fuzz/TARGET.
@@ -39,6 +40,7 @@ fuzz() {
 }
 
 step "build the fuzz targets" quietly build
+[ "${1:-}" != --prepare ] || exit 0
 if [ $# -eq 2 ]; then libfuzzer "$1" "$2"; exit; fi
 [ $# -eq 0 ] || TARGETS=("$1")
 for target in "${TARGETS[@]}"; do fuzz "$target"; done

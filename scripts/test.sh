@@ -50,7 +50,8 @@ attempt() {
 sum_of() { sed -nE "s/^test result: .* ([0-9]+) $1;.*/\1/p" "$2" | awk '{n += $1} END {print n + 0}'; }
 show_end() {
   say "  ---- $1: the end of the output"
-  grep -E '^(test .* FAILED|error|thread .* panicked)' "$LOG" | sort -u | head -n 40 | sed 's/^/  | /' >&2 || true
+  # The line after `panicked at` is the message of the panic.
+  grep -E -A 1 '^(test .* FAILED|error|thread .* panicked|---- .* failed after)' "$LOG" | grep -v '^--$' | head -n 60 | sed 's/^/  | /' >&2 || true
   tail -n "${LOG_LINES:-80}" "$LOG" | sed 's/^/  | /' >&2
 }
 
@@ -58,6 +59,7 @@ finish() {
   local status=$? passed failed group
   trap - EXIT INT TERM
   set +e
+  [ ! -e "$LOGS/idle.pid" ] || BACKGROUND+=("$(cat "$LOGS/idle.pid")")
   for group in "${BACKGROUND[@]}"; do kill -- "-$group" 2>/dev/null; done
   if [ -n "$USES_CLUSTER" ]; then
     if [ -n "${KEEP:-}" ]; then say "KEEP: the cluster is still running: INSTANCE=$INSTANCE e2e/cluster/cluster.sh exec bash"; else cluster down; fi
@@ -97,12 +99,21 @@ prepared() {
   return "$(cat "$LOGS/prepare.status")"
 }
 
-# What later tests build, while the component tests wait for brokers and databases. At a low priority, so that it delays none of them. A
-# failure is reported where the result is needed.
+# What later tests need, in the order in which they need it. A failure is reported where the result is needed.
 build_ahead() {
-  nice -n 15 cargo build --locked --release --bin fleetwright --manifest-path "$ROOT/Cargo.toml"
-  nice -n 15 "$FLEETWRIGHT_BROKER" --prepare
-} >"$LOGS/build-ahead" 2>&1
+  cargo build --locked --release --bin fleetwright --manifest-path "$ROOT/Cargo.toml"
+  "$FLEETWRIGHT_BROKER" --prepare
+  "$ROOT/scripts/fuzz.sh" --prepare
+}
+
+# idle COMMAND... : runs a function or command in the background, with the processor time that nothing else uses. The kernel schedules each
+# session as a group (sched(7), autogroup): `nice` has an effect within a group, so the command gets a session and a group of its own.
+idle() {
+  export -f build_ahead
+  export ROOT
+  setsid bash -c 'echo $$ >"$0"; echo 19 >/proc/self/autogroup; exec nice -n 19 bash -ec "$1"' "$LOGS/idle.pid" "$*" \
+    </dev/null >"$LOGS/idle" 2>&1 &
+}
 
 trap finish EXIT
 trap 'exit 130' INT TERM
@@ -115,8 +126,9 @@ case ${1:-all} in
     USES_CLUSTER=1; background prepare
     static_checks
     compile_tests
-    background build_ahead
+    idle build_ahead
     component_tests
-    end_to_end all ;;
+    end_to_end all
+    late_tests ;;
   *) fail "usage: test.sh [all|unit|e2e]" ;;
 esac

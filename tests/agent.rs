@@ -28,16 +28,13 @@ use fleetwright::agent::session::BrokerAddress;
 use fleetwright::agent::state::{Change, Origin, Subject};
 use fleetwright::api::Gateway;
 use fleetwright::api::device::{Access, Acl};
+use fleetwright::broker::configuration::{BrokerConfiguration, render};
 use fleetwright::broker::credential::shard::{Data, Shard, revision};
 use fleetwright::broker::credential::{Entry, Password, hash};
 use fleetwright::certificate::fingerprint;
 use fleetwright::configuration::agent::{
     AgentConfiguration, CLIENT_AUTHORITIES_FILE, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FOLDER, RUNTIME_FOLDER, TlsListener,
 };
-use fleetwright::operator::gateway::build::mosquitto_configuration;
-use fleetwright::operator::gateway::client_authority::ClientTrust;
-use fleetwright::operator::gateway::tls::Certificates;
-use fleetwright::operator::gateway::validate::Valid;
 use fleetwright::runtime::readiness::Readiness;
 use k8s_openapi::ByteString;
 use rustls_pki_types::CertificateDer;
@@ -154,26 +151,22 @@ impl Site {
             listener.port = i32::from(*port);
             tls_listeners.extend(listener.tls_secret("plant-1").map(|secret| TlsListener { port: *port, secret }));
         }
-        let tls_secrets: Vec<String> = tls_listeners.first().map(|listener| listener.secret.clone()).into_iter().collect();
         let queued_bytes = gateway.spec.limits.queued_bytes_per_client.to_units().unwrap();
         // Half of the container's, which is 256 MiB by default.
         let memory_limit = gateway.spec.resources.limits.get("memory").and_then(|memory| Some(memory.to_units()? / 2));
-        let valid = Valid {
-            namespace: "fleet".to_owned(),
-            name: "plant-1".to_owned(),
-            spec: gateway.spec,
+        let broker = BrokerConfiguration {
+            namespace: "fleet",
+            name: "plant-1",
+            spec: &gateway.spec,
             memory_limit,
             queued_bytes,
-            tls_secrets,
-            tls: Certificates::default(),
-            clients: ClientTrust { trusted: trusted.map(str::to_owned), ..ClientTrust::default() },
-            awaiting: None,
+            trusts_client_certificates: trusted.is_some(),
         };
         let place = |name: &str| folder.path().join(name).display().to_string();
         if let Some(trusted) = trusted {
             std::fs::write(folder.path().join(CLIENT_AUTHORITIES_FILE), trusted).unwrap();
         }
-        let mut configuration = mosquitto_configuration(&valid)
+        let mut configuration = render(&broker)
             .replace(CONFIGURATION_FOLDER, &folder.path().display().to_string())
             .replace(RUNTIME_FOLDER, &place("run"))
             .replace(DATA_FOLDER, &place("data"))

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_controller::events::EventRecorder;
 use k8s_openapi::jiff::Timestamp;
+use kube::Client;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -15,6 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::execute::{self, ActionOutcome};
 use super::gateway::ShardPlan;
+use super::index::SharedDeviceIndex;
 use super::key::{DeviceKey, GatewayKey};
 use super::metrics::DeviceMetrics;
 use super::observe::Observer;
@@ -71,7 +73,8 @@ pub struct Subscribers {
 
 /// The reconciler of all Devices.
 pub struct Driver {
-    context: Context,
+    client: Client,
+    fleet: SharedDeviceIndex,
     writer: Writer,
     recorder: Arc<EventRecorder>,
     concurrency: usize,
@@ -100,7 +103,8 @@ impl Driver {
         Ok(Self {
             writer: context.writer("fleetwright/device"),
             recorder: context.recorder("fleetwright.io/device"),
-            context,
+            client: context.client,
+            fleet: context.fleet,
             concurrency: concurrency.max(1),
             subscribers,
             observer: Observer::default(),
@@ -132,10 +136,10 @@ impl Driver {
     pub async fn run(mut self, listed: impl FnOnce()) {
         let begin = Instant::now();
         let mut listed = Some(listed);
-        let mut observations = observations(&self.context.client);
-        let mut to_follow = Some(secrets(&self.context.client));
-        let mut left_requests = Some(left_certificate_requests(&self.context.client));
-        let mut of_issuers = Some(certificate_requests(&self.context.client));
+        let mut observations = observations(&self.client);
+        let mut to_follow = Some(secrets(&self.client));
+        let mut left_requests = Some(left_certificate_requests(&self.client));
+        let mut of_issuers = Some(certificate_requests(&self.client));
         loop {
             let calm = self.load.until.filter(|_| !self.deferred.is_empty());
             let due = [self.devices.next_due(), self.shards.next_due(), self.totals.next_due(), self.next_deadline(), calm];
@@ -143,7 +147,7 @@ impl Driver {
             let due = due.into_iter().flatten().min().filter(|_| self.observer.is_complete());
             tokio::select! {
                 Some(observation) = observations.next() => {
-                    let index = self.context.fleet.clone();
+                    let index = self.fleet.clone();
                     self.observer.observe(&mut index.lock(), observation);
                     if self.observer.has_devices() {
                         // The index must contain the Devices of these objects.
@@ -156,9 +160,9 @@ impl Driver {
                     Err(error) => warn!(%error, "an action for a Device ended unexpectedly"),
                 },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
-                () = self.context.fleet.woken() => {}
+                () = self.fleet.woken() => {}
             }
-            if of_issuers.is_some() && self.context.fleet.lock().asks_issuers() {
+            if of_issuers.is_some() && self.fleet.lock().asks_issuers() {
                 observations.extend(of_issuers.take());
             }
             self.collect();
@@ -170,7 +174,7 @@ impl Driver {
                 self.metrics.listing.set(begin.elapsed().as_secs_f64());
                 listed();
                 let unsettled = {
-                    let mut index = self.context.fleet.lock();
+                    let mut index = self.fleet.lock();
                     index.completed();
                     index.unsettled()
                 };
@@ -184,7 +188,7 @@ impl Driver {
 
     /// The next time at which a password or certificate is due, or a previous password expires.
     fn next_deadline(&self) -> Option<Instant> {
-        let deadline = self.context.fleet.lock().next_deadline()?;
+        let deadline = self.fleet.lock().next_deadline()?;
         let seconds = u64::try_from(deadline - Timestamp::now().as_second()).unwrap_or_default();
         // At most an hour, because the system clock may be set meanwhile.
         Some(Instant::now() + Duration::from_secs(seconds.min(3600)))
@@ -194,7 +198,7 @@ impl Driver {
     fn collect(&mut self) {
         let now = Instant::now();
         let changes = {
-            let mut index = self.context.fleet.lock();
+            let mut index = self.fleet.lock();
             index.advance(Timestamp::now().as_second());
             index.take_changes()
         };
@@ -262,7 +266,7 @@ impl Driver {
 
     fn start_shards(&mut self, key: GatewayKey, now: Instant) {
         self.gathering_until.remove(&key);
-        let Some((number, plan)) = self.context.fleet.lock().plan(&key) else {
+        let Some((number, plan)) = self.fleet.lock().plan(&key) else {
             self.shards.done(&key, now);
             return;
         };
@@ -275,8 +279,8 @@ impl Driver {
 
     fn start_step(&mut self, key: DeviceKey, now: Instant) {
         let waited = self.waiting_since.get(&key).is_some_and(|since| now.duration_since(*since) >= STATUS_DELAY);
-        let step = self.context.fleet.lock().start_action(&key, waited, Timestamp::now().as_second());
-        let (writer, recorder, index) = (self.writer.clone(), Arc::clone(&self.recorder), self.context.fleet.clone());
+        let step = self.fleet.lock().start_action(&key, waited, Timestamp::now().as_second());
+        let (writer, recorder, index) = (self.writer.clone(), Arc::clone(&self.recorder), self.fleet.clone());
         self.work.spawn(async move {
             let result = execute::action(&writer, &recorder, &index, &key, step).await;
             Finished::Action(key, result)
@@ -307,10 +311,10 @@ impl Driver {
                 let failures = self.devices.failed(&key, (), now, rand::random());
                 self.count("device", "failed");
                 warn!(device = %key.name, namespace = %key.gateway.namespace, failures, error = chain(&error), "an action for a Device failed: retrying");
-                self.context.fleet.lock().action_failed(&key, failures, &error);
+                self.fleet.lock().action_failed(&key, failures, &error);
             }
             Finished::Shards(key, number, plan, Ok(())) => {
-                self.context.fleet.lock().plan_applied(&key, number, *plan);
+                self.fleet.lock().plan_applied(&key, number, *plan);
                 self.shards.done(&key, now);
                 self.count("shards", "done");
             }

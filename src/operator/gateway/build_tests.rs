@@ -8,6 +8,10 @@ fn built(valid: &Valid) -> Desired {
     build(valid, &images, "fleetwright-system")
 }
 
+fn mosquitto_configuration(valid: &Valid) -> String {
+    crate::broker::configuration::render(&broker_configuration(valid))
+}
+
 /// A Gateway as the API server hands it out, defaults filled in.
 fn valid(spec: &serde_json::Value) -> Valid {
     let object = json!({
@@ -172,4 +176,13 @@ fn listeners_for_certificates() {
     let before = annotations(&gateway);
     gateway.clients.trusted = Some("another".to_owned());
     assert_ne!(annotations(&gateway), before, "Mosquitto reads whom to trust only at its start");
+}
+
+#[test]
+fn the_issued_key_is_kept_only_while_a_listener_names_no_secret() {
+    let listeners = |tls: serde_json::Value| json!({"listeners": [{"name": "mqtts", "port": 8883, "tls": tls}]});
+    let (link, authority) = (name::link_credentials("plant-1"), name::server_authority("plant-1"));
+    assert_eq!(secret_names(&valid(&listeners(json!({"secretName": "plant-1-tls"})))), std::slice::from_ref(&link));
+    let issued = secret_names(&valid(&listeners(json!({}))));
+    assert!(issued.contains(&link) && issued.contains(&authority), "{issued:?}");
 }

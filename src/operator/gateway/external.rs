@@ -4,7 +4,7 @@ use bytes::Bytes;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 
-use super::observe::devices;
+use super::observe::{Sources, devices};
 use crate::api::condition::{self, ACCEPTED, BROKER_AVAILABLE, Cause, Finding, Readiness};
 use crate::api::external::ExternalBroker;
 use crate::api::gateway::{Gateway, GatewayDevices, GatewayStatus};
@@ -12,7 +12,6 @@ use crate::api::name;
 use crate::api::reason::Reason;
 use crate::configuration::agent::TLS_AUTHORITIES;
 use crate::mqtt::login::{ClientTls, Login};
-use crate::operator::context::Context;
 use crate::operator::device::key::GatewayKey;
 use crate::operator::kubernetes::apply::{WriteError, read};
 use crate::runtime::error::chain;
@@ -39,23 +38,23 @@ pub struct Observed<'a> {
 ///
 /// # Errors
 /// If a call to the API server fails.
-pub async fn observe<'a>(context: &Context, gateway: &'a Gateway, external: &ExternalBroker) -> Result<Observed<'a>, WriteError> {
+pub async fn observe<'a>(sources: &Sources, gateway: &'a Gateway, external: &ExternalBroker) -> Result<Observed<'a>, WriteError> {
     let (namespace, name) = (gateway.namespace().unwrap_or_default(), gateway.name_any());
     let key = GatewayKey::new(&namespace, &name);
-    let credentials = read::<Secret>(&context.client, &namespace, &external.credentials_secret.name).await?;
+    let credentials = read::<Secret>(&sources.client, &namespace, &external.credentials_secret.name).await?;
     let authorities = match external.tls.as_ref().and_then(|tls| tls.ca_secret_name.as_deref()) {
-        Some(secret) => read::<Secret>(&context.client, &namespace, secret).await?,
+        Some(secret) => read::<Secret>(&sources.client, &namespace, secret).await?,
         None => None,
     };
     let client_id = name::external_link_client(&gateway.uid().unwrap_or_default());
     let login = login(external, client_id, credentials.as_ref(), authorities.as_ref());
-    context.externals.set(&key, login.as_ref().ok().cloned());
-    let declared = context.fleet.lock().totals(&key);
+    sources.externals.set(&key, login.as_ref().ok().cloned());
+    let declared = sources.fleet.lock().totals(&key);
     Ok(Observed {
         gateway,
-        devices: devices(declared, context.presence.of(&key).as_ref(), gateway.status.as_ref()),
+        devices: devices(declared, sources.presence.of(&key).as_ref(), gateway.status.as_ref()),
         login,
-        outcome: context.externals.of(&key).and_then(|external| external.outcome),
+        outcome: sources.externals.of(&key).and_then(|external| external.outcome),
     })
 }
 

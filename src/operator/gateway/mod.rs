@@ -18,26 +18,23 @@ use jiff::Timestamp;
 use k8s_controller::events::EventRecorder;
 use k8s_controller::{Controller, TraceMetadata};
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference};
 use kube::runtime::controller::Action;
 use kube::{Client, ResourceExt};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use self::build::{Desired, build, link_credentials, secret_names};
+use self::build::{build, link_credentials, secret_names};
 use self::client_authority::client_trust;
-use self::observe::{Observed, observe};
+use self::observe::{Observed, Sources, observe};
 use self::status::{Outcome, status};
 use self::tls::Issued;
 use self::validate::{Valid, validate};
-use super::context::{Context, unless_terminating};
+use super::context::{Context, Images, unless_terminating};
 use super::device::certificate::Authority;
 use super::device::endpoint::Endpoint;
 use super::device::key::GatewayKey;
-use super::kubernetes::apply::{WriteError, Writer, names, owner_reference};
+use super::kubernetes::apply::{WriteError, Writer, owner_reference};
 use super::kubernetes::events::{publish_change, publish_change_of};
 use crate::api::condition::{BROKER_FULL, CERTIFICATE_VALID, CLIENT_AUTHORITY_VALID, MESSAGES_DROPPED, READY};
 use crate::api::external::ExternalBroker;
@@ -72,10 +69,13 @@ pub struct Notices {
 
 /// Reconciles Gateways until dropped.
 pub async fn run(context: Context, notices: Notices) {
+    let sources = Sources::new(&context);
     let reconciler = Reconciler {
         writer: context.writer("fleetwright/gateway"),
         recorder: context.recorder("fleetwright.io/gateway"),
-        context: context.clone(),
+        sources: sources.clone(),
+        images: context.images.clone(),
+        operator_namespace: context.namespace.clone(),
     };
     let observer = context.observer();
     let writer = reconciler.writer.clone();
@@ -94,12 +94,14 @@ pub async fn run(context: Context, notices: Notices) {
         .with_controller(|_| watch::subscribe(watching, &context.client, notices.looks));
     tokio::select! {
         () = controller.run() => {}
-        () = totals::keep(&context, &writer, gateways, notices.totals, seen) => {}
+        () = totals::keep(&sources, &writer, gateways, notices.totals, seen) => {}
     }
 }
 
 struct Reconciler {
-    context: Context,
+    sources: Sources,
+    images: Images,
+    operator_namespace: String,
     writer: Writer,
     recorder: Arc<EventRecorder>,
 }
@@ -118,8 +120,8 @@ impl k8s_controller::Context for Reconciler {
             return unless_terminating(self.reconcile_external(gateway, broker).await);
         }
         if is_reconciliation_paused(gateway) {
-            let observed = observe(&self.context, gateway).await?;
-            self.tell_devices(gateway, endpoint(&observed, None), client_trust(&observed, Timestamp::now()).authority);
+            let observed = observe(&self.sources, gateway).await?;
+            self.notify_devices(gateway, endpoint(&observed, None), client_trust(&observed, Timestamp::now()).authority);
             return Ok(Some(Action::await_change()));
         }
         unless_terminating(self.reconcile(gateway).await)
@@ -135,7 +137,7 @@ impl Reconciler {
     /// 4. Apply them, prerequisites of the pod first, and prune owned objects that are no longer desired.
     /// 5. Write the status if it changed, with an Event for each changed condition.
     async fn reconcile(&self, gateway: &Gateway) -> Result<Option<Action>, WriteError> {
-        let observed = observe(&self.context, gateway).await?;
+        let observed = observe(&self.sources, gateway).await?;
         let now = Timestamp::now();
         let valid = match validate(&observed, now) {
             Ok(valid) => valid,
@@ -160,7 +162,7 @@ impl Reconciler {
     /// 1. Observe: read the Secrets, pass the login to the twin synchronisation, and read its last result.
     /// 2. Write the status if it changed. The twin synchronisation requests another reconciliation when its result changes.
     async fn reconcile_external(&self, gateway: &Gateway, broker: &ExternalBroker) -> Result<Option<Action>, WriteError> {
-        let observed = external::observe(&self.context, gateway, broker).await?;
+        let observed = external::observe(&self.sources, gateway, broker).await?;
         if is_reconciliation_paused(gateway) {
             return Ok(Some(Action::await_change()));
         }
@@ -171,13 +173,13 @@ impl Reconciler {
     /// Applies the objects that the pod needs before the pod. Returns the live StatefulSet.
     async fn apply_all(&self, observed: &Observed, valid: &Valid) -> Result<StatefulSet, WriteError> {
         let owner = owner_reference(&observed.gateway);
-        let desired = build(valid, &self.context.images, &self.context.namespace);
+        let desired = build(valid, &self.images, &self.operator_namespace);
         // The authority first: a certificate is useless if its authority was not stored.
         if let Some((authority, certificate)) = &desired.issued {
             self.writer.apply(&owner, authority).await?;
             self.writer.apply(&owner, certificate).await?;
         }
-        self.tell_devices(&observed.gateway, endpoint(observed, valid.tls.issued.as_ref()), valid.clients.authority.clone());
+        self.notify_devices(&observed.gateway, endpoint(observed, valid.tls.issued.as_ref()), valid.clients.authority.clone());
         let password = observed.link_password.clone().unwrap_or_else(Password::generate);
         self.writer.apply(&owner, &link_credentials(valid, &password)).await?;
         self.writer.apply(&owner, &desired.configuration).await?;
@@ -191,40 +193,30 @@ impl Reconciler {
         self.writer.apply(&owner, &desired.service).await?;
         self.writer.apply(&owner, &desired.disruption_budget).await?;
         let stateful_set = self.writer.apply(&owner, &desired.stateful_set).await?.into_inner();
-        self.prune(&owner, valid, &desired).await?;
+        self.prune(&owner, valid).await?;
         Ok(stateful_set)
     }
 
-    /// Deletes the objects of the Gateway that are no longer desired, such as the issued key once every listener names a Secret. The
-    /// shards of its credentials are the Device controller's, and excluded by their label.
-    async fn prune(&self, owner: &OwnerReference, valid: &Valid, desired: &Desired) -> Result<(), WriteError> {
-        let namespace = valid.namespace.as_str();
-        let all = format!("{GATEWAY_LABEL}={}", valid.name);
+    /// Deletes the Secrets of the Gateway that are no longer desired, such as the issued key once every listener names a Secret. All other
+    /// objects of a Gateway have constant names, so none of them can become superfluous.
+    async fn prune(&self, owner: &OwnerReference, valid: &Valid) -> Result<(), WriteError> {
         // Credentials of Devices may have the label of the Gateway too: only the roles of its own Secrets are listed.
         let roles = format!("{ROLE_LABEL} in ({ROLE_LINK_CREDENTIALS},{ROLE_SERVER_AUTHORITY},{ROLE_SERVER_CERTIFICATE})");
-        self.writer.prune::<Secret>(owner, namespace, &format!("{all},{roles}"), &secret_names(valid)).await?;
-        self.writer.prune::<ConfigMap>(owner, namespace, &all, &names([&desired.configuration, &desired.report])).await?;
-        let services = names([&desired.service, &desired.internal_service, &desired.agent_service]);
-        self.writer.prune::<Service>(owner, namespace, &all, &services).await?;
-        self.writer.prune::<ServiceAccount>(owner, namespace, &all, &names([&desired.service_account])).await?;
-        self.writer.prune::<Role>(owner, namespace, &all, &names([&desired.role])).await?;
-        self.writer.prune::<RoleBinding>(owner, namespace, &all, &names([&desired.role_binding])).await?;
-        self.writer.prune::<NetworkPolicy>(owner, namespace, &all, &names([&desired.network_policy])).await?;
-        self.writer.prune::<PodDisruptionBudget>(owner, namespace, &all, &names([&desired.disruption_budget])).await?;
-        self.writer.prune::<StatefulSet>(owner, namespace, &all, &names([&desired.stateful_set])).await
+        let selector = format!("{GATEWAY_LABEL}={},{roles}", valid.name);
+        self.writer.prune::<Secret>(owner, &valid.namespace, &selector, &secret_names(valid)).await
     }
 
-    fn tell_devices(&self, gateway: &Gateway, endpoint: Option<Endpoint>, authority: Authority) {
+    fn notify_devices(&self, gateway: &Gateway, endpoint: Option<Endpoint>, authority: Authority) {
         let key = GatewayKey::new(&gateway.namespace().unwrap_or_default(), &gateway.name_any());
         let uid = gateway.uid().unwrap_or_default();
         {
-            let mut fleet = self.context.fleet.lock();
+            let mut fleet = self.sources.fleet.lock();
             if let Some(endpoint) = endpoint {
                 fleet.endpoint_observed(&key, &uid, endpoint);
             }
             fleet.authority_observed(&key, &uid, authority);
         }
-        self.context.fleet.wake();
+        self.sources.fleet.wake();
     }
 
     async fn write_status(&self, observed: &Observed, outcome: &Outcome<'_>) -> Result<(), WriteError> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::ResourceExt;
+use kube::{Client, ResourceExt};
 use tracing::warn;
 
 use crate::api::gateway::{GatewayClients, GatewayDevices, GatewayStatus};
@@ -11,10 +11,12 @@ use crate::api::{Gateway, name};
 use crate::broker::credential::Password;
 use crate::configuration::agent::{AgentReport, CLIENT_AUTHORITIES_FILE, REPORT_KEY};
 use crate::operator::context::Context;
+use crate::operator::device::index::SharedDeviceIndex;
 use crate::operator::device::key::GatewayKey;
 use crate::operator::device::secret::PASSWORD_KEY;
 use crate::operator::kubernetes::apply::{WriteError, read};
-use crate::operator::presence::totals::GatewayTotals;
+use crate::operator::presence::totals::{GatewayTotals, SharedTotals};
+use crate::operator::twin_sync::external::SharedExternals;
 
 /// The observed state of a Gateway and of the objects that it names. Without `Debug`, which would print private keys.
 pub struct Observed {
@@ -46,36 +48,61 @@ pub struct Observed {
     pub clients: Option<GatewayClients>,
 }
 
+/// The sources of a Gateway's observed state.
+#[derive(Clone)]
+pub struct Sources {
+    /// The client for reads.
+    pub client: Client,
+
+    /// The devices of all Gateways.
+    pub fleet: SharedDeviceIndex,
+
+    /// Totals of connected and refused clients.
+    pub presence: SharedTotals,
+
+    /// Logins and login results of external brokers.
+    pub externals: SharedExternals,
+}
+
+impl Sources {
+    /// Takes the sources from the operator's handles.
+    #[must_use]
+    pub fn new(context: &Context) -> Self {
+        let Context { client, fleet, presence, externals, .. } = context.clone();
+        Self { client, fleet, presence, externals }
+    }
+}
+
 /// Reads the input of a Gateway's reconciliation.
 ///
 /// # Errors
 /// If a call to the API server fails.
-pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, WriteError> {
+pub async fn observe(sources: &Sources, gateway: &Gateway) -> Result<Observed, WriteError> {
     let (namespace, name) = (gateway.namespace().unwrap_or_default(), gateway.name_any());
     let mut secrets = BTreeMap::new();
     for secret in gateway.spec.listeners.iter().filter_map(|listener| listener.tls_secret(&name)).collect::<BTreeSet<_>>() {
-        let found = read::<Secret>(&context.client, &namespace, &secret).await?;
+        let found = read::<Secret>(&sources.client, &namespace, &secret).await?;
         secrets.insert(secret, found);
     }
     let authority = if gateway.spec.issues_certificate() {
-        read::<Secret>(&context.client, &namespace, &name::server_authority(&name)).await?
+        read::<Secret>(&sources.client, &namespace, &name::server_authority(&name)).await?
     } else {
         None
     };
     let (client_authority, trusted_before) = match &gateway.spec.client_authority {
         Some(declared) => {
-            let configuration = read::<ConfigMap>(&context.client, &namespace, &name::broker(&name)).await?;
+            let configuration = read::<ConfigMap>(&sources.client, &namespace, &name::broker(&name)).await?;
             let trusted = configuration.and_then(|object| object.data?.remove(CLIENT_AUTHORITIES_FILE));
-            (read::<Secret>(&context.client, &namespace, &declared.secret_name).await?, trusted)
+            (read::<Secret>(&sources.client, &namespace, &declared.secret_name).await?, trusted)
         }
         None => (None, None),
     };
-    let link = read::<Secret>(&context.client, &namespace, &name::link_credentials(&name)).await?;
-    let report = read::<ConfigMap>(&context.client, &namespace, &name::agent_report(&name)).await?;
+    let link = read::<Secret>(&sources.client, &namespace, &name::link_credentials(&name)).await?;
+    let report = read::<ConfigMap>(&sources.client, &namespace, &name::agent_report(&name)).await?;
     let key = GatewayKey::new(&namespace, &name);
     let previous = gateway.status.as_ref();
-    let heard = context.presence.of(&key);
-    let devices = devices(context.fleet.lock().totals(&key), heard.as_ref(), previous);
+    let heard = sources.presence.of(&key);
+    let devices = devices(sources.fleet.lock().totals(&key), heard.as_ref(), previous);
     let clients = clients(heard, previous);
     Ok(Observed {
         gateway: gateway.clone(),

@@ -9,10 +9,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-use super::observe::{clients, devices};
+use super::observe::{Sources, clients, devices};
 use crate::api::gateway::{Gateway, GatewayStatus};
 use crate::api::is_reconciliation_paused;
-use crate::operator::context::Context;
 use crate::operator::device::key::GatewayKey;
 use crate::operator::kubernetes::apply::{WriteError, Writer};
 use crate::runtime::error::chain;
@@ -23,7 +22,7 @@ const AGAIN: Duration = Duration::from_secs(30);
 
 /// Writes the totals of the Gateways from `changed`; `seen` receives each Gateway that was written, by any writer.
 pub async fn keep(
-    context: &Context,
+    sources: &Sources,
     writer: &Writer,
     gateways: Store<Gateway>,
     mut changed: UnboundedReceiver<GatewayKey>,
@@ -32,7 +31,7 @@ pub async fn keep(
     let mut queue = RateLimitedQueue::new(Limits::default(), Instant::now());
     loop {
         while let Some((key, ())) = queue.pop(Instant::now()) {
-            match write(context, writer, &gateways, &key).await {
+            match write(sources, writer, &gateways, &key).await {
                 Ok(()) => queue.done(&key, Instant::now()),
                 Err(error) => {
                     let failures = queue.failed(&key, (), Instant::now(), rand::random());
@@ -51,13 +50,13 @@ pub async fn keep(
     }
 }
 
-async fn write(context: &Context, writer: &Writer, gateways: &Store<Gateway>, key: &GatewayKey) -> Result<(), WriteError> {
+async fn write(sources: &Sources, writer: &Writer, gateways: &Store<Gateway>, key: &GatewayKey) -> Result<(), WriteError> {
     let Some(gateway) = gateways.get(&ObjectRef::new(&key.name).within(&key.namespace)) else { return Ok(()) };
     if is_reconciliation_paused(gateway.as_ref()) || gateway.metadata.deletion_timestamp.is_some() {
         return Ok(());
     }
-    let declared = context.fleet.lock().totals(key);
-    let heard = context.presence.of(key);
+    let declared = sources.fleet.lock().totals(key);
+    let heard = sources.presence.of(key);
     // The first reconciliation of a Gateway writes the whole status.
     let Some(previous) = &gateway.status else { return Ok(()) };
     let wanted = GatewayStatus {

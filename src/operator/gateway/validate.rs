@@ -2,7 +2,6 @@
 
 use jiff::Timestamp;
 
-use super::build::QUEUE_MARGIN;
 use super::client_authority::{ClientTrust, client_trust};
 use super::observe::Observed;
 use super::tls::{self, Certificates};
@@ -10,6 +9,7 @@ use crate::api::condition::Cause;
 use crate::api::gateway::{Durability, GatewaySpec};
 use crate::api::reason::Reason;
 use crate::api::resources::ResourceQuantity;
+use crate::broker::configuration::QUEUE_MARGIN;
 
 /// The minimum memory limit of a broker: the broker itself uses about 10 MiB, and a quarter is reserved.
 const MIN_MEMORY: i64 = 32 << 20;

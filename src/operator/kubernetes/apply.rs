@@ -329,12 +329,6 @@ pub fn owner_reference<K: Resource<DynamicType = ()>>(object: &K) -> OwnerRefere
     }
 }
 
-/// The names of these objects, for [`Writer::prune`].
-#[must_use]
-pub fn names<K: Kind, const N: usize>(objects: [&K; N]) -> Vec<String> {
-    objects.iter().map(|object| object.name_any()).collect()
-}
-
 /// Reads an object; `None` if it does not exist.
 ///
 /// # Errors

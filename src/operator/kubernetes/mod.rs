@@ -1,8 +1,9 @@
-//! Access to the API server: writes, comparisons, Events and watches.
+//! Access to the API server (writes, comparisons, Events, watches), and the common parts of the pods that the operator creates.
 
 pub mod apply;
 pub mod diff;
 pub mod events;
+pub mod pod;
 pub mod watch;
 
 #[cfg(test)]

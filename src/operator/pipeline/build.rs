@@ -8,14 +8,11 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::apps::v1::StatefulSetSpec;
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath,
-    ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SeccompProfile, Secret, SecretVolumeSource, SecurityContext,
-    Service, ServicePort, ServiceSpec, Volume, VolumeMount,
+    ConfigMap, ConfigMapVolumeSource, Container, EnvVar, EnvVarSource, ObjectFieldSelector, PodSpec, PodTemplateSpec, Secret, Service,
+    ServicePort, ServiceSpec, Volume, VolumeMount,
 };
-use k8s_openapi::api::networking::v1::{
-    NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPort, NetworkPolicySpec,
-};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyPort, NetworkPolicySpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use serde_json::json;
@@ -32,6 +29,9 @@ use crate::configuration::ingest::{FILE, IngestConfiguration, IngestGateway};
 use crate::operator::context::Images;
 use crate::operator::device::secret::PASSWORD_KEY;
 use crate::operator::kubernetes::apply::standard_labels;
+use crate::operator::kubernetes::pod::{
+    HTTP_PORT_NAME, http_ingress, http_port, http_probe, matching, mount, policy_port, restricted_container, restricted_pod, secret_file,
+};
 
 /// The paths of the worker's files.
 const CONFIGURATION_FOLDER: &str = "/etc/fleetwright/configuration";
@@ -41,12 +41,6 @@ const CREDENTIALS_FOLDER: &str = "/etc/fleetwright/credentials";
 const CONFIGURATION_VOLUME: &str = "configuration";
 const DATABASE_VOLUME: &str = "database";
 const CREDENTIALS_VOLUME: &str = "credentials";
-
-/// Name of [`HTTP_PORT`].
-const HTTP_PORT_NAME: &str = "http";
-
-/// Timeout of a probe; the kubelet's default of one second is too short on a busy node.
-const PROBE_TIMEOUT_SECONDS: i32 = 2;
 
 /// File of the connection URI in [`DATABASE_FOLDER`].
 const URI_FILE: &str = "uri";
@@ -179,33 +173,19 @@ fn service(pipeline: &Pipeline) -> Service {
     Service { metadata: metadata(pipeline), spec: Some(spec), ..Service::default() }
 }
 
-/// A worker connects to brokers, to its database and to DNS, and accepts probes and scrapes. Behind a Service a database may
+/// A worker connects to brokers, to its database and to DNS, and accepts probes and scrapes of metrics. Behind a Service a database may
 /// listen on any port, and a policy applies to that port and not to the Service's: so the policy allows every TCP port.
 fn network_policy(pipeline: &Pipeline) -> NetworkPolicy {
-    let port = |protocol: &str, port: IntOrString, end_port: Option<i32>| NetworkPolicyPort {
-        port: Some(port),
-        end_port,
-        protocol: Some(protocol.to_owned()),
-    };
-    let probes = NetworkPolicyIngressRule {
-        ports: Some(vec![port("TCP", IntOrString::String(HTTP_PORT_NAME.to_owned()), None)]),
-        ..NetworkPolicyIngressRule::default()
-    };
-    let calls = NetworkPolicyEgressRule {
-        ports: Some(vec![port("UDP", IntOrString::Int(53), None), port("TCP", IntOrString::Int(1), Some(65535))]),
-        ..NetworkPolicyEgressRule::default()
-    };
+    let dns = NetworkPolicyPort { protocol: Some("UDP".to_owned()), ..policy_port(53) };
+    let tcp = NetworkPolicyPort { end_port: Some(65535), ..policy_port(1) };
+    let calls = NetworkPolicyEgressRule { ports: Some(vec![dns, tcp]), ..NetworkPolicyEgressRule::default() };
     let spec = NetworkPolicySpec {
-        pod_selector: Some(selector(pipeline)),
+        pod_selector: Some(matching(labels(pipeline))),
         policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
-        ingress: Some(vec![probes]),
+        ingress: Some(vec![http_ingress()]),
         egress: Some(vec![calls]),
     };
     NetworkPolicy { metadata: metadata(pipeline), spec: Some(spec) }
-}
-
-fn selector(pipeline: &Pipeline) -> LabelSelector {
-    LabelSelector { match_labels: Some(labels(pipeline)), ..LabelSelector::default() }
 }
 
 fn stateful_set(pipeline: &Pipeline, valid: &Valid, revision: &str, images: &Images) -> StatefulSet {
@@ -218,7 +198,7 @@ fn stateful_set(pipeline: &Pipeline, valid: &Valid, revision: &str, images: &Ima
         replicas: Some(replicas(pipeline, valid)),
         service_name: Some(name::ingest(&pipeline.name_any())),
         pod_management_policy: Some("Parallel".to_owned()),
-        selector: selector(pipeline),
+        selector: matching(labels(pipeline)),
         template: PodTemplateSpec { metadata: Some(template), spec: Some(pod(pipeline, valid, images)) },
         ..StatefulSetSpec::default()
     };
@@ -234,14 +214,7 @@ fn pod(pipeline: &Pipeline, valid: &Valid, images: &Images) -> PodSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         termination_grace_period_seconds: Some(TERMINATION_GRACE_SECONDS),
-        security_context: Some(PodSecurityContext {
-            run_as_non_root: Some(true),
-            run_as_user: Some(USER),
-            run_as_group: Some(USER),
-            fs_group: Some(USER),
-            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
-            ..PodSecurityContext::default()
-        }),
+        security_context: Some(restricted_pod(USER)),
         containers: vec![container(pipeline, place, images)],
         volumes: Some(
             [
@@ -257,18 +230,6 @@ fn pod(pipeline: &Pipeline, valid: &Valid, images: &Images) -> PodSpec {
     }
 }
 
-/// A volume with one key of a Secret as its only file.
-fn secret_file(volume: &str, secret: &str, key: &str, file: &str) -> Volume {
-    let item = KeyToPath { key: key.to_owned(), path: file.to_owned(), ..KeyToPath::default() };
-    let source = SecretVolumeSource {
-        secret_name: Some(secret.to_owned()),
-        items: Some(vec![item]),
-        default_mode: Some(0o440),
-        ..SecretVolumeSource::default()
-    };
-    Volume { name: volume.to_owned(), secret: Some(source), ..Volume::default() }
-}
-
 fn container(pipeline: &Pipeline, logins: Option<VolumeMount>, images: &Images) -> Container {
     let logins_folder = logins.is_some().then_some(["--gateways-folder", external::FOLDER]);
     let arguments = [
@@ -280,12 +241,6 @@ fn container(pipeline: &Pipeline, logins: Option<VolumeMount>, images: &Images) 
         "--password-file",
         &format!("{CREDENTIALS_FOLDER}/{PASSWORD_KEY}"),
     ];
-    let mount = |(name, path): (&str, &str)| VolumeMount {
-        name: name.to_owned(),
-        mount_path: path.to_owned(),
-        read_only: Some(true),
-        ..VolumeMount::default()
-    };
     let mounts =
         [(CONFIGURATION_VOLUME, CONFIGURATION_FOLDER), (CREDENTIALS_VOLUME, CREDENTIALS_FOLDER), (DATABASE_VOLUME, DATABASE_FOLDER)];
     let pod_name = ObjectFieldSelector { field_path: "metadata.name".to_owned(), ..ObjectFieldSelector::default() };
@@ -299,37 +254,15 @@ fn container(pipeline: &Pipeline, logins: Option<VolumeMount>, images: &Images) 
             value_from: Some(EnvVarSource { field_ref: Some(pod_name), ..EnvVarSource::default() }),
             ..EnvVar::default()
         }]),
-        ports: Some(vec![ContainerPort {
-            name: Some(HTTP_PORT_NAME.to_owned()),
-            container_port: HTTP_PORT,
-            protocol: Some("TCP".to_owned()),
-            ..ContainerPort::default()
-        }]),
+        ports: Some(vec![http_port()]),
         resources: Some(pipeline.spec.workers.resources.to_requirements()),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            read_only_root_filesystem: Some(true),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
-            ..SecurityContext::default()
-        }),
+        security_context: Some(restricted_container()),
         // Probed every second until the worker runs, so that the readiness probe starts at once.
-        startup_probe: Some(probe("/livez", 1, 60)),
-        liveness_probe: Some(probe("/livez", 10, 3)),
-        readiness_probe: Some(probe("/readyz", 2, 2)),
-        volume_mounts: Some(mounts.map(mount).into_iter().chain(logins).collect()),
+        startup_probe: Some(http_probe("/livez", 1, 60)),
+        liveness_probe: Some(http_probe("/livez", 10, 3)),
+        readiness_probe: Some(http_probe("/readyz", 2, 2)),
+        volume_mounts: Some(mounts.map(|(volume, path)| mount(volume, path, true)).into_iter().chain(logins).collect()),
         ..Container::default()
-    }
-}
-
-fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
-    let action =
-        HTTPGetAction { path: Some(path.to_owned()), port: IntOrString::String(HTTP_PORT_NAME.to_owned()), ..HTTPGetAction::default() };
-    Probe {
-        http_get: Some(action),
-        period_seconds: Some(period_seconds),
-        timeout_seconds: Some(PROBE_TIMEOUT_SECONDS),
-        failure_threshold: Some(failure_threshold),
-        ..Probe::default()
     }
 }
 

@@ -13,6 +13,7 @@ use crate::api::external::ExternalBroker;
 use crate::api::{Pipeline, name};
 use crate::configuration::agent::TLS_AUTHORITIES;
 use crate::configuration::ingest::{AUTHORITIES_FILE, ExternalAccess, IngestGateway, PASSWORD_FILE, USERNAME_FILE};
+use crate::operator::kubernetes::pod::{SECRET_MODE, mount};
 use crate::state::assignment::session_name;
 
 /// The folder of the logins in the worker.
@@ -63,10 +64,9 @@ pub fn volume(brokers: &BTreeMap<String, ExternalBroker>) -> Option<(Volume, Vol
     if sources.is_empty() {
         return None;
     }
-    let projected = ProjectedVolumeSource { default_mode: Some(0o440), sources: Some(sources), ..ProjectedVolumeSource::default() };
+    let projected = ProjectedVolumeSource { default_mode: Some(SECRET_MODE), sources: Some(sources), ..ProjectedVolumeSource::default() };
     let volume = Volume { name: VOLUME.to_owned(), projected: Some(projected), ..Volume::default() };
-    let mount = VolumeMount { name: VOLUME.to_owned(), mount_path: FOLDER.to_owned(), read_only: Some(true), ..VolumeMount::default() };
-    Some((volume, mount))
+    Some((volume, mount(VOLUME, FOLDER, true)))
 }
 
 fn files(gateway: &str, broker: &ExternalBroker) -> Vec<VolumeProjection> {

@@ -21,9 +21,6 @@ use std::time::Duration;
 use k8s_controller::events::{Event, EventRecorder};
 use k8s_controller::{Controller, TraceMetadata};
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::events::EventType;
 use kube::{Client, ResourceExt};
@@ -31,7 +28,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::warn;
 
-use self::build::{Workers, credentials, readers, replicas, workers};
+use self::build::{credentials, readers, replicas, workers};
 use self::connection::RegistryState;
 use self::database::Databases;
 use self::dead_letter_status::DeadLetterView;
@@ -41,12 +38,12 @@ use self::registry::Devices;
 use self::retention::Retention;
 use self::status::{Outcome, Sources, TableOutcome, WorkersOutcome, status};
 use self::validate::{TableView, Valid, validate};
-use super::context::{Context, unless_terminating};
-use super::kubernetes::apply::{WriteError, Writer, names, owner_reference};
+use super::context::{Context, Images, unless_terminating};
+use super::kubernetes::apply::{WriteError, Writer, owner_reference};
 use super::kubernetes::events::{self, publish_change, publish_change_of};
-
+use super::twin_sync::external::SharedExternals;
 use crate::api::condition::{Cause, DEAD_LETTERS_DISCARDED, REPLAYED};
-use crate::api::name::{self, PIPELINE_LABEL};
+use crate::api::name::PIPELINE_LABEL;
 use crate::api::pipeline::DeletionPolicy;
 use crate::api::reason::Reason;
 use crate::api::{Pipeline, is_reconciliation_paused};
@@ -90,7 +87,8 @@ pub async fn run(context: Context, devices: Devices, retention: Retention) {
         databases: databases.clone(),
         drift: drift.clone(),
         retention: retention.clone(),
-        context: context.clone(),
+        images: context.images.clone(),
+        externals: context.externals.clone(),
     };
     let controller = Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
         .with_name(CONTROLLER)
@@ -108,7 +106,8 @@ pub async fn run(context: Context, devices: Devices, retention: Retention) {
 }
 
 struct Reconciler {
-    context: Context,
+    images: Images,
+    externals: SharedExternals,
     writer: Writer,
     recorder: Arc<EventRecorder>,
     databases: Databases,
@@ -152,7 +151,7 @@ impl Reconciler {
     /// Deletes the workers of a deleted Pipeline, and then their sessions with external brokers: running workers would start these
     /// sessions again.
     async fn end_workers(&self, client: &Client, pipeline: &Pipeline) -> Result<(), WriteError> {
-        let ended = match cleanup::sessions(client, &self.databases, &self.context.externals, pipeline).await {
+        let ended = match cleanup::sessions(client, &self.databases, &self.externals, pipeline).await {
             Ok(Some((database, unread))) => {
                 cleanup::end_workers(client, &self.writer, pipeline).await?;
                 sessions::end(&database, pipeline, unread).await
@@ -161,7 +160,7 @@ impl Reconciler {
             Err(cause) => Err(cause),
         };
         if let Err(cause) = ended {
-            let gateways = self.context.externals.logins(&pipeline.namespace().unwrap_or_default());
+            let gateways = self.externals.logins(&pipeline.namespace().unwrap_or_default());
             self.warn(pipeline, Reason::SessionsNotEnded, sessions::left_behind(pipeline, gateways.keys(), &cause)).await;
         }
         let selector = format!("{PIPELINE_LABEL}={}", pipeline.name_any());
@@ -171,7 +170,7 @@ impl Reconciler {
     /// Ends the sessions with Gateways that are no longer selected, once no worker reads them.
     async fn end_unread(&self, pipeline: &Pipeline, valid: &Valid, workers: &WorkersOutcome) {
         let Some(database) = self.databases.last(&owner(pipeline)).filter(|_| workers.is_settled()) else { return };
-        let ended = match sessions::unread(&database, &self.context.externals, pipeline, &valid.gateways).await {
+        let ended = match sessions::unread(&database, &self.externals, pipeline, &valid.gateways).await {
             Ok(unread) => sessions::end(&database, pipeline, unread).await,
             Err(cause) => Err(cause),
         };
@@ -187,7 +186,8 @@ impl Reconciler {
     /// 2. Validate the spec and plan the changes of the table. An invalid spec sets `Accepted=False` and waits for a change.
     /// 3. Apply the credentials of the workers, because the brokers need a moment to load them.
     /// 4. Change the table, and wait for the device registry by requeueing.
-    /// 5. Build and apply the workers, prune owned objects that are no longer desired, and end sessions that are no longer read.
+    /// 5. Build and apply the workers, and end sessions that are no longer read. The names of all owned objects are constant: there is
+    ///    nothing to prune.
     /// 6. Write the status if it changed, with an Event for each changed condition.
     async fn reconcile(&self, client: &Client, pipeline: &Pipeline) -> Result<Option<Action>, WriteError> {
         let observed = observe(client, &self.databases, pipeline).await?;
@@ -305,24 +305,13 @@ impl Reconciler {
             return Ok(WorkersOutcome::Awaiting(cause));
         }
         let uri = observed.uri.as_ref().map_or("", |uri| uri.expose());
-        let desired = workers(pipeline, valid, password, uri, &self.context.images);
+        let desired = workers(pipeline, valid, password, uri, &self.images);
         let owner = owner_reference(pipeline);
         self.writer.apply(&owner, &desired.configuration).await?;
         self.writer.apply(&owner, &desired.network_policy).await?;
         self.writer.apply(&owner, &desired.service).await?;
         let live = Box::new(self.writer.apply(&owner, &desired.workers).await?.into_inner());
-        self.prune(&owner, pipeline, &desired).await?;
         Ok(WorkersOutcome::Applied { live, wanted: replicas(pipeline, valid), paused: pipeline.spec.paused })
-    }
-
-    /// Deletes the objects of the Pipeline that are no longer desired.
-    async fn prune(&self, owner: &OwnerReference, pipeline: &Pipeline, desired: &Workers) -> Result<(), WriteError> {
-        let (namespace, all) = (pipeline.namespace().unwrap_or_default(), format!("{PIPELINE_LABEL}={}", pipeline.name_any()));
-        self.writer.prune::<Secret>(owner, &namespace, &all, &[name::ingest(&pipeline.name_any())]).await?;
-        self.writer.prune::<ConfigMap>(owner, &namespace, &all, &names([&desired.configuration])).await?;
-        self.writer.prune::<NetworkPolicy>(owner, &namespace, &all, &names([&desired.network_policy])).await?;
-        self.writer.prune::<Service>(owner, &namespace, &all, &names([&desired.service])).await?;
-        self.writer.prune::<StatefulSet>(owner, &namespace, &all, &names([&desired.workers])).await
     }
 
     /// Writes which worker reads which Gateway, before the number of workers changes.
@@ -378,5 +367,6 @@ fn requeue_after(outcome: &Outcome) -> Action {
         Outcome::Refused(_) | Outcome::Deleting => true,
     };
     let wait = if settled { MAX_REQUEUE_AFTER } else { REQUEUE_AFTER };
-    Action::requeue(wait.mul_f64(0.75 + rand::random::<f64>() / 4.0))
+    // Jitter, so that the Pipelines of a database do not query it at the same time.
+    Action::requeue(wait.mul_f64(rand::random_range(0.75..1.0)))
 }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use kube::Client;
 use serde_json::json;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
@@ -27,10 +28,13 @@ use self::agent::AgentClient;
 use self::follow::{PresenceUpdate, follow};
 use self::metrics::PresenceMetrics;
 use self::reporter::PresenceReporter;
+use self::totals::SharedTotals;
 use super::context::Context;
 use super::device::connection::CompactConnection;
+use super::device::index::SharedDeviceIndex;
 use super::device::key::{DeviceKey, GatewayKey};
 use super::kubernetes::apply::{WriteError, Writer};
+use super::twin_sync::external::SharedExternals;
 use crate::api::Device;
 use crate::runtime::error::chain;
 
@@ -58,7 +62,10 @@ const BACKLOG: usize = 32;
 
 /// Receives the connection states of all Gateways' clients and writes them.
 pub struct PresenceController {
-    context: Context,
+    client: Client,
+    fleet: SharedDeviceIndex,
+    clients: SharedTotals,
+    externals: SharedExternals,
     writer: Writer,
     reporter: PresenceReporter,
     totals: mpsc::UnboundedSender<GatewayKey>,
@@ -95,7 +102,10 @@ impl PresenceController {
         Ok(Self {
             writer: context.writer("fleetwright/presence"),
             reporter: PresenceReporter::new(context.fleet.clone(), writes_per_second, Instant::now()),
-            context,
+            client: context.client,
+            fleet: context.fleet,
+            clients: context.presence,
+            externals: context.externals,
             totals,
             agents: AgentClient::new(),
             followers: HashMap::new(),
@@ -163,7 +173,7 @@ impl PresenceController {
     fn finish(&mut self, device: DeviceKey, result: Result<Option<Device>, WriteError>) {
         let (outcome, after) = match result {
             Ok(Some(written)) => {
-                self.context.fleet.lock().connection_written(&device, &written);
+                self.fleet.lock().connection_written(&device, &written);
                 let kept = written.status.is_some_and(|status| status.connection.is_some());
                 if kept { ("written", Some(Duration::ZERO)) } else { ("dropped", None) }
             }
@@ -187,22 +197,22 @@ impl PresenceController {
     /// Follows the agents of existing Gateways, and publishes changed totals.
     fn observe_gateways(&mut self) {
         let now = Instant::now();
-        let existing = self.context.fleet.lock().existing_gateways();
+        let existing = self.fleet.lock().existing_gateways();
         let known: HashSet<GatewayKey> = self.followers.keys().chain(self.reporter.gateways()).cloned().collect();
         let gone: Vec<GatewayKey> = known.into_iter().filter(|key| !existing.contains(key)).collect();
         for key in gone {
             self.followers.remove(&key);
             self.reporter.gone(&key, Timestamp::now().as_second(), now);
-            self.context.presence.remove(&key);
+            self.clients.remove(&key);
             self.metrics.remove(&key);
         }
         for key in &existing {
             // An external broker has no agent.
-            if self.context.fleet.lock().is_external(key) {
+            if self.fleet.lock().is_external(key) {
                 self.followers.remove(key);
             } else if !self.followers.contains_key(key) {
                 let resync = Arc::new(Notify::new());
-                let (client, agents) = (self.context.client.clone(), self.agents.clone());
+                let (client, agents) = (self.client.clone(), self.agents.clone());
                 let task = tokio::spawn(follow(client, agents, key.clone(), Arc::clone(&resync), self.updates.clone())).abort_handle();
                 self.followers.insert(key.clone(), AgentFollower { resync, task });
             }
@@ -210,12 +220,12 @@ impl PresenceController {
         for key in self.reporter.to_list_again(now, RELIST_INTERVAL) {
             if let Some(follower) = self.followers.get(&key) {
                 follower.resync.notify_one();
-            } else if let Some(external) = self.context.externals.of(&key) {
+            } else if let Some(external) = self.externals.of(&key) {
                 external.resync.notify_one();
             }
         }
         for (key, totals) in self.reporter.totals(now) {
-            self.context.presence.set(&key, totals);
+            self.clients.set(&key, totals);
             // The receiver lives as long as this task: both end with the lease.
             let _ = self.totals.send(key);
         }
@@ -234,8 +244,8 @@ impl PresenceController {
         }
         self.counted = Some(now);
         for key in existing {
-            if let Some(totals) = self.context.fleet.lock().totals(key) {
-                self.metrics.set(key, totals, self.context.presence.of(key).as_ref());
+            if let Some(totals) = self.fleet.lock().totals(key) {
+                self.metrics.set(key, totals, self.clients.of(key).as_ref());
             }
         }
     }

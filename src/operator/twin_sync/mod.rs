@@ -25,12 +25,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use self::connections::ReportedConnections;
-use self::external::{External, cause};
+use self::external::{External, SharedExternals, cause};
 use self::metrics::TwinSyncMetrics;
 use self::reports::{Report, ReportQueue};
 use self::session::internal_login;
 use self::session_loop::{PresenceSubscription, SessionLoop, SyncError};
 use super::context::Context;
+use super::device::index::SharedDeviceIndex;
 use super::device::key::{DeviceKey, GatewayKey};
 use super::gateway::observe::link_password;
 use super::kubernetes::apply::{WriteError, read};
@@ -81,7 +82,9 @@ enum ConnectError {
 
 /// Synchronizes the states of all Gateways' devices.
 pub struct TwinSync {
-    context: Context,
+    client: Client,
+    fleet: SharedDeviceIndex,
+    externals: SharedExternals,
     desired: mpsc::UnboundedReceiver<DeviceKey>,
     running: HashMap<GatewayKey, Running>,
     reports: ReportQueue,
@@ -121,7 +124,8 @@ impl TwinSync {
         let metrics = TwinSyncMetrics::register(&context.metrics)?;
         let (sender, incoming) = mpsc::channel(BACKLOG);
         let reports = ReportQueue::new(context.fleet.clone(), reports_per_second, metrics.clone(), Instant::now());
-        Ok(Self { context, desired, running: HashMap::new(), reports, sender, incoming, metrics, connections, requeue })
+        let Context { client, fleet, externals, .. } = context;
+        Ok(Self { client, fleet, externals, desired, running: HashMap::new(), reports, sender, incoming, metrics, connections, requeue })
     }
 
     /// Runs until dropped, once all Devices are `listed`. Before that, every device would count as deleted.
@@ -148,19 +152,19 @@ impl TwinSync {
 
     /// Starts and stops sessions according to the existing Gateways.
     fn observe_gateways(&mut self) {
-        let existing = self.context.fleet.lock().existing_gateways();
+        let existing = self.fleet.lock().existing_gateways();
         let gone: Vec<GatewayKey> = self.running.keys().filter(|key| !existing.contains(key)).cloned().collect();
         for key in gone {
             self.stop(&key);
-            self.context.externals.remove(&key);
+            self.externals.remove(&key);
             self.metrics.remove(&key);
         }
         for key in existing {
-            if !self.context.fleet.lock().is_external(&key) {
+            if !self.fleet.lock().is_external(&key) {
                 if !self.running.contains_key(&key) {
                     self.start(key, None);
                 }
-            } else if let Some(external) = self.context.externals.of(&key) {
+            } else if let Some(external) = self.externals.of(&key) {
                 let known = self.running.get(&key).map(|running| running.login.as_ref());
                 if known.is_some_and(|known| known.map(Arc::as_ptr) != external.login.as_ref().map(Arc::as_ptr)) {
                     self.stop(&key);
@@ -174,8 +178,7 @@ impl TwinSync {
 
     fn start(&mut self, key: GatewayKey, external: Option<External>) {
         let (changed, devices) = mpsc::unbounded_channel();
-        let mut session_loop =
-            SessionLoop::new(key.clone(), self.context.fleet.clone(), devices, self.sender.clone(), self.metrics.clone());
+        let mut session_loop = SessionLoop::new(key.clone(), self.fleet.clone(), devices, self.sender.clone(), self.metrics.clone());
         if let Some(external) = &external {
             let connections = ReportedConnections::new(key.clone(), Instant::now(), Timestamp::now().as_second());
             session_loop = session_loop.with_presence(PresenceSubscription {
@@ -185,23 +188,29 @@ impl TwinSync {
             });
         }
         let login = external.and_then(|external| external.login);
-        let broker_sync =
-            BrokerSync { context: self.context.clone(), gateway: key.clone(), requeue: self.requeue.clone(), login: login.clone() };
+        let broker_sync = BrokerSync {
+            client: self.client.clone(),
+            externals: self.externals.clone(),
+            gateway: key.clone(),
+            requeue: self.requeue.clone(),
+            login: login.clone(),
+        };
         let task = tokio::spawn(broker_sync.run(session_loop)).abort_handle();
         self.running.insert(key, Running { changed, login, task });
     }
 
     fn stop(&mut self, key: &GatewayKey) {
         if self.running.remove(key).is_some() {
-            self.context.fleet.lock().broker_connection_observed(key, false);
-            self.context.fleet.wake();
+            self.fleet.lock().broker_connection_observed(key, false);
+            self.fleet.wake();
         }
     }
 }
 
 /// Maintains the session with one broker.
 struct BrokerSync {
-    context: Context,
+    client: Client,
+    externals: SharedExternals,
     gateway: GatewayKey,
     requeue: mpsc::UnboundedSender<GatewayKey>,
     /// Login data of an external broker.
@@ -228,7 +237,7 @@ impl BrokerSync {
     async fn run_session(&self, session_loop: &mut SessionLoop) -> ConnectError {
         let login = match &self.login {
             Some(login) => Ok(Arc::clone(login)),
-            None => log_in(&self.context.client, &self.gateway).await.map(Arc::new),
+            None => log_in(&self.client, &self.gateway).await.map(Arc::new),
         };
         let login = match login {
             Ok(login) => login,
@@ -237,7 +246,7 @@ impl BrokerSync {
         let begun = session_loop.begin(&login).await;
         // The end of a connection says nothing about the login. A failed login does.
         let outcome = begun.as_ref().map(drop).map_err(|error| cause(&login, error));
-        if self.context.externals.record_outcome(&self.gateway, &login, outcome) {
+        if self.externals.record_outcome(&self.gateway, &login, outcome) {
             // The receiver lives as long as this task: both end with the lease.
             let _ = self.requeue.send(self.gateway.clone());
         }

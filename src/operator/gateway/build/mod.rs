@@ -16,8 +16,7 @@ use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use access::link_credentials;
-pub(super) use configuration::QUEUE_MARGIN;
-pub use configuration::mosquitto_configuration;
+pub use configuration::broker_configuration;
 
 use super::validate::Valid;
 use crate::api::name;

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec};
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicySpec};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{INGEST_COMPONENT, OPERATOR_COMPONENT, Valid, metadata, selector};
 use crate::api::gateway::ServiceType;
 use crate::api::name::{self, HTTP_PORT, INTERNAL_MQTT_PORT};
+use crate::operator::kubernetes::pod::{http_ingress, matching, policy_port};
 
 /// Label `app.kubernetes.io/name` of the operator's own pods, as the chart sets it.
 const OPERATOR_NAME: &str = "fleetwright";
@@ -68,7 +68,7 @@ fn port(name: &str, port: i32) -> ServicePort {
     }
 }
 
-/// Allows listeners and metrics from anywhere, and the internal listener only from workers of this namespace and from the
+/// Allows listeners from anywhere, HTTP from this cluster, and the internal listener only from workers of this namespace and from the
 /// operator.
 pub(super) fn network_policy(valid: &Valid, operator_namespace: &str) -> NetworkPolicy {
     let workers = BTreeMap::from([("app.kubernetes.io/component".to_owned(), INGEST_COMPONENT.to_owned())]);
@@ -81,14 +81,15 @@ pub(super) fn network_policy(valid: &Valid, operator_namespace: &str) -> Network
         pod_selector: Some(matching(operator)),
         ..NetworkPolicyPeer::default()
     };
-    let open = valid.spec.listeners.iter().map(|listener| listener.port).chain([HTTP_PORT]);
+    let open = valid.spec.listeners.iter().map(|listener| policy_port(listener.port));
     NetworkPolicy {
         metadata: metadata(valid, name::broker(&valid.name)),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(matching(selector(valid))),
             policy_types: Some(vec!["Ingress".to_owned()]),
             ingress: Some(vec![
-                NetworkPolicyIngressRule { from: None, ports: Some(open.map(policy_port).collect()) },
+                NetworkPolicyIngressRule { from: None, ports: Some(open.collect()) },
+                http_ingress(),
                 NetworkPolicyIngressRule {
                     from: Some(vec![worker_peer, operator_peer]),
                     ports: Some(vec![policy_port(INTERNAL_MQTT_PORT)]),
@@ -97,10 +98,6 @@ pub(super) fn network_policy(valid: &Valid, operator_namespace: &str) -> Network
             egress: None,
         }),
     }
-}
-
-fn policy_port(port: i32) -> NetworkPolicyPort {
-    NetworkPolicyPort { port: Some(IntOrString::Int(port)), protocol: Some("TCP".to_owned()), end_port: None }
 }
 
 /// Allows the eviction of the only pod. A budget that forbade it would block every drain of a node, and an eviction loses
@@ -117,8 +114,4 @@ pub(super) fn disruption_budget(valid: &Valid) -> PodDisruptionBudget {
         }),
         ..PodDisruptionBudget::default()
     }
-}
-
-fn matching(labels: BTreeMap<String, String>) -> LabelSelector {
-    LabelSelector { match_labels: Some(labels), ..LabelSelector::default() }
 }

@@ -4,23 +4,23 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMap, ConfigMapProjection, ConfigMapVolumeSource, Container, ContainerPort, DownwardAPIProjection,
-    DownwardAPIVolumeFile, EmptyDirVolumeSource, HTTPGetAction, KeyToPath, ObjectFieldSelector, PersistentVolumeClaim,
-    PersistentVolumeClaimSpec, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource, ResourceRequirements,
-    SeccompProfile, SecretProjection, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
-    VolumeResourceRequirements,
+    ConfigMap, ConfigMapProjection, ConfigMapVolumeSource, Container, DownwardAPIProjection, DownwardAPIVolumeFile, EmptyDirVolumeSource,
+    KeyToPath, ObjectFieldSelector, PersistentVolumeClaim, PersistentVolumeClaimSpec, PodSpec, PodTemplateSpec, ProjectedVolumeSource,
+    ResourceRequirements, SecretProjection, ServiceAccountTokenProjection, Volume, VolumeProjection, VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Valid, labels, metadata, selector};
-use crate::api::name::{self, HTTP_PORT, INTERNAL_MQTT_PORT, MAX_SHARDS};
+use crate::api::name::{self, INTERNAL_MQTT_PORT, MAX_SHARDS};
 use crate::broker::credential::shard;
 use crate::configuration::agent::{
     self, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FOLDER, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER, TLS_CERTIFICATE, TLS_KEY,
 };
 use crate::operator::context::Images;
+use crate::operator::kubernetes::pod::{
+    SECRET_MODE, container_port, http_port, http_probe, matching, mount, restricted_container, restricted_pod,
+};
 
 /// User and group of both containers: the agent writes files that only Mosquitto may read, and signals it.
 const USER: i64 = 1883;
@@ -53,7 +53,7 @@ pub(super) fn stateful_set(valid: &Valid, images: &Images, configuration: &Confi
         spec: StatefulSetSpec {
             replicas: Some(1),
             service_name: Some(name::internal_service(&valid.name)),
-            selector: LabelSelector { match_labels: Some(selector(valid)), ..LabelSelector::default() },
+            selector: matching(selector(valid)),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta { labels: Some(labels(valid)), annotations: Some(annotations), ..ObjectMeta::default() }),
                 spec: Some(pod(valid, images)),
@@ -73,16 +73,7 @@ fn pod(valid: &Valid, images: &Images) -> PodSpec {
         share_process_namespace: Some(true),
         termination_grace_period_seconds: Some(STOP_SECONDS),
         enable_service_links: Some(false),
-        security_context: Some(PodSecurityContext {
-            run_as_non_root: Some(true),
-            run_as_user: Some(USER),
-            run_as_group: Some(USER),
-            fs_group: Some(USER),
-            // A recursive change of ownership at every start would be slow for a large store.
-            fs_group_change_policy: Some("OnRootMismatch".to_owned()),
-            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
-            ..PodSecurityContext::default()
-        }),
+        security_context: Some(restricted_pod(USER)),
         init_containers: Some(vec![agent_container(images)]),
         containers: vec![broker_container(valid, images)],
         volumes: Some(volumes(valid)),
@@ -94,29 +85,22 @@ fn pod(valid: &Valid, images: &Images) -> PodSpec {
 /// is when its files exist. The pod is ready while Mosquitto accepts the agent's login, so Mosquitto needs no separate probe
 /// (a probe that only connects would succeed on a broker that hangs).
 fn agent_container(images: &Images) -> Container {
-    let probe = |path: &str, period, failures| Probe {
-        http_get: Some(HTTPGetAction { path: Some(path.to_owned()), port: IntOrString::Int(HTTP_PORT), ..HTTPGetAction::default() }),
-        period_seconds: Some(period),
-        failure_threshold: Some(failures),
-        timeout_seconds: Some(5),
-        ..Probe::default()
-    };
     Container {
         name: "agent".to_owned(),
         image: Some(images.fleetwright.clone()),
         image_pull_policy: images.pull_policy.clone(),
         args: Some(vec!["agent".to_owned()]),
         restart_policy: Some("Always".to_owned()),
-        ports: Some(vec![container_port(Some("http"), HTTP_PORT)]),
-        startup_probe: Some(probe("/livez", 1, 300)),
-        readiness_probe: Some(probe("/readyz", 2, 3)),
-        liveness_probe: Some(probe("/livez", 10, 6)),
+        ports: Some(vec![http_port()]),
+        startup_probe: Some(http_probe("/livez", 1, 300)),
+        readiness_probe: Some(http_probe("/readyz", 2, 3)),
+        liveness_probe: Some(http_probe("/livez", 10, 6)),
         resources: Some(ResourceRequirements {
             limits: Some(quantities(&[("memory", "256Mi")])),
             requests: Some(quantities(&[("cpu", "10m"), ("memory", "32Mi")])),
             claims: None,
         }),
-        security_context: Some(restricted()),
+        security_context: Some(restricted_container()),
         volume_mounts: Some(vec![
             mount(CONFIGURATION_VOLUME, CONFIGURATION_FOLDER, true),
             mount(SECRETS_VOLUME, SECRETS_FOLDER, true),
@@ -139,7 +123,7 @@ fn broker_container(valid: &Valid, images: &Images) -> Container {
         args: Some(vec!["-c".to_owned(), format!("{CONFIGURATION_FOLDER}/{MOSQUITTO_FILE}")]),
         ports: Some(ports.map(|port| container_port(None, port)).collect()),
         resources: Some(valid.spec.resources.to_requirements()),
-        security_context: Some(restricted()),
+        security_context: Some(restricted_container()),
         volume_mounts: Some(vec![
             mount(CONFIGURATION_VOLUME, CONFIGURATION_FOLDER, true),
             mount(RUNTIME_VOLUME, RUNTIME_FOLDER, true),
@@ -176,7 +160,11 @@ fn secrets(valid: &Valid) -> ProjectedVolumeSource {
         projection(name::auth_shard(&valid.name, number), &agent::shard_folder(number), &keys)
     });
     let tls = valid.tls_secrets.iter().map(|secret| projection(secret.clone(), &agent::tls_folder(secret), &[TLS_CERTIFICATE, TLS_KEY]));
-    ProjectedVolumeSource { sources: Some(shards.chain(tls).collect()), default_mode: Some(0o440), ..ProjectedVolumeSource::default() }
+    ProjectedVolumeSource {
+        sources: Some(shards.chain(tls).collect()),
+        default_mode: Some(SECRET_MODE),
+        ..ProjectedVolumeSource::default()
+    }
 }
 
 /// The volume that Kubernetes mounts into every container by default (token, CA certificates of the API server, namespace), only for
@@ -199,7 +187,7 @@ fn api_access() -> ProjectedVolumeSource {
         VolumeProjection { config_map: Some(certificates), ..VolumeProjection::default() },
         VolumeProjection { downward_api: Some(DownwardAPIProjection { items: Some(vec![namespace]) }), ..VolumeProjection::default() },
     ];
-    ProjectedVolumeSource { sources: Some(sources), default_mode: Some(0o440), ..ProjectedVolumeSource::default() }
+    ProjectedVolumeSource { sources: Some(sources), default_mode: Some(SECRET_MODE), ..ProjectedVolumeSource::default() }
 }
 
 fn projection(secret: String, folder: &str, keys: &[&str]) -> VolumeProjection {
@@ -222,24 +210,6 @@ fn claim(valid: &Valid) -> PersistentVolumeClaim {
         }),
         ..PersistentVolumeClaim::default()
     }
-}
-
-/// The security context that the Pod Security Standard "restricted" requires, and a read-only root file system.
-fn restricted() -> SecurityContext {
-    SecurityContext {
-        allow_privilege_escalation: Some(false),
-        read_only_root_filesystem: Some(true),
-        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
-        ..SecurityContext::default()
-    }
-}
-
-fn container_port(name: Option<&str>, port: i32) -> ContainerPort {
-    ContainerPort { name: name.map(str::to_owned), container_port: port, protocol: Some("TCP".to_owned()), ..ContainerPort::default() }
-}
-
-fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
-    VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), read_only: read_only.then_some(true), ..VolumeMount::default() }
 }
 
 fn quantities(pairs: &[(&str, &str)]) -> BTreeMap<String, Quantity> {
