@@ -1,4 +1,4 @@
-//! The agent's loop: news -> files -> reload -> verification -> report. Knows nothing of Kubernetes.
+//! The agent's loop: changes -> files -> reload -> verification -> report. Independent of Kubernetes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -65,7 +65,7 @@ pub enum DriveError {
     /// A file.
     #[error(transparent)]
     WriteFile(#[from] WriteFile),
-    /// An entry of the agent's own.
+    /// An entry of the agent's users.
     #[error("failed to render the broker's files")]
     Render(#[from] EntryError),
 }
@@ -161,7 +161,7 @@ impl Driver {
         self
     }
 
-    /// Cancelled when the files exist for the first time: Mosquitto can start from then on.
+    /// Cancelled when the files exist for the first time. Mosquitto can start afterwards.
     #[must_use]
     pub fn first_written(&self) -> CancellationToken {
         self.first_written.clone()
@@ -244,7 +244,7 @@ impl Driver {
         self.presence.accept(self.state.presence_tokens());
         let canary = Password::generate();
         let files = self.state.files(&content, &canary)?;
-        // The file of workers comes first: a worker that can log in but is not in it could leave a session that nobody ends.
+        // The file of workers comes first: the agent would never end the session of a worker that can log in but is not in that file.
         files::remember_workers(&self.paths.data, &self.state.workers())?;
         files::write_all(&self.paths.runtime, &content, &files)?;
         self.generation += 1;
@@ -338,12 +338,12 @@ impl Driver {
         for (worker, password) in &departed {
             match end_session(&self.paths.broker, worker, password).await {
                 Ok(()) => {
-                    info!(worker, "ended the session of a worker that is gone");
+                    info!(worker, "ended the session of a removed worker");
                     self.metrics.sessions_ended.inc();
                     self.state.session_ended(worker);
                 }
                 Err(error) => {
-                    warn!(worker, "failed to end the session of a worker that is gone, trying again: {}", chain(&error));
+                    warn!(worker, "failed to end the session of a removed worker, retrying: {}", chain(&error));
                     self.end_sessions_at = Some(Instant::now() + END_SESSION_RETRY);
                 }
             }

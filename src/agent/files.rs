@@ -80,12 +80,12 @@ pub fn remembered_workers(folder: &Path) -> BTreeSet<String> {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return BTreeSet::new(),
         Err(error) => {
-            warn!(path = %path.display(), %error, "failed to read the users of workers: sessions of workers that are gone may stay");
+            warn!(path = %path.display(), %error, "failed to read the users of workers: sessions of removed workers may remain");
             return BTreeSet::new();
         }
     };
     let warn = |error: &serde_json::Error| {
-        warn!(path = %path.display(), %error, "failed to read the users of workers: sessions of workers that are gone may stay");
+        warn!(path = %path.display(), %error, "failed to read the users of workers: sessions of removed workers may remain");
     };
     serde_json::from_slice(&text).inspect_err(warn).unwrap_or_default()
 }
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_replaced_whole_and_for_the_owner_alone() {
+    fn files_are_replaced_atomically_and_only_the_owner_can_read_them() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tls/a.b/tls.key");
         write(&path, b"first, and longer").unwrap();

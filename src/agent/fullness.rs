@@ -20,7 +20,7 @@ pub const BOUNDS: [&str; 3] = ["queue", "memory", "disk"];
 /// and every other change only after it has lasted this long: each report is a write.
 const SETTLED_AFTER: Duration = Duration::from_secs(30);
 
-/// The plugin's value.
+/// Parses the plugin's value.
 #[must_use]
 pub fn parse(text: &str) -> Option<Fullness> {
     match text.split_once(' ') {
@@ -46,17 +46,17 @@ pub fn bound(fullness: &Fullness) -> Option<&'static str> {
 /// The reported value, and the next value if it lasts.
 #[derive(Debug, Default)]
 struct Settling {
-    told: Fullness,
+    reported: Fullness,
     next: Option<(Fullness, Instant)>,
 }
 
 impl Settling {
     /// Applies the broker's value at `now`.
     fn observe(&mut self, seen: Fullness, now: Instant) {
-        if seen == self.told {
+        if seen == self.reported {
             self.next = None;
-        } else if self.told.is_nothing() {
-            (self.told, self.next) = (seen, None);
+        } else if self.reported.is_nothing() {
+            (self.reported, self.next) = (seen, None);
         } else if self.next.as_ref().is_none_or(|(next, _)| *next != seen) {
             self.next = Some((seen, now + SETTLED_AFTER));
         }
@@ -67,23 +67,23 @@ impl Settling {
         self.next.as_ref().map(|(_, due)| *due)
     }
 
-    /// Reports the next value: its time has come.
+    /// Reports the next value after it has lasted long enough.
     fn settle(&mut self) {
         if let Some((next, _)) = self.next.take() {
-            self.told = next;
+            self.reported = next;
         }
     }
 }
 
-/// Publishes in `told` the values to report, until the sender of `seen` is dropped. `None` until the first value.
-pub async fn settle(mut seen: watch::Receiver<Option<Fullness>>, told: watch::Sender<Option<Fullness>>) {
+/// Publishes the values to report in `reported`, until the sender of `seen` is dropped. `None` until the first value.
+pub async fn settle(mut seen: watch::Receiver<Option<Fullness>>, reported: watch::Sender<Option<Fullness>>) {
     let mut settling = Settling::default();
     loop {
         let now = seen.borrow_and_update().clone();
         if let Some(now) = now {
             settling.observe(now, Instant::now());
-            let next = Some(settling.told.clone());
-            told.send_if_modified(|known| std::mem::replace(known, next.clone()) != next);
+            let next = Some(settling.reported.clone());
+            reported.send_if_modified(|known| std::mem::replace(known, next.clone()) != next);
         }
         let due = settling.due();
         let wait = async {
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_plugin_says() {
+    fn values_of_the_plugin_are_parsed() {
         let queue = Fullness::Queue { session: "_ingest_a".to_owned() };
         for (text, expected) in [
             ("none", Some(Fullness::Nothing)),
@@ -122,11 +122,11 @@ mod tests {
     }
 
     #[test]
-    fn full_at_once_and_over_when_it_has_lasted() {
+    fn a_full_broker_is_reported_at_once_and_other_changes_after_a_delay() {
         let start = Instant::now();
         let mut settling = Settling::default();
         // Second, value of the broker, value reported then.
-        for (second, seen, told) in [
+        for (second, seen, reported) in [
             (0, Fullness::Nothing, Fullness::Nothing),
             (1, Fullness::Disk, Fullness::Disk),
             (2, Fullness::Nothing, Fullness::Disk),
@@ -145,7 +145,7 @@ mod tests {
             if settling.due().is_some_and(|due| due <= now) {
                 settling.settle();
             }
-            assert_eq!(settling.told, told, "at {second} s");
+            assert_eq!(settling.reported, reported, "at {second} s");
         }
     }
 }

@@ -64,41 +64,41 @@ impl AgentMetrics {
             Ok::<_, prometheus::Error>(gauge)
         };
         Ok(Self {
-            reloads: counter("fleetwright_agent_reloads_total", "Reloads that the broker was told to make.")?,
+            reloads: counter("fleetwright_agent_reloads_total", "Reloads of the broker.")?,
             change_to_verified: histogram(
                 "fleetwright_agent_change_to_proof_seconds",
-                "From the first change of a generation until the broker has proven it.",
+                "Time from the first change of a generation until the agent has verified that the broker uses it.",
             )?,
-            reload_to_verified: histogram("fleetwright_agent_reload_to_proof_seconds", "From the signal to reload to the proof.")?,
-            written: gauge("fleetwright_agent_generation_written", "Generation of the broker's files, since the agent started.")?,
-            verified: gauge("fleetwright_agent_generation_proven", "Generation that the broker has proven to hold.")?,
+            reload_to_verified: histogram("fleetwright_agent_reload_to_proof_seconds", "Time from the reload signal to the verification.")?,
+            written: gauge("fleetwright_agent_generation_written", "Generation of the broker's files, since the agent's start.")?,
+            verified: gauge("fleetwright_agent_generation_proven", "Last verified generation.")?,
             refused: registered(
                 registry,
                 IntCounterVec::new(Opts::new("fleetwright_agent_refused_total", "Secrets that could not be used."), &["content"])?,
             )?,
-            sessions_ended: counter("fleetwright_agent_sessions_ended_total", "Sessions of workers that are gone, ended.")?,
+            sessions_ended: counter("fleetwright_agent_sessions_ended_total", "Sessions of removed workers that the agent ended.")?,
             clients_connected: gauge("fleetwright_broker_clients_connected", "Clients connected to the broker.")?,
-            messages_stored_bytes: gauge("fleetwright_broker_messages_stored_bytes", "Bytes of messages that the broker holds.")?,
-            heap_bytes: gauge("fleetwright_broker_heap_bytes", "Memory that the broker uses for sessions and messages.")?,
+            messages_stored_bytes: gauge("fleetwright_broker_messages_stored_bytes", "Bytes of the messages in the broker's queues.")?,
+            heap_bytes: gauge("fleetwright_broker_heap_bytes", "Memory of the broker's sessions and messages.")?,
             certificate_expiry: registered(
                 registry,
                 IntGaugeVec::new(
                     Opts::new(
                         "fleetwright_gateway_certificate_expiry_timestamp_seconds",
-                        "When the certificate expires that the broker presents, in seconds since 1970.",
+                        "Expiry of the certificate that the broker presents, in seconds since 1970.",
                     ),
                     &["secret"],
                 )?,
             )?,
             messages_dropped: gauge(
                 "fleetwright_broker_messages_dropped",
-                "Messages that the broker dropped because of a limit, since it started.",
+                "Messages dropped because of a limit, since the broker's start.",
             )?,
             messages_refused: by_bound(
                 "fleetwright_broker_messages_refused",
-                "Messages that the broker did not take because it was full, since it started.",
+                "Messages that the broker refused and did not acknowledge because of this limit, since its start.",
             )?,
-            full: by_bound("fleetwright_broker_full", "1 for what of the broker is full, so that it takes no messages.")?,
+            full: by_bound("fleetwright_broker_full", "1 for the limit that makes the broker refuse messages.")?,
             fullness: watch::Sender::new(None),
             has_dropped: watch::Sender::new(false),
         })

@@ -1,4 +1,4 @@
-//! The role `agent`: keeps the files of a broker current, and proves that the broker has read them.
+//! The role `agent`: updates the files of a broker, and verifies that the broker has read them.
 //!
 //! Secrets ([`source`]) -> what the broker should hold ([`state`]) -> [`files`] -> one reload ([`process`]) -> a login with a
 //! password that only these files have ([`session`]), a handshake with each TLS listener ([`presentation`]) -> the [`report`].
@@ -56,7 +56,7 @@ pub struct Arguments {
     #[arg(long, default_value = SECRETS_FOLDER)]
     secrets: PathBuf,
 
-    /// Folder to write what Mosquitto reads
+    /// Folder for the files that Mosquitto reads
     #[arg(long, default_value = RUNTIME_FOLDER)]
     runtime: PathBuf,
 
@@ -76,7 +76,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = u16::try_from(INTERNAL_MQTT_PORT).unwrap_or_default())]
     broker_port: u16,
 
-    /// Address of the endpoint for probes and metrics; it answers once the files are there
+    /// Address of the endpoint for probes and metrics; it answers once the files exist
     #[arg(long, env = "FLEETWRIGHT_HTTP", default_value = "0.0.0.0:9090")]
     http: SocketAddr,
 }
@@ -94,7 +94,7 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
     let metrics = Arc::new(AgentMetrics::register(&registry)?);
     let readiness = Readiness::awaiting([BROKER_CHECK]);
     let (changes, incoming) = mpsc::channel(MAX_QUEUED_CHANGES);
-    let (proven, proofs) = watch::channel(None);
+    let (verified, verified_receiver) = watch::channel(None);
     let presence = Presence::new();
     let configured = arguments.configuration.join(MOSQUITTO_FILE);
     let presence_metrics = presence::metrics::PresenceMetrics::register(&registry)?;
@@ -107,14 +107,15 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
         data: arguments.data,
         broker: BrokerAddress { host: arguments.broker_host, port: arguments.broker_port },
     };
-    let driver = Driver::new(paths, &configuration, incoming, proven, presented, readiness.clone(), Arc::clone(&metrics))
+    let driver = Driver::new(paths, &configuration, incoming, verified, presented, readiness.clone(), Arc::clone(&metrics))
         .with_presence(presence.clone());
     let first_written = driver.first_written();
     let client = client().await;
     if let Some(client) = client.clone() {
-        let (told, fullness) = watch::channel(None);
-        tokio::spawn(fullness::settle(metrics.fullness(), told));
-        let inputs = report::ReportInputs { proven: proofs, presented: presentations, has_dropped: metrics.has_dropped(), fullness };
+        let (reported, fullness) = watch::channel(None);
+        tokio::spawn(fullness::settle(metrics.fullness(), reported));
+        let inputs =
+            report::ReportInputs { verified: verified_receiver, presented: presentations, has_dropped: metrics.has_dropped(), fullness };
         tokio::spawn(report::run(client, configuration.clone(), inputs));
     }
     tokio::spawn(source::run(client, configuration, arguments.secrets, changes));

@@ -44,7 +44,7 @@ pub type Presented = BTreeMap<String, PresentedCertificate>;
 #[derive(Debug, Error)]
 pub enum HandshakeError {
     /// No answer, or an answer that is not TLS.
-    #[error("failed to shake hands with port {port} of the broker: does it have as many clients as limits.maxConnections allows?")]
+    #[error("the TLS handshake with port {port} of the broker failed: check whether limits.maxConnections is reached")]
     Connect {
         /// Port of the listener.
         port: u16,
@@ -182,7 +182,7 @@ impl Presentation {
             return None;
         }
         if self.since.is_some_and(|since| since.elapsed() >= REPORT_AFTER) {
-            warn!(outstanding = outstanding.join("; "), "the broker does not present what it should");
+            warn!(outstanding = outstanding.join("; "), "the broker does not present the expected certificates");
             self.since = None;
         }
         Some(Instant::now() + self.backoff.next_delay())
@@ -193,7 +193,7 @@ impl Presentation {
             let news = known.as_ref() != Some(&presented);
             if news {
                 let secrets: Vec<&str> = presented.keys().map(String::as_str).collect();
-                info!(secrets = secrets.join(", "), "the broker presents certificates that were not known to be presented");
+                info!(secrets = secrets.join(", "), "the presented certificates have changed");
                 *known = Some(presented);
             }
             news
@@ -258,21 +258,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_told_of_a_listener() {
+    fn the_wanted_certificate_is_published_if_a_listener_presents_it() {
         let presented_by = |fingerprint: &str, year: u8| PresentedCertificate {
             fingerprint: fingerprint.to_owned(),
             not_after: Time(format!("20{year}-01-01T00:00:00Z").parse().unwrap()),
             former_not_after: None,
         };
         let beside = PresentedCertificate { former_not_after: Some(presented_by("old", 30).not_after), ..presented_by("new", 40) };
-        for (seen, told) in [
+        for (seen, published) in [
             (vec![], None),
             (vec![presented_by("new", 40)], Some((presented_by("new", 40), true))),
             (vec![presented_by("old", 30)], Some((presented_by("old", 30), false))),
             (vec![presented_by("old", 30), presented_by("new", 40)], Some((beside.clone(), false))),
             (vec![presented_by("new", 40), presented_by("old", 30)], Some((beside, false))),
         ] {
-            assert_eq!(classify(seen, Some("new")), told);
+            assert_eq!(classify(seen, Some("new")), published);
         }
         assert_eq!(classify(vec![presented_by("new", 40)], None), Some((presented_by("new", 40), false)), "nothing is wanted");
     }

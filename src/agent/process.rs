@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn command_lines() {
+    fn the_broker_is_found_by_its_program_and_configuration() {
         let path = Path::new("/etc/fleetwright/mosquitto.conf");
         for (line, expected) in [
             ("/usr/sbin/mosquitto\0-c\0/etc/fleetwright/mosquitto.conf\0", true),

@@ -28,7 +28,7 @@ const MAX_DELAY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct ReportInputs {
     /// The verified revision of each shard.
-    pub proven: watch::Receiver<Option<BTreeMap<usize, String>>>,
+    pub verified: watch::Receiver<Option<BTreeMap<usize, String>>>,
     /// The certificates that it presents.
     pub presented: watch::Receiver<Option<Presented>>,
     /// Whether the broker has dropped messages.
@@ -52,13 +52,13 @@ impl ReportInputs {
             certificates: self.presented.borrow_and_update().clone(),
             messages_dropped: *self.has_dropped.borrow_and_update(),
             fullness: self.fullness.borrow_and_update().clone(),
-            shards: self.proven.borrow_and_update().clone()?,
+            shards: self.verified.borrow_and_update().clone()?,
         })
     }
 
     async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
         tokio::select! {
-            changed = self.proven.changed() => changed,
+            changed = self.verified.changed() => changed,
             changed = self.presented.changed() => changed,
             changed = self.has_dropped.changed() => changed,
             changed = self.fullness.changed() => changed,

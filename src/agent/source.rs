@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_volume_tells_of_whole_secrets_only() {
+    fn only_complete_secrets_are_read_from_the_volume() {
         let folder = tempfile::tempdir().unwrap();
         let write = |part: &str, key: &str| {
             std::fs::create_dir_all(folder.path().join(part)).unwrap();

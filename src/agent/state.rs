@@ -1,4 +1,4 @@
-//! The agent's knowledge, and the content of the broker that follows from it: pure.
+//! The agent's state, and the broker's content that derives from it. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,7 +46,7 @@ pub enum Origin {
 #[derive(Debug, Error)]
 pub enum ChangeError {
     /// A shard that the operator did not write.
-    #[error("shard {number} is not used, and what it held before stays: its Secret was changed by someone else")]
+    #[error("shard {number} is not used, and its previous content stays: another client changed its Secret")]
     Shard {
         /// Number of the shard.
         number: usize,
@@ -56,14 +56,14 @@ pub enum ChangeError {
     },
 
     /// A shard that was deleted.
-    #[error("shard {number} was deleted, and what it held stays until the operator writes it again")]
+    #[error("shard {number} was deleted, and its previous content stays until the operator writes it again")]
     ShardDeleted {
         /// Number of the shard.
         number: usize,
     },
 
     /// A certificate that the broker cannot use.
-    #[error("the certificate in Secret {secret} is not used; the broker keeps the one it has")]
+    #[error("the certificate in Secret {secret} is not used; the broker keeps its current certificate")]
     Certificate {
         /// Name of the Secret.
         secret: String,
@@ -73,7 +73,7 @@ pub enum ChangeError {
     },
 
     /// A Secret without certificate or key, or a deleted Secret.
-    #[error("Secret {secret} has no {TLS_CERTIFICATE} or no {TLS_KEY}; the broker keeps the certificate it has")]
+    #[error("Secret {secret} has no {TLS_CERTIFICATE} or no {TLS_KEY}; the broker keeps its current certificate")]
     CertificateMissing {
         /// Name of the Secret.
         secret: String,
@@ -95,7 +95,7 @@ pub enum MissingSecret {
     },
 }
 
-/// The agent's knowledge.
+/// The agent's state.
 #[derive(Debug, Default)]
 pub struct AgentState {
     shards: BTreeMap<usize, Shard>,

@@ -1,40 +1,39 @@
-//! Who signs the certificates of a Gateway's devices.
+//! The authority that signs the certificates of a Gateway's devices.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Who signs the certificates of devices.
+/// The authority that signs the certificates of devices.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientAuthority {
-    /// Secret of type `kubernetes.io/tls` in this namespace with a certificate authority: `tls.crt` (its own certificate first,
-    /// and after each certificate the one that issued it) and `tls.key`. What cert-manager writes for a Certificate with `isCA:
-    /// true` is used as it is (with `privateKey.rotationPolicy: Never`, so that it stays the same authority when it is renewed).
-    /// The operator reads the key and signs with it; neither the broker nor a device gets it. The broker trusts clients whose
-    /// certificate chain ends in `tls.crt` or `ca.crt`; one of these certificates has to be a root (signed by itself). If the Secret
-    /// is not usable, the condition `ClientAuthorityValid` is False, and the broker keeps the authorities that it has. When the
-    /// authority is replaced, each Device gets a new certificate, and the broker restarts. Keep the certificate of the previous
-    /// authority in `ca.crt`, together with the new one, until all devices have fetched their new certificates.
+    /// Secret of type `kubernetes.io/tls` in this namespace with a certificate authority: `tls.crt` (the authority's certificate
+    /// first, each certificate followed by its issuer's) and `tls.key`. A Secret of a cert-manager Certificate with `isCA: true` is
+    /// suitable; set `privateKey.rotationPolicy: Never`, so that renewal keeps the key. The operator signs with the key; neither the
+    /// broker nor a device gets it. The broker trusts clients whose certificate chain ends in `tls.crt` or `ca.crt`; one of these
+    /// certificates must be a self-signed root. If the Secret is invalid, the condition `ClientAuthorityValid` is False, and the
+    /// broker keeps its current authorities. When the authority is replaced, each Device gets a new certificate, and the broker
+    /// restarts. Keep the certificates of both authorities in `ca.crt` until all devices have fetched their new certificates.
     #[schemars(length(min = 1, max = 253))]
     pub secret_name: String,
 
-    /// An issuer of cert-manager that signs in place of the operator, so that the authority's key may be anywhere. For each
-    /// `certificateSigningRequest` of a Device the operator creates a CertificateRequest (`<device>-certificate`), waits until it is
-    /// approved and signed, and deletes it. The subject is what the request says: it has to be `CN=<device>`, and nothing else may be
-    /// asked for. `secretName` then names a Secret of any type with the certificates to trust, in `ca.crt` or, where that is missing,
-    /// in `tls.crt`, the issuer's own first; no key is read. Left out: the operator signs.
+    /// A cert-manager issuer that signs instead of the operator, so that the key of the authority does not have to be in the
+    /// cluster. For each `certificateSigningRequest` of a Device the operator creates a CertificateRequest (`<device>-certificate`),
+    /// waits until it is approved and signed, and deletes it. The signing request must have the subject `CN=<device>` and no other
+    /// attributes or extensions. `secretName` then names a Secret of any type with the certificates to trust in `ca.crt` or, without
+    /// that key, in `tls.crt`, the issuer's certificate first; the operator reads no private key. Default: the operator signs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer_ref: Option<IssuerReference>,
 
-    /// For how long a device's certificate is valid, such as `90d` or `12h`; never longer than the
-    /// authority's own, and with an issuer no longer than that gives. When two thirds of that are over, at the latest, the Device's
-    /// status holds a new one, and the device has the last third to fetch it.
+    /// Validity of a device's certificate, such as `90d` or `12h`. A certificate never outlives the authority's certificate, and an
+    /// issuer may shorten its validity. After two thirds of the validity, at the latest, the Device's status has a new certificate;
+    /// the device fetches it in the last third.
     #[serde(default = "default_validity")]
     #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
     pub validity: String,
 }
 
-/// An issuer of cert-manager, as its own resources name one.
+/// Reference to a cert-manager issuer.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IssuerReference {
@@ -65,5 +64,5 @@ fn default_validity() -> String {
     "90d".to_owned()
 }
 
-/// Seconds for which a device's certificate is valid where a Gateway says nothing else.
+/// Validity in seconds of a device's certificate unless a Gateway sets `validity`.
 pub const DEFAULT_VALIDITY_SECONDS: i64 = 90 * 86_400;

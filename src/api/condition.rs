@@ -200,13 +200,13 @@ mod tests {
     }
 
     #[test]
-    fn looking_again_changes_nothing() {
+    fn conditions_do_not_change_while_the_findings_are_the_same() {
         let first = conditions(&[], 1, &[Finding::unknown(ACCEPTED, Cause::new(Reason::NotAccepted, "y"))], &reconciling());
         assert_eq!(conditions(&first, 1, &[Finding::unknown(ACCEPTED, Cause::new(Reason::NotAccepted, "y"))], &reconciling()), first);
     }
 
     #[test]
-    fn a_condition_that_is_no_longer_found_goes() {
+    fn a_condition_that_is_no_longer_found_is_removed() {
         let first = conditions(&[], 1, &[Finding::holds(MESSAGES_DROPPED, Reason::QueueLimitReached, "")], &reconciling());
         assert_eq!(types(&conditions(&first, 1, &[], &reconciling())), [("Ready", "False"), ("Reconciling", "True")]);
     }

@@ -1,4 +1,4 @@
-//! What becomes of the messages that a Pipeline refuses.
+//! Dead letters: storage and replay of the messages that a Pipeline refuses.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::KubeSchema;
@@ -7,24 +7,24 @@ use serde::{Deserialize, Serialize};
 
 use super::resources::ResourceQuantity;
 
-/// Why a message, or a reading of it, is not a row. A bounded set: it is a column of the table and a label of a metric.
+/// Why a message, or a reading of it, was refused. A bounded set, because it is the label of a metric.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 pub enum DeadLetterReason {
-    /// The payload is not of the Pipeline's format.
+    /// The payload does not have the Pipeline's format.
     Malformed,
-    /// A required field is not there, or null.
+    /// A required field is absent or null.
     MissingField,
-    /// The Pipeline takes the time from the payload, and it is not there, or null.
+    /// The Pipeline reads the time from the payload, and it is absent or null.
     MissingTime,
-    /// A value is of another type than the Pipeline says.
+    /// A value has another type than the field in the spec.
     WrongType,
-    /// A value is below `min`, above `max`, or beyond what its column holds.
+    /// A value is below `min`, above `max`, or outside the range of its column.
     OutOfRange,
-    /// The time is further from the arrival than the Pipeline believes; never before the year 2000.
+    /// The time is before the year 2000, older than `maxAge` or further in the future than `maxAhead`.
     TimeOutOfRange,
-    /// A value is given in another unit than the Pipeline says.
+    /// A value has another unit than the field in the spec.
     WrongUnit,
-    /// A metric of Sparkplug B that no birth has named or typed.
+    /// No birth message of Sparkplug B has declared the metric or its type.
     UnknownMetric,
     /// The topic names a device that is not in the registry.
     UnknownDevice,
@@ -32,11 +32,11 @@ pub enum DeadLetterReason {
     DisabledDevice,
     /// The device belongs to another Gateway than the one that received the message.
     WrongGateway,
-    /// The topic is not of the Pipeline's form.
+    /// The topic does not match the Pipeline's topic.
     TopicMismatch,
-    /// There is a row with the same time and device, and other values.
+    /// A row with the same time and device has other values.
     Conflict,
-    /// The database refuses the row.
+    /// The database refused the row.
     Rejected,
 }
 
@@ -59,7 +59,7 @@ impl DeadLetterReason {
         Self::Rejected,
     ];
 
-    /// The name, as it stands in the table and in metrics.
+    /// The name of the reason in the table and in metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -81,26 +81,26 @@ impl DeadLetterReason {
     }
 }
 
-/// What becomes of messages that are refused: how long they are kept, and how many.
+/// Retention and quota of refused messages.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeadLetters {
-    /// How long a refused message is kept: a duration such as `1h30m`, `7d` or `2w`. The operator deletes what is older, some minutes
-    /// late at most. What a deleted Pipeline leaves is kept as long; with the deletion policy `Delete` it goes with the table.
+    /// How long refused messages are kept: a duration such as `1h30m`, `7d` or `2w`. The operator deletes older ones with a delay of
+    /// a few minutes. The same applies after the Pipeline is deleted, unless its deletion policy is `Delete`.
     #[serde(default = "default_retention")]
     #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::MINUTES_PATTERN))]
     pub retention: String,
 
-    /// The most bytes of refused messages that are kept in an hour, in all workers together, what the database needs for each
-    /// beside its payload included. What is beyond it is counted by reason in `fleetwright.dead_letter_count`, acknowledged, and not
-    /// kept: a storm of bad messages must not fill the disk. A hundredth of it is set aside for each reason, so that a storm of one does
-    /// not hide another. 0 keeps none.
+    /// Maximum size of the refused messages that all workers together keep per hour, in bytes, including the database's overhead for
+    /// each message. Messages beyond the limit are counted by reason in `fleetwright.dead_letter_count`, acknowledged, and not kept,
+    /// so that many invalid messages cannot fill the disk. A hundredth of the limit is reserved for each reason, so that messages
+    /// with one reason do not use up the whole limit. 0 keeps none.
     #[serde(default = "default_max_bytes_per_hour")]
     pub max_bytes_per_hour: ResourceQuantity,
 }
 
 impl DeadLetters {
-    /// [`Self::max_bytes_per_hour`] in bytes; an absurdly large number is no bound.
+    /// [`Self::max_bytes_per_hour`] in bytes. A number that exceeds the range is treated as no limit.
     #[must_use]
     pub fn bytes_per_hour(&self) -> i64 {
         self.max_bytes_per_hour.to_units().unwrap_or(i64::MAX)
@@ -117,7 +117,7 @@ fn default_retention() -> String {
     "30d".to_owned()
 }
 
-/// Some 80,000 messages of 200 bytes. Less than a gigabyte a day, and 24 in the retention's 30 days.
+/// About 80,000 messages of 200 bytes. Less than a gigabyte per day, and 24 GB in the default retention of 30 days.
 fn default_max_bytes_per_hour() -> ResourceQuantity {
     "32Mi".into()
 }
@@ -138,66 +138,67 @@ pub struct Replay {
     #[schemars(length(max = 14))]
     pub reasons: Vec<DeadLetterReason>,
 
-    /// Only what arrived then or later.
+    /// Replays only messages that arrived at this time or later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
 
-    /// Only what arrived before then.
+    /// Replays only messages that arrived before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Time>,
 
-    /// Only messages with a topic that this MQTT filter matches, as in `plants/+/press/#`.
+    /// Replays only messages whose topic matches this MQTT topic filter, such as `plants/+/press/#`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub topic: Option<String>,
 }
 
-/// How far a replay is.
+/// State of a replay.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum ReplayState {
-    /// No worker has begun it.
+    /// No worker has started the replay.
     Waiting,
-    /// It is under way.
+    /// The replay is in progress.
     Running,
-    /// It is done.
+    /// The replay is complete.
     Finished,
 }
 
-/// The progress of a replay. While it runs, the numbers are updated at each tenth of the whole.
+/// The progress of a replay. While it runs, the numbers are updated after each tenth of the messages.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReplayStatus {
     /// The token of the spec.
     pub token: String,
 
-    /// How far it is.
+    /// State of the replay.
     pub state: ReplayState,
 
-    /// Messages that have become rows, and are no dead letters any more.
+    /// Number of messages that were stored as rows and removed from the dead letters.
     #[serde(default)]
     pub stored: i64,
 
-    /// Messages that were refused again.
+    /// Number of messages that were refused again.
     #[serde(default)]
     pub refused: i64,
 
-    /// Messages that were left as they are: some of their readings are rows by the time of their arrival, and would be doubled.
+    /// Number of messages that were skipped, because some of their readings are already rows with the time of arrival, and a replay
+    /// would duplicate these rows.
     #[serde(default)]
     pub left_alone: i64,
 
-    /// Messages that are still to be put through.
+    /// Number of messages that have not been processed yet.
     #[serde(default)]
     pub remaining: i64,
 }
 
-/// How many messages were refused.
+/// Number of refused messages.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeadLetterStatus {
-    /// Messages that were refused in the last 24 hours, about: a number that differs by a quarter or less stays, so that a steady
-    /// fleet causes no writes. The metrics of the workers are exact.
+    /// Approximate number of messages that were refused in the last 24 hours. A change of a quarter or less is not written, so that a
+    /// steady fleet causes no writes. The metrics of the workers are exact.
     pub last_day: i64,
 
-    /// Those of them that were too many to be kept, about.
+    /// Approximate number of these messages that exceeded `maxBytesPerHour` and were not kept.
     pub discarded_last_day: i64,
 }

@@ -1,4 +1,4 @@
-//! `Pipeline.spec.decode`: how a message becomes rows.
+//! `Pipeline.spec.decode`: how messages are decoded into rows.
 
 use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::reference::DescriptorReference;
 
-/// How a message becomes rows.
+/// How messages are decoded into rows.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.fields.all(a, self.fields.exists_one(b, a.name == b.name))", "each field name may be used once"))]
@@ -23,21 +23,21 @@ pub struct Decode {
     #[serde(default)]
     pub format: Format,
 
-    /// Where the time of a reading stands, and which times are believed. Left out: the time that the format itself gives (SenML, Sparkplug B), else
-    /// the time at which the worker received the message.
+    /// The location of a reading's time, and the range of accepted times. Default: the time that the format itself defines (SenML, Sparkplug B),
+    /// or the time at which the worker received the message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<TimeField>,
 
-    /// JSON pointer (RFC 6901) to an array of readings inside the message: each of its elements is one, and pointers begin there.
+    /// JSON pointer (RFC 6901) to an array of readings in the message. Each element is one reading, and the pointers of fields start at the element.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256), regex(pattern = r"^(/([^/~]|~[01])*)+$"))]
     pub readings: Option<String>,
 
-    /// What the messages of the format Protobuf look like.
+    /// The message type of the format Protobuf.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protobuf: Option<Protobuf>,
 
-    /// The fields to take; each is a column of the table. What else stands in a message is ignored.
+    /// The fields to store; each is a column of the table. Other members of a message are ignored.
     #[schemars(length(min = 1, max = 100))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub fields: Vec<Field>,
@@ -49,42 +49,42 @@ pub enum Format {
     /// A JSON object, which is one reading; or an array of objects, each of which is one.
     #[default]
     Json,
-    /// SenML as JSON (RFC 8428): its records of one time are one reading.
+    /// SenML as JSON (RFC 8428). Records with the same time are one reading.
     SenMl,
     /// SenML as CBOR (RFC 8428, section 6).
     SenMlCbor,
-    /// A CBOR map (RFC 8949), which is one reading; or an array of maps. A key that is a number counts as its decimal digits.
+    /// A CBOR map (RFC 8949), which is one reading; or an array of maps. A key that is a number is treated as its decimal digits.
     Cbor,
     /// Sparkplug B. The topic is `spBv1.0/{group}/+/{node}/{device}` for the metrics of devices, or `spBv1.0/{group}/+/{device}` for those of
-    /// nodes. The metrics of one time are one reading.
+    /// nodes. Metrics with the same time are one reading.
     SparkplugB,
-    /// Text that is one number, `true` or `false` (also `on`, `off`, `1`, `0`), a time, or any text: the one field says which.
+    /// Text with one value: a number, `true` or `false` (also `on`, `off`, `1`, `0`), a time, or any text, according to the type of the field.
     PlainText,
     /// A Protocol Buffers message.
     Protobuf,
 }
 
-/// Where the time of a reading stands, and which times are believed.
+/// The location of a reading's time, and the range of accepted times.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TimeField {
-    /// JSON pointer (RFC 6901) to the time, from the object of the reading; for the formats Json, Cbor and Protobuf. Left out: the time of arrival.
+    /// JSON pointer (RFC 6901) to the time in the object of the reading, for the formats Json, Cbor and Protobuf. Default: the time of arrival.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256), regex(pattern = r"^(/([^/~]|~[01])*)+$"))]
     pub pointer: Option<String>,
 
-    /// What the time is given in. The number may have a fraction.
+    /// Unit of the time. The number may have a fraction.
     #[serde(default)]
     pub unit: TimeUnit,
 
-    /// How old a reading may be when it arrives: a duration such as `90s`, `1h30m` or `7d`. An older one is refused (`TimeOutOfRange`). Left out:
-    /// any age, back to the year 2000.
+    /// Maximum age of a reading on arrival: a duration such as `90s`, `1h30m` or `7d`. An older reading is refused (`TimeOutOfRange`). Default:
+    /// any time since the year 2000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
     pub max_age: Option<String>,
 
-    /// How far in the future a reading may be timed when it arrives: a duration such as `90s`, `1h30m` or `7d`. One beyond is refused
-    /// (`TimeOutOfRange`): its clock is wrong.
+    /// Maximum time of a reading in the future on arrival: a duration such as `90s`, `1h30m` or `7d`. A later time is refused
+    /// (`TimeOutOfRange`), because the device's clock is wrong.
     #[serde(default = "default_max_ahead")]
     #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
     pub max_ahead: String,
@@ -96,7 +96,7 @@ pub fn default_max_ahead() -> String {
     "1d".to_owned()
 }
 
-/// What a time is given in.
+/// Unit of a time.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum TimeUnit {
     /// Seconds since 1970-01-01T00:00:00Z.
@@ -112,12 +112,13 @@ pub enum TimeUnit {
     Rfc3339,
 }
 
-/// What the messages of the format Protobuf look like.
+/// The message type of the format Protobuf.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Protobuf {
-    /// The compiled description of the messages: a FileDescriptorSet, as `protoc --include_imports --descriptor_set_out=descriptor.pb` writes it and
-    /// `kubectl create configmap NAME --from-file=descriptor.pb` stores it. A change rolls the workers.
+    /// The compiled description of the messages, a FileDescriptorSet. Create it with
+    /// `protoc --include_imports --descriptor_set_out=descriptor.pb` and `kubectl create configmap NAME --from-file=descriptor.pb`. A change
+    /// triggers a rolling update of the workers.
     pub config_map_ref: DescriptorReference,
 
     /// Full name of the message type of a payload, for instance `plant.v1.Reading`.
@@ -125,7 +126,7 @@ pub struct Protobuf {
     pub message: String,
 }
 
-/// One field of a reading, and the column it fills.
+/// One field of a reading and its column.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.type in ['Float64', 'Int64'] || (!has(self.min) && !has(self.max))", "min and max are for Float64 and Int64 only: remove them, or change the type"))]
@@ -139,53 +140,54 @@ pub struct Field {
     #[x_kube(validation = ("!(self in ['time', 'device_id', 'tableoid', 'xmin', 'cmin', 'xmax', 'cmax', 'ctid'])", "this name is taken by Fleetwright or by PostgreSQL: choose another, and point to the value with `pointer`"))]
     pub name: String,
 
-    /// Type of the value. A value of another type is refused, never converted; an integer may stand for a Float64.
+    /// Type of the value. A value of another type is refused and never converted, except that an integer is accepted for a Float64.
     #[serde(rename = "type")]
     pub type_: FieldType,
 
-    /// JSON pointer (RFC 6901) to the value, from the object of the reading; for the formats Json, Cbor and Protobuf. Left out: `/<name>`.
+    /// JSON pointer (RFC 6901) to the value in the object of the reading, for the formats Json, Cbor and Protobuf. Default: `/<name>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256), regex(pattern = r"^(/([^/~]|~[01])*)+$"))]
     pub pointer: Option<String>,
 
-    /// Name of the value in SenML or Sparkplug B. Left out: the name of the field. In SenML it is compared with the whole name of a record (base
-    /// name and name), then with its own name, then with the last part of the whole name after `/` or `:`; `<name>#sum` takes the sum of a
-    /// record (`s`) instead of its value.
+    /// Name of the value in SenML or Sparkplug B. Default: the name of the field. In SenML it is compared with the full name of a record (base
+    /// name and name), then with the name of the record, then with the last part of the full name after `/` or `:`. `<name>#sum` selects the sum
+    /// of a record (`s`) instead of its value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub metric: Option<String>,
 
-    /// Unit of the value, kept as the comment of the column, for instance `mm/s` (UCUM is a good choice). A SenML record that gives another unit
-    /// is refused, unless the field has a scale or an offset, or another field with the same `metric` has that unit.
+    /// Unit of the value, for instance `mm/s` (UCUM is a good choice). It becomes the comment of the column. A SenML record with another unit is
+    /// refused, unless the field has a scale or an offset, or another field with the same `metric` has that unit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32))]
     pub unit: Option<String>,
 
-    /// What a Timestamp is given in. Left out: text as in RFC 3339. Times of Sparkplug B, and google.protobuf.Timestamp, need none.
+    /// Unit of a Timestamp. Default: text in the format of RFC 3339. Not needed for times of Sparkplug B and google.protobuf.Timestamp.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_unit: Option<TimeUnit>,
 
-    /// What a Float64 is multiplied with.
+    /// Factor by which a Float64 is multiplied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<f64>,
 
-    /// What is added to a Float64 after it was multiplied with `scale`.
+    /// Value that is added to a Float64 after the multiplication by `scale`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<f64>,
 
-    /// The least value, after `scale` and `offset`; a reading below it is refused.
+    /// Minimum value, after `scale` and `offset`. A reading below it is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min: Option<f64>,
 
-    /// The greatest value, after `scale` and `offset`; a reading above it is refused.
+    /// Maximum value, after `scale` and `offset`. A reading above it is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<f64>,
 
-    /// Whether a reading without it is refused. Otherwise the column is NULL, or has the `default`.
+    /// Whether a reading without this field is refused. Otherwise the column has the `default`, or NULL.
     #[serde(default)]
     pub required: bool,
 
-    /// The value of a reading that has none, or null: a JSON value of the field's type, as the column should have it. A Timestamp is text as in RFC 3339.
+    /// Value of the column for a reading in which the field is absent or null: a JSON value of the field's type. A Timestamp is text in the format of
+    /// RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_value")]
     pub default: Option<serde_json::Value>,
@@ -206,8 +208,8 @@ pub enum FieldType {
     Boolean,
     /// Text; `text` in the table.
     Text,
-    /// A time, as `timeUnit` says; `timestamp with time zone` in the table.
+    /// A time in the unit `timeUnit`; `timestamp with time zone` in the table.
     Timestamp,
-    /// Any JSON value, or CBOR that JSON can express; `jsonb` in the table.
+    /// Any JSON value, or a CBOR value that JSON can represent; `jsonb` in the table.
     Json,
 }

@@ -1,4 +1,4 @@
-//! The FileDescriptorSet of the format Protobuf, as a ConfigMap holds it.
+//! The FileDescriptorSet of the format Protobuf in a ConfigMap.
 
 use k8s_openapi::api::core::v1::ConfigMap;
 
@@ -6,13 +6,13 @@ use super::condition::Cause;
 use super::reason::Reason;
 use super::reference::DescriptorReference;
 
-/// The longest FileDescriptorSet, in bytes: in base64 it stands in the ConfigMap of the workers, which holds 1 MiB.
+/// Maximum size of a FileDescriptorSet in bytes: the ConfigMap of the workers contains it in base64 and is limited to 1 MiB.
 pub const MAX_DESCRIPTOR: usize = 512 * 1024;
 
-/// The FileDescriptorSet in a ConfigMap, or what is wrong with it.
+/// The FileDescriptorSet in a ConfigMap.
 ///
 /// # Errors
-/// When it is not there, or too large.
+/// If it does not exist or is too large.
 pub fn read(map: Option<ConfigMap>, reference: &DescriptorReference) -> Result<Vec<u8>, Cause> {
     let DescriptorReference { name, key } = reference;
     let Some(map) = map else {
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_be_wrong_with_a_descriptor() {
+    fn a_missing_or_too_large_descriptor_is_an_error() {
         let map = |key: &str, length: usize| {
             Some(ConfigMap { binary_data: Some([(key.to_owned(), ByteString(vec![0; length]))].into()), ..ConfigMap::default() })
         };

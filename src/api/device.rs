@@ -1,4 +1,4 @@
-//! `Device`: one thing that may connect to a Gateway.
+//! `Device`: a client that may connect to a Gateway.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,7 @@ use super::unobserved;
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Certificate", type_ = "string", json_path = ".status.certificate.notAfter", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    doc = "A Device is one thing that may connect to a Gateway. Its name is its MQTT user name and client identifier. It publishes under devices/<name>/ and nobody else's, and the broker accepts its credential within seconds of this object."
+    doc = "A Device is a client that may connect to a Gateway. Its name is its MQTT user name and client identifier. It may only publish below devices/<name>/, unless its authorization permits more topics. The broker accepts its credential within seconds after this object is created."
 )]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceSpec {
@@ -42,31 +42,31 @@ pub struct DeviceSpec {
     #[x_kube(validation = ("self == oldSelf", "gatewayRef cannot be changed: delete the Device and create it again to move it to another Gateway"))]
     pub gateway_ref: GatewayReference,
 
-    /// Whether the device may connect. When this becomes false its live session ends at once, and its readings are refused.
+    /// Whether the device may connect. If it is false, the broker ends the device's session, and its readings are refused.
     #[serde(default = "enabled")]
     pub enabled: bool,
 
-    /// How the device proves who it is: by password, by certificate, or by either or both, as the Gateway's listeners ask. Left
-    /// out: a generated password.
+    /// Authentication of the device: a password, a certificate, or both, as the Gateway's listeners require. Default: a generated
+    /// password.
     #[serde(default)]
     pub authentication: Authentication,
 
-    /// What the device may do beyond its own topics. Of these it may publish to `devices/<name>/telemetry` and
-    /// `devices/<name>/reported` (and all below them), and subscribe to `devices/<name>/#`.
+    /// Permissions in addition to those on the device's own topics. Every device may publish to `devices/<name>/telemetry` and
+    /// `devices/<name>/reported` (and all topics below them), and subscribe to `devices/<name>/#`.
     #[serde(default)]
     pub authorization: Authorization,
 
-    /// What else is known of the device, for instance `{model: XJ-200, line: "3"}`. Stands in the device registry of the
-    /// database, to be joined with its readings.
+    /// Attributes of the device, for instance `{model: XJ-200, line: "3"}`. The device registry of the database contains them, so
+    /// that queries can join them with readings.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub attributes: BTreeMap<String, String>,
 
-    /// The state that the device is to take on, for instance `{samplingSeconds: 5}`: any object of up to 16 KiB of JSON.
-    /// The broker keeps it for the device, retained, at `devices/<name>/desired` as
-    /// `{"generation": 3, "desired": {"samplingSeconds": 5}}`; the generation grows with each change of it. The device
-    /// answers at `devices/<name>/reported`, retained or not, with `{"generation": 3, "reported": {"samplingSeconds": 5}}`
-    /// in up to 4 KiB, or with the bare object. The condition `Synced` compares the two. Do not put secrets here.
+    /// The desired state of the device, for instance `{samplingSeconds: 5}`: any object of up to 16 KiB of JSON. The operator
+    /// publishes it as a retained message to `devices/<name>/desired` as `{"generation": 3, "desired": {"samplingSeconds": 5}}`; the
+    /// generation increases with each change. The device publishes its state to `devices/<name>/reported`, retained or not, as
+    /// `{"generation": 3, "reported": {"samplingSeconds": 5}}` of up to 4 KiB, or the object alone. The condition `Synced` compares
+    /// the two. Do not put secrets here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_object")]
     pub desired: Option<Map<String, Value>>,
@@ -81,16 +81,15 @@ const fn enabled() -> bool {
     true
 }
 
-/// How a device proves who it is. Nothing declared: by a generated password.
+/// Authentication of a device. Default: a generated password.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Authentication {
-    /// User name (the Device's name) and password. With `x509` and without this, the device has no password; declare both
-    /// (`password: {}`) where it needs both.
+    /// User name (the Device's name) and password. A device with `x509` alone has no password; add `password: {}` if it needs both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<PasswordAuthentication>,
 
-    /// A certificate, signed by the authority that the Gateway names (`spec.clientAuthority`).
+    /// A certificate, signed by the client authority of the Gateway (`spec.clientAuthority`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x509: Option<CertificateAuthentication>,
 }
@@ -100,12 +99,12 @@ pub struct Authentication {
 #[serde(rename_all = "camelCase")]
 pub struct CertificateAuthentication {
     /// A certificate signing request (PKCS #10, PEM), for instance from `openssl req -new -newkey ec -pkeyopt
-    /// ec_paramgen_curve:P-256 -nodes -keyout device.key -subj /CN=<name>`: made on the device, whose private key never leaves
-    /// it. Of the request only the public key counts (ECDSA P-256 or P-384, Ed25519, or RSA of 2048 to 8192 bits), and that its
-    /// signature is by that key; the subject is always the Device's name. Where the Gateway names an issuer of cert-manager, the
-    /// request has to ask for that subject itself, `/CN=<name of the Device>`, and for nothing else. The certificate comes back in
-    /// `status.certificate`, and is renewed there in time for the same key. With a request for another key, all certificates of the
-    /// former key are refused, and their sessions end.
+    /// ec_paramgen_curve:P-256 -nodes -keyout device.key -subj /CN=<name>`. Create it on the device, so that the private key never
+    /// leaves it. The operator uses only the public key of the request (ECDSA P-256 or P-384, Ed25519, or RSA of 2048 to 8192 bits)
+    /// and verifies its signature; the subject of the certificate is the Device's name. If the Gateway has a cert-manager issuer, the
+    /// request must have the subject `/CN=<name of the Device>` and no other attributes or extensions. `status.certificate` contains
+    /// the certificate; the operator renews it there for the same key. After a request with another key, the broker refuses all
+    /// certificates of the previous key and ends their sessions.
     #[schemars(length(min = 1, max = 16384))]
     pub certificate_signing_request: String,
 }
@@ -115,33 +114,33 @@ pub struct CertificateAuthentication {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("!(has(self.secretRef) && has(self.rotation))", "rotation is for generated passwords: replace your own in its Secret, or leave secretRef out"))]
 pub struct PasswordAuthentication {
-    /// A Secret of yours that holds the password: 1 to 1024 bytes of UTF-8 without control characters. Changes of it are followed.
-    /// Left out: the operator generates a password of 256 random bits and keeps it in the Secret `<name>-credentials`, which is
-    /// all that a device has to be given: `username`, `password`, and where to connect to: `gateway` (the host), `port`, `uri`
-    /// (`mqtts://host:port` or `mqtt://host:port`), and `ca.crt` where the Secret of the listener's certificate has one of at most
-    /// 16 KiB. The host is the first of the Gateway's `service.hostNames`, else `<gateway>.<namespace>.svc`; the listener is the
-    /// first with TLS, else the first. These follow the Gateway, and the password stays.
+    /// A user-provided Secret with the password: 1 to 1024 bytes of UTF-8 without control characters. The operator applies changes
+    /// of the Secret. Default: the operator generates a password of 256 random bits and writes the Secret `<name>-credentials`. That
+    /// Secret contains everything that a device needs to connect: `username`, `password`, `gateway` (the host), `port`, `uri`
+    /// (`mqtts://host:port` or `mqtt://host:port`), and `ca.crt` if the Secret of the listener's certificate has one of at most
+    /// 16 KiB. The host is the first of the Gateway's `service.hostNames`, or `<gateway>.<namespace>.svc`. The listener is the first
+    /// one with TLS, or the first one. When the Gateway changes, the operator updates these keys and keeps the password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<PasswordSecretReference>,
 
-    /// When a generated password is replaced by another; one of your own (`secretRef`) is yours to replace. Whatever stands here,
-    /// a change of the Device's annotation `fleetwright.io/rotate-password` (any text, such as a time) replaces it at once.
+    /// Rotation of a generated password. The operator does not rotate a user-provided password (`secretRef`). Independent of this
+    /// field, a change of the Device's annotation `fleetwright.io/rotate-password` (any text, such as a time) rotates it at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<PasswordRotation>,
 }
 
-/// When a generated password is replaced by another.
+/// Rotation of a generated password.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PasswordRotation {
-    /// Age at which the password is replaced, such as `90d` or `12h`. Devices of one age get
-    /// theirs one after the other in the last tenth of it. Left out: only on request.
+    /// Maximum age of the password, such as `90d` or `12h`. The rotations of Devices of the same age are spread over the last tenth
+    /// of this interval. Default: the password is rotated on request only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
     pub every: Option<String>,
 
-    /// For how long the broker accepts the replaced password beside the new one, such as `1h`: the time that the device has to
-    /// fetch the new one. Then a session that was opened with the old one ends.
+    /// How long the broker accepts the previous password as well as the new one, such as `1h`. The device must fetch the new password
+    /// in this time. Afterwards the broker ends a session that was authenticated with the previous password.
     #[serde(default = "default_overlap")]
     #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
     pub overlap: String,
@@ -151,10 +150,10 @@ fn default_overlap() -> String {
     "1h".to_owned()
 }
 
-/// Seconds for which a replaced password is accepted where a Device says nothing else.
+/// Seconds for which the previous password is accepted unless a Device sets `overlap`.
 pub const DEFAULT_OVERLAP_SECONDS: i64 = 3600;
 
-/// What a device may do beyond its own topics.
+/// Permissions of a device in addition to those on its own topics.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Authorization {
@@ -168,17 +167,17 @@ pub struct Authorization {
 #[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Acl {
-    /// An MQTT topic filter (MQTT 5.0 section 4.7): `+` stands for one level, a final `#` for all that follow.
+    /// An MQTT topic filter (MQTT 5.0 section 4.7): `+` matches one level, a final `#` matches all further levels.
     #[schemars(length(min = 1, max = 256), regex(pattern = r"^(([^+#/\x00-\x1f\x7f]*|\+)/)*([^+#/\x00-\x1f\x7f]*|\+|#)$"))]
     #[x_kube(validation = ("!self.startsWith('$')", "topics that start with $ belong to the broker: name a topic of your own"))]
     #[x_kube(validation = ("self.trim() == self", "a topic neither starts nor ends with white space"))]
     pub topic: String,
 
-    /// What the device may do with it.
+    /// Permitted access to the topics.
     pub access: Access,
 }
 
-/// What a device may do with a topic.
+/// Access of a device to a topic.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum Access {
     /// Subscribe and receive.
@@ -189,7 +188,7 @@ pub enum Access {
     ReadWrite,
 }
 
-/// What the operator has seen of a Device.
+/// The observed state of a Device.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceStatus {
@@ -197,11 +196,11 @@ pub struct DeviceStatus {
     #[serde(default = "unobserved")]
     pub observed_generation: i64,
 
-    /// User name and client identifier with which the device connects. Left out where the Gateway's broker is external.
+    /// User name and client identifier of the device. Absent if the Gateway's broker is external.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,
 
-    /// The Secret that holds the device's password, where it has one. Left out where the Gateway's broker is external.
+    /// The Secret with the device's password. Absent if the device has no password or the Gateway's broker is external.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_secret: Option<CredentialsSecret>,
 
@@ -218,7 +217,7 @@ pub struct DeviceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<DeviceConnection>,
 
-    /// Which desired state the broker keeps for the device.
+    /// The desired state that the broker retains for the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub desired: Option<DesiredStatus>,
 
@@ -257,10 +256,11 @@ impl Default for DeviceStatus {
 #[serde(rename_all = "camelCase")]
 pub struct DeviceConnection {
     /// `Online`: connected. `Offline`: not connected; also while its broker is down. `Unknown`: the operator has not reached the
-    /// Gateway's agent (or the external broker) for five minutes, the Gateway is gone, or an external broker keeps nothing of it.
+    /// Gateway's agent (or the external broker) for five minutes, the Gateway does not exist, or an external broker has no retained
+    /// message of the device.
     pub state: ConnectionState,
 
-    /// Since when.
+    /// Time of the last change of `state`.
     pub since: Time,
 }
 
@@ -271,7 +271,7 @@ pub enum ConnectionState {
     Online,
     /// Not connected.
     Offline,
-    /// Nobody knows.
+    /// The operator has no current information.
     Unknown,
 }
 
@@ -282,8 +282,8 @@ pub struct CredentialsSecret {
     /// Name of the Secret.
     pub name: String,
 
-    /// Digest of what the broker last proved to hold for this device: its salted password hash and its ACL. Tells
-    /// whether a later change has reached the broker; says nothing of the password.
+    /// Digest of the salted password hash and the ACL that were last verified at the broker. It changes when the broker has a new
+    /// password or ACL, and does not reveal the password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
 }
@@ -304,15 +304,15 @@ pub struct DeviceCertificate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_after: Option<Time>,
 
-    /// From this time on there is a new one here.
+    /// At this time the operator replaces the certificate here with a new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renewal_time: Option<Time>,
 
-    /// Digest of the request and the authority that it was issued for.
+    /// Digest of the signing request and the authority of this certificate.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub issued_for: String,
 
-    /// Digest of what the broker last proved to hold for this device, as in `credentialsSecret.revision`.
+    /// Digest of the credential and the ACL that were last verified at the broker, as in `credentialsSecret.revision`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
 }
@@ -321,22 +321,22 @@ pub struct DeviceCertificate {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DesiredStatus {
-    /// `metadata.generation` of the Device at which `spec.desired` last changed; goes to the device with it.
+    /// `metadata.generation` of the Device at the last change of `spec.desired`. The message to the device contains it.
     pub generation: i64,
 
     /// Digest of the desired state.
     pub revision: String,
 }
 
-/// What a device said of itself.
+/// The state that a device reported.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReportedStatus {
-    /// The generation of the desired state that the device says it has taken on, where it gives one.
+    /// The generation of the desired state that the device reports as applied. Absent if its report has no generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
 
-    /// The state, as the device reported it; members that are null are left out.
+    /// The reported state without members that are null.
     #[serde(default)]
     #[schemars(schema_with = "any_object")]
     pub state: Map<String, Value>,

@@ -1,4 +1,4 @@
-//! Lengths of time as users write them: `90s`, `1h30m`, `7d`, `2w`. The only parser of them.
+//! Durations in specs: `90s`, `1h30m`, `7d`, `2w`. The only parser of them.
 //!
 //! The units are those of Prometheus (`s`, `m`, `h`, `d`, `w`), each at most once and from the longest to the shortest, which includes what
 //! Go and Kubernetes print for whole seconds. A day has 24 hours, a week 7 days.
@@ -14,10 +14,10 @@ pub const MINUTES_PATTERN: &str = r"^([1-9][0-9]{0,5}w)?([1-9][0-9]{0,5}d)?([1-9
 /// The units, from the longest, with their seconds.
 const UNITS: [(char, u64); 5] = [('w', 604_800), ('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)];
 
-/// What an error message says was expected.
+/// The expected value in error messages.
 pub const EXPECTED: &str = "a duration such as 90s, 1h30m or 7d";
 
-/// The duration that a text says. `None` where it says none, where it is zero, and beyond 64 bits of seconds.
+/// Parses a duration. `None` if it is invalid, zero, or exceeds 64 bits of seconds.
 #[must_use]
 pub fn parse(text: &str) -> Option<Duration> {
     let mut units = UNITS.iter();
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn users_write_what_kubernetes_and_prometheus_take() {
+    fn durations_of_kubernetes_and_prometheus_are_parsed() {
         for (text, expected) in [
             ("90s", 90),
             ("1m", 60),
@@ -81,7 +81,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the numbers: what is written is what is read.
+        /// Parsing reverses formatting for all numbers.
         #[test]
         fn a_written_duration_is_read_back(numbers in prop::array::uniform5(prop::option::of(1_u64..999_999))) {
             let parts = UNITS.iter().zip(numbers).filter_map(|((unit, length), number)| Some((unit, length, number?)));

@@ -1,75 +1,76 @@
-//! A broker that runs elsewhere, as a Gateway names it.
+//! The external broker of a Gateway.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A broker that runs elsewhere: a Mosquitto, EMQX or HiveMQ of your own, or a cloud's. It has to speak MQTT 5.
+/// An external broker, such as Mosquitto, EMQX, HiveMQ or a cloud service. It must support MQTT 5.
 #[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExternalBroker {
-    /// Where the broker listens, as `host:port`, for instance `mqtt.example.org:8883`. An IPv6 address stands in brackets. Operator
-    /// and workers connect to it, and so it has to be reachable from inside the cluster.
+    /// Address of the broker as `host:port`, for instance `mqtt.example.org:8883`. An IPv6 address is in brackets. The operator and
+    /// the workers connect to it, so it must be reachable from inside the cluster.
     #[schemars(length(min = 3, max = 261), regex(pattern = r"^([a-zA-Z0-9]([-a-zA-Z0-9._]*[a-zA-Z0-9])?|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$"))]
     #[x_kube(validation = ("int(self.split(':')[self.split(':').size() - 1]) >= 1 && int(self.split(':')[self.split(':').size() - 1]) <= 65535", "the port is a number from 1 to 65535"))]
     pub address: String,
 
-    /// Encrypts the connections with TLS 1.2 or 1.3; `tls: {}` is enough where the broker's certificate is of a public authority.
-    /// The certificate has to be for the host of `address`. Left out: plain TCP, over which the password is legible.
+    /// Encrypts the connections with TLS 1.2 or 1.3; `tls: {}` is sufficient if a public authority issued the broker's certificate.
+    /// The certificate must be valid for the host of `address`. Default: plain TCP, which transmits the password unencrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ExternalTls>,
 
-    /// The login of operator and workers. The broker has to let it subscribe to `devices/+/desired`, `devices/+/reported` and
-    /// `devices/+/connection`, publish (retained) to `devices/+/desired` and `devices/+/reported`, and subscribe to the topics of
-    /// the Pipelines that read this Gateway. A changed Secret is followed; workers log in with it from their next connection on.
+    /// The user of the operator and the workers. It must be allowed to subscribe to `devices/+/desired`, `devices/+/reported` and
+    /// `devices/+/connection`, to publish (retained) to `devices/+/desired` and `devices/+/reported`, and to subscribe to the topics
+    /// of the Pipelines that read this Gateway. After a change of the Secret, workers use it at their next connection.
     pub credentials_secret: LoginSecretReference,
 
-    /// Lets several workers of a Pipeline read this broker at the same time, for a broker (mostly a cluster) that one worker cannot
-    /// follow. Left out: each Pipeline reads it in one session, by one worker, and the messages keep their order.
+    /// Lets several workers of a Pipeline read this broker at the same time, if its message rate (usually that of a cluster) exceeds
+    /// the capacity of one worker. Default: each Pipeline reads with one session of one worker, and messages keep their order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared_subscription: Option<SharedSubscription>,
 }
 
 /// A subscription that several sessions of each Pipeline share (MQTT 5.0, section 4.8.2): they subscribe to `$share/<group>/<filter>`,
-/// with a group of the Pipeline's own, and the broker gives each message to one of them. `workers.replicas` of the Pipeline spreads
-/// the sessions over workers; a worker that takes over a session continues where the previous worker stopped.
+/// with one group per Pipeline, and the broker delivers each message to one session of the group. `workers.replicas` of the Pipeline
+/// distributes the sessions over workers. A worker that takes over a session continues where the previous worker stopped.
 ///
-/// - The broker has to offer shared subscriptions with QoS 1, as EMQX, HiveMQ, VerneMQ, NanoMQ, Mosquitto and the clouds' brokers do, and
-///   to let the login of `credentialsSecret` subscribe to them.
-/// - Messages of one device may go to different sessions. So they are stored in any order; rows are sorted by their own time all the same.
-/// - Nothing is lost, and rows whose time is in the message are stored once, whatever happens: the table's key (time and device) sees to that.
-///   Rows that take the time of their arrival, and dead letters, have no such key. They are stored once at a broker that keeps what a session
-///   has not acknowledged for that very session, as Mosquitto does. MQTT also lets a broker give it to another session when a connection
-///   breaks: then they may be stored twice. So they may while the topic of a Pipeline changes to another that overlaps it.
-/// - A worker that is away holds up the messages that the broker has given to its sessions, until it is back.
-/// - A Pipeline of the format `SparkplugB` reads in one session nevertheless: what a node means follows from its births, which have to come
-///   to where its data comes.
+/// - The broker must support shared subscriptions with QoS 1, as EMQX, HiveMQ, VerneMQ, NanoMQ, Mosquitto and the cloud services do, and
+///   must allow the user of `credentialsSecret` to use them.
+/// - Messages of one device may go to different sessions, so they are stored in any order. Rows are sorted by their timestamp.
+/// - No message is lost. Rows with a timestamp from the message are never duplicated, because the table has a unique index on time and
+///   device. Rows with the time of arrival, and dead letters, have no such index. They are not duplicated if the broker redelivers
+///   unacknowledged messages to the same session, as Mosquitto does. MQTT allows a broker to redeliver them to another session after a
+///   connection breaks; then duplicates are possible. Duplicates are also possible while the topic of a Pipeline changes to a topic that
+///   overlaps the previous one.
+/// - While a worker is down, the messages that the broker has assigned to its sessions wait.
+/// - A Pipeline with the format `SparkplugB` always uses one session, because the births of a node must arrive in the same session as its
+///   data.
 ///
-/// It can be added, changed and removed at any time: sessions that are no longer wanted are unsubscribed, read until they are empty, and ended.
+/// The field can be added, changed and removed at any time. Surplus sessions are unsubscribed, read until they are empty, and ended.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SharedSubscription {
-    /// How many sessions of each Pipeline share the subscription: the most workers that can read this broker. Several of one worker
-    /// cost it a little memory and speed, so two to four for each worker that there may be one day are plenty.
+    /// Number of sessions per Pipeline that share the subscription. It is the maximum number of workers that can read this broker.
+    /// Each further session of a worker costs a little memory and throughput. Two to four sessions per planned worker are enough.
     #[serde(default = "default_sessions")]
     #[schemars(range(min = 2, max = MAX_SESSIONS))]
     pub sessions: i32,
 }
 
-/// The most sessions that share a subscription: as many workers bring more than a database takes. Times of arrival are given in steps of so
-/// many microseconds, a session each its own, so that with many more a busy session would run ahead of the clock (here beyond 62,500 readings
-/// a second).
+/// Maximum number of sessions that share a subscription. This many workers exceed the write rate of a database. Each session assigns times
+/// of arrival in steps of this many microseconds with its own offset. With a higher limit, the times of a busy session would run ahead of the
+/// clock (here at more than 62,500 readings per second).
 pub const MAX_SESSIONS: i32 = 16;
 
 const fn default_sessions() -> i32 {
     4
 }
 
-/// TLS of the connections to a broker that runs elsewhere.
+/// TLS of the connections to an external broker.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExternalTls {
-    /// Secret in this namespace whose key `ca.crt` holds the certificates (PEM) of the authorities to trust. Left out: the public
+    /// Secret in this namespace with the certificates (PEM) of the trusted authorities in the key `ca.crt`. Default: the public
     /// authorities.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
@@ -104,7 +105,8 @@ fn password_key() -> String {
 }
 
 impl ExternalBroker {
-    /// The host, without the brackets of an IPv6 address, and the port. `None` where the address is none, which the schema refuses.
+    /// The host, without the brackets of an IPv6 address, and the port. `None` if the address is invalid; the schema refuses such an
+    /// address.
     #[must_use]
     pub fn host_and_port(&self) -> Option<(&str, u16)> {
         let (host, port) = self.address.rsplit_once(':')?;

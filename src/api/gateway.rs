@@ -11,9 +11,9 @@ pub use super::listener::{Listener, ListenerAuthentication, ListenerTls, Protoco
 use super::resources::{ComputeResources, ResourceQuantity};
 use super::unobserved;
 
-/// A Gateway is one MQTT broker for a site or a region: the operator runs Mosquitto for it, with its storage,
-/// Services, credentials and limits; or `external` has the address of an existing broker. Devices name the Gateway they connect to;
-/// Pipelines select the Gateways they read.
+/// A Gateway is one MQTT broker for a site or a region. The operator runs Mosquitto with its storage, Services, credentials and
+/// limits, or `external` has the address of an existing broker. Devices name the Gateway they connect to; Pipelines select the
+/// Gateways they read.
 #[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[kube(
     group = "fleetwright.io",
@@ -37,7 +37,7 @@ use super::unobserved;
     printcolumn(name = "Certificate", type_ = "string", json_path = ".status.certificate.notAfter", priority = 1),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    doc = "A Gateway is one MQTT broker for a site or a region: the operator runs Mosquitto for it, with its storage, Services, credentials and limits; or `external` has the address of an existing broker. Devices name the Gateway they connect to; Pipelines select the Gateways they read."
+    doc = "A Gateway is one MQTT broker for a site or a region. The operator runs Mosquitto with its storage, Services, credentials and limits, or `external` has the address of an existing broker. Devices name the Gateway they connect to; Pipelines select the Gateways they read."
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("!has(self.external) || (self.listeners.size() == 1 && self.listeners.all(l, l.name == 'mqtt' && l.port == 1883 && !has(l.tls)))", "an external broker has its own listeners: leave out listeners"))]
@@ -58,44 +58,45 @@ pub struct GatewaySpec {
     /// `devices/<name>/connection` after it has connected, with `offline` as its retained last will. The connection of a device that
     /// does not do this is unknown.
     ///
-    /// Operator and workers log in with client identifiers of their own, `fwo` and `fwi` with 16 hexadecimal digits; the broker
-    /// has to let them differ from the user name. Their sessions outlive a connection: the operator's for ten minutes, a
-    /// worker's for seven days. Those of a Pipeline that is deleted, or that reads this Gateway no longer, are ended at once.
+    /// The operator and the workers use the client identifiers `fwo` and `fwi` followed by 16 hexadecimal digits. The broker must
+    /// accept client identifiers that differ from the user name. Sessions outlive their connection: the operator's by ten minutes, a
+    /// worker's by seven days. When a Pipeline is deleted or stops reading this Gateway, its sessions end at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<ExternalBroker>,
 
-    /// Where the broker listens for devices. At least one; each name and each port once.
+    /// The listeners of the broker for devices. At least one. Names and ports are unique.
     #[serde(default = "default_listeners")]
     #[schemars(length(min = 1, max = 8))]
     #[x_kube(validation = ("self.all(a, self.exists_one(b, a.port == b.port))", "each port may be used by one listener only"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub listeners: Vec<Listener>,
 
-    /// Who signs the certificates by which devices prove who they are: those Devices that give a certificate signing request
-    /// (`authentication.x509`), on those listeners whose `tls.authentication` asks for certificates.
+    /// The certificate authority for client certificates. It signs the certificates of Devices with a certificate signing request
+    /// (`authentication.x509`). Listeners with a `tls.authentication` other than `Password` require such a certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_authority: Option<ClientAuthority>,
 
-    /// The volume on which the broker keeps retained messages and the queues of sessions that are away.
-    /// Cannot be changed later: a volume claim of a StatefulSet is immutable in Kubernetes.
+    /// The volume for retained messages and for the queues of disconnected sessions. It cannot be changed later, because the volume
+    /// claim of a StatefulSet is immutable in Kubernetes.
     #[serde(default)]
     #[x_kube(validation = ("self == oldSelf", "storage cannot be changed: create a Gateway with another name, and move the devices to it"))]
     pub storage: Storage,
 
-    /// What an acknowledged message survives: `Disk` a crash of the machine, `Process` a crash of the broker, `Snapshot` only
-    /// an orderly stop (all since the last snapshot is lost in a crash). The order is also the order of speed: measured on two
-    /// cores, 74,000, 80,000 and 117,000 messages a second. With `Disk` and `Process` the broker commits what came together, and
-    /// acknowledges none of it before. The broker keeps `Snapshot` and the others in different files: after a change between them
-    /// it starts without the sessions, queues and retained messages that it had.
+    /// What an acknowledged message survives: with `Disk` a crash of the machine, with `Process` a crash of the broker, with
+    /// `Snapshot` only an orderly stop (a crash loses everything since the last snapshot). Measured on two cores, they reach 74,000,
+    /// 80,000 and 117,000 messages per second. With `Disk` and `Process` the broker commits messages in groups, and sends their
+    /// acknowledgements after the commit. `Snapshot` uses other files than `Disk` and `Process`: after a change from or to `Snapshot`
+    /// the broker starts without its previous sessions, queues and retained messages.
     #[serde(default)]
     pub durability: Durability,
 
-    /// Bounds that protect the broker. Whatever is dropped because of them is counted, and shows as a condition.
+    /// Limits that protect the broker. Messages that are dropped because of them are counted, and a condition reports them.
     #[serde(default)]
     pub limits: Limits,
 
-    /// Compute resources of the broker's container. Of `limits.memory` three quarters are for sessions and messages; where three
-    /// quarters of these are used, `spec.limits.whenFull` says what happens to publishers. The rest is for delivering what is queued.
+    /// Compute resources of the broker's container. Three quarters of `limits.memory` are available to sessions and messages. When
+    /// three quarters of that share are used, `spec.limits.whenFull` applies to publishers. The rest is reserved for the delivery of
+    /// queued messages.
     #[serde(default = "default_resources")]
     pub resources: ComputeResources,
 
@@ -151,42 +152,46 @@ pub enum Durability {
     Snapshot,
 }
 
-/// Bounds of a broker.
+/// Limits of a broker.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
-    /// The most clients that may be connected to each listener at once; a further one is refused.
+    /// Maximum number of concurrent connections per listener. The broker refuses further connections.
     #[serde(default = "default_max_connections")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_connections: i32,
 
-    /// The most bytes (of payloads) that wait for one client that is away or slow; at most 1638Mi. Beyond it `whenFull` says what
-    /// happens to those who publish what a Pipeline reads. Of other clients no queue holds up publishers, for then a device that is
-    /// away could silence a plant: beyond this bound and a quarter more, the broker drops what it would have queued for them,
-    /// counts it, and the condition `MessagesDropped` says so. With `durability: Snapshot` nobody can tell how long a queue is: there
-    /// all of them together are bounded by memory (`spec.resources.limits.memory`) instead.
+    /// Maximum size of the queue of a disconnected or slow client, in bytes of payloads; at most 1638Mi. When the queue of a Pipeline
+    /// reaches it, `whenFull` applies to the publishers of the messages that the Pipeline reads. The queue of another client does
+    /// not affect publishers, so that one disconnected device cannot stop a plant. When such a queue exceeds the limit by a quarter,
+    /// the broker drops further messages for that client, counts them, and the condition `MessagesDropped` reports them. With
+    /// `durability: Snapshot` the broker does not report the size of a queue, and memory (`spec.resources.limits.memory`) limits all
+    /// queues together.
     #[serde(default = "default_queued_bytes")]
     pub queued_bytes_per_client: ResourceQuantity,
 
-    /// What happens to publishers when the broker is full. It is full when the queue of a Pipeline has reached
-    /// `queuedBytesPerClient` (then it concerns those messages alone that this Pipeline reads), when memory is used up, or when the
-    /// volume is but for the reserve that the broker needs to go on (an eighth of it, 64Mi at least and 1Gi at most).
+    /// How the broker treats publishers when it is full. It is full when the queue of a Pipeline has reached `queuedBytesPerClient`
+    /// (only for the messages that this Pipeline reads), when memory is used up, or when the volume is used up except for a reserve
+    /// that the broker needs to continue (an eighth of the volume, at least 64Mi and at most 1Gi).
     ///
-    /// `Refuse`: a client of MQTT 5 is told with each message that it was not taken (reason code 0x97, "Quota exceeded", of the
-    /// acknowledgement), stays connected, and decides itself: it may keep the message, thin out, or give up. One of MQTT 3.1.1
-    /// cannot be told: it fares as with `Slow`. `Slow`: the connection of whoever sends what cannot be taken is ended without an
-    /// acknowledgement. Its library connects again after its usual pause and sends the message again, until there is room: publishers
-    /// are slowed down to what is taken away. For devices that would throw away what is refused. Meanwhile they are away now and then,
-    /// as their last wills tell, and commands reach them late.
+    /// `Refuse`: the broker rejects each message of an MQTT 5 client with reason code 0x97, "Quota exceeded", in the acknowledgement.
+    /// The client stays connected, and may keep the message, send less or give up. MQTT 3.1.1 has no such reason code; its clients
+    /// are treated as with `Slow`.
     ///
-    /// Whatever the broker acknowledges it keeps: the condition `BrokerFull` and its Event tell what is full and what to do, and the
-    /// metric `fleetwright_broker_messages_refused` counts. With both, messages of QoS 0, which know no acknowledgement, are lost where
-    /// memory is full, and otherwise delivered to whom is connected. Operator and workers are never held up, nor are last wills.
+    /// `Slow`: the broker closes the connection of a client that publishes, without an acknowledgement. The client's library
+    /// reconnects with its usual backoff and sends the message again until the broker accepts it. Publishers slow down to the rate
+    /// at which queues drain. Use it for devices that discard a rejected message. While the broker is full, these devices are
+    /// disconnected at times: their last wills are published, and commands reach them late.
+    ///
+    /// The broker never drops an acknowledged message of a Pipeline. The condition `BrokerFull` and its Event say what is full and how
+    /// to fix it, and the metric `fleetwright_broker_messages_refused` counts the rejected messages. QoS 0 has no acknowledgement:
+    /// with both values the broker drops QoS 0 messages when memory is full, and otherwise delivers them to connected subscribers.
+    /// Messages of the operator and the workers, and last wills, are always accepted.
     #[serde(default)]
     pub when_full: WhenFull,
 
-    /// The largest message that a client may publish, in bytes, with its topic and properties; the client of a larger one is
-    /// disconnected.
+    /// Maximum size of a published message in bytes, including its topic and properties. The broker disconnects a client that
+    /// publishes a larger message.
     #[serde(default = "default_message_bytes")]
     #[schemars(range(min = 1024, max = 268_435_455))]
     pub max_message_bytes: i32,
@@ -203,13 +208,13 @@ impl Default for Limits {
     }
 }
 
-/// What happens to publishers when the broker is full.
+/// How the broker treats publishers when it is full.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum WhenFull {
-    /// Clients of MQTT 5 are told with each message; those of MQTT 3.1.1 are disconnected.
+    /// Messages of MQTT 5 clients are rejected with a reason code; MQTT 3.1.1 clients are disconnected.
     #[default]
     Refuse,
-    /// All are disconnected without an acknowledgement, and send again.
+    /// Publishers are disconnected without an acknowledgement, and send the message again.
     Slow,
 }
 
@@ -237,8 +242,8 @@ pub struct Service {
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub annotations: std::collections::BTreeMap<String, String>,
 
-    /// Host names and IP addresses under which clients outside the cluster reach the Service, such as `mqtt.example.org`. The
-    /// certificates of TLS listeners have to be for each of them. A change restarts the broker.
+    /// Host names and IP addresses at which clients outside the cluster reach the Service, such as `mqtt.example.org`. The
+    /// certificates of TLS listeners must be valid for each of them. A change restarts the broker.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 253)), extend("x-kubernetes-list-type" = "set"))]
     pub host_names: Vec<String>,
@@ -313,7 +318,7 @@ pub struct GatewayCertificate {
     /// It expires at this time.
     pub not_after: Time,
 
-    /// SHA-256 of the certificate in hexadecimal digits, as `openssl x509 -fingerprint -sha256` prints it but for colons and case.
+    /// SHA-256 of the certificate: the output of `openssl x509 -fingerprint -sha256` in lower case and without colons.
     pub sha256: String,
 }
 

@@ -1,4 +1,4 @@
-//! Where the broker of a Gateway listens, and for whom.
+//! The listeners of a Gateway's broker.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -14,17 +14,17 @@ pub struct Listener {
     #[schemars(length(min = 1, max = 15), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
 
-    /// TCP port, 1024 to 65535 (the broker runs without privileges; a Service can map a lower one). 1884 and 9090 are
-    /// taken by the operator's own listener and the agent's probes.
+    /// TCP port, 1024 to 65535, because the broker runs without privileges. Ports 1884 and 9090 are reserved for the internal
+    /// listener and the agent's HTTP endpoint.
     #[schemars(range(min = 1024, max = 65535))]
     #[x_kube(validation = ("self != 1884 && self != 9090", "ports 1884 and 9090 are used by Fleetwright itself: choose another port"))]
     pub port: i32,
 
-    /// Protocol spoken: `Mqtt` is MQTT 3.1.1 and 5.0 over TCP.
+    /// Protocol of the listener: `Mqtt` is MQTT 3.1.1 and 5.0 over TCP.
     #[serde(default)]
     pub protocol: Protocol,
 
-    /// Encrypts the listener with TLS 1.2 or 1.3; `tls: {}` is enough for that. Left out: plain TCP.
+    /// Encrypts connections with TLS 1.2 or 1.3; `tls: {}` uses the defaults. Default: plain TCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ListenerTls>,
 }
@@ -33,28 +33,29 @@ pub struct Listener {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ListenerTls {
-    /// Secret of type `kubernetes.io/tls` in this namespace, with the keys `tls.crt` (the chain, leaf first) and
-    /// `tls.key`, and for clients `ca.crt`; as cert-manager writes it, or `kubectl create secret tls`. The certificate has to be
-    /// for each of `service.hostNames`; without those, for `<gateway>.<namespace>.svc`. A renewed Secret is checked and then
-    /// reaches the running broker, and no client is disconnected; of a bad one the condition `CertificateValid` tells, and the
-    /// broker keeps the certificate that it has. Where the new key is of another kind (RSA, ECDSA), the broker presents the former
-    /// certificate beside the new one until its pod is deleted, and `CertificateValid` says so. Left out: the operator issues a certificate from an authority of this Gateway's
-    /// own, writes it to the Secret `<gateway>-tls` and renews it; clients trust that Secret's `ca.crt`. Should that Secret be
-    /// deleted, it is issued again.
+    /// Secret of type `kubernetes.io/tls` in this namespace with the keys `tls.crt` (the chain, leaf first), `tls.key` and, for
+    /// clients, `ca.crt`, as cert-manager or `kubectl create secret tls` writes it. The certificate must be valid for each of
+    /// `service.hostNames`, or for `<gateway>.<namespace>.svc` if there are none. The operator validates a renewed certificate, and
+    /// the broker loads it without disconnecting clients. If the certificate is invalid, the condition `CertificateValid` has the
+    /// reason, and the broker keeps its current certificate. If the new key is of another kind (RSA or ECDSA), the broker presents the
+    /// previous certificate as well until its pod is deleted, and `CertificateValid` reports it.
+    ///
+    /// Default: the operator creates an authority for this Gateway, issues a certificate, writes it to the Secret `<gateway>-tls` and
+    /// renews it. Clients trust the `ca.crt` of that Secret. If that Secret is deleted, the operator issues another certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub secret_name: Option<String>,
 
-    /// How clients of this listener prove who they are. `Password`: by user name and password. `Certificate`: by a certificate of
-    /// `spec.clientAuthority`, and by nothing else; user name and client identifier are the name of the Device, whatever the client
-    /// says. `CertificateAndPassword`: by both, and both of the same Device. One listener does not take certificates from some
-    /// and passwords from others: declare two for that, each with a port of its own. A change restarts the broker.
+    /// Authentication of the listener's clients. `Password`: user name and password. `Certificate`: a client certificate of
+    /// `spec.clientAuthority` and no password; the user name and the client identifier are the name of the Device, and the values
+    /// that the client sends are ignored. `CertificateAndPassword`: both, for the same Device. To accept certificates from some
+    /// clients and passwords from others, declare two listeners with different ports. A change restarts the broker.
     #[serde(default)]
     pub authentication: ListenerAuthentication,
 }
 
 impl Listener {
-    /// How clients prove who they are.
+    /// Authentication of the listener's clients.
     #[must_use]
     pub fn authentication(&self) -> ListenerAuthentication {
         self.tls.as_ref().map_or(ListenerAuthentication::Password, |tls| tls.authentication)
@@ -75,7 +76,7 @@ pub enum Protocol {
     Mqtt,
 }
 
-/// How clients of a listener prove who they are.
+/// Authentication of a listener's clients.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum ListenerAuthentication {
     /// By user name and password.

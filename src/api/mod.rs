@@ -1,6 +1,6 @@
 //! The custom resources of `fleetwright.io/v1alpha1`: types, their schema and the names that derive from them.
 //!
-//! Nothing here talks to anything. Doc comments on fields are the user's manual: `kubectl explain` prints them.
+//! This crate does no I/O. The doc comments of fields are the user's manual: `kubectl explain` prints them.
 
 pub mod client_authority;
 pub mod condition;
@@ -36,7 +36,7 @@ pub const PAUSE_ANNOTATION: &str = "fleetwright.io/pause-reconciliation";
 
 /// The value of `status.observedGeneration` before the first reconciliation of an object.
 ///
-/// It is the schema's default, so that a fresh object never passes for healthy: kstatus compares it with
+/// It is the schema's default, so that a new object never counts as healthy: kstatus compares it with
 /// `metadata.generation`, which starts at 1.
 #[must_use]
 pub const fn unobserved() -> i64 {

@@ -1,4 +1,4 @@
-//! The names of everything that derives from a resource: one place, so that the operator, the agent and the workers agree.
+//! The names of all objects that derive from a resource, in one place for the operator, the agent and the workers.
 
 use sha2::{Digest, Sha256};
 
@@ -8,7 +8,7 @@ pub const GATEWAY_LABEL: &str = "fleetwright.io/gateway";
 /// Label with the Pipeline that an object belongs to.
 pub const PIPELINE_LABEL: &str = "fleetwright.io/pipeline";
 
-/// Label that tells what an object is for, where a watch needs to select it; one of the `ROLE_` constants.
+/// Label with the role of an object that a watch selects; one of the `ROLE_` constants.
 pub const ROLE_LABEL: &str = "fleetwright.io/role";
 
 /// [`ROLE_LABEL`] of a Secret that holds a Device's generated password.
@@ -17,7 +17,7 @@ pub const ROLE_DEVICE_CREDENTIALS: &str = "device-credentials";
 /// [`ROLE_LABEL`] of a Secret that holds a shard of a Gateway's credentials.
 pub const ROLE_AUTH_SHARD: &str = "auth-shard";
 
-/// [`ROLE_LABEL`] of the ConfigMap in which an agent says what its broker has proven.
+/// [`ROLE_LABEL`] of the ConfigMap in which an agent reports the verified state of its broker.
 pub const ROLE_AGENT_REPORT: &str = "agent-report";
 
 /// [`ROLE_LABEL`] of a Secret that holds the credential of a Pipeline's workers.
@@ -41,9 +41,9 @@ pub const INTERNAL_MQTT_PORT: i32 = 1884;
 /// Port of every role's health and metrics endpoint (`/livez`, `/readyz`, `/metrics`).
 pub const HTTP_PORT: i32 = 9090;
 
-/// The most shards a Gateway's credentials are spread over. The broker's pod mounts that many optional Secrets, so that
-/// growing the number never restarts a broker. A shard is some 64 KiB at 500 devices and may grow to 1 MiB
-/// (the limit of a Secret), which holds some 7,000: 64 shards are room for 400,000 devices a Gateway.
+/// Maximum number of shards of a Gateway's credentials. The broker's pod mounts this many optional Secrets, so that
+/// a larger number of shards never restarts a broker. A shard has about 64 KiB with 500 devices and may grow to 1 MiB
+/// (the limit of a Secret), which is about 7,000 devices: 64 shards hold 400,000 devices per Gateway.
 pub const MAX_SHARDS: usize = 64;
 
 /// StatefulSet, ConfigMap, ServiceAccount, Role, NetworkPolicy and PodDisruptionBudget of a Gateway's broker.
@@ -64,7 +64,7 @@ pub fn agent_service(gateway: &str) -> String {
     format!("{gateway}-agent")
 }
 
-/// ConfigMap in which the agent says what the broker has proven.
+/// ConfigMap in which the agent reports the verified state of the broker.
 #[must_use]
 pub fn agent_report(gateway: &str) -> String {
     format!("{gateway}-agent")
@@ -112,9 +112,9 @@ pub fn ingest(pipeline: &str) -> String {
     format!("{pipeline}-ingest")
 }
 
-/// MQTT user name and client identifier of a Pipeline's workers. One for all of them, so that a worker that takes a Gateway
-/// over from another takes over its very session, with all that the broker has queued. The underscore keeps it apart from every
-/// device, for a Kubernetes name has none.
+/// MQTT user name and client identifier of a Pipeline's workers. All workers share it, so that a worker that takes over a Gateway
+/// from another also takes over its session with the queued messages. The underscore prevents a conflict with a device, because a
+/// Kubernetes name has none.
 #[must_use]
 pub fn ingest_username(pipeline: &str) -> String {
     format!("_ingest_{pipeline}")
@@ -123,25 +123,25 @@ pub fn ingest_username(pipeline: &str) -> String {
 /// Prefix of every worker's user name.
 pub const INGEST_USERNAME_PREFIX: &str = "_ingest_";
 
-/// MQTT user name with which the agent proves that the broker has read its files.
+/// MQTT user name with which the agent verifies that the broker has read its files.
 pub const CANARY_USERNAME: &str = "_agent";
 
-/// MQTT user name and client identifier of the operator's link to a Gateway's broker.
+/// MQTT user name and client identifier of the operator at a Gateway's broker.
 pub const LINK_USERNAME: &str = "_operator";
 
-/// Topic at which a broker keeps the desired state of a device.
+/// Topic of the retained message with the desired state of a device.
 #[must_use]
 pub fn desired_topic(device: &str) -> String {
     format!("devices/{device}/desired")
 }
 
-/// Topic at which a device says what it runs.
+/// Topic to which a device reports its state.
 #[must_use]
 pub fn reported_topic(device: &str) -> String {
     format!("devices/{device}/reported")
 }
 
-/// Topic at which a device of an external broker says whether it is connected.
+/// Topic to which a device of an external broker reports whether it is connected.
 #[must_use]
 pub fn connection_topic(device: &str) -> String {
     format!("devices/{device}/connection")
@@ -174,8 +174,7 @@ pub fn service_host(service: &str, namespace: &str) -> String {
     format!("{service}.{namespace}.svc")
 }
 
-/// Host names of a Service inside the cluster, from the shortest on; the last one with the domain that clusters have unless
-/// they are told another.
+/// Host names of a Service inside the cluster, the shortest first; the last one has the default domain of clusters.
 #[must_use]
 pub fn service_host_names(service: &str, namespace: &str) -> [String; 4] {
     let host = service_host(service, namespace);
@@ -195,14 +194,14 @@ pub fn revision<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     format!("{:016x}", u64::from_be_bytes(first))
 }
 
-/// Annotation of a Device: any text, such as a time. Whenever it changes, the generated password is replaced. On the Device's
-/// Secret: the text that was last carried out.
+/// Annotation of a Device: any text, such as a time. A change of it rotates the generated password. On the Device's
+/// Secret: the text of the last rotation.
 pub const ROTATE_PASSWORD_ANNOTATION: &str = "fleetwright.io/rotate-password";
 
-/// Annotation of a Device's Secret: since when the password is what it is, where it was ever replaced.
+/// Annotation of a Device's Secret: time of the last rotation of the password. Absent before the first rotation.
 pub const PASSWORD_SINCE_ANNOTATION: &str = "fleetwright.io/password-since";
 
-/// Annotation of a Device's Secret: until when the password before is accepted too, a space, and its salted hash.
+/// Annotation of a Device's Secret: the time until which the previous password is accepted, a space, and its salted hash.
 pub const PREVIOUS_PASSWORD_ANNOTATION: &str = "fleetwright.io/previous-password";
 
 /// Annotation of a Pipeline's ingest Secret: the Gateways that its workers may log in to, separated by commas.
@@ -211,5 +210,5 @@ pub const INGEST_GATEWAYS_ANNOTATION: &str = "fleetwright.io/gateways";
 /// Annotation of a Pipeline's ingest Secret: the MQTT topic filter that its workers may read.
 pub const INGEST_FILTER_ANNOTATION: &str = "fleetwright.io/topic-filter";
 
-/// Annotation of a Pipeline's ingest Secret: the MQTT topic filter that its workers may write, where there is one.
+/// Annotation of a Pipeline's ingest Secret: the MQTT topic filter that its workers may write. Absent if there is none.
 pub const INGEST_COMMANDS_ANNOTATION: &str = "fleetwright.io/command-filter";

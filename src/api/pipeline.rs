@@ -1,4 +1,4 @@
-//! `Pipeline`: which telemetry to take, how to decode and check it, and where it goes.
+//! `Pipeline`: the source of telemetry, its decoding and validation, and its sink.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::{CustomResource, KubeSchema};
@@ -38,50 +38,50 @@ use super::unobserved;
     printcolumn(name = "Refused", type_ = "integer", json_path = ".status.deadLetters.lastDay"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    doc = "A Pipeline takes telemetry from Gateways, decodes and checks it, and writes it into a TimescaleDB hypertable that it creates. A message is acknowledged to the broker only after its rows are committed; what is refused is kept as a dead letter with the reason."
+    doc = "A Pipeline reads telemetry from Gateways, decodes and validates it, and writes it into a TimescaleDB hypertable that the operator creates. A message is acknowledged to the broker only after its rows are committed. A message that is refused is kept as a dead letter with the reason."
 )]
 #[serde(rename_all = "camelCase")]
 pub struct PipelineSpec {
-    /// Which messages to take.
+    /// The messages to read.
     pub source: Source,
 
-    /// How a message becomes rows.
+    /// How messages are decoded into rows.
     pub decode: Decode,
 
-    /// Where the rows go.
+    /// The destination of the rows.
     pub sink: Sink,
 
-    /// What becomes of messages that are refused.
+    /// Storage of refused messages.
     #[serde(default)]
     pub dead_letters: DeadLetters,
 
-    /// Puts refused messages through again, after what they were refused for is mended.
+    /// Processes refused messages again, after the cause of the refusal has been fixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
 
-    /// The processes that do it.
+    /// The worker processes.
     #[serde(default)]
     pub workers: Workers,
 
-    /// Stops the workers. The broker keeps what arrives meanwhile, within the Gateway's limits.
+    /// Stops the workers. The broker queues messages within the Gateway's limits.
     #[serde(default)]
     pub paused: bool,
 
-    /// What becomes of the table and its rows when this object is deleted.
+    /// Whether the table is kept or dropped when this object is deleted.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
 }
 
-/// Which messages a Pipeline takes.
+/// The messages that a Pipeline reads.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
-    /// The Gateways to read, by their labels. Left out or empty: every Gateway of the namespace.
+    /// The Gateways to read, by their labels. Default: every Gateway of the namespace.
     #[serde(default)]
     pub gateway_selector: LabelSelector,
 
-    /// Topic of the messages. `{name}` captures one level: `{device}`, which must be there once, is the device; any
-    /// other becomes a text column of that name. `+` matches one level that is not stored.
+    /// Topic of the messages. `{name}` captures one level. `{device}` is required exactly once and captures the device; any other
+    /// capture becomes a text column of that name. `+` matches one level that is not stored.
     #[schemars(
         length(min = 8, max = 256),
         regex(
@@ -93,27 +93,27 @@ pub struct Source {
     pub topic: String,
 }
 
-/// Where rows go.
+/// The destination of the rows.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sink {
-    /// A TimescaleDB.
+    /// A table in a TimescaleDB database.
     pub timescale: TimescaleSink,
 }
 
-/// A table in a TimescaleDB.
+/// A table in a TimescaleDB database.
 #[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TimescaleSink {
-    /// Secret in this namespace with the connection URI of the database. Its user must be allowed to create tables.
+    /// Secret in this namespace with the connection URI of the database. The user in the URI must be allowed to create tables.
     pub connection_secret: ConnectionSecretReference,
 
-    /// Name of the hypertable, in the schema `public`. It is created where it is not there. Cannot be changed.
+    /// Name of the hypertable in the schema `public`. The operator creates the table if it does not exist. Cannot be changed.
     #[schemars(length(min = 1, max = 48), regex(pattern = r"^[a-z_][a-z0-9_]*$"))]
     #[x_kube(validation = ("self == oldSelf", "table cannot be changed: create another Pipeline for another table"))]
     pub table: String,
 
-    /// How much time one chunk of the hypertable covers: a duration such as `1h30m`, `7d` or `2w`. A change holds for new chunks.
+    /// Time range of one chunk of the hypertable: a duration such as `1h30m`, `7d` or `2w`. A change applies to new chunks.
     #[serde(default = "default_chunk_interval")]
     #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::MINUTES_PATTERN))]
     pub chunk_interval: String,
@@ -157,13 +157,13 @@ fn default_worker_resources() -> ComputeResources {
     }
 }
 
-/// What becomes of a table when its Pipeline is deleted.
+/// Whether a table is kept or dropped when its Pipeline is deleted.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum DeletionPolicy {
-    /// The table stays, with its rows; dead letters stay as long as `deadLetters.retention` says.
+    /// The table and its rows are kept; dead letters are kept for `deadLetters.retention`.
     #[default]
     Retain,
-    /// The table is dropped, and its rows and dead letters are gone.
+    /// The table is dropped, and its dead letters are deleted.
     Delete,
 }
 

@@ -1,4 +1,4 @@
-//! References to other objects. They never leave the namespace of the object that holds them.
+//! References to other objects in the namespace of the object that contains them.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

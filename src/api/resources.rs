@@ -20,9 +20,9 @@ impl ResourceQuantity {
         Quantity(self.0.clone())
     }
 
-    /// The quantity in whole units (for memory: bytes), or `None` where it does not parse or does not fit.
+    /// The quantity in whole units (for memory: bytes), or `None` if it does not parse or exceeds the range.
     ///
-    /// The schema's pattern admits only what parses, so that `None` means an absurdly large number.
+    /// The schema's pattern admits only quantities that parse, so `None` means that the number is too large.
     #[must_use]
     pub fn to_units(&self) -> Option<i64> {
         let digits = self.0.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(self.0.len());
@@ -88,11 +88,11 @@ impl JsonSchema for ResourceQuantity {
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ComputeResources {
-    /// The most the container may use, for instance `{memory: 128Mi}`.
+    /// Maximum resources of the container, for instance `{memory: 128Mi}`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub limits: BTreeMap<String, ResourceQuantity>,
 
-    /// What the scheduler sets aside for the container, for instance `{cpu: 100m, memory: 64Mi}`.
+    /// Resources that the scheduler reserves for the container, for instance `{cpu: 100m, memory: 64Mi}`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub requests: BTreeMap<String, ResourceQuantity>,
 }

@@ -1,8 +1,8 @@
-//! The topic of a Pipeline: compiled once into the filter to subscribe with, and what takes a message's topic apart.
+//! The topic of a Pipeline, compiled into the topic filter of the subscription and a pattern that parses the topic of a message.
 
 use super::pipeline::Format;
 
-/// What stands before every topic of Sparkplug B.
+/// The first level of every topic of Sparkplug B.
 pub const SPARKPLUG: &str = "spBv1.0";
 
 /// A Pipeline's topic, as in `devices/{device}/telemetry`.
@@ -22,10 +22,10 @@ enum Level {
     Tag,
 }
 
-/// What is wrong with a Pipeline's topic.
+/// An invalid topic of a Pipeline.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum TopicError {
-    /// `{device}` is not there once.
+    /// `{device}` does not occur exactly once.
     #[error("failed to find the device in the topic {topic:?}: expected {{device}} exactly once, as in devices/{{device}}/telemetry")]
     FindDevice {
         /// The topic.
@@ -170,14 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn topics_that_are_refused() {
+    fn invalid_topics_are_refused() {
         for topic in ["devices/telemetry", "{device}/{device}", "a/#/{device}", "a{b}/{device}", "{x}/{x}/{device}", "{}/{device}"] {
             assert!(TopicPattern::compile(topic, Format::Json).is_err(), "{topic}");
         }
     }
 
     #[test]
-    fn sparkplug_has_topics_of_its_own() {
+    fn a_sparkplug_topic_compiles_into_filters_of_the_node_and_its_commands() {
         for (topic, device, filter, commands) in [
             ("spBv1.0/{group}/+/{node}/{device}", "pump", "spBv1.0/+/+/+/#", "spBv1.0/+/NCMD/+"),
             ("spBv1.0/plant/+/{device}", "gw", "spBv1.0/plant/+/+/#", "spBv1.0/plant/NCMD/+"),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     proptest! {
-        /// What the broker's filter lets through is what the pattern captures, and nothing else.
+        /// The pattern captures exactly the topics that the broker's filter matches.
         #[test]
         fn agrees_with_the_filter(
             levels in prop::collection::vec(prop_oneof!["[a-c]{1,2}", Just("+".to_owned()), Just("{device}".to_owned()), Just("{tag}".to_owned())], 1..6),

@@ -1,14 +1,14 @@
-//! The operator's authority for brokers whose listeners name no certificate: one for each Gateway.
+//! The operator's authority for brokers whose listeners name no Secret: one for each Gateway.
 //!
 //! The authority belongs to a Gateway and not to a namespace: Kubernetes deletes it with the Gateway, only the operator reads its key,
 //! and a stolen key can impersonate only this broker. Its lifetime has four parts:
 //!
-//! | share of its life | what clients trust (`ca.crt`) | who signs |
+//! | part | trusted authorities (`ca.crt`) | signing authority |
 //! |---|---|---|
-//! | up to [`NEXT_AFTER`] | it | it |
-//! | for [`OVERLAP`] | it, and the next one | it |
-//! | to its end | it, and the next one | the next one |
-//! | after | the next one | the next one |
+//! | until [`NEXT_AFTER`] | the current one | the current one |
+//! | for [`OVERLAP`] | the current and the next one | the current one |
+//! | until its expiry | the current and the next one | the next one |
+//! | afterwards | the next one | the next one |
 //!
 //! A client that updates `ca.crt` within the overlap therefore never loses its connection.
 
@@ -33,22 +33,22 @@ use crate::configuration::agent::{TLS_AUTHORITIES, TLS_CERTIFICATE, TLS_KEY};
 /// Data of a Secret.
 pub type Data = BTreeMap<String, ByteString>;
 
-/// Life of an authority. What machines are given at the factory or by hand lasts years: ten are usual for a private root.
+/// Lifetime of an authority. Devices may be provisioned with it in the factory or by hand; ten years are usual for a private root.
 pub const AUTHORITY_LIFE: Duration = Duration::from_hours(10 * 365 * 24);
 
-/// Life of a broker's certificate: cert-manager's default (<https://cert-manager.io/docs/usage/certificate/>).
+/// Lifetime of a broker's certificate: cert-manager's default (<https://cert-manager.io/docs/usage/certificate/>).
 pub const SERVER_LIFE: Duration = Duration::from_hours(90 * 24);
 
-/// An authority is this old when the next one is made: two thirds of its life.
+/// Age of an authority at which the next one is created: two thirds of its lifetime.
 pub const NEXT_AFTER: Duration = Duration::from_secs(AUTHORITY_LIFE.as_secs() / 3 * 2);
 
-/// Clients have this long to take over the next authority before it signs: half of the life that is left by then.
+/// Time in which clients fetch the next authority before it signs: half of the remaining lifetime.
 pub const OVERLAP: Duration = Duration::from_secs(AUTHORITY_LIFE.as_secs() / 6);
 
-/// Certificates are valid from this long before they are issued, for clients whose clocks are behind (as Let's Encrypt does).
+/// Certificates are valid from this long before their issuance, for clients whose clocks are behind (as with Let's Encrypt).
 const BACKDATED: Duration = Duration::from_hours(1);
 
-/// Keys of the authority's Secret, beside those of a TLS Secret, which hold the one that signs.
+/// Keys of the authority's Secret in addition to those of a TLS Secret, which contain the signing authority.
 const NEXT_CERTIFICATE: &str = "next.crt";
 const NEXT_KEY: &str = "next.key";
 const PREVIOUS_CERTIFICATE: &str = "previous.crt";
@@ -62,16 +62,16 @@ pub enum AuthorityError {
          must be given the new {TLS_AUTHORITIES}"
     )]
     Parse {
-        /// Which.
+        /// The key.
         key: &'static str,
     },
 
-    /// The library refused.
+    /// The library returned an error.
     #[error("failed to issue a certificate for {subject}")]
     Issue {
-        /// For whom.
+        /// Subject of the certificate.
         subject: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: rcgen::Error,
     },
@@ -82,11 +82,11 @@ pub enum AuthorityError {
 pub struct Authority {
     signing: Root,
     next: Option<Root>,
-    /// Signed before, and is still trusted.
+    /// The previous authority, which is still trusted.
     previous: Option<String>,
 }
 
-/// A certificate that signed itself, and its key.
+/// A self-signed certificate and its key.
 #[derive(Clone, Eq, PartialEq)]
 struct Root {
     certificate: String,
@@ -104,7 +104,7 @@ impl Authority {
         Ok(Self { signing: Root::create(namespace, gateway, now)?, next: None, previous: None })
     }
 
-    /// The one in a Secret.
+    /// The authority in a Secret.
     ///
     /// # Errors
     /// If its content is malformed.
@@ -147,7 +147,7 @@ impl Authority {
         if self.next.is_none() && now >= self.signing.not_before + NEXT_AFTER {
             self.next = Some(Root::create(namespace, gateway, now)?);
         }
-        // Should the operator have been away for long, no certificate outlives the one that signed it.
+        // If the operator was down for long, no certificate may outlive the authority that signed it.
         let last_call = self.signing.not_after - SERVER_LIFE;
         if let Some(next) = self.next.take_if(|next| now >= (next.not_before + OVERLAP).min(last_call)) {
             self.previous = Some(std::mem::replace(&mut self.signing, next).certificate);
@@ -156,11 +156,12 @@ impl Authority {
         Ok(self)
     }
 
-    /// The data of the Secret with a broker's certificate: `existing` while that is good for these names, is of the authority that
-    /// signs, and has a third of its life before it; else with a fresh certificate. `ca.crt` is what clients should trust.
+    /// The data of the Secret with a broker's certificate. It keeps the certificate of `existing` if that has these names, was issued by
+    /// the signing authority, and has more than a third of its lifetime left. Otherwise it issues a certificate. `ca.crt` contains the
+    /// trusted authorities.
     ///
     /// # Errors
-    /// When there is no randomness, or a name is none that a certificate can have.
+    /// If the system has no randomness, or a name is invalid in a certificate.
     pub fn certify(&self, names: &[String], existing: Option<&Data>, now: Timestamp) -> Result<Data, AuthorityError> {
         let pair = match existing.and_then(|data| self.still_good(names, data, now)) {
             Some(pair) => pair,
@@ -177,7 +178,7 @@ impl Authority {
         let certificate = ServerCertificate::parse(&chain.0, &key.0).ok()?;
         let life = certificate.not_after.duration_since(certificate.not_before);
         let ours = issued_by(&read(&String::from_utf8(chain.0.clone()).ok()?)?, &read(&self.signing.certificate)?);
-        // As many, and each of the wanted ones: so these, however they are written.
+        // The same number, and each is one of the wanted names: the sets are equal, independent of notation.
         let complete = certificate.names().len() == names.len() && certificate.check(now, names).is_ok();
         let good = ours && complete && now < certificate.not_after - life / 3;
         good.then(|| (chain.clone(), key.clone()))
@@ -189,13 +190,13 @@ impl Root {
         let issue = |source| AuthorityError::Issue { subject: format!("the authority of Gateway {namespace}/{gateway}"), source };
         let key = KeyPair::generate().map_err(issue)?;
         let mut parameters = CertificateParams::default();
-        // Each of its own name: some clients look for an issuer by its name alone, and find one.
+        // Each authority has a unique name, because some clients select an issuer by name alone.
         parameters.distinguished_name = DistinguishedName::new();
         parameters.distinguished_name.push(DnType::OrganizationName, "Fleetwright");
         parameters.distinguished_name.push(DnType::OrganizationalUnitName, namespace);
         parameters.distinguished_name.push(DnType::CommonName, format!("{gateway} {}", now.strftime("%Y-%m-%dT%H:%M:%SZ")));
-        // Without name constraints, though they would say what it is for: a client that does not know that extension must
-        // refuse the certificate (RFC 5280 section 4.2), and small devices often do not.
+        // No name constraints: a client that does not support this critical extension must refuse the certificate
+        // (RFC 5280 section 4.2), and many small devices do not support it.
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let (not_before, not_after) = (whole_seconds(now - BACKDATED), whole_seconds(now + AUTHORITY_LIFE));
@@ -207,7 +208,7 @@ impl Root {
     fn parse(data: &Data, certificate: &'static str, key: &'static str) -> Result<Self, AuthorityError> {
         let (pem, private) = (text(data, certificate)?, text(data, key)?);
         let (not_before, not_after) = validity(&pem).ok_or(AuthorityError::Parse { key: certificate })?;
-        // Its key fits, else nobody could verify what it signs.
+        // The key must match the certificate, or clients cannot verify its signatures.
         ServerCertificate::parse(pem.as_bytes(), private.as_bytes()).map_err(|_| AuthorityError::Parse { key })?;
         Ok(Self { certificate: pem, key: private, not_before, not_after })
     }

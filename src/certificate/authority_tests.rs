@@ -24,7 +24,7 @@ fn authority() -> Authority {
 }
 
 fn later(now: Timestamp, authority: Authority) -> Authority {
-    // As the operator does it: by way of the Secret.
+    // Like the operator: through the Secret.
     let advanced = authority.advance("fleet", "plant-1", now).unwrap();
     let read = Authority::parse(&advanced.render()).unwrap();
     assert!(read == advanced);
@@ -53,7 +53,7 @@ fn certificates(bundle: &str) -> usize {
 }
 
 #[test]
-fn what_is_issued_is_accepted_under_its_names_alone() {
+fn an_issued_certificate_is_accepted_only_for_its_names() {
     let list = names(&["plant-1", "plant-1.fleet.svc", "mqtt.example.org", "192.0.2.7", "2001:db8::7"]);
     let data = authority().certify(&list, None, start()).unwrap();
     for name in &list {
@@ -68,7 +68,7 @@ fn what_is_issued_is_accepted_under_its_names_alone() {
 }
 
 #[test]
-fn a_certificate_stays_for_two_thirds_of_its_life() {
+fn a_certificate_is_renewed_after_two_thirds_of_its_lifetime() {
     let (authority, list) = (authority(), names(&["plant-1", "192.0.2.7"]));
     let first = authority.certify(&list, None, start()).unwrap();
     let again = |names: &[String], data: &Data, now| authority.certify(names, Some(data), now).unwrap();
@@ -82,7 +82,7 @@ fn a_certificate_stays_for_two_thirds_of_its_life() {
 }
 
 #[test]
-fn what_does_not_do_is_issued_again() {
+fn an_unusable_certificate_is_issued_again() {
     let (authority, list) = (authority(), names(&["plant-1", "192.0.2.7"]));
     let first = authority.certify(&list, None, start()).unwrap();
     let foreign = Authority::create("fleet", "plant-1", start()).unwrap().certify(&list, None, start()).unwrap();
@@ -97,7 +97,7 @@ fn what_does_not_do_is_issued_again() {
         assert!(data.get(TLS_CERTIFICATE) != issued.get(TLS_CERTIFICATE), "{case}");
         assert!(accepted(&authority.trusted(), &issued, "plant-1", start()), "{case}");
     }
-    // A broken bundle alone costs no certificate.
+    // An invalid `ca.crt` alone does not cause another certificate.
     let mut tampered = first.clone();
     tampered.insert(TLS_AUTHORITIES.to_owned(), ByteString(Vec::new()));
     assert_eq!(authority.certify(&list, Some(&tampered), start()).unwrap(), first);
@@ -108,9 +108,9 @@ fn what_does_not_do_is_issued_again() {
     assert!(authority.certify(&names(&["größe"]), None, start()).is_err());
 }
 
-/// A client that takes over `ca.crt` once within each overlap is never cut off, for three generations of authorities.
+/// A client that updates `ca.crt` once in each overlap can always connect, for three generations of authorities.
 #[test]
-fn authorities_follow_one_another_and_no_client_is_cut_off() {
+fn a_client_that_updates_its_authorities_in_each_overlap_can_always_connect() {
     let step = Duration::from_hours(24 * 5);
     let mut authority = authority();
     let mut now = start();
@@ -135,7 +135,7 @@ fn authorities_follow_one_another_and_no_client_is_cut_off() {
 }
 
 #[test]
-fn the_parts_of_an_authoritys_life() {
+fn the_age_of_an_authority_determines_who_signs_and_who_is_trusted() {
     let first = authority();
     let signer = first.signing.certificate.clone();
     for (age, trusted, signs) in [(Duration::ZERO, 1, true), (NEXT_AFTER.saturating_sub(BACKDATED * 2), 1, true), (NEXT_AFTER, 2, true)] {
@@ -152,7 +152,7 @@ fn the_parts_of_an_authoritys_life() {
 }
 
 #[test]
-fn an_operator_that_was_away_for_years_goes_on() {
+fn certificates_are_valid_after_the_operator_was_down_for_years() {
     for age in [AUTHORITY_LIFE.saturating_sub(SERVER_LIFE / 2), AUTHORITY_LIFE * 3] {
         let now = start() + age;
         let authority = later(now, authority());
@@ -164,7 +164,7 @@ fn an_operator_that_was_away_for_years_goes_on() {
 }
 
 #[test]
-fn a_broken_authority_is_not_replaced_in_silence() {
+fn an_invalid_authority_is_an_error_that_hides_the_key() {
     let data = later(start() + NEXT_AFTER, authority()).render();
     assert_eq!(data.len(), 5);
     let foreign = authority().render();

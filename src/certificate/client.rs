@@ -1,4 +1,4 @@
-//! The authority that signs the certificates of devices, from a Secret of the user, and what it issues.
+//! The authority that signs the certificates of devices, from a user-provided Secret.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,38 +21,38 @@ use super::request::SigningRequest;
 use super::server::{CertificateError, ServerCertificate, issued_by};
 use super::set_validity;
 
-/// A certificate is valid from this long before it was issued: a device's clock may be behind.
+/// A certificate is valid from this long before its issuance, because a device's clock may be behind.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
 
 /// Signs the certificates of devices.
 pub struct ClientAuthority {
     issuer: Issuer<'static, AuthorityKey>,
-    /// As PEM: the certificate that signs, then what else the Secret holds.
+    /// The trusted certificates as PEM, the signing certificate first.
     trusted: String,
     fingerprint: u64,
     not_before: Timestamp,
     not_after: Timestamp,
 }
 
-/// Why the authority in a Secret cannot sign.
+/// Why the authority in a Secret is not usable.
 #[derive(Debug, Error)]
 pub enum AuthorityError {
-    /// The pair cannot be used at all.
+    /// The certificate or the key is not usable.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
 
-    /// An ordinary certificate.
+    /// Not a certificate of an authority.
     #[error("the first certificate is not a certificate authority (basicConstraints CA:TRUE): put the client CA's own certificate there")]
     NotAnAuthority,
 
-    /// A certificate that may not sign certificates.
+    /// The certificate does not permit signing certificates.
     #[error("the first certificate may not sign certificates (its keyUsage lacks keyCertSign): issue the client CA again with it")]
     KeyUsage,
 
-    /// Brokers trust roots alone.
+    /// Brokers accept only chains that end in a root.
     #[error(
-        "neither tls.crt nor ca.crt holds the root of the client CA (a certificate signed by itself), and brokers accept no chain that \
-         ends before: put it into ca.crt"
+        "neither tls.crt nor ca.crt contains the root of the client CA (a self-signed certificate), and brokers accept only chains that \
+         end in a root: add it to ca.crt"
     )]
     NoRoot,
 
@@ -60,13 +60,13 @@ pub enum AuthorityError {
     #[error("ca.crt cannot be read: expected PEM blocks `CERTIFICATE`")]
     ParseTrusted,
 
-    /// A key that signs in no way that is known here.
-    #[error("the key of the client CA is of a kind that is not accepted: expected ECDSA P-256 or P-384, Ed25519, or RSA")]
+    /// A key of an unsupported kind.
+    #[error("the key of the client CA is of an unsupported kind: expected ECDSA P-256 or P-384, Ed25519, or RSA")]
     UnsupportedKey,
 
-    /// A subject that would not stand in certificates as it stands here.
+    /// The library would encode the subject differently in issued certificates.
     #[error(
-        "the subject of the client CA cannot be repeated exactly in what it issues: issue the CA again with a simple subject, for instance CN alone"
+        "the subject of the client CA cannot be copied exactly into issued certificates: issue the CA again with a simple subject, for instance only CN"
     )]
     UnsupportedSubject,
 }
@@ -78,18 +78,18 @@ pub struct Issued {
     pub pem: String,
     /// Its serial number.
     pub serial: Serial,
-    /// Valid from here on.
+    /// Start of its validity.
     pub not_before: Timestamp,
-    /// Valid up to here.
+    /// End of its validity.
     pub not_after: Timestamp,
 }
 
-/// The serial number of a certificate that was issued here: 63 random bits, so that none is ever given twice.
+/// The serial number of an issued certificate: 63 random bits, so that numbers are unique.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Serial(u64);
 
 impl Serial {
-    /// A new one. RFC 5280 section 4.1.2.2: positive.
+    /// A random number. It is positive (RFC 5280 section 4.1.2.2).
     #[must_use]
     pub fn generate() -> Self {
         Self((rand::random::<u64>() >> 1).max(1))
@@ -107,11 +107,11 @@ impl fmt::Display for Serial {
 }
 
 impl ClientAuthority {
-    /// The authority of a Secret: `certificates` of `tls.crt`, the one that signs first, `key` of `tls.key`, and what is trusted besides,
-    /// of `ca.crt`.
+    /// The authority of a Secret: `certificates` is `tls.crt`, the signing certificate first, `key` is `tls.key`, and `trusted` is `ca.crt`
+    /// with further trusted certificates.
     ///
     /// # Errors
-    /// When it cannot sign, now or ever.
+    /// If it cannot sign at this time.
     pub fn parse(certificates: &[u8], key: &[u8], trusted: Option<&[u8]>, now: Timestamp) -> Result<Self, AuthorityError> {
         let pair = ServerCertificate::parse(certificates, key)?;
         pair.check_time(now)?;
@@ -133,7 +133,7 @@ impl ClientAuthority {
         Ok(authority)
     }
 
-    /// What a client must see as issuer is what the authority calls itself, to the byte.
+    /// Checks that issued certificates have the authority's subject as their issuer, byte by byte: clients compare both.
     fn repeats_subject(&self, own: &Certificate) -> Result<(), AuthorityError> {
         let unsupported = |_| AuthorityError::UnsupportedSubject;
         let key = KeyPair::generate().map_err(unsupported)?;
@@ -147,7 +147,7 @@ impl ClientAuthority {
         }
     }
 
-    /// Issues a certificate with this common name, valid for so long, or as long as the authority itself.
+    /// Issues a certificate with this common name and validity, but not beyond the end of the authority.
     ///
     /// # Errors
     /// If the key cannot sign.
@@ -173,32 +173,32 @@ impl ClientAuthority {
         Ok(Issued { pem: certificate.pem(), serial, not_before, not_after })
     }
 
-    /// Up to when a certificate that is issued now is valid.
+    /// End of the validity of a certificate that is issued now.
     #[must_use]
     pub fn end(&self, now: Timestamp, validity: SignedDuration) -> Timestamp {
         whole_seconds(now.checked_add(validity).unwrap_or(Timestamp::MAX).min(self.not_after))
     }
 
-    /// The certificates with which a broker checks those that were issued, as PEM.
+    /// The trusted certificates for the broker, as PEM.
     #[must_use]
     pub fn trusted(&self) -> &str {
         &self.trusted
     }
 
-    /// Tells one authority from another: the first 64 bits of the SHA-256 of its name and its key. With a renewed certificate it is
-    /// the same one, and what it issued goes on being accepted.
+    /// Identifies the authority: the first 64 bits of the SHA-256 of its name and its key. It is the same after a renewal of the
+    /// authority's certificate, so that issued certificates stay valid.
     #[must_use]
     pub const fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
 
-    /// Valid from here on.
+    /// Start of its validity.
     #[must_use]
     pub const fn not_before(&self) -> Timestamp {
         self.not_before
     }
 
-    /// Valid up to here.
+    /// End of its validity.
     #[must_use]
     pub const fn not_after(&self) -> Timestamp {
         self.not_after
@@ -226,7 +226,7 @@ pub(super) fn authority_fingerprint(certificate: &Certificate) -> u64 {
     u64::from_be_bytes(std::array::from_fn(|index| digest[index]))
 }
 
-/// The certificates of both, each once, as PEM; among them a root.
+/// The distinct certificates of both, as PEM. They include a root.
 pub(super) fn trusted_certificates(certificates: &[u8], more: &[u8]) -> Result<String, AuthorityError> {
     let mut trusted: Vec<CertificateDer<'_>> = Vec::new();
     let mut rooted = false;
@@ -250,7 +250,7 @@ pub(super) fn check_usage(certificate: &Certificate) -> Result<(), AuthorityErro
     if !constraints.is_some_and(|(_, constraints)| constraints.ca) {
         return Err(AuthorityError::NotAnAuthority);
     }
-    // RFC 5280: where the extension is missing, everything is allowed.
+    // RFC 5280: without the extension, every usage is allowed.
     let usage = certificate.tbs_certificate.get::<KeyUsage>().ok().flatten();
     if usage.is_some_and(|(_, usage)| !usage.0.contains(KeyUsages::KeyCertSign)) {
         return Err(AuthorityError::KeyUsage);
@@ -258,7 +258,7 @@ pub(super) fn check_usage(certificate: &Certificate) -> Result<(), AuthorityErro
     Ok(())
 }
 
-/// The authority's private key. Any encoding that a TLS Secret may have: what `openssl` and cert-manager write.
+/// The authority's private key, in any encoding that `openssl` and cert-manager write.
 struct AuthorityKey {
     key: Arc<dyn rustls::sign::SigningKey>,
     algorithm: &'static SignatureAlgorithm,

@@ -33,15 +33,15 @@ fn authority() -> ClientAuthority {
 }
 
 fn request() -> SigningRequest {
-    // Asks for more than it gets.
-    let mut wishes = parameters();
-    wishes.is_ca = IsCa::NoCa;
-    wishes.key_usages.clear();
-    SigningRequest::parse(&wishes.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap()).unwrap()
+    // The subject of the request is not that of the certificate.
+    let mut requested = parameters();
+    requested.is_ca = IsCa::NoCa;
+    requested.key_usages.clear();
+    SigningRequest::parse(&requested.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap()).unwrap()
 }
 
 #[test]
-fn issues_under_the_name_that_is_given() {
+fn a_certificate_has_the_given_name_and_the_key_of_the_request() {
     for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
         let authority = parse(&parameters(), &KeyPair::generate_for(algorithm).unwrap()).unwrap();
         let request = request();
@@ -64,14 +64,14 @@ fn issues_under_the_name_that_is_given() {
 }
 
 #[test]
-fn nothing_outlives_the_authority() {
+fn a_certificate_never_outlives_the_authority() {
     let issued = authority().issue("press-1", &request(), days(3650), now()).unwrap();
     assert_eq!(issued.not_after.to_string(), "2027-01-01T00:00:00Z");
     assert_eq!(authority().end(now(), SignedDuration::MAX).to_string(), "2027-01-01T00:00:00Z");
 }
 
 #[test]
-fn what_is_no_authority() {
+fn an_unusable_authority_is_refused() {
     let key = KeyPair::generate().unwrap();
     let with = |change: fn(&mut CertificateParams)| {
         let mut parameters = parameters();
@@ -94,7 +94,7 @@ fn what_is_no_authority() {
 }
 
 #[test]
-fn a_renewed_authority_is_the_same_and_one_with_another_key_is_another() {
+fn the_fingerprint_of_an_authority_depends_on_its_key_and_not_on_its_validity() {
     let key = KeyPair::generate().unwrap();
     let mut renewed = parameters();
     renewed.not_after = rcgen::date_time_ymd(2030, 1, 1);
@@ -104,7 +104,7 @@ fn a_renewed_authority_is_the_same_and_one_with_another_key_is_another() {
 }
 
 #[test]
-fn what_is_trusted_leads_to_a_root() {
+fn the_trusted_certificates_must_include_a_root() {
     let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let root = parameters().self_signed(&root_key).unwrap().pem();
     let mut below = parameters();
@@ -131,6 +131,6 @@ fn what_is_trusted_leads_to_a_root() {
 }
 
 #[test]
-fn shows_no_key() {
+fn debug_output_hides_the_key() {
     assert!(!format!("{:?}", authority()).to_lowercase().contains("key"));
 }

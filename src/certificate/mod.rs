@@ -1,6 +1,6 @@
 //! X.509: reads and issues the certificates of brokers and devices. Pure except for the randomness of keys.
 //!
-//! [`server`]: checks a listener's certificate before a broker gets it; [`authority`]: issues it if the user names none.
+//! [`server`]: checks a listener's certificate before a broker gets it; [`authority`]: issues it if the listener names no Secret.
 //! [`request`]: a device's signing request; [`client`]: signs it; [`trust`]: the authorities that brokers trust if an external one signs.
 
 pub mod authority;
@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use x509_cert::Certificate;
 use x509_cert::time::Time;
 
-/// Sets when a certificate that is to be issued is valid. Times before 1970 are taken for 1970.
+/// Sets the validity of a certificate that will be issued. Times before 1970 become 1970.
 pub fn set_validity(parameters: &mut CertificateParams, not_before: Timestamp, not_after: Timestamp) {
     parameters.not_before = date_time_ymd(1970, 1, 1) + since_1970(not_before);
     parameters.not_after = date_time_ymd(1970, 1, 1) + since_1970(not_after);
@@ -43,13 +43,13 @@ fn hexadecimal(bytes: &[u8]) -> String {
     })
 }
 
-/// When a certificate that was read is valid.
+/// The validity of a parsed certificate.
 fn validity(certificate: &Certificate) -> (Timestamp, Timestamp) {
     let validity = certificate.tbs_certificate.validity;
     (timestamp(validity.not_before), timestamp(validity.not_after))
 }
 
-/// A time of a certificate that was read.
+/// A time of a parsed certificate.
 #[must_use]
 pub fn timestamp(time: Time) -> Timestamp {
     // X.509 ends with the year 9999, as does Timestamp (a day earlier).
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_issued_as_they_are_read() {
+    fn issued_validity_is_read_back() {
         let key = rcgen::KeyPair::generate().unwrap();
         for (from, to) in [("1970-01-01T00:00:00Z", "2026-02-28T23:59:59Z"), ("2049-12-31T23:59:59Z", "9999-12-30T12:00:00Z")] {
             let (from, to): (Timestamp, Timestamp) = (from.parse().unwrap(), to.parse().unwrap());

@@ -1,4 +1,4 @@
-//! A device's certificate signing request (PKCS #10, RFC 2986): whether a certificate may be issued for its key.
+//! A device's certificate signing request (PKCS #10, RFC 2986): parsing, and validation of its key and signature.
 
 use crate::api::reason::Reason;
 use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
@@ -10,13 +10,13 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 
-/// The shortest RSA key, in bits: NIST SP 800-57 allows no shorter one, and neither do current TLS libraries.
+/// Minimum size of an RSA key in bits: NIST SP 800-57 and current TLS libraries allow no smaller key.
 const MIN_RSA_BITS: usize = 2048;
 
-/// The longest one that the signature is checked of: beyond it a request costs more time than it is worth.
+/// Maximum size of an RSA key in bits: the verification of a larger key takes too much time.
 const MAX_RSA_BITS: usize = 8192;
 
-/// How a request may be signed: RSA (PKCS #1) with SHA-256, -384 or -512 (RFC 8017), ECDSA with SHA-256 or -384 (RFC 5758),
+/// Accepted signature algorithms: RSA (PKCS #1) with SHA-256, -384 or -512 (RFC 8017), ECDSA with SHA-256 or -384 (RFC 5758),
 /// Ed25519 (RFC 8410).
 const SIGNATURES: [&str; 6] = [
     "1.2.840.113549.1.1.11",
@@ -27,8 +27,8 @@ const SIGNATURES: [&str; 6] = [
     "1.3.101.112",
 ];
 
-/// A request whose signature shows that its sender holds the private key. Its subject and extensions matter only where somebody else
-/// signs: what is issued here is decided here, not by the request.
+/// A request with a valid signature, so that its sender has the private key. Its subject and extensions matter only to an external
+/// issuer: the operator sets those of the certificates that it signs itself.
 #[derive(Debug)]
 pub struct SigningRequest {
     key: SubjectPublicKeyInfo,
@@ -39,30 +39,30 @@ pub struct SigningRequest {
 /// Why no certificate can be issued for a request.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
 pub enum RequestError {
-    /// No PEM block, or not the right one, or not a request inside.
+    /// No PEM block, a block of another type, or a block without a request.
     #[error(
         "certificateSigningRequest cannot be read: expected one PEM block `CERTIFICATE REQUEST` (PKCS #10), for instance from \
          `openssl req -new -key device.key -subj /CN=device`"
     )]
     Unreadable,
 
-    /// A kind of key, or of signature, that TLS 1.3 has no use for.
+    /// A kind of key or of signature that TLS 1.3 does not support.
     #[error(
-        "the key or the signature of certificateSigningRequest is of a kind that is not accepted: expected ECDSA P-256 or P-384, Ed25519, or RSA of 2048 to 8192 bits, signed with SHA-256 or stronger"
+        "the key or the signature of certificateSigningRequest is of an unsupported kind: expected ECDSA P-256 or P-384, Ed25519, or RSA of 2048 to 8192 bits, signed with SHA-256 or stronger"
     )]
     UnsupportedKey,
 
-    /// RSA, but short or far too long.
+    /// An RSA key that is too small or too large.
     #[error(
-        "the RSA key of certificateSigningRequest has {bits} bits: expected {MIN_RSA_BITS} to {MAX_RSA_BITS}; make a new key on the device"
+        "the RSA key of certificateSigningRequest has {bits} bits: expected {MIN_RSA_BITS} to {MAX_RSA_BITS}; create a new key on the device"
     )]
     KeySize {
-        /// Its size.
+        /// Size of the key.
         bits: usize,
     },
 
-    /// The request was changed after it was signed, or signed with another key.
-    #[error("the signature of certificateSigningRequest is not by the key inside: make the request again with the device's own key")]
+    /// The request was changed after it was signed, or was signed with another key.
+    #[error("the signature of certificateSigningRequest does not match its key: create the request again with the device's own key")]
     InvalidSignature,
 }
 
@@ -80,18 +80,18 @@ impl RequestError {
 }
 
 impl SigningRequest {
-    /// The request in a PEM text.
+    /// Parses a PEM text and verifies the signature.
     ///
     /// # Errors
-    /// When no certificate may be issued for it.
+    /// If no certificate may be issued for it.
     pub fn parse(pem: &str) -> Result<Self, RequestError> {
         Self::read(pem, true)
     }
 
-    /// The same for a request whose signature is known to be good, which saves most of the time that it takes.
+    /// Parses a request whose signature was verified before. This takes a fraction of the time.
     ///
     /// # Errors
-    /// When no certificate may be issued for it.
+    /// If no certificate may be issued for it.
     pub fn parse_known(pem: &str) -> Result<Self, RequestError> {
         Self::read(pem, false)
     }
@@ -122,19 +122,19 @@ impl SigningRequest {
         Ok(Self { key, sole_name: name.filter(|_| is_sole), der: der.to_vec() })
     }
 
-    /// The same as `SubjectPublicKeyInfo` (DER).
+    /// The public key as `SubjectPublicKeyInfo` (DER).
     #[must_use]
     pub fn public_key(&self) -> Vec<u8> {
         self.key.subject_public_key_info()
     }
 
-    /// The common name that it asks for, where it asks for nothing else: neither for other parts of a subject nor for extensions.
+    /// The common name, if the request has no other parts of a subject and no attributes.
     #[must_use]
     pub fn sole_name(&self) -> Option<&str> {
         self.sole_name.as_deref()
     }
 
-    /// This very request as PEM, and nothing that stood beside it.
+    /// The request as PEM, without other text.
     #[must_use]
     pub fn pem(&self) -> String {
         let format = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
@@ -148,7 +148,7 @@ impl SigningRequest {
     }
 }
 
-/// Tells one request from another without keeping it: the first 64 bits of the SHA-256 of its text.
+/// Identifies a request: the first 64 bits of the SHA-256 of its text.
 #[must_use]
 pub fn digest(pem: &str) -> u64 {
     let digest: [u8; 32] = Sha256::digest(pem.trim().as_bytes()).into();

@@ -7,18 +7,18 @@ fn request(algorithm: &'static rcgen::SignatureAlgorithm) -> String {
 }
 
 #[test]
-fn accepts_what_tls_uses() {
+fn requests_with_keys_that_tls_supports_are_accepted() {
     for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
         assert!(SigningRequest::parse(&request(algorithm)).is_ok(), "{algorithm:?}");
     }
-    // By openssl; the extensions that it asks for change nothing.
+    // Created by openssl; the requested extensions have no effect.
     assert!(SigningRequest::parse(include_str!("requests/rsa-2048.pem")).is_ok());
     assert!(SigningRequest::parse(include_str!("requests/p256-extensions.pem")).is_ok());
     assert!(SigningRequest::parse(&format!("Certificate Request:\n    Data:\n{}\n\n", request(&rcgen::PKCS_ED25519))).is_ok());
 }
 
 #[test]
-fn refuses_the_rest_and_says_why() {
+fn other_requests_are_refused_with_their_error() {
     let good = request(&rcgen::PKCS_ECDSA_P256_SHA256);
     let body = good.lines().nth(1).unwrap();
     let certificate = CertificateParams::default().self_signed(&KeyPair::generate().unwrap()).unwrap().pem();
@@ -41,7 +41,7 @@ fn refuses_the_rest_and_says_why() {
 }
 
 #[test]
-fn refuses_a_signature_by_another_key() {
+fn a_changed_request_is_refused() {
     let request = request(&rcgen::PKCS_ECDSA_P256_SHA256);
     let der = CertificateSigningRequestDer::from_pem_slice(request.as_bytes()).unwrap().to_vec();
     let text = |der: &[u8]| {
@@ -61,7 +61,7 @@ fn refuses_a_signature_by_another_key() {
     let mut changed = der.clone();
     *changed.last_mut().unwrap() ^= 1;
     assert_eq!(refused(&changed), RequestError::InvalidSignature);
-    assert!(SigningRequest::parse_known(&text(&changed)).is_ok(), "its signature is not looked at");
+    assert!(SigningRequest::parse_known(&text(&changed)).is_ok(), "its signature is not verified");
     for length in 0..der.len() {
         assert_eq!(refused(&der[..length]), RequestError::Unreadable);
     }
@@ -69,13 +69,13 @@ fn refuses_a_signature_by_another_key() {
 }
 
 #[test]
-fn another_text_is_another_request() {
+fn the_digest_of_a_request_depends_on_its_text_without_white_space() {
     assert_eq!(digest("a"), digest("\na\n"));
     assert_ne!(digest("a"), digest("b"));
 }
 
 #[test]
-fn tells_the_name_of_a_request_for_a_name_alone() {
+fn only_a_request_with_nothing_but_a_common_name_has_a_sole_name() {
     let of = |names: &[(rcgen::DnType, &str)], host: Option<&str>| {
         let mut parameters = rcgen::CertificateParams::default();
         parameters.distinguished_name = rcgen::DistinguishedName::new();
@@ -87,7 +87,7 @@ fn tells_the_name_of_a_request_for_a_name_alone() {
         SigningRequest::parse(&pem).unwrap().sole_name().map(str::to_owned)
     };
     let common = (rcgen::DnType::CommonName, "press-1");
-    // A name holds each of its types once, so that the second has a type that is written out.
+    // The library keeps one value for each type, so the second common name uses the explicit object identifier.
     let second = (rcgen::DnType::CustomDnType(vec![2, 5, 4, 3]), "press-2");
     let organization = (rcgen::DnType::OrganizationName, "system:masters");
     assert_eq!(of(std::slice::from_ref(&common), None).as_deref(), Some("press-1"));
@@ -99,7 +99,7 @@ fn tells_the_name_of_a_request_for_a_name_alone() {
 }
 
 #[test]
-fn passes_on_nothing_that_stands_beside_it() {
+fn the_pem_of_a_request_excludes_surrounding_text() {
     let request = |label: &str| {
         let pem = rcgen::CertificateParams::default().serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
         pem.replace("CERTIFICATE REQUEST", label)

@@ -19,7 +19,7 @@ use x509_cert::ext::pkix::{AuthorityKeyIdentifier, SubjectAltName, SubjectKeyIde
 
 use super::fingerprint;
 
-/// A certificate chain and its key, as PEM, that fit one another.
+/// A certificate chain and its matching key, as PEM.
 #[derive(Clone, Eq, PartialEq)]
 pub struct ServerCertificate {
     /// The chain, leaf first.
@@ -28,10 +28,10 @@ pub struct ServerCertificate {
     /// The private key of the leaf.
     pub key: Vec<u8>,
 
-    /// The leaf is valid from here on.
+    /// Start of the leaf's validity.
     pub not_before: Timestamp,
 
-    /// The leaf is valid up to here.
+    /// End of the leaf's validity.
     pub not_after: Timestamp,
 
     /// SHA-256 of the leaf (see [`fingerprint`]).
@@ -50,9 +50,9 @@ pub enum CertificateError {
     /// A block of `tls.crt` that cannot be read.
     #[error("failed to parse certificate {position} of tls.crt")]
     ParseCertificate {
-        /// Place in the chain, from 1.
+        /// Position in the chain, from 1.
         position: usize,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -65,37 +65,37 @@ pub enum CertificateError {
     #[error("tls.key is not the key of the first certificate in tls.crt: write both from the same pair, the leaf first")]
     MatchKey(#[source] rustls::Error),
 
-    /// The certificates are not each the issuer of the one before.
+    /// A certificate is not the issuer of the previous one.
     #[error(
         "certificate {position} of tls.crt did not issue certificate {}: write the leaf first, and after each certificate the one that \
          issued it",
         position - 1
     )]
     ChainOrder {
-        /// Place in the chain, from 1, of the one that is out of place.
+        /// Position in the chain, from 1, of the first certificate that is out of order.
         position: usize,
     },
 
     /// Clients that verify the name would refuse it.
-    #[error("the certificate is for {found}, and clients reach the broker as {expected}: have it issued for that name as well")]
+    #[error("the certificate is valid for {found}, but clients connect to {expected}: issue it for that name as well")]
     MatchName {
-        /// The name that is missing.
+        /// The missing name.
         expected: String,
-        /// The names that it has, or that it has none.
+        /// The names in the certificate.
         found: String,
     },
 
     /// The certificate has expired.
     #[error("the certificate expired at {not_after}: renew it")]
     Expired {
-        /// When.
+        /// Time of expiry.
         not_after: Timestamp,
     },
 
     /// The certificate is not valid yet.
     #[error("the certificate is not valid before {not_before}")]
     NotYetValid {
-        /// When it will.
+        /// Start of its validity.
         not_before: Timestamp,
     },
 }
@@ -121,7 +121,7 @@ impl ServerCertificate {
         Ok(Self { chain: chain.to_vec(), key: key.to_vec(), not_before, not_after, fingerprint: fingerprint(&leaf), leaf })
     }
 
-    /// Whether clients that reach the broker under these names, now, would accept it.
+    /// Whether clients that connect to these names would accept it at this time.
     ///
     /// # Errors
     /// If they would refuse it.
@@ -130,7 +130,7 @@ impl ServerCertificate {
         host_names.iter().try_for_each(|name| self.check_name(name))
     }
 
-    /// The names and addresses that the leaf is for (its Subject Alternative Names: clients look at no others).
+    /// The names and addresses of the leaf (its Subject Alternative Names, because clients check no others).
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         parse(&self.leaf).map(|leaf| alternative_names(&leaf)).unwrap_or_default()
@@ -152,13 +152,13 @@ impl ServerCertificate {
     /// Whether the leaf is valid at this time.
     ///
     /// # Errors
-    /// When it is not.
+    /// If it is not valid.
     pub fn check_time(&self, now: Timestamp) -> Result<(), CertificateError> {
         check_time((self.not_before, self.not_after), now)
     }
 }
 
-/// Whether what is valid from the first to the second time is valid now.
+/// Checks that a time is in a validity.
 pub(super) fn check_time((not_before, not_after): (Timestamp, Timestamp), now: Timestamp) -> Result<(), CertificateError> {
     if now >= not_after {
         return Err(CertificateError::Expired { not_after });
@@ -211,7 +211,7 @@ fn check_order(chain: &[Certificate]) -> Result<(), CertificateError> {
     out_of_place.map_or(Ok(()), |index| Err(CertificateError::ChainOrder { position: index + 2 }))
 }
 
-/// By name, and by the identifiers of the keys where both have one: an authority may have had another key under its name.
+/// Compares the names, and the key identifiers if both certificates have one, because an authority may have had another key.
 pub(super) fn issued_by(certificate: &Certificate, issuer: &Certificate) -> bool {
     let (certificate, issuer) = (&certificate.tbs_certificate, &issuer.tbs_certificate);
     let names = certificate.issuer == issuer.subject;

@@ -31,7 +31,7 @@ fn read(chain: &str, key: &str) -> Result<ServerCertificate, CertificateError> {
 }
 
 #[test]
-fn a_pair_and_its_time() {
+fn a_certificate_is_accepted_during_its_validity() {
     let (chain, key) = pair(&["plant-1"]);
     let certificate = read(&chain, &key).unwrap();
     assert_eq!(certificate.not_after.to_string(), "2030-01-01T00:00:00Z");
@@ -43,7 +43,7 @@ fn a_pair_and_its_time() {
 }
 
 #[test]
-fn what_a_broker_cannot_use() {
+fn an_unusable_certificate_or_key_is_refused() {
     let ((chain, key), (other_chain, other_key)) = (pair(&["plant-1"]), pair(&["plant-2"]));
     let parse = |chain: &str, key: &str| read(chain, key).map(drop);
     assert!(matches!(parse(&format!("{other_chain}{chain}"), &key), Err(CertificateError::MatchKey(_))), "the leaf is not first");
@@ -62,10 +62,10 @@ fn what_a_broker_cannot_use() {
 }
 
 #[test]
-fn a_chain_leads_from_the_leaf_upwards() {
+fn each_certificate_of_a_chain_must_issue_the_previous_one() {
     let root = authority("root", None);
     let intermediate = authority("intermediate", Some(&root));
-    // Of the same name, with another key: what is left of a rotation.
+    // The same name with another key, as after a rotation.
     let replaced = authority("intermediate", Some(&root));
     let key = KeyPair::generate().unwrap();
     let leaf = parameters(&["plant-1"]).signed_by(&key, &intermediate).unwrap();
@@ -90,7 +90,7 @@ fn a_chain_leads_from_the_leaf_upwards() {
 }
 
 #[test]
-fn names_that_clients_use() {
+fn a_certificate_must_have_the_names_that_clients_connect_to() {
     let (chain, key) = pair(&["plant-1.fleet.svc", "*.example.org", "192.0.2.7", "2001:db8::7"]);
     let certificate = read(&chain, &key).unwrap();
     assert_eq!(certificate.names(), ["plant-1.fleet.svc", "*.example.org", "192.0.2.7", "2001:db8::7"]);
@@ -114,5 +114,5 @@ fn names_that_clients_use() {
         }
     }
     let (chain, key) = pair(&[]);
-    assert!(read(&chain, &key).unwrap().check(now, &["plant-1".to_owned()]).is_err(), "a common name is none");
+    assert!(read(&chain, &key).unwrap().check(now, &["plant-1".to_owned()]).is_err(), "a common name does not count");
 }

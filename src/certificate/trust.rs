@@ -20,15 +20,15 @@ use super::client::{AuthorityError, authority_fingerprint, check_usage, trusted_
 use super::server::{CertificateError, check_time, issued_by};
 use super::{hexadecimal, validity};
 
-/// The longest chain that is taken, in bytes of PEM: it stands in the status of a Device.
+/// Maximum size of a chain in bytes of PEM: the status of a Device contains it.
 const MAX_BYTES: usize = 16 << 10;
 
-/// A certificate may be valid from this long ahead of our clock, as the operator's own are from that long before it.
+/// The start of a certificate's validity may be this far in the future. The operator backdates its own certificates by the same time.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
 
-/// Authorities whose keys are elsewhere.
+/// Trusted authorities without their private keys.
 pub struct TrustedAuthorities {
-    /// As PEM.
+    /// The certificates as PEM.
     trusted: String,
     verifier: Arc<dyn ClientCertVerifier>,
     fingerprint: u64,
@@ -40,38 +40,41 @@ pub struct TrustedAuthorities {
 /// Why a device cannot connect with a certificate.
 #[derive(Debug, Error)]
 pub enum UnusableCertificate {
-    /// No certificate in it, or far too much.
-    #[error("what was issued cannot be read: expected PEM blocks `CERTIFICATE`, the device's own first, {} KiB at most", MAX_BYTES >> 10)]
+    /// No certificate, or more than the maximum size.
+    #[error(
+        "the issued certificate cannot be read: expected PEM blocks `CERTIFICATE`, the device's own first, {} KiB at most",
+        MAX_BYTES >> 10
+    )]
     Unreadable,
 
-    /// Not for the key of the request.
-    #[error("what was issued is for another key than that of certificateSigningRequest")]
+    /// The certificate has another key than the request.
+    #[error("the issued certificate has another key than certificateSigningRequest: check the issuer")]
     OtherKey,
 
-    /// The broker takes the name for the user.
-    #[error("what was issued is for the common name {found:?}, and the broker takes that for the user: expected {expected:?}")]
+    /// The broker uses the common name as the user name.
+    #[error("the issued certificate has the common name {found:?}, which the broker uses as the user name: expected {expected:?}")]
     OtherName {
         /// The Device's name.
         expected: String,
-        /// That of the certificate; empty where it has none, or several.
+        /// The name in the certificate; empty if it has none or several.
         found: String,
     },
 
-    /// Its time is over, or that of one that it leads to.
-    #[error("what was issued, or what it leads to, is valid up to {not_after} only: renew the issuer's own certificate")]
+    /// The certificate or a certificate of its chain has expired.
+    #[error("the issued certificate or a certificate of its chain expired at {not_after}: renew the issuer's own certificate")]
     Expired {
-        /// Up to when.
+        /// Time of expiry.
         not_after: Timestamp,
     },
 
     /// The broker would refuse clients that present it.
     #[error(
-        "the broker would not accept what was issued: it has to be valid now, for client authentication, and signed by one that {secret} trusts"
+        "the broker would not accept the issued certificate: expected one that is valid now, permits client authentication, and has an issuer that {secret} trusts"
     )]
     Untrusted {
         /// Name of the Secret with the trusted certificates.
         secret: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: rustls::Error,
     },
@@ -82,15 +85,15 @@ pub enum UnusableCertificate {
 pub struct Usable {
     /// Its serial number, in hexadecimal digits.
     pub serial_number: String,
-    /// Up to here it, and all that it leads to, is valid.
+    /// End of the validity of the certificate and its chain.
     pub not_after: Timestamp,
 }
 
 impl TrustedAuthorities {
-    /// From PEM, the authority that signs first, or the root above it.
+    /// Parses PEM. The first certificate is the signing authority or its root.
     ///
     /// # Errors
-    /// When there is none, or none that a broker would trust now.
+    /// If there is no certificate that a broker would trust at this time.
     pub fn parse(certificates: &[u8], now: Timestamp) -> Result<Self, AuthorityError> {
         let trusted = trusted_certificates(certificates, &[])?;
         let ders: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(certificates).filter_map(Result::ok).collect();
@@ -114,8 +117,8 @@ impl TrustedAuthorities {
         Ok(Self { trusted, verifier, fingerprint: authority_fingerprint(&parsed), not_before, not_after, roots })
     }
 
-    /// Whether a device of this name and this key (`SubjectPublicKeyInfo`, DER) can connect with what was issued to it: `chain`, its own
-    /// certificate first.
+    /// Whether a device with this name and key (`SubjectPublicKeyInfo`, DER) can connect with this issued `chain`, its own certificate
+    /// first.
     ///
     /// # Errors
     /// If it cannot connect now.
@@ -137,14 +140,14 @@ impl TrustedAuthorities {
         if found != device {
             return Err(UnusableCertificate::OtherName { expected: device.to_owned(), found });
         }
-        // An issuer's clock may be ahead of ours.
+        // An issuer's clock may be ahead.
         let from = validity(own).0;
         let at = if from.duration_since(now) <= CLOCK_SKEW { now.max(from) } else { now };
         let since = std::time::Duration::from_secs(u64::try_from(at.as_second()).unwrap_or_default());
         self.verifier
             .verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(since))
             .map_err(|source| UnusableCertificate::Untrusted { secret: secret.to_owned(), source })?;
-        // Some issuers give what outlives themselves, and brokers look at the whole chain, roots included.
+        // Some issuers issue certificates that outlive their own, and brokers check the whole chain, including the root.
         let root = self.roots.iter().filter(|root| issued_by(last, root)).map(|root| validity(root).1).max();
         let not_after = chain.iter().map(|certificate| validity(certificate).1).chain(root).fold(Timestamp::MAX, Timestamp::min);
         if not_after <= now {
@@ -153,13 +156,13 @@ impl TrustedAuthorities {
         Ok(Usable { serial_number: hexadecimal(own.tbs_certificate.serial_number.as_bytes()), not_after })
     }
 
-    /// Nothing that leads to one of the roots is valid for longer.
+    /// The latest expiry of a root: no chain is valid for longer.
     #[must_use]
     pub fn roots_until(&self) -> Timestamp {
         self.roots.iter().map(|root| validity(root).1).max().unwrap_or(self.not_after)
     }
 
-    /// The certificates with which a broker checks those that were issued, as PEM.
+    /// The trusted certificates for the broker, as PEM.
     #[must_use]
     pub fn trusted(&self) -> &str {
         &self.trusted
@@ -171,7 +174,7 @@ impl TrustedAuthorities {
         self.fingerprint
     }
 
-    /// When the first of them is valid.
+    /// The validity of the first certificate.
     #[must_use]
     pub const fn validity(&self) -> (Timestamp, Timestamp) {
         (self.not_before, self.not_after)
@@ -184,7 +187,7 @@ impl fmt::Debug for TrustedAuthorities {
     }
 }
 
-/// The common name of a subject that has one and no more.
+/// The common name of a subject with exactly one.
 fn common_name(certificate: &x509_cert::TbsCertificate) -> Option<String> {
     let attributes = certificate.subject.0.iter().flat_map(|relative| relative.0.iter());
     let mut names = attributes.filter(|attribute| attribute.oid == CN).map(|attribute| text(&attribute.value));

@@ -61,7 +61,7 @@ fn a_certificate_for_the_device_and_its_key_is_usable() {
 }
 
 #[test]
-fn a_certificate_ends_with_its_issuer_however_long_it_was_given_for() {
+fn a_certificate_is_valid_no_longer_than_its_chain() {
     let chain = Chain::new();
     let mut wanted = parameters("press-1", false);
     set_validity(&mut wanted, at(0), at(90_000));
@@ -81,7 +81,7 @@ fn a_certificate_ends_with_its_issuer_however_long_it_was_given_for() {
 }
 
 #[test]
-fn any_other_is_not() {
+fn any_other_certificate_is_unusable() {
     let chain = Chain::new();
     let issued = chain.issue(&parameters("press-1", false));
     let mut no_client = parameters("press-1", false);
@@ -108,7 +108,7 @@ fn any_other_is_not() {
 }
 
 #[test]
-fn brokers_trust_roots_alone() {
+fn trusted_authorities_must_include_a_root() {
     let chain = Chain::new();
     let parse = |certificates: &str| TrustedAuthorities::parse(certificates.as_bytes(), at(5));
     assert!(matches!(parse("").unwrap_err(), AuthorityError::NoRoot));

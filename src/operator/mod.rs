@@ -153,7 +153,7 @@ async fn reach(client: &Client) {
 
 /// A number above zero.
 fn positive(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    let number: f64 = text.parse().map_err(|_| format!("expected a number, found {text:?}"))?;
     if number.is_finite() && number > 0.0 { Ok(number) } else { Err(format!("expected a number above 0, found {text}")) }
 }
 

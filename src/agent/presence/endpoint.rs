@@ -36,9 +36,9 @@ async fn answer(State(endpoint): State<PresenceEndpoint>, headers: HeaderMap, Qu
         return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")], UNAUTHORIZED).into_response();
     }
     let mut number = presence.number.subscribe();
-    let news = number.wait_for(Option::is_some);
+    let read = number.wait_for(Option::is_some);
     let page = tokio::select! {
-        page = timeout(Duration::from_secs(MAX_WAIT_SECONDS), news) => page.is_ok().then(|| presence.page(&query)),
+        page = timeout(Duration::from_secs(MAX_WAIT_SECONDS), read) => page.is_ok().then(|| presence.page(&query)),
         () = shutdown.cancelled() => None,
     };
     match page {

@@ -272,7 +272,7 @@ impl LogFollower {
             self.running = false;
             let mut tracker = self.presence.lock();
             if tracker.connected() > 0 {
-                info!(connected = tracker.connected(), "the broker's process is gone, and its clients with it");
+                info!(connected = tracker.connected(), "the broker's process has ended: all clients are disconnected");
             }
             tracker.broker_down(now());
             drop(tracker);
@@ -287,11 +287,11 @@ fn saved(path: &Path) -> Option<SavedPresence> {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => {
-            warn!(path = %path.display(), %error, "failed to read who was connected: clients show when they connect again");
+            warn!(path = %path.display(), %error, "failed to read the connected clients: they appear when they connect again");
             return None;
         }
     };
-    let warn = |error: &serde_json::Error| warn!(path = %path.display(), %error, "failed to read who was connected: clients show when they connect again");
+    let warn = |error: &serde_json::Error| warn!(path = %path.display(), %error, "failed to read the connected clients: they appear when they connect again");
     serde_json::from_slice(&text).inspect_err(warn).ok()
 }
 

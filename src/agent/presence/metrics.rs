@@ -5,7 +5,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use crate::broker::log::line::Reason;
 use crate::broker::log::tracker::LogOutcome;
 
-/// The metrics. They count from the agent's start on, without earlier lines of the log.
+/// The metrics. They count since the agent's start, without earlier lines of the log.
 #[derive(Clone, Debug)]
 pub struct PresenceMetrics {
     connects: IntCounter,
@@ -29,14 +29,14 @@ impl PresenceMetrics {
             Ok::<_, prometheus::Error>(counter)
         };
         let metrics = Self {
-            connects: IntCounter::new("fleetwright_broker_connects_total", "Clients that the broker accepted.")?,
-            disconnects: by_reason("fleetwright_broker_disconnects_total", "Connections of accepted clients that ended.")?,
-            refused: by_reason("fleetwright_broker_refused_total", "Clients that the broker refused.")?,
-            connected: IntGauge::new("fleetwright_broker_devices_connected", "Clients that are connected and can be Devices.")?,
-            rotations: IntCounter::new(
-                "fleetwright_agent_log_rotations_total",
-                "Times that the broker's log was put aside for a new one.",
+            connects: IntCounter::new("fleetwright_broker_connects_total", "Accepted clients, since the agent's start.")?,
+            disconnects: by_reason(
+                "fleetwright_broker_disconnects_total",
+                "Ended connections of accepted clients, since the agent's start.",
             )?,
+            refused: by_reason("fleetwright_broker_refused_total", "Refused clients, since the agent's start.")?,
+            connected: IntGauge::new("fleetwright_broker_devices_connected", "Connected clients whose name is a valid Device name.")?,
+            rotations: IntCounter::new("fleetwright_agent_log_rotations_total", "Rotations of the broker's log.")?,
         };
         registry.register(Box::new(metrics.connects.clone()))?;
         registry.register(Box::new(metrics.connected.clone()))?;

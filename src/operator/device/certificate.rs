@@ -1,4 +1,4 @@
-//! The certificate of a Device: its signing request, what was issued for it, and when it is renewed. Pure.
+//! The certificate of a Device: its signing request, the issued certificate, and the time of its renewal. Pure.
 
 use std::sync::Arc;
 
@@ -348,7 +348,7 @@ impl Certificate {
         state(self) != before
     }
 
-    /// The entry for the status. It omits the PEM text if the status has it already. `revision` is what the broker has proven.
+    /// The entry for the status. It omits the PEM text if the status has it already. `revision` is the revision that was verified at the broker.
     #[must_use]
     pub fn status(&self, revision: Option<&str>) -> Option<DeviceCertificate> {
         let revision = revision.map(str::to_owned);

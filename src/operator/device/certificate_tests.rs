@@ -63,7 +63,7 @@ fn a_certificate_is_issued_once_per_request_and_authority() {
     let mut certificate = ask(&first);
     assert!(certificate.wants(&authority) && !certificate.is_issued());
     certificate.take(request::digest(&second), issue(&authority, &second, 0, 0));
-    assert!(certificate.wants(&authority), "what was asked for meanwhile is another's");
+    assert!(certificate.wants(&authority), "the pending request is for another authority");
     let issued = issue(&authority, &first, 0, 0);
     certificate.take(request::digest(&first), issued.clone());
     assert!(!certificate.wants(&authority) && certificate.is_issued());
@@ -170,18 +170,18 @@ fn an_issuer_is_queried_again_after_an_event_or_a_delay() {
     certificate.ask_issuer(300);
     assert!(!certificate.wants(&signer), "it is being asked");
     assert_eq!(certificate.deadline(), Some(300));
-    assert!(!certificate.take_answer(digest, refused(false, 3600)), "a condition tells");
+    assert!(!certificate.take_answer(digest, refused(false, 3600)), "the condition already has the refusal");
     assert!(!certificate.wants(&signer) && certificate.refusal().is_some());
     assert_eq!(certificate.deadline(), Some(3600));
     certificate.requeue();
-    assert!(certificate.wants(&signer) && certificate.refusal().is_some(), "what is known goes on being said");
+    assert!(certificate.wants(&signer) && certificate.refusal().is_some(), "the refusal is still reported");
     certificate.ask_issuer(300);
     certificate.take_answer(digest, refused(false, 3600));
     assert!(certificate.advance(3600) && certificate.wants(&signer));
     certificate.ask_issuer(7200);
     certificate.requeue();
     certificate.take_answer(digest, IssuerResponse { refusal: None, until: Some(7200) });
-    assert!(certificate.wants(&signer) && certificate.refusal().is_none(), "what was heard meanwhile is not forgotten");
+    assert!(certificate.wants(&signer) && certificate.refusal().is_none(), "the event during the query is not lost");
     certificate.take_answer(digest.wrapping_add(1), refused(true, 7200));
     assert!(certificate.refusal().is_none(), "an answer for another request");
 }
@@ -200,9 +200,9 @@ fn another_issuer_or_another_root_causes_a_new_issuance() {
     assert!(certificate.advance(60_000) && certificate.wants(&signer), "renewed");
     assert!(
         certificate.take_answer(request::digest(&text), refused(false, 70_000)),
-        "news, for the status does not say that it is missing"
+        "a change, because the status does not report the refusal yet"
     );
-    assert!(!certificate.take_answer(request::digest(&text), refused(false, 80_000)), "no news");
+    assert!(!certificate.take_answer(request::digest(&text), refused(false, 80_000)), "no change");
     certificate.take(request::digest(&text), issued(&signer, 100_000));
     assert!(certificate.advance(99_999) && !certificate.wants(&signer), "nothing lasts longer than the root");
     let renewal = issued(&signer, 30).renewal_time.unwrap().0;

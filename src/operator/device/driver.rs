@@ -44,7 +44,7 @@ const HIGH_LOAD_DEVICES: usize = 8;
 /// The load stays high for this long after the last such moment: a user who declares thousands of Devices leaves gaps.
 const HIGH_LOAD_PERIOD: Duration = Duration::from_millis(500);
 
-/// The status of a Device says that it waits for the broker's proof after this long. A running broker proves within a second and a
+/// The status of a Device reports that it waits for the broker after this long. A running broker is verified within a second and a
 /// starting one within some ten; a Device that becomes ready before that needs one status write less.
 const STATUS_DELAY: Duration = Duration::from_secs(20);
 
@@ -194,7 +194,7 @@ impl Driver {
         Some(Instant::now() + Duration::from_secs(seconds.min(3600)))
     }
 
-    /// Queues what changed.
+    /// Queues the changed keys.
     fn collect(&mut self) {
         let now = Instant::now();
         let changes = {

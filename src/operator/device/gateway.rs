@@ -1,4 +1,4 @@
-//! The state of one Gateway in the index: its devices, workers, shards, and what its broker has proven.
+//! The state of one Gateway in the index: its devices, workers, shards, and their verified revisions.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub struct GatewayState {
     /// The Gateway as owner of its shards, or `None` if it does not exist.
     pub owner: Option<OwnerReference>,
 
-    /// Whether the broker is external: the operator writes no credentials for it, and nothing is proven.
+    /// Whether the broker is external: the operator writes no credentials for it, and verifies none.
     pub external: bool,
 
     /// The address of the broker, with the uid of the Gateway that reported it.
@@ -53,7 +53,7 @@ pub struct GatewayState {
     /// Revisions of the shards at the API server.
     live: BTreeMap<usize, String>,
 
-    /// Revisions of the shards that the broker has proven to hold.
+    /// Revisions of the shards that were verified at the broker.
     proven: BTreeMap<usize, String>,
 
     /// The plan that each revision of a shard belongs to.
@@ -132,14 +132,14 @@ impl GatewayState {
         self.live.keys().copied()
     }
 
-    /// Stores what the broker has proven. Returns whether it changed.
+    /// Stores the verified revisions. Returns whether they changed.
     pub fn observe_proof(&mut self, proven: BTreeMap<usize, String>) -> bool {
         let news = proven != self.proven;
         self.proven = proven;
         news
     }
 
-    /// Whether the broker has proven that it holds the present state of the device.
+    /// Whether the current state of the device was verified at the broker.
     #[must_use]
     pub fn has_proven(&self, device: &str, record: &DeviceRecord) -> bool {
         let number = shard::shard_of(device, self.count.max(1));
@@ -147,7 +147,7 @@ impl GatewayState {
         matches!((record.planned, proven), (Some(planned), Some(proven)) if *proven >= planned)
     }
 
-    /// The number of declared devices, and of those whose credentials the broker has proven.
+    /// The number of declared devices, and of those whose credentials were verified at the broker.
     #[must_use]
     pub fn totals(&self) -> (usize, usize) {
         let proven = |record: &&DeviceRecord| !self.external && record.enabled && record.last_written.ready;

@@ -103,7 +103,7 @@ fn condition(status: &DeviceStatus, type_: &str) -> (String, String) {
 }
 
 #[test]
-fn a_device_is_ready_with_two_writes_once_the_broker_has_proven_it() {
+fn a_device_is_ready_with_two_writes_once_it_is_verified_at_the_broker() {
     let mut index = DeviceIndex::default();
     gateway_appears(&mut index, "uid-g");
     index.device_applied(&device("d", &json!({})));
@@ -111,7 +111,7 @@ fn a_device_is_ready_with_two_writes_once_the_broker_has_proven_it() {
     index.password_observed(&key("d"), "uid-d", hashed("d", "secret"));
     assert!(matches!(index.next_action(&key("d"), false), DeviceAction::AwaitBroker));
     let revisions = flush(&mut index);
-    assert!(matches!(index.next_action(&key("d"), false), DeviceAction::AwaitBroker), "written is not proven");
+    assert!(matches!(index.next_action(&key("d"), false), DeviceAction::AwaitBroker), "written and not verified yet");
     index.proof_observed(&gateway(), revisions);
     let status = ready_status(&index, "d");
     assert_eq!(condition(&status, "CredentialsLive").0, "True");
@@ -124,7 +124,7 @@ fn a_device_is_ready_with_two_writes_once_the_broker_has_proven_it() {
 }
 
 #[test]
-fn a_proof_of_an_older_state_does_not_count() {
+fn a_verification_of_an_older_state_does_not_count() {
     let mut index = index();
     let old = flush(&mut index);
     index.password_observed(&key("d"), "uid-d", hashed("d", "another"));
@@ -144,7 +144,7 @@ fn a_change_of_one_device_does_not_affect_another() {
     let status = ready_status(&index, "d");
     write(&mut index, "d", status);
     add(&mut index, "e");
-    assert!(matches!(index.next_action(&key("d"), true), DeviceAction::None), "proven once, and unchanged since");
+    assert!(matches!(index.next_action(&key("d"), true), DeviceAction::None), "verified once, and unchanged since");
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn an_error_in_the_spec_is_stalled() {
 }
 
 #[test]
-fn a_disabled_device_is_ready_once_the_broker_has_proven_to_refuse_it() {
+fn a_disabled_device_is_ready_once_its_removal_is_verified_at_the_broker() {
     let mut index = index();
     let revisions = flush(&mut index);
     index.proof_observed(&gateway(), revisions);
@@ -220,10 +220,10 @@ fn a_disabled_device_is_ready_once_the_broker_has_proven_to_refuse_it() {
 }
 
 #[test]
-fn no_shard_is_written_before_every_given_password_has_been_read() {
+fn no_shard_is_written_before_every_user_password_has_been_read() {
     let mut index = index();
     index.device_applied(&device("e", &json!({"authentication": {"password": {"secretRef": {"name": "mine"}}}})));
-    assert!(index.plan(&gateway()).is_none(), "the device would be thrown out of a shard that holds it");
+    assert!(index.plan(&gateway()).is_none(), "the device would be removed from its shard");
     index.password_observed(&key("e"), "uid-e", hashed("e", "given"));
     assert!(index.plan(&gateway()).is_some());
 }
@@ -310,7 +310,7 @@ fn many_devices_all_become_ready_while_shards_grow() {
 }
 
 #[test]
-fn a_rotation_is_proven_during_the_overlap_and_after_it() {
+fn a_rotation_is_verified_during_the_overlap_and_after_it() {
     let lifetime = |token: Option<&str>, previous: Option<(&str, i64)>| Lifetime {
         completed: token.map(Into::into),
         since: 100,
@@ -338,7 +338,7 @@ fn a_rotation_is_proven_during_the_overlap_and_after_it() {
         other => panic!("expected a rotation, got {other:?}"),
     }
     index.generated_observed(&key("d"), "uid-d", hashed("d", "second"), lifetime(Some("now"), Some(("first", 500))), 200);
-    assert!(matches!(index.next_action(&key("d"), false), DeviceAction::AwaitBroker), "it was carried out, and is not proven");
+    assert!(matches!(index.next_action(&key("d"), false), DeviceAction::AwaitBroker), "the rotation was executed and is not verified yet");
     assert_eq!(previous(&mut index).as_deref(), hashed("d", "first").hash());
     assert!(matches!(index.next_action(&key("d"), false), DeviceAction::WriteStatus(_)));
     index.advance(499);
@@ -379,9 +379,9 @@ fn devices_of_an_external_broker_are_ready_once_it_is_connected() {
     write(&mut index, "d", status);
     assert!(matches!(index.next_action(&key("d"), false), DeviceAction::None));
     index.broker_connection_observed(&gateway(), false);
-    assert!(matches!(index.next_action(&key("d"), true), DeviceAction::None), "a broker that is away costs no write");
+    assert!(matches!(index.next_action(&key("d"), true), DeviceAction::None), "an unavailable broker causes no write");
     index.completed();
-    assert_eq!(index.totals(&gateway()), Some((3, 0)), "nobody has proven a credential");
+    assert_eq!(index.totals(&gateway()), Some((3, 0)), "no credential is verified");
 }
 
 #[path = "index_listing_tests.rs"]

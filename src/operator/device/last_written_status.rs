@@ -20,7 +20,7 @@ pub struct LastWrittenStatus {
     /// Index of the type in [`TYPES`], whether it is True, and the transition time in seconds since 1970 (the precision of the API
     /// server). Compact, because each Device has several.
     conditions: Box<[(u8, bool, u32)]>,
-    /// The revision that the broker has proven, in the status.
+    /// The verified revision in the status.
     pub revision: Option<Box<str>>,
     /// Whether `Ready` is True in the status.
     pub ready: bool,

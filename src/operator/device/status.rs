@@ -25,7 +25,7 @@ pub struct StatusContext<'a> {
     /// The authority for client certificates.
     pub authority: &'a Authority,
 
-    /// Whether the broker has proven that it holds the present state of the Device.
+    /// Whether the current state of the Device was verified at the broker.
     pub proven: bool,
 
     /// Whether the operator is connected to the broker, so that it can publish the desired state.
@@ -39,7 +39,7 @@ pub struct StatusContext<'a> {
 #[must_use]
 pub fn status(device: &str, record: &DeviceRecord, context: StatusContext<'_>) -> Option<DeviceStatus> {
     let revision = record.revision();
-    // A Device stays ready while an external broker is not reachable, as a proven credential stays proven.
+    // A Device stays ready while an external broker is unreachable, as a verified credential stays verified.
     let live = if context.external {
         context.broker_connected || record.last_written.ready
     } else {
@@ -102,7 +102,7 @@ fn verdict(device: &str, record: &DeviceRecord, context: StatusContext<'_>, live
         ));
     }
     if live && record.enabled {
-        let message = format!("the broker of Gateway {gateway} has proven that it accepts this credential");
+        let message = format!("the broker of Gateway {gateway} has this credential");
         let refusal = record.certificate().and_then(Certificate::refusal);
         let besides = refusal.map(|refusal| format!("; its certificate is not renewed: {}", refusal.cause.message)).unwrap_or_default();
         let cause = Cause::new(Reason::Proven, format!("{message}{besides}"));
@@ -112,7 +112,7 @@ fn verdict(device: &str, record: &DeviceRecord, context: StatusContext<'_>, live
         let cause = Cause::new(Reason::Disabled, format!("the device is disabled, and the broker of Gateway {gateway} refuses it"));
         return Some((vec![accepted, Finding::fails(CREDENTIALS_LIVE, cause.clone())], Readiness::Ready(cause)));
     }
-    let message = format!("the broker of Gateway {gateway} has not proven this credential yet: see the Gateway's conditions");
+    let message = format!("this credential is not verified at the broker of Gateway {gateway} yet: see the Gateway's conditions");
     let cause = Cause::new(Reason::AwaitingBroker, message);
     context.waited.then(|| (vec![accepted, Finding::fails(CREDENTIALS_LIVE, cause.clone())], Readiness::Reconciling(cause)))
 }

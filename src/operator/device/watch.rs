@@ -96,7 +96,7 @@ pub fn left_certificate_requests(client: &Client) -> BoxStream<'static, Observat
             // cert-manager is not installed.
             Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
             Err(error) => {
-                warn!(error = %crate::runtime::error::chain(&error), "failed to list CertificateRequests: those of an earlier run stay");
+                warn!(error = %crate::runtime::error::chain(&error), "failed to list CertificateRequests: requests of an earlier run remain");
                 Vec::new()
             }
         }

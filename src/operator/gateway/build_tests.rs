@@ -12,7 +12,7 @@ fn mosquitto_configuration(valid: &Valid) -> String {
     crate::broker::configuration::render(&broker_configuration(valid))
 }
 
-/// A Gateway as the API server hands it out, defaults filled in.
+/// A Gateway as the API server returns it, with defaults.
 fn valid(spec: &serde_json::Value) -> Valid {
     let object = json!({
         "apiVersion": "fleetwright.io/v1alpha1", "kind": "Gateway", "metadata": {"name": "plant-1", "namespace": "fleet"}, "spec": spec
@@ -46,7 +46,7 @@ fn full() -> Valid {
     }))
 }
 
-/// The shards are many and alike: two stand for all.
+/// Keeps two of the many similar shards.
 fn short(desired: &Desired) -> Desired {
     let mut desired = desired.clone();
     let another = |text: &str| text.contains("-auth-") && !text.ends_with("-auth-0") && !text.ends_with("-auth-63");
@@ -62,7 +62,7 @@ fn short(desired: &Desired) -> Desired {
 }
 
 #[test]
-fn everything_of_a_gateway() {
+fn the_objects_of_a_gateway_equal_their_snapshots() {
     let desired = short(&built(&full()));
     insta::assert_yaml_snapshot!("configuration", desired.configuration);
     insta::assert_yaml_snapshot!("report", desired.report);
@@ -75,7 +75,7 @@ fn everything_of_a_gateway() {
 }
 
 #[test]
-fn building_again_gives_the_same() {
+fn the_objects_of_a_gateway_are_deterministic() {
     assert!(built(&full()) == built(&full()));
 }
 
@@ -89,9 +89,9 @@ fn persistence_follows_durability() {
     assert!(snapshot.contains("persistence true\n") && !snapshot.contains("persist_sqlite"));
 }
 
-/// Mosquitto drops in silence at its own bounds: it must not come to them before the plugin steps in.
+/// Mosquitto drops messages silently at its own limits, so the limits of the plugin must be lower.
 #[test]
-fn the_plugin_steps_in_before_mosquitto_drops() {
+fn the_limits_of_the_plugin_are_below_those_of_mosquitto() {
     let number = |text: &str, key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<i64>().ok());
     for durability in ["Disk", "Process", "Snapshot"] {
         let text = mosquitto_configuration(&valid(&json!({"durability": durability, "limits": {"whenFull": "Slow"}})));
@@ -99,7 +99,7 @@ fn the_plugin_steps_in_before_mosquitto_drops() {
         assert_eq!(number(&text, "plugin_opt_trusted_port"), Some(name::INTERNAL_MQTT_PORT.into()));
         assert!(number(&text, "plugin_opt_memory_bytes").unwrap() < number(&text, "memory_limit").unwrap());
         let bounded = number(&text, "plugin_opt_session_bytes");
-        // Without a bound of each, Mosquitto must have none either.
+        // Without a limit of the plugin on queues, Mosquitto must have none either.
         assert_eq!(bounded.is_none(), durability == "Snapshot");
         let own = number(&text, "max_queued_bytes").unwrap();
         assert!(bounded.map_or(own == 0, |bounded| bounded == 256 << 20 && own > bounded), "{text}");
@@ -107,11 +107,11 @@ fn the_plugin_steps_in_before_mosquitto_drops() {
     let mut most = full();
     most.queued_bytes = 1638 << 20;
     let own = number(&mosquitto_configuration(&most), "max_queued_bytes").unwrap();
-    assert!(i32::try_from(own).is_ok(), "Mosquitto takes no larger number");
+    assert!(i32::try_from(own).is_ok(), "Mosquitto accepts no larger number");
 }
 
 #[test]
-fn the_pod_rolls_for_what_the_broker_reads_at_its_start_only() {
+fn the_pod_restarts_only_for_settings_that_the_broker_reads_at_its_start() {
     let annotation = |valid: &Valid| {
         let template = built(valid).stateful_set.spec.template;
         template.metadata.and_then(|metadata| metadata.annotations).unwrap()
@@ -127,14 +127,14 @@ fn the_pod_rolls_for_what_the_broker_reads_at_its_start_only() {
 }
 
 #[test]
-fn no_limit_of_memory_gives_the_broker_none() {
+fn a_gateway_without_a_memory_limit_has_no_limit_in_mosquitto() {
     let mut unlimited = full();
     unlimited.memory_limit = None;
     assert!(!mosquitto_configuration(&unlimited).contains("memory_limit"));
 }
 
 #[test]
-fn names_fit_for_the_longest_gateway() {
+fn names_of_objects_are_short_enough_for_the_longest_gateway_name() {
     // StatefulSets add a hash of 10 to the name and put it in a label of 63; Services have 63.
     let longest = Valid { name: "g".repeat(40), ..full() };
     let desired = built(&longest);
@@ -143,7 +143,7 @@ fn names_fit_for_the_longest_gateway() {
 }
 
 #[test]
-fn listeners_for_certificates() {
+fn listeners_with_client_certificates_require_a_trusted_authority_and_the_plugin() {
     let spec = json!({
         "listeners": [
             {"name": "passwords", "port": 8883, "tls": {}},
@@ -155,7 +155,7 @@ fn listeners_for_certificates() {
     let mut gateway = valid(&spec);
     let without = mosquitto_configuration(&gateway);
     assert!(without.contains("listener 8883\n") && !without.contains("listener 8884\n") && !without.contains("listener 8885\n"));
-    assert!(!without.contains("certificate.so"), "nobody is trusted yet, and the other listeners are served");
+    assert!(!without.contains("certificate.so"), "no authority is trusted yet, and the other listeners are configured");
     gateway.clients.trusted = Some("PEM".to_owned());
     let text = mosquitto_configuration(&gateway);
     let plugins = [
@@ -165,17 +165,21 @@ fn listeners_for_certificates() {
         "previous_password.so",
     ];
     let places: Vec<usize> = plugins.iter().map(|part| text.find(part).expect(part)).collect();
-    assert!(places.is_sorted(), "who lets in on every listener is asked last: {text}");
+    assert!(places.is_sorted(), "the plugin for all listeners comes last: {text}");
     let of = |port: &str| text.split("\n\n").find(|block| block.starts_with(&format!("listener {port}\n"))).unwrap().to_owned();
     assert!(!of("8883").contains("require_certificate"));
     for (port, named) in [("8884", false), ("8885", true)] {
         assert!(of(port).contains("require_certificate true\ncafile /etc/fleetwright/client-ca.crt"));
-        assert_eq!(of(port).contains("use_username_as_clientid true"), named, "by certificate the plugin names the client");
+        assert_eq!(
+            of(port).contains("use_username_as_clientid true"),
+            named,
+            "with a certificate alone the plugin sets the client identifier"
+        );
     }
     let annotations = |gateway: &Valid| built(gateway).stateful_set.spec.template.metadata.unwrap().annotations;
     let before = annotations(&gateway);
     gateway.clients.trusted = Some("another".to_owned());
-    assert_ne!(annotations(&gateway), before, "Mosquitto reads whom to trust only at its start");
+    assert_ne!(annotations(&gateway), before, "Mosquitto reads the trusted authorities only at its start");
 }
 
 #[test]

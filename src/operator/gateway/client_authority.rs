@@ -75,7 +75,7 @@ fn source(declared: &Declared, secret: Option<&Secret>, now: Timestamp) -> Resul
             None => "create it (type kubernetes.io/tls) with the client CA's certificate and key",
             Some(_) => "create it with the certificates to trust in ca.crt",
         };
-        return Err(Cause::new(Reason::SecretNotFound, format!("Secret {name} is not there: {expected}")));
+        return Err(Cause::new(Reason::SecretNotFound, format!("Secret {name} does not exist: {expected}")));
     };
     let value = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice());
     let missing = |message: String| Cause::new(Reason::SecretKeyNotFound, format!("Secret {name} has no key {message}"));
@@ -106,7 +106,7 @@ fn unusable(secret: &str, error: &AuthorityError) -> Cause {
         _ => Reason::InvalidClientAuthority,
     };
     let message = format!(
-        "Secret {secret}: {}. Meanwhile no device gets a certificate, and those that have one go on connecting until it expires",
+        "Secret {secret}: {}. No certificates are issued; devices can connect with existing certificates until these expire",
         chain(error)
     );
     Cause::new(reason, message)

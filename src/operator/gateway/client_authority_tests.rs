@@ -66,7 +66,7 @@ fn an_authority_that_can_sign_is_trusted() {
 }
 
 #[test]
-fn one_that_cannot_is_told_of_and_the_broker_keeps_what_it_has() {
+fn an_unusable_authority_is_reported_and_the_broker_keeps_the_previous_one() {
     let good = || authority(true, "2027-01-01T00:00:00Z");
     let other_key = KeyPair::generate().unwrap().serialize_pem();
     for (data, reason) in [
@@ -93,7 +93,7 @@ fn of_issuer(data: Vec<(&'static str, String)>) -> ClientTrust {
 }
 
 #[test]
-fn with_an_issuer_the_secret_says_whom_to_trust_and_needs_no_key() {
+fn with_an_issuer_the_secret_contains_the_trusted_certificates_and_no_key() {
     let root = authority(true, "2027-01-01T00:00:00Z").remove(0).1;
     let leaf = authority(false, "2027-01-01T00:00:00Z").remove(0).1;
     for data in [vec![("ca.crt", root.clone())], vec![("tls.crt", root.clone())], vec![("tls.crt", leaf.clone()), ("ca.crt", root.clone())]]

@@ -110,7 +110,7 @@ pub fn status(observed: &Observed<'_>) -> GatewayStatus {
     let gateway = observed.gateway;
     let generation = gateway.metadata.generation.unwrap_or_default();
     let previous = gateway.status.as_ref().map_or(&[][..], |status| status.conditions.as_slice());
-    let accepted = Finding::holds(ACCEPTED, Reason::Accepted, "the spec can be carried out");
+    let accepted = Finding::holds(ACCEPTED, Reason::Accepted, "the spec is valid");
     let (findings, readiness) = match (&observed.login, &observed.outcome) {
         (Err(cause), _) => {
             let findings = vec![Finding::fails(ACCEPTED, cause.clone()), Finding::unknown(BROKER_AVAILABLE, cause.clone())];
@@ -126,7 +126,7 @@ pub fn status(observed: &Observed<'_>) -> GatewayStatus {
         // Until its first answer, a restarted operator keeps the result of its predecessor.
         (Ok(login), Some(Ok(())) | None) => {
             let message = format!("the broker at {} has accepted the operator's login as {}", login.address(), login.username);
-            let ready = Cause::new(Reason::Ready, "the broker is reached");
+            let ready = Cause::new(Reason::Ready, "the operator is logged in at the broker");
             (vec![accepted, Finding::holds(BROKER_AVAILABLE, Reason::BrokerAvailable, message)], Readiness::Ready(ready))
         }
     };

@@ -34,7 +34,7 @@ fn found(changes: &Value, credentials: Option<&Secret>, authorities: Option<&Sec
 }
 
 #[test]
-fn what_may_be_wrong_with_spec_and_secrets() {
+fn each_invalid_address_or_secret_has_its_reason() {
     let good = secret(&[("username", b"fleet"), ("password", b"open sesame\n")]);
     let other_keys = json!({"credentialsSecret": {"name": "login", "usernameKey": "user", "passwordKey": "token"}});
     let authority = json!({"tls": {"caSecretName": "ca"}});
@@ -69,7 +69,7 @@ fn what_may_be_wrong_with_spec_and_secrets() {
 }
 
 #[test]
-fn the_status_says_what_a_login_has_proven() {
+fn the_status_reports_the_result_of_the_login() {
     let credentials = secret(&[("username", b"fleet"), ("password", b"x")]);
     let login = || found(&json!({}), Some(&credentials), None);
     let fresh = gateway(&json!(external(&json!({}))), None);

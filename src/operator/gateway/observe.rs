@@ -157,9 +157,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_known_yet_stays_as_it_was_said() {
-        let said = GatewayDevices { declared: 9, live: 8, connected: Some(7) };
-        let previous = GatewayStatus { devices: Some(said), ..GatewayStatus::default() };
+    fn unknown_totals_keep_their_last_status() {
+        let last = GatewayDevices { declared: 9, live: 8, connected: Some(7) };
+        let previous = GatewayStatus { devices: Some(last), ..GatewayStatus::default() };
         let heard = |connected| GatewayTotals { connected, clients: None };
         for (declared, heard, previous, expected) in [
             (None, None, None, None),

@@ -59,7 +59,7 @@ fn address(gateway: &Gateway) -> String {
 }
 
 fn rejected(cause: &Cause) -> (Vec<Finding>, Readiness) {
-    let unknown = Cause::new(Reason::NotAccepted, "the spec cannot be carried out; a broker that runs goes on as it is");
+    let unknown = Cause::new(Reason::NotAccepted, "the spec is invalid; a running broker keeps its configuration");
     let findings = vec![Finding::fails(ACCEPTED, cause.clone()), Finding::unknown(BROKER_AVAILABLE, unknown)];
     (findings, Readiness::Stalled(cause.clone()))
 }
@@ -112,16 +112,15 @@ fn certificate(observed: &Observed, valid: &Valid) -> Option<Finding> {
     let unproven = valid.tls.usable.iter().find(|(secret, certificate)| !tls::is_presented(certificate, presented(secret)));
     if let Some((secret, _)) = unproven {
         let message = format!(
-            "the broker does not present the certificate in Secret {secret} yet: if that lasts, see the log of the container `agent`"
+            "the broker does not present the certificate in Secret {secret} yet: if that lasts, read the log of the container `agent`"
         );
         return Some(Finding::fails(CERTIFICATE_VALID, Cause::new(Reason::CertificateNotProven, message)));
     }
     let former = valid.tls.usable.keys().find_map(|secret| Some((secret, presented(secret)?.former_not_after.as_ref()?)));
     if let Some((secret, not_after)) = former {
         let message = format!(
-            "the certificate in Secret {secret} has a key of another kind (RSA, ECDSA) than the one before, which the broker goes on \
-             presenting to some clients until it starts anew, and which expires at {}: delete the pod {}-0 when its clients may connect \
-             again",
+            "the certificate in Secret {secret} has another kind of key (RSA, ECDSA) than the previous one. Until it restarts, the broker \
+             presents the previous certificate, which expires at {}, to some clients: delete the pod {}-0 when its clients may reconnect",
             not_after.0,
             name::broker(&valid.name)
         );
@@ -146,7 +145,7 @@ fn presented(observed: &Observed) -> Option<GatewayCertificate> {
 fn accepted(valid: &Valid) -> Finding {
     match &valid.awaiting {
         Some(cause) => Finding::fails(ACCEPTED, cause.clone()),
-        None => Finding::holds(ACCEPTED, Reason::Accepted, "the spec can be carried out"),
+        None => Finding::holds(ACCEPTED, Reason::Accepted, "the spec is valid"),
     }
 }
 
@@ -167,7 +166,7 @@ fn broker(observed: &Observed, stateful_set: &StatefulSet) -> Finding {
                 &format!("the broker does not accept logins yet: if that lasts, see `kubectl describe pod {pod}`"),
             )
         }
-        (true, false, _) => fails(Reason::BrokerUpdating, "the broker is being brought to the current configuration"),
+        (true, false, _) => fails(Reason::BrokerUpdating, "the broker is being updated to the current configuration"),
         (true, true, None) => fails(Reason::CredentialsNotProven, "the broker's agent has not reported a login yet"),
         (true, true, Some(_)) => Finding::holds(BROKER_AVAILABLE, Reason::BrokerAvailable, "the broker runs and has accepted a login"),
     }

@@ -65,7 +65,7 @@ fn summary(status: &GatewayStatus) -> BTreeMap<&str, (&str, &str)> {
 }
 
 #[test]
-fn available_when_the_pod_is_ready_at_the_current_revision_and_the_agent_has_proven() {
+fn a_broker_is_available_when_the_current_pod_is_ready_and_the_agent_has_logged_in() {
     let starting = json!({"observedGeneration": 2, "replicas": 1, "currentRevision": "a", "updateRevision": "a"});
     let stale = json!({"observedGeneration": 1, "replicas": 1, "readyReplicas": 1, "currentRevision": "a", "updateRevision": "a"});
     let rolling = json!({"observedGeneration": 2, "replicas": 1, "readyReplicas": 1, "currentRevision": "a", "updateRevision": "b"});
@@ -93,17 +93,17 @@ fn available_when_the_pod_is_ready_at_the_current_revision_and_the_agent_has_pro
 }
 
 #[test]
-fn what_is_awaited_is_not_the_gateways_fault() {
-    let awaiting = valid(Some(Cause::new(Reason::SecretNotFound, "Secret plant-1-tls is not there")));
+fn a_missing_secret_is_reconciling_and_does_not_stop_the_broker() {
+    let awaiting = valid(Some(Cause::new(Reason::SecretNotFound, "Secret plant-1-tls does not exist")));
     let status = status(&observed(Some(false)), &Outcome::Applied(&awaiting, &ready()));
     let summary = summary(&status);
     assert_eq!(summary[ACCEPTED], ("False", "SecretNotFound"));
     assert_eq!(summary[RECONCILING], ("True", "SecretNotFound"));
-    assert_eq!(summary[BROKER_AVAILABLE].0, "True", "a broker that runs goes on");
+    assert_eq!(summary[BROKER_AVAILABLE].0, "True", "a running broker continues");
 }
 
 #[test]
-fn a_spec_that_must_change_is_stalled() {
+fn an_invalid_spec_is_stalled() {
     let cause = Cause::new(Reason::InvalidQuantity, "x");
     let status = status(&observed(None), &Outcome::Rejected(&cause));
     let summary = summary(&status);
@@ -112,7 +112,7 @@ fn a_spec_that_must_change_is_stalled() {
 }
 
 #[test]
-fn a_refused_write_is_stalled_only_where_the_spec_is_to_blame() {
+fn a_refused_write_is_stalled_only_if_the_spec_is_invalid() {
     let refused = |code: u16, reason: &str| {
         let answer = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": reason, "code": code});
         WriteError::Call {
@@ -135,17 +135,17 @@ fn a_refused_write_is_stalled_only_where_the_spec_is_to_blame() {
 }
 
 #[test]
-fn dropped_messages_show_and_do_not_make_it_unready() {
+fn dropped_messages_are_reported_and_the_gateway_stays_ready() {
     let status = status(&observed(Some(true)), &Outcome::Applied(&valid(None), &ready()));
     let summary = summary(&status);
     assert_eq!((summary[MESSAGES_DROPPED].0, summary[READY].0), ("True", "True"));
 }
 
-/// It becomes full, and has room again; what is ready stays ready.
+/// The broker becomes full and then accepts messages again. The Gateway stays ready.
 #[test]
-fn a_full_broker_shows_while_it_is_and_that_it_was() {
+fn a_full_broker_is_reported_and_its_end_as_well() {
     let mut observed = observed(Some(false));
-    let look = |observed: &mut Observed, fullness: Fullness| {
+    let reconcile = |observed: &mut Observed, fullness: Fullness| {
         observed.report = Some(AgentReport { fullness, ..AgentReport::default() });
         let status = status(observed, &Outcome::Applied(&valid(None), &ready()));
         let when_full = observed.gateway.spec.limits.when_full;
@@ -155,26 +155,26 @@ fn a_full_broker_shows_while_it_is_and_that_it_was() {
         let found = status.conditions.into_iter().find(|condition| condition.type_ == BROKER_FULL);
         found.map(|condition| (condition.status, condition.reason, condition.message))
     };
-    assert_eq!(look(&mut observed, Fullness::Nothing), None);
+    assert_eq!(reconcile(&mut observed, Fullness::Nothing), None);
     let queue = Fullness::Queue { session: "_ingest_vibration".to_owned() };
-    let (status, reason, message) = look(&mut observed, queue.clone()).unwrap();
+    let (status, reason, message) = reconcile(&mut observed, queue.clone()).unwrap();
     assert_eq!((status.as_str(), reason.as_str()), ("True", "QueueFull"));
     assert!(message.contains("Pipeline vibration") && message.contains("256Mi") && message.contains("0x97"), "{message}");
     observed.gateway.spec.limits.when_full = WhenFull::Slow;
-    assert!(!look(&mut observed, queue).unwrap().2.contains("0x97"));
+    assert!(!reconcile(&mut observed, queue).unwrap().2.contains("0x97"));
     for (fullness, expected) in [
         (Fullness::Memory, ("True", "MemoryFull")),
         (Fullness::Disk, ("True", "DiskFull")),
         (Fullness::Nothing, ("False", "AcceptingMessages")),
         (Fullness::Nothing, ("False", "AcceptingMessages")),
     ] {
-        let (status, reason, _) = look(&mut observed, fullness).unwrap();
+        let (status, reason, _) = reconcile(&mut observed, fullness).unwrap();
         assert_eq!((status.as_str(), reason.as_str()), expected);
     }
 }
 
 #[test]
-fn looking_again_changes_nothing() {
+fn the_status_does_not_change_while_the_observed_state_is_the_same() {
     let mut observed = observed(Some(true));
     let first = status(&observed, &Outcome::Applied(&valid(None), &ready()));
     observed.gateway = gateway(Some(&first));
@@ -182,7 +182,7 @@ fn looking_again_changes_nothing() {
 }
 
 #[test]
-fn what_the_broker_presents_beside_or_instead_of_the_certificate_in_the_secret() {
+fn a_missing_or_additional_presented_certificate_is_reported() {
     let key = rcgen::KeyPair::generate().unwrap();
     let chain = rcgen::CertificateParams::default().self_signed(&key).unwrap().pem();
     let certificate = crate::certificate::server::ServerCertificate::parse(chain.as_bytes(), key.serialize_pem().as_bytes()).unwrap();
@@ -208,7 +208,7 @@ fn what_the_broker_presents_beside_or_instead_of_the_certificate_in_the_secret()
 }
 
 #[test]
-fn the_authority_of_devices_has_a_condition_of_its_own() {
+fn the_client_authority_has_a_separate_condition() {
     let mut observed = observed(Some(false));
     let spec = json!({"secretName": "devices-ca"});
     observed.gateway.spec.client_authority = Some(serde_json::from_value(spec).unwrap());
@@ -221,7 +221,7 @@ fn the_authority_of_devices_has_a_condition_of_its_own() {
     let missing = of(Some(Cause::new(Reason::SecretNotFound, "x")), None);
     assert_eq!(summary(&missing)[CLIENT_AUTHORITY_VALID], ("False", "SecretNotFound"));
     assert_eq!(summary(&missing)[RECONCILING], ("True", "SecretNotFound"));
-    assert_eq!(summary(&missing)[BROKER_AVAILABLE].0, "True", "who has a certificate goes on");
+    assert_eq!(summary(&missing)[BROKER_AVAILABLE].0, "True", "devices with a certificate can connect");
     let expiring = of(None, Some(Cause::new(Reason::CertificateExpiresSoon, "x")));
     assert_eq!(summary(&expiring)[CLIENT_AUTHORITY_VALID], ("True", "CertificateExpiresSoon"));
     assert_eq!(summary(&expiring)[READY].0, "True");

@@ -1,5 +1,5 @@
-//! The certificates of a Gateway's TLS listeners: those that Secrets hold, those that the operator issues, and when to warn.
-//! Pure but for the randomness of keys.
+//! The certificates of a Gateway's TLS listeners, from Secrets or issued by the operator, and the warnings about their expiry.
+//! Pure except for the randomness of keys.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug, Formatter};
@@ -87,7 +87,7 @@ pub fn certificates(observed: &Observed, now: Timestamp) -> Certificates {
     for (secret, object) in &observed.tls {
         let issued = found.issued.as_ref().filter(|_| *secret == issued_name).map(|issued| &issued.certificate);
         let data = issued.or_else(|| object.as_ref().and_then(|object| object.data.as_ref()));
-        match judge(secret, object.as_ref().map(|_| ()).or(issued.map(|_| ())), data, &found.host_names, now) {
+        match check(secret, object.is_some() || issued.is_some(), data, &found.host_names, now) {
             Ok(certificate) => {
                 found.expiring = found.expiring.or_else(|| expires_soon("certificate", secret, validity(&certificate), now));
                 found.usable.insert(secret.clone(), certificate);
@@ -123,10 +123,11 @@ fn issue(observed: &Observed, now: Timestamp) -> Result<Issued, AuthorityError> 
     Ok(Issued { certificate: authority.certify(&names, existing.as_ref(), now)?, authority: authority.render() })
 }
 
-fn judge(secret: &str, there: Option<()>, data: Option<&Data>, names: &[String], now: Timestamp) -> Result<ServerCertificate, Cause> {
-    if there.is_none() {
+/// The certificate in a Secret, or why it is unusable.
+fn check(secret: &str, exists: bool, data: Option<&Data>, names: &[String], now: Timestamp) -> Result<ServerCertificate, Cause> {
+    if !exists {
         let message =
-            format!("Secret {secret} is not there: create it (type kubernetes.io/tls), or leave out secretName to have one issued");
+            format!("Secret {secret} does not exist: create it (type kubernetes.io/tls), or remove secretName to have one issued");
         return Err(Cause::new(Reason::SecretNotFound, message));
     }
     let value = |key: &str| {
@@ -135,18 +136,18 @@ fn judge(secret: &str, there: Option<()>, data: Option<&Data>, names: &[String],
         data.and_then(|data| data.get(key)).ok_or_else(missing)
     };
     let (certificate, key) = (value(TLS_CERTIFICATE)?, value(TLS_KEY)?);
-    let judged = ServerCertificate::parse(&certificate.0, &key.0).and_then(|certificate| {
+    let checked = ServerCertificate::parse(&certificate.0, &key.0).and_then(|certificate| {
         certificate.check(now, names)?;
         Ok(certificate)
     });
-    judged.map_err(|error| {
+    checked.map_err(|error| {
         let reason = match error {
             CertificateError::Expired { .. } => Reason::CertificateExpired,
             CertificateError::NotYetValid { .. } => Reason::CertificateNotYetValid,
             CertificateError::MatchName { .. } => Reason::CertificateNameMismatch,
             _ => Reason::InvalidCertificate,
         };
-        Cause::new(reason, format!("Secret {secret}: {}. A running broker keeps the certificate it has", chain(&error)))
+        Cause::new(reason, format!("Secret {secret}: {}. A running broker keeps its current certificate", chain(&error)))
     })
 }
 
@@ -163,14 +164,13 @@ fn warnings((from, to): (Timestamp, Timestamp)) -> [(Timestamp, SignedDuration);
     })
 }
 
-/// The warning for something (`what`) with this validity. The text is constant from one warning to the next, so that each becomes one
-/// Event, without a duplicate after a restart of the operator.
+/// The warning about the expiry of `what`. The text is constant until the next warning, so that each becomes one Event, without a
+/// duplicate after a restart of the operator.
 #[must_use]
 pub fn expires_soon(what: &str, secret: &str, validity: (Timestamp, Timestamp), now: Timestamp) -> Option<Cause> {
     let (_, left) = warnings(validity).into_iter().rev().find(|(due, _)| now >= *due)?;
     let message = format!(
-        "the {what} in Secret {secret} expires at {}, which is less than {} hours ahead: renew it, or see why what should renew it \
-         does not",
+        "the {what} in Secret {secret} expires at {}, in less than {} hours: renew it, or check why it is not renewed automatically",
         validity.1,
         left.as_hours().max(1)
     );
@@ -182,7 +182,7 @@ pub fn transition_times(certificate: &ServerCertificate) -> impl Iterator<Item =
     transition_times_of(validity(certificate))
 }
 
-/// The same for anything with this validity.
+/// The times at which the result for this validity changes.
 pub fn transition_times_of(validity: (Timestamp, Timestamp)) -> impl Iterator<Item = Timestamp> {
     [validity.0, validity.1].into_iter().chain(warnings(validity).map(|(due, _)| due))
 }

@@ -57,7 +57,7 @@ fn secret(names: &[&str], not_after: Timestamp) -> Data {
 }
 
 #[test]
-fn what_a_secret_must_hold() {
+fn each_unusable_certificate_secret_has_its_reason() {
     let good = || secret(&["plant-1.fleet.svc"], at("2027-01-01T00:00:00Z"));
     let without = |key: &str| {
         let mut data = good();
@@ -89,8 +89,8 @@ fn what_a_secret_must_hold() {
 }
 
 #[test]
-fn declared_names_are_those_that_count() {
-    // A public authority signs no name inside a cluster.
+fn a_certificate_must_have_the_declared_host_names() {
+    // A public authority does not sign names inside a cluster.
     let mut observed = named(Some(secret(&["mqtt.example.org"], at("2027-01-01T00:00:00Z"))));
     assert!(certificates(&observed, at("2026-01-02T00:00:00Z")).awaiting.is_some());
     observed.gateway.spec.service.host_names = vec!["mqtt.example.org".to_owned()];
@@ -100,7 +100,7 @@ fn declared_names_are_those_that_count() {
 }
 
 #[test]
-fn one_that_nears_its_end_is_told_twice() {
+fn a_certificate_that_expires_soon_has_two_warnings() {
     for (life_in_hours, first, second) in [(90 * 24, 7 * 24, 24), (24 * 24, 4 * 24, 24), (24, 4, 2)] {
         let not_after = start() + Duration::from_hours(life_in_hours);
         let observed = named(Some(secret(&["plant-1.fleet.svc"], not_after)));
@@ -111,17 +111,17 @@ fn one_that_nears_its_end_is_told_twice() {
         };
         let (hours, moment) = (Duration::from_hours, Duration::from_secs(1));
         assert_eq!(message(hours(first) + moment), None, "{life_in_hours}");
-        let told = message(hours(first));
-        assert_eq!(told.as_ref().map(|told| told.0), Some("CertificateExpiresSoon"));
-        assert_eq!(message(hours(second) + moment), told, "once, not at each look");
-        let again = message(hours(second));
-        assert!(again.is_some() && again != told);
-        assert_eq!(message(moment), again);
+        let first_warning = message(hours(first));
+        assert_eq!(first_warning.as_ref().map(|warning| warning.0), Some("CertificateExpiresSoon"));
+        assert_eq!(message(hours(second) + moment), first_warning, "constant until the second warning");
+        let second_warning = message(hours(second));
+        assert!(second_warning.is_some() && second_warning != first_warning);
+        assert_eq!(message(moment), second_warning);
     }
 }
 
 #[test]
-fn issued_where_no_secret_is_named() {
+fn a_listener_without_a_secret_gets_an_issued_certificate() {
     let found = certificates(&issuing(None, None, &["mqtt.example.org", "192.0.2.7", "plant-1"]), start());
     let issued = found.issued.clone().unwrap();
     let names = ["plant-1", "plant-1.fleet", "plant-1.fleet.svc", "plant-1.fleet.svc.cluster.local", "mqtt.example.org", "192.0.2.7"];
@@ -130,7 +130,7 @@ fn issued_where_no_secret_is_named() {
     assert_eq!(issued.certificate[TLS_AUTHORITIES], issued.authority[TLS_AUTHORITIES]);
     assert!(!format!("{found:?}").contains("PRIVATE"));
 
-    // A second look finds all as it should be, and an hour before it is renewed too.
+    // A second reconciliation changes nothing, even an hour before the renewal.
     let again = |authority: Option<&Data>, certificate: Option<&Data>, now| {
         let observed = issuing(authority.cloned(), certificate.cloned(), &["mqtt.example.org", "192.0.2.7", "plant-1"]);
         certificates(&observed, now).issued.unwrap()
@@ -138,23 +138,23 @@ fn issued_where_no_secret_is_named() {
     for now in [start(), start() + SERVER_LIFE / 3 * 2 - Duration::from_hours(1)] {
         assert!(again(Some(&issued.authority), Some(&issued.certificate), now) == issued);
     }
-    // One that was deleted comes again from the same authority, one that is old too.
+    // A deleted or an old certificate is issued again by the same authority.
     for (certificate, now) in [(None, start()), (Some(&issued.certificate), start() + SERVER_LIFE / 3 * 2)] {
         let renewed = again(Some(&issued.authority), certificate, now);
         assert!(renewed.authority == issued.authority && renewed.certificate[TLS_CERTIFICATE] != issued.certificate[TLS_CERTIFICATE]);
         assert_eq!(renewed.certificate[TLS_AUTHORITIES], issued.certificate[TLS_AUTHORITIES]);
     }
-    // Without its authority the certificate is worth nothing.
-    let anew = again(None, Some(&issued.certificate), start());
-    assert!(anew.certificate[TLS_CERTIFICATE] != issued.certificate[TLS_CERTIFICATE]);
-    assert_eq!(anew.certificate[TLS_AUTHORITIES], anew.authority[TLS_AUTHORITIES]);
-    // In time, clients trust two.
+    // A certificate is replaced if its authority was deleted.
+    let replaced = again(None, Some(&issued.certificate), start());
+    assert!(replaced.certificate[TLS_CERTIFICATE] != issued.certificate[TLS_CERTIFICATE]);
+    assert_eq!(replaced.certificate[TLS_AUTHORITIES], replaced.authority[TLS_AUTHORITIES]);
+    // Near the end of an authority, clients trust two.
     let old = again(Some(&issued.authority), Some(&issued.certificate), start() + AUTHORITY_LIFE / 4 * 3);
     assert!(old.certificate[TLS_AUTHORITIES].0.len() > issued.certificate[TLS_AUTHORITIES].0.len());
 }
 
 #[test]
-fn a_broken_authority_is_told_and_what_it_issued_stays() {
+fn an_invalid_authority_is_reported_and_its_certificate_stays() {
     let issued = certificates(&issuing(None, None, &[]), start()).issued.unwrap();
     let found = certificates(&issuing(Some(Data::new()), Some(issued.certificate), &[]), start());
     assert_eq!(found.awaiting.map(|cause| cause.reason.as_str()), Some("InvalidAuthority"));
@@ -162,6 +162,6 @@ fn a_broken_authority_is_told_and_what_it_issued_stays() {
 }
 
 #[test]
-fn listeners_without_tls_need_nothing() {
+fn listeners_without_tls_need_no_certificate() {
     assert_eq!(certificates(&observed(&json!({"service": {"hostNames": ["mqtt.example.org"]}}), []), start()), Certificates::default());
 }

@@ -36,7 +36,7 @@ pub async fn keep(
                 Err(error) => {
                     let failures = queue.failed(&key, (), Instant::now(), rand::random());
                     let (gateway, namespace) = (&key.name, &key.namespace);
-                    warn!(%gateway, %namespace, failures, error = chain(&error), "failed to write the totals of a Gateway: trying again");
+                    warn!(%gateway, %namespace, failures, error = chain(&error), "failed to write the totals of a Gateway: retrying");
                 }
             }
         }
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_totals_nothing_follows() {
+    fn totals_do_not_change_the_digest_of_a_gateway() {
         let digest_of = |change: &serde_json::Value| {
             let mut gateway = json!({
                 "apiVersion": "fleetwright.io/v1alpha1", "kind": "Gateway",

@@ -38,13 +38,13 @@ fn defaults_are_valid() {
 }
 
 #[test]
-fn what_only_a_change_of_the_spec_heals() {
+fn each_invalid_spec_has_its_reason() {
     for (spec, reason) in [
         (json!({"resources": {"limits": {"memory": "16Mi"}}}), "InvalidQuantity"),
         (json!({"resources": {"limits": {"memory": "512m"}}}), "InvalidQuantity"),
         (json!({"resources": {"limits": {"memory": "99999999999999Ti"}}}), "InvalidQuantity"),
         (json!({"resources": {"limits": {"memory": "64Mi"}, "requests": {"memory": "1Gi"}}}), "InvalidResources"),
-        // To Mosquitto zero means without bound.
+        // In Mosquitto, zero means no limit.
         (json!({"limits": {"queuedBytesPerClient": "0"}}), "InvalidQuantity"),
         (json!({"limits": {"queuedBytesPerClient": "1639Mi"}}), "InvalidQuantity"),
         (json!({"durability": "Snapshot", "resources": {}}), "InvalidResources"),

@@ -28,14 +28,14 @@ fn ours() -> Config {
     Config::default().labels(&format!("{GATEWAY_LABEL},{ROLE_LABEL}!={ROLE_AUTH_SHARD}"))
 }
 
-/// Adds all watches. `looks` receives Gateways to reconcile for other reasons.
-pub fn subscribe(controller: Controller<Gateway>, client: &Client, looks: UnboundedReceiver<GatewayKey>) -> Controller<Gateway> {
+/// Adds all watches. `requests` receives Gateways to reconcile for other reasons.
+pub fn subscribe(controller: Controller<Gateway>, client: &Client, requests: UnboundedReceiver<GatewayKey>) -> Controller<Gateway> {
     let (gateways, externals) = (controller.store(), controller.store());
     let configurations = notable(watcher::watcher(Api::<ConfigMap>::all(client.clone()), ours()));
     let tls = Config::default().fields("type=kubernetes.io/tls");
     // The operator's own Secrets are many, and no spec names them.
     let others = Config::default().labels(&format!("!{ROLE_LABEL}"));
-    let looks = futures::stream::unfold(looks, |mut looks| async { looks.recv().await.map(|key| (key, looks)) })
+    let requests = futures::stream::unfold(requests, |mut requests| async { requests.recv().await.map(|key| (key, requests)) })
         .map(|key| ObjectRef::new(&key.name).within(&key.namespace));
     controller
         .owns(Api::<StatefulSet>::all(client.clone()), ours())
@@ -52,7 +52,7 @@ pub fn subscribe(controller: Controller<Gateway>, client: &Client, looks: Unboun
         .owns_stream(configurations)
         .watches(Api::<PartialObjectMeta<Secret>>::all(client.clone()), tls, move |secret| naming(&gateways, &secret))
         .watches(Api::<PartialObjectMeta<Secret>>::all(client.clone()), others, move |secret| logging_in_with(&externals, &secret))
-        .reconcile_on(looks)
+        .reconcile_on(requests)
 }
 
 /// Gateways whose listeners or authorities use this Secret.

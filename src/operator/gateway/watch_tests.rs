@@ -13,7 +13,7 @@ fn config_map(name: &str, role: Option<&str>, report: Option<&str>) -> ConfigMap
 }
 
 #[test]
-fn of_a_report_only_what_a_status_shows_is_news() {
+fn a_report_triggers_a_reconciliation_only_if_it_affects_the_status() {
     let report = |text: Option<&str>| config_map("plant-1-agent", Some(ROLE_AGENT_REPORT), text);
     let configuration = || config_map("plant-1-broker", None, None);
     let first = r#"{"shards":{"0":"a"}}"#;
@@ -38,13 +38,13 @@ fn of_a_report_only_what_a_status_shows_is_news() {
         (Event::Delete(report(Some(dropped))), true),
         (Event::Apply(report(Some(dropped))), true),
     ];
-    let expected = events.iter().filter(|(_, news)| *news).count();
+    let expected = events.iter().filter(|(_, passes)| *passes).count();
     let stream = futures::stream::iter(events.into_iter().map(|(event, _)| Ok(event)));
     assert_eq!(block_on(notable(stream).count()), expected);
 }
 
 #[test]
-fn a_report_that_somebody_relabels_is_news() {
+fn a_change_of_a_reports_labels_triggers_a_reconciliation() {
     let mut changed = config_map("plant-1-agent", Some(ROLE_AGENT_REPORT), None);
     let original = changed.clone();
     changed.metadata.labels.get_or_insert_default().insert("x".to_owned(), "y".to_owned());

@@ -150,7 +150,7 @@ async fn a_terminating_namespace_is_waited_for_and_any_other_refusal_is_an_error
 }
 
 #[tokio::test]
-async fn what_is_gone_already_needs_no_deletion_and_no_status() {
+async fn missing_objects_are_no_errors_of_deletion_and_status() {
     let (client, writer, mut server) = ApiServer::start();
     drop(client);
     both(
@@ -192,7 +192,7 @@ async fn pruning_deletes_only_own_objects_that_are_no_longer_desired() {
 }
 
 #[tokio::test]
-async fn a_watch_that_lags_behind_lists_again_and_drops_what_is_gone() {
+async fn a_watch_that_lags_behind_lists_again_and_removes_deleted_objects() {
     let (client, writer, mut server) = ApiServer::start();
     drop(writer);
     let list = |names: &[&str]| {
@@ -250,14 +250,14 @@ async fn the_work_ends_when_another_instance_takes_the_lease() {
                     lease = serde_json::from_slice(&body).unwrap();
                     lease["metadata"]["resourceVersion"] = json!("1");
                     let answer = lease.clone();
-                    // From now on another instance has it.
+                    // Another instance acquires it.
                     lease["spec"]["holderIdentity"] = json!("second");
                     lease["metadata"]["resourceVersion"] = json!("2");
                     (201, answer)
                 }
                 _ => (409, failure(409, "Conflict")),
             };
-            // A renewal that is no longer waited for is no fault.
+            // A renewal after the end is not an error.
             let _ = responder.send(Response::builder().status(code).body(Body::from(answer.to_string().into_bytes())).unwrap());
         }
     };

@@ -1,7 +1,7 @@
 //! The only place that writes to the API server.
 //!
-//! Owned objects go by server-side apply, and only where the live object differs from the wanted one; a status goes by
-//! merge patch, and only where it changed. So a steady fleet causes no writes, and neither does a restart.
+//! It writes owned objects with server-side apply if the live object differs from the desired one, and a status with a merge patch
+//! if it changed. A steady fleet and a restart therefore cause no writes.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -21,26 +21,26 @@ use super::diff::{covers, merge_patch};
 use crate::api::reason::Reason;
 use crate::api::{GROUP, name};
 
-/// Annotation with the revision of the content that was applied last. It tells a removed field, which a comparison of the
-/// wanted with the live object cannot see.
+/// Annotation with the revision of the last applied content. It detects a removed field, which a comparison of the desired with the
+/// live object cannot detect.
 const APPLIED_ANNOTATION: &str = "fleetwright.io/applied-revision";
 
-/// The longest a call to the API server may take. kube's client retries by itself for far longer.
+/// Timeout of a call to the API server. Without it, kube's client retries for much longer.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Why a write did not happen.
+/// Why a write failed.
 #[derive(Debug, Error)]
 pub enum WriteError {
-    /// The API server refused, or could not be reached.
+    /// The API server refused the call, or is unavailable.
     #[error("failed to {verb} {kind} {name}")]
     Call {
-        /// What was tried.
+        /// The operation.
         verb: &'static str,
         /// Kind of the object.
         kind: String,
         /// Name of the object.
         name: String,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: Box<kube::Error>,
     },
@@ -48,7 +48,7 @@ pub enum WriteError {
     /// The API server did not answer in time.
     #[error("failed to {verb} {kind} {name}: no answer from the API server in {} s", TIMEOUT.as_secs())]
     Timeout {
-        /// What was tried.
+        /// The operation.
         verb: &'static str,
         /// Kind of the object.
         kind: String,
@@ -56,7 +56,7 @@ pub enum WriteError {
         name: String,
     },
 
-    /// An object of that name is there already, and it is not ours.
+    /// An object with that name exists and has another owner.
     #[error("{kind} {name} exists and does not belong to this object: delete or rename it, or choose another name here")]
     NameConflict {
         /// Kind of the object.
@@ -65,14 +65,14 @@ pub enum WriteError {
         name: String,
     },
 
-    /// The object could not be turned into JSON.
+    /// The object could not be encoded as JSON.
     #[error("failed to encode {kind} {name}")]
     Encode {
         /// Kind of the object.
         kind: String,
         /// Name of the object.
         name: String,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: serde_json::Error,
     },
@@ -89,7 +89,7 @@ impl WriteError {
         }
     }
 
-    /// What the API server answered, if it did.
+    /// The response of the API server, if there is one.
     #[must_use]
     pub fn status(&self) -> Option<&Status> {
         match self {
@@ -101,40 +101,40 @@ impl WriteError {
         }
     }
 
-    /// Whether the object is already there.
+    /// Whether the object already exists.
     #[must_use]
     pub fn is_already_exists(&self) -> bool {
         self.status().is_some_and(Status::is_already_exists)
     }
 
-    /// Whether the namespace is on its way out, and takes in nothing new: all that is in it goes in a moment.
+    /// Whether the namespace is terminating. It accepts no new objects, and its objects will be deleted.
     #[must_use]
     pub fn is_namespace_terminating(&self) -> bool {
         self.status().is_some_and(is_namespace_terminating)
     }
 
-    /// Whether the object is not there (any longer).
+    /// Whether the object does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.status().is_some_and(Status::is_not_found)
     }
 }
 
-/// Whether the API server says that the namespace takes in nothing new.
+/// Whether the API server refused the call because the namespace is terminating.
 #[must_use]
 pub fn is_namespace_terminating(status: &Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     status.code == 403 && causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
-/// A kind of the API that lives in a namespace and can be read and written.
+/// A namespaced kind that can be read and written.
 pub trait Kind: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize {}
 impl<K> Kind for K where K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize {}
 
 /// Whether a write was needed.
 #[derive(Debug)]
 pub enum Applied<K> {
-    /// The live object was as wanted already.
+    /// The live object already has the desired content.
     Unchanged(K),
     /// The object was created or changed.
     Changed(K),
@@ -149,7 +149,7 @@ impl<K> Applied<K> {
     }
 }
 
-/// Writes to the API server in the name of one reconciler.
+/// Writes to the API server for one reconciler.
 #[derive(Clone)]
 pub struct Writer {
     client: Client,
@@ -158,7 +158,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// A writer with a field manager, such as `fleetwright/gateway`, that names this one place of use. Counts each write in
+    /// A writer with a unique field manager, such as `fleetwright/gateway`. Counts each write in
     /// `fleetwright_api_writes_total{manager, kind, verb}`.
     #[must_use]
     pub fn new(client: Client, field_manager: &'static str, metrics: &WriteMetrics) -> Self {
@@ -171,10 +171,10 @@ impl Writer {
         &self.client
     }
 
-    /// Makes the live object as wanted, by server-side apply, where it is not.
+    /// Applies the desired object with server-side apply, if the live object differs.
     ///
     /// # Errors
-    /// [`WriteError::NameConflict`] where an object of that name does not carry `owner`.
+    /// [`WriteError::NameConflict`] if an object with that name does not have `owner` as its owner.
     pub async fn apply<K: Kind>(&self, owner: &OwnerReference, desired: &K) -> Result<Applied<K>, WriteError> {
         let namespace = desired.namespace().unwrap_or_default();
         let api = Api::<K>::namespaced(self.client.clone(), &namespace);
@@ -193,10 +193,10 @@ impl Writer {
         Ok(Applied::Changed(call::<K, _>("apply", &name, api.patch(&name, &parameters, &Patch::Apply(&wanted))).await?))
     }
 
-    /// Creates an object that is not there yet, without a look first: one call where the caller knows.
+    /// Creates an object without reading it first, for callers that know that it does not exist.
     ///
     /// # Errors
-    /// [`WriteError::is_already_exists`] where it is there.
+    /// [`WriteError::is_already_exists`] if it exists.
     pub async fn create<K: Kind>(&self, desired: &K) -> Result<K, WriteError> {
         let api = Api::<K>::namespaced(self.client.clone(), &desired.namespace().unwrap_or_default());
         let parameters = PostParams { field_manager: Some(self.field_manager.to_owned()), ..PostParams::default() };
@@ -204,10 +204,10 @@ impl Writer {
         call::<K, _>("create", &desired.name_any(), api.create(&parameters, desired)).await
     }
 
-    /// Merges `patch` into an object that is ours. A `metadata.resourceVersion` in it must be the present one.
+    /// Merges `patch` into an owned object. A `metadata.resourceVersion` in it must be the current one.
     ///
     /// # Errors
-    /// When the API server refuses or is away, or the object is another by now.
+    /// If the API server refuses the call or is unavailable, or the object has changed.
     pub async fn merge<K: Kind>(&self, namespace: &str, name: &str, patch: &Value) -> Result<K, WriteError> {
         let api = Api::<K>::namespaced(self.client.clone(), namespace);
         let parameters = PatchParams { field_manager: Some(self.field_manager.to_owned()), ..PatchParams::default() };
@@ -215,7 +215,7 @@ impl Writer {
         call::<K, _>("change", name, api.patch(name, &parameters, &Patch::Merge(patch))).await
     }
 
-    /// Deletes an object. That it is gone already is no error.
+    /// Deletes an object. A missing object is not an error.
     ///
     /// # Errors
     /// When the API server refuses or is away.
@@ -223,7 +223,7 @@ impl Writer {
         self.delete_with::<K>(namespace, name, &DeleteParams::background()).await
     }
 
-    /// Deletes an object in a way of its own.
+    /// Deletes an object with these parameters.
     ///
     /// # Errors
     /// When the API server refuses or is away.
@@ -238,7 +238,7 @@ impl Writer {
     }
 
     /// Deletes the objects of this kind that match the label selector, have `owner` as an owner and are not named in `keep`. Reads
-    /// their metadata only, for some are Secrets.
+    /// only their metadata, because some are Secrets.
     ///
     /// # Errors
     /// When the API server refuses or is away.
@@ -248,7 +248,7 @@ impl Writer {
         for object in found {
             let ours = object.owner_references().iter().any(|reference| reference.uid == owner.uid);
             if ours && !keep.contains(&object.name_any()) {
-                // Not an object that has replaced it since.
+                // Does not delete an object that has replaced it.
                 let preconditions = Preconditions { uid: object.uid(), resource_version: None };
                 let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
                 self.delete_with::<K>(namespace, &object.name_any(), &parameters).await?;
@@ -257,10 +257,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the status of an object where it differs from the previous one. Returns whether it did.
+    /// Writes the status of an object if it differs from the previous one. Returns whether it differed.
     ///
     /// # Errors
-    /// When the API server refuses or is away. That the object is gone is no error.
+    /// If the API server refuses the call or is unavailable. A missing object is not an error.
     pub async fn write_status<K: Kind, S: Serialize>(
         &self,
         namespace: &str,
@@ -278,7 +278,7 @@ impl Writer {
         self.patch_status::<K>(namespace, name, &patch).await.map(|_| true)
     }
 
-    /// Merges `patch` into the status of an object. Returns the object since, or `None` where it is gone.
+    /// Merges `patch` into the status of an object. Returns the resulting object; `None` if it does not exist.
     ///
     /// # Errors
     /// When the API server refuses or is away.
@@ -307,16 +307,16 @@ impl WriteMetrics {
     /// Registers the counter.
     ///
     /// # Errors
-    /// When it is registered already.
+    /// If it is already registered.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let options = Opts::new("fleetwright_api_writes_total", "Writes to the API server, leases and events aside.");
+        let options = Opts::new("fleetwright_api_writes_total", "Writes to the API server, without leases and events.");
         let counter = IntCounterVec::new(options, &["manager", "kind", "verb"])?;
         registry.register(Box::new(counter.clone()))?;
         Ok(Self(counter))
     }
 }
 
-/// An owner reference that makes `object` the controller of what carries it.
+/// An owner reference with `object` as the controller.
 pub fn owner_reference<K: Resource<DynamicType = ()>>(object: &K) -> OwnerReference {
     OwnerReference {
         api_version: K::api_version(&()).into_owned(),
@@ -324,7 +324,7 @@ pub fn owner_reference<K: Resource<DynamicType = ()>>(object: &K) -> OwnerRefere
         name: object.meta().name.clone().unwrap_or_default(),
         uid: object.meta().uid.clone().unwrap_or_default(),
         controller: Some(true),
-        // Foreground deletion of the owner must not wait for permission to look at each child.
+        // Foreground deletion of the owner must not wait for each child.
         block_owner_deletion: None,
     }
 }
@@ -360,10 +360,10 @@ pub fn standard_labels(component: &str, instance: &str) -> std::collections::BTr
     .collect()
 }
 
-/// The wanted object as JSON, with its type, owner and revision.
+/// The desired object as JSON, with its type, owner and revision.
 ///
 /// # Errors
-/// When it cannot be turned into JSON.
+/// If it cannot be encoded as JSON.
 pub fn prepare<K: Kind>(owner: &OwnerReference, desired: &K) -> Result<Value, WriteError> {
     let mut object = desired.clone();
     object.meta_mut().owner_references = Some(vec![owner.clone()]);

@@ -1,15 +1,15 @@
-//! What of a wanted object is not in the live one: pure comparisons of JSON.
+//! Differences between a desired and a live object: pure comparisons of JSON.
 
 use serde_json::{Map, Value};
 
 use crate::api::resources::ResourceQuantity;
 
-/// Maps whose keys are the user's data: an extra key in the live object is a difference too. Elsewhere an extra key is a
-/// default of the API server or another manager's field.
+/// Maps whose keys are data: an additional key in the live object is a difference. In other maps an additional key is a default of the
+/// API server or a field of another manager.
 const EXACT_MAPS: [&str; 3] = ["data", "binaryData", "stringData"];
 
-/// Whether `live` holds all that `wanted` says. Lists must have the same length, for each of ours is wholly ours; maps may
-/// hold more, except for data.
+/// Whether `live` contains everything in `wanted`. Lists must have the same length, because the operator owns all their elements. Maps
+/// may contain more, except for data.
 #[must_use]
 pub fn covers(wanted: &Value, live: &Value) -> bool {
     match (wanted, live) {
@@ -30,7 +30,7 @@ fn same_quantity(wanted: &Value, live: &Value) -> bool {
     units(wanted).is_some_and(|wanted| units(live) == Some(wanted))
 }
 
-/// A quantity in thousandths, exact for the sizes that occur.
+/// A quantity in thousandths, exact for realistic sizes.
 fn milliunits(text: &str) -> Option<i64> {
     match text.strip_suffix('m') {
         Some(number) => number.parse().ok(),
@@ -45,7 +45,7 @@ fn same_keys(left: &Value, right: &Value) -> bool {
     }
 }
 
-/// The API server leaves out what is empty.
+/// The API server omits empty values.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -55,7 +55,7 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// The JSON merge patch (RFC 7386) that turns `previous` into `wanted`, or `None` where they are equal.
+/// The JSON merge patch (RFC 7386) that changes `previous` into `wanted`, or `None` if they are equal.
 #[must_use]
 pub fn merge_patch(previous: &Value, wanted: &Value) -> Option<Value> {
     if previous == wanted {
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_live_object_covers() {
+    fn a_live_object_covers_a_desired_one_if_nothing_is_missing() {
         let wanted = json!({"metadata": {"labels": {"a": "1"}}, "data": {"k": "v"}, "spec": {"ports": [{"port": 1}]}});
         let cases = [
             ("equal", wanted.clone(), true),
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_parts_need_not_be_there() {
+    fn empty_parts_may_be_missing() {
         assert!(covers(&json!({"a": {}, "b": [], "c": null}), &json!({})));
         assert!(!covers(&json!({"a": {"b": 0}}), &json!({})));
     }
@@ -165,7 +165,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_merge_patch_leads_to_what_was_wanted(previous in any_object(), wanted in any_object()) {
+        fn a_merge_patch_changes_the_previous_into_the_desired_object(previous in any_object(), wanted in any_object()) {
             let mut result = previous.clone();
             if let Some(patch) = merge_patch(&previous, &wanted) {
                 apply(&mut result, &patch);

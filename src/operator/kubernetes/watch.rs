@@ -1,4 +1,4 @@
-//! Watches that outlive an object that cannot be read: the API server may hold what another version of this program wrote.
+//! Watches that skip objects that cannot be read: another version of this program may have written them.
 
 use futures::{Stream, StreamExt};
 use kube::core::DeserializeGuard;
@@ -11,8 +11,7 @@ use tracing::warn;
 
 use super::apply::Kind;
 
-/// A controller of all objects of a kind, of those that can be read. An object is looked at when its `digest` changes; one without a
-/// digest at each change.
+/// A controller of all readable objects of a kind. An object is reconciled when its `digest` changes; without a digest, at each change.
 #[must_use]
 pub fn controller<K: Kind + Send + Sync + 'static>(
     client: &Client,
@@ -24,7 +23,7 @@ pub fn controller<K: Kind + Send + Sync + 'static>(
     Controller::for_stream(changes, store)
 }
 
-/// The events of objects that can be read. One that cannot be is logged, and left as it is.
+/// The events of readable objects. An unreadable object is logged and ignored.
 pub fn readable<K: Resource<DynamicType = ()> + Send>(
     events: impl Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>> + Send,
 ) -> impl Stream<Item = watcher::Result<Event<K>>> + Send {
@@ -43,10 +42,10 @@ fn open_event<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) 
 
 fn open<K: Resource<DynamicType = ()>>(guard: DeserializeGuard<K>) -> Option<K> {
     let (namespace, name) = (guard.namespace(), guard.name_any());
-    let tell = |error: &kube::core::error_boundary::InvalidObject| {
-        warn!(kind = %K::kind(&()), namespace, name, error = error.error, "failed to read an object: it is left as it is");
+    let log = |error: &kube::core::error_boundary::InvalidObject| {
+        warn!(kind = %K::kind(&()), namespace, name, error = error.error, "failed to read an object: ignoring it");
     };
-    guard.0.inspect_err(tell).ok()
+    guard.0.inspect_err(log).ok()
 }
 
 #[cfg(test)]

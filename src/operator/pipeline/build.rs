@@ -107,7 +107,7 @@ pub fn credentials(pipeline: &Pipeline, valid: &Valid, password: &Password) -> S
 #[must_use]
 pub fn workers(pipeline: &Pipeline, valid: &Valid, password: &Password, uri: &str, images: &Images) -> Workers {
     let configuration = configuration(pipeline, valid);
-    // The revision includes the random password, so that nobody can guess the URI from the revision.
+    // The revision includes the random password, so that the URI cannot be guessed from the revision.
     let revision = name::revision([password.expose().as_bytes(), uri.as_bytes(), configuration.as_bytes()]);
     Workers {
         configuration: ConfigMap {

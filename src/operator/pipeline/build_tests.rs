@@ -25,7 +25,7 @@ fn revision_of(workers: &Workers) -> String {
 }
 
 #[test]
-fn the_objects_of_a_pipeline() {
+fn the_objects_of_a_pipeline_equal_their_snapshots() {
     let pipeline = pipeline(json!({}));
     let built = built(&pipeline, &observed(), URI);
     insta::assert_yaml_snapshot!("stateful_set", built.workers);
@@ -37,7 +37,7 @@ fn the_objects_of_a_pipeline() {
 }
 
 #[test]
-fn the_credentials_say_who_may_read_what() {
+fn the_credentials_contain_gateways_and_topic_filters() {
     let pipeline = pipeline(json!({"paused": true}));
     let secret = credentials(&pipeline, &validate(&pipeline, &observed()).unwrap(), &password());
     assert_eq!(secret.annotations()[INGEST_GATEWAYS_ANNOTATION], "plant-1,plant-2");
@@ -48,7 +48,7 @@ fn the_credentials_say_who_may_read_what() {
 }
 
 #[test]
-fn workers_of_sparkplug_may_ask_nodes_for_their_births() {
+fn workers_of_sparkplug_may_publish_rebirth_requests() {
     let spec = json!({"source": {"topic": "spBv1.0/plant/+/{node}/{device}"}, "decode": {"format": "SparkplugB"}});
     let pipeline = pipeline(spec);
     let mut secret = credentials(&pipeline, &validate(&pipeline, &observed()).unwrap(), &password());
@@ -59,7 +59,7 @@ fn workers_of_sparkplug_may_ask_nodes_for_their_births() {
 }
 
 #[test]
-fn no_worker_runs_for_nothing() {
+fn the_number_of_workers_is_limited_by_the_number_of_gateways() {
     let none = || Observed { gateways: BTreeMap::new(), ..observed() };
     for (spec, observed, expected) in [
         (json!({}), observed(), 1),
@@ -95,7 +95,7 @@ fn a_shared_subscription_is_read_by_as_many_workers_as_there_are_sessions() {
 }
 
 #[test]
-fn what_a_worker_reads_at_its_start_rolls_it_and_nothing_else() {
+fn workers_restart_only_for_settings_that_they_read_at_their_start() {
     let plain = revision_of(&built(&pipeline(json!({})), &observed(), URI));
     assert_eq!(plain, revision_of(&built(&pipeline(json!({"sink": {"timescale": {"chunkInterval": "2d"}}})), &observed(), URI)));
     assert_eq!(plain, revision_of(&built(&pipeline(json!({"paused": true})), &observed(), URI)));
@@ -108,7 +108,7 @@ fn what_a_worker_reads_at_its_start_rolls_it_and_nothing_else() {
 }
 
 #[test]
-fn secrets_are_in_no_object_but_their_own() {
+fn no_object_except_the_secret_contains_a_password() {
     let built = built(&pipeline(json!({})), &observed(), URI);
     let text = json!([built.workers, built.configuration, built.network_policy, built.service]).to_string();
     assert!(!text.contains("database-password") && !text.contains("secret-of-the-workers"));

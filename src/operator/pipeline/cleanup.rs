@@ -151,7 +151,7 @@ mod tests {
     use crate::operator::pipeline::validate::tests::pipeline;
 
     #[test]
-    fn patience_is_bounded_by_any_clock() {
+    fn the_time_for_cleanup_is_bounded_for_any_clock() {
         let now = Timestamp::from_second(1_000_000).unwrap();
         for (deleted, expected) in [(1_000_000, 30), (999_990, 20), (999_000, 0), (2_000_000, 30), (0, 0)] {
             let mut pipeline = pipeline(json!({}));
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_error_of_the_database_is_told_where_there_was_a_table() {
+    async fn a_database_error_is_reported_only_if_the_pipeline_had_a_table() {
         let away = || Cause::new(Reason::DatabaseUnavailable, "connection refused");
         // Whether the Pipeline had a table, the result of the last attempt -> the reported result.
         for (table, last, expected) in

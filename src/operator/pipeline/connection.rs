@@ -178,7 +178,7 @@ impl SessionGuard<'_> {
 fn unreachable(error: &ConnectError) -> Cause {
     let mut message = chain(error);
     if error.reason() == Reason::DatabaseUnavailable {
-        message.push_str("; the brokers keep what arrives until the database answers: start it, or correct the URI in the Secret");
+        message.push_str("; the brokers queue messages until the database answers: start it, or correct the URI in the Secret");
     }
     Cause::new(error.reason(), message)
 }

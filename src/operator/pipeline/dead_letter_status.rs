@@ -58,39 +58,38 @@ impl DeadLetterView {
         let mut findings = Vec::new();
         if self.counts.is_some_and(|counts| counts.discarded_last_day > 0) {
             let message = format!(
-                "in the last 24 hours more was refused than deadLetters.maxBytesPerHour ({bound}) keeps: what was beyond it is counted, and \
-                 not kept; SELECT * FROM fleetwright.dead_letter_count tells when, by which Gateway, and why"
+                "in the last 24 hours more messages were refused than deadLetters.maxBytesPerHour ({bound}) keeps; messages beyond the limit \
+                 are only counted: SELECT * FROM fleetwright.dead_letter_count shows them by time, Gateway and reason"
             );
             findings.push(Finding::holds(DEAD_LETTERS_DISCARDED, Reason::TooManyRefused, message));
         }
-        findings.extend(self.replay.as_ref().map(|replay| self.judge(replay)));
+        findings.extend(self.replay.as_ref().map(|replay| self.replay_finding(replay)));
         findings
     }
 
-    fn judge(&self, replay: &ReplayStatus) -> Finding {
+    fn replay_finding(&self, replay: &ReplayStatus) -> Finding {
         let token = &replay.token;
         match (replay.state, &self.failure) {
             (ReplayState::Finished, _) => {
                 let (stored, refused, left) = (replay.stored, replay.refused, replay.left_alone);
-                let message = format!("{token}: {stored} messages became rows, {refused} were refused again, {left} were left alone");
+                let message = format!("{token}: {stored} messages became rows, {refused} were refused again, {left} were skipped");
                 Finding::holds(REPLAYED, Reason::Replayed, message)
             }
             (_, Some(failure)) => Finding::fails(
                 REPLAYED,
-                Cause::new(Reason::ReplayFailing, format!("{token}: the worker tries again after a failure: {failure}")),
+                Cause::new(Reason::ReplayFailing, format!("{token}: the worker retries after a failure: {failure}")),
             ),
             (ReplayState::Running, None) => {
-                Finding::fails(REPLAYED, Cause::new(Reason::Replaying, format!("{token}: dead letters are being put through again")))
+                Finding::fails(REPLAYED, Cause::new(Reason::Replaying, format!("{token}: the replay of dead letters is in progress")))
             }
-            (ReplayState::Waiting, None) => Finding::fails(
-                REPLAYED,
-                Cause::new(Reason::AwaitingWorker, format!("{token}: waits for a worker that runs as the spec says")),
-            ),
+            (ReplayState::Waiting, None) => {
+                Finding::fails(REPLAYED, Cause::new(Reason::AwaitingWorker, format!("{token}: waits for a worker with the current spec")))
+            }
         }
     }
 }
 
-/// The number to show: the current one, while it differs by a quarter at most.
+/// The number for the status: the shown number, while the found number differs by a quarter at most.
 fn about(shown: i64, found: i64) -> i64 {
     if shown > 0 && found > 0 && (found - shown).abs() <= shown / 4 { shown } else { found }
 }
@@ -129,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_stays_while_it_is_about_right() {
+    fn a_number_changes_only_if_it_differs_by_more_than_a_quarter() {
         let mut view = DeadLetterView::default();
         for (refused, discarded, expected, is_news) in [
             (0, 0, None, false),
@@ -146,13 +145,13 @@ mod tests {
         ] {
             let next = view.after(None, Some(&found(refused, discarded)));
             assert_eq!((shown(&next), view.is_news(&next)), (expected, is_news), "{refused} {discarded}");
-            assert_eq!(next.after(None, None), next, "without news it stays");
+            assert_eq!(next.after(None, None), next, "without new numbers it stays");
             view = next;
         }
     }
 
     #[test]
-    fn a_replay_is_told_in_tenths_and_to_its_end() {
+    fn the_progress_of_a_replay_changes_in_tenths() {
         let progress = |done, remaining, finished| DeadLetters {
             replay: Some(Replay { stored: done, remaining, finished, ..Replay::default() }),
             ..DeadLetters::default()
@@ -174,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions_say_what_is_the_matter() {
+    fn each_state_of_dead_letters_and_replay_has_its_condition() {
         let replay = |state| Some(ReplayStatus { token: "a".to_owned(), state, stored: 1, refused: 2, left_alone: 0, remaining: 3 });
         let counts = |discarded_last_day| Some(DeadLetterStatus { last_day: 9, discarded_last_day });
         for (view, expected) in [

@@ -52,7 +52,7 @@ impl Drift {
         Self { tables: Arc::default(), noticed }
     }
 
-    /// Adds a table that matches its spec: it is checked from now on.
+    /// Adds a table that matches its spec, so that it is checked.
     pub fn watch(&self, database: Arc<Database>, desired: Desired, letters: DeadLetterView) {
         let steady = Steady { database, desired, letters, since: Instant::now() };
         self.lock().insert(steady.desired.owner.clone(), steady);
@@ -83,7 +83,7 @@ impl Drift {
             namespace = owner.namespace,
             pipeline = owner.pipeline,
             table = steady.desired.table.name,
-            "a table is no longer as wanted, or its dead letters are no longer as shown"
+            "a table no longer matches its spec, or its dead letters differ from the status"
         );
         self.forget(owner);
         // The receiver lives as long as the reconciler: both end with the lease.

@@ -139,7 +139,7 @@ impl k8s_controller::Context for Reconciler {
         } else if pipeline.spec.deletion_policy == DeletionPolicy::Delete
             && let Some(database) = self.databases.last(&owner)
         {
-            // Perhaps no Pipeline uses this database from now on. The remaining rows are then deleted once a Pipeline uses it again.
+            // If no other Pipeline uses this database, the remaining rows are deleted once a Pipeline uses it again.
             let _ = timeout(LAST_SWEEP_TIMEOUT, self.retention.sweep(database.uri())).await;
         }
         self.databases.release(&owner);
@@ -285,7 +285,7 @@ impl Reconciler {
         }
         match registry {
             _ if valid.descriptor.is_err() => valid.descriptor.as_ref().err().cloned(),
-            _ if !ready => Some(Cause::new(Reason::TableNotReady, "the workers are left as they are until the table is ready")),
+            _ if !ready => Some(Cause::new(Reason::TableNotReady, "the workers do not change until the table is ready")),
             RegistryState::Filled => None,
             RegistryState::Failed(cause) => Some(cause),
             RegistryState::Waiting => Some(Cause::new(Reason::RegistryNotFilled, "the device registry of the database is being filled")),
@@ -319,8 +319,7 @@ impl Reconciler {
         let owner = owner(pipeline);
         let closed = || Cause::new(Reason::DatabaseUnavailable, "the connection to the database was closed");
         let database = self.databases.last(&owner).ok_or_else(closed)?;
-        let refused =
-            |error| Cause::new(Reason::GatewaysNotAssigned, format!("failed to say which worker reads which Gateway: {}", chain(&error)));
+        let refused = |error| Cause::new(Reason::GatewaysNotAssigned, format!("failed to assign Gateways to workers: {}", chain(&error)));
         let workers = readers(pipeline, valid);
         database.ask(async |client| spread(client, &owner, &valid.sessions, workers).await, refused).await.map(drop)
     }
@@ -342,10 +341,11 @@ impl Reconciler {
     async fn warn_of_remains(&self, pipeline: &Pipeline, cause: &Cause) {
         let table = &pipeline.spec.sink.timescale.table;
         let (reason, what) = match pipeline.spec.deletion_policy {
-            DeletionPolicy::Retain => {
-                (Reason::TableNotReleased, format!("public.{table} still counts as this Pipeline's: one of the same name gets it again"))
-            }
-            DeletionPolicy::Delete => (Reason::TableNotDropped, format!("public.{table} is still there: drop it by hand")),
+            DeletionPolicy::Retain => (
+                Reason::TableNotReleased,
+                format!("public.{table} still has this Pipeline as its owner: a Pipeline of the same name takes it over"),
+            ),
+            DeletionPolicy::Delete => (Reason::TableNotDropped, format!("public.{table} still exists: drop it by hand")),
         };
         self.warn(pipeline, reason, format!("{what} ({})", cause.message)).await;
     }

@@ -67,7 +67,7 @@ pub fn owner(pipeline: &Pipeline) -> Owner {
 /// Reads everything. An unavailable database is a result, not an error.
 ///
 /// # Errors
-/// When the API server refuses or is away.
+/// If a call to the API server fails.
 pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline) -> Result<Observed, WriteError> {
     let namespace = pipeline.namespace().unwrap_or_default();
     let gateways = read_all::<Gateway>(client, &namespace, "").await?;
@@ -94,7 +94,7 @@ pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline
 /// The connection URI in the Secret that the Pipeline names.
 ///
 /// # Errors
-/// When the API server refuses or is away.
+/// If a call to the API server fails.
 pub async fn read_uri(client: &Client, pipeline: &Pipeline) -> Result<Result<ConnectionUri, Cause>, WriteError> {
     let reference = &pipeline.spec.sink.timescale.connection_secret;
     let secret = read::<Secret>(client, &pipeline.namespace().unwrap_or_default(), &reference.name).await?;
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_be_wrong_with_a_connection_secret() {
+    fn each_invalid_connection_secret_has_its_reason() {
         let secret =
             |key: &str, value: &[u8]| Secret { data: Some([(key.to_owned(), ByteString(value.to_vec()))].into()), ..Secret::default() };
         for (secret, reason) in [

@@ -43,7 +43,7 @@ pub struct Devices {
     pub listed: CancellationToken,
 }
 
-/// Fills the registry when its table exists, and follows the Devices from then on. Never ends.
+/// Fills the registry when its table exists, and then follows the Devices. Never ends.
 pub async fn keep(connection: Arc<DatabaseConnection>, namespace: String, devices: Devices) {
     devices.listed.cancelled().await;
     let mut wanted = connection.wanted_fill();

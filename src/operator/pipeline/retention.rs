@@ -32,9 +32,9 @@ const GATHERING: Duration = Duration::from_secs(2);
 enum SweepError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("failed to delete dead letters that are older than their Pipeline keeps them")]
+    #[error("failed to delete expired dead letters")]
     Delete(#[from] tokio_postgres::Error),
-    #[error("failed to delete all dead letters that are older than their Pipeline keeps them within {} s", PATIENCE.as_secs())]
+    #[error("failed to delete all expired dead letters within {} s", PATIENCE.as_secs())]
     Await,
 }
 
@@ -53,10 +53,13 @@ impl Retention {
     /// # Errors
     /// If the registry refuses a metric.
     pub fn new(metrics: &Registry) -> Result<Self, prometheus::Error> {
-        let deleted = GenericCounter::new("fleetwright_dead_letters_expired_total", "Dead letters deleted because of their age.")?;
-        let dropped =
-            GenericCounter::new("fleetwright_dead_letter_chunks_dropped_total", "Chunks of dead letters dropped because of their age.")?;
-        let sweeps = Opts::new("fleetwright_dead_letter_sweeps_total", "Sweeps for expired dead letters, by outcome.");
+        let deleted =
+            GenericCounter::new("fleetwright_dead_letters_expired_total", "Expired dead letters that were deleted individually.")?;
+        let dropped = GenericCounter::new(
+            "fleetwright_dead_letter_chunks_dropped_total",
+            "Dropped chunks of dead letters that no Pipeline retains.",
+        )?;
+        let sweeps = Opts::new("fleetwright_dead_letter_sweeps_total", "Retention runs, by outcome.");
         let sweeps = IntCounterVec::new(sweeps, &["outcome"])?;
         metrics.register(Box::new(deleted.clone()))?;
         metrics.register(Box::new(dropped.clone()))?;
@@ -92,11 +95,7 @@ impl Retention {
             }
             Err(failure) => {
                 self.sweeps.with_label_values(&["failed"]).inc();
-                warn!(
-                    database = uri.address(),
-                    failure = chain(&failure),
-                    "dead letters that are too old are still there: trying again later"
-                );
+                warn!(database = uri.address(), failure = chain(&failure), "failed to delete expired dead letters: retrying later");
             }
         }
     }

@@ -91,7 +91,7 @@ pub async fn end(database: &DatabaseConnection, pipeline: &Pipeline, unread: Vec
 /// The note for a deleted Pipeline whose sessions with the brokers of these Gateways could not be ended.
 pub fn left_behind<'a>(pipeline: &Pipeline, gateways: impl Iterator<Item = &'a Arc<str>>, cause: &Cause) -> String {
     let uid = pipeline.uid().unwrap_or_default();
-    let client = |gateway: &Arc<str>| format!("{} at that of Gateway {gateway}", name::external_ingest_client(&uid, gateway));
+    let client = |gateway: &Arc<str>| format!("{} at the broker of Gateway {gateway}", name::external_ingest_client(&uid, gateway));
     let clients: Vec<String> = gateways.take(MAX_NAMED_GATEWAYS).map(client).collect();
     format!(
         "expected to end all sessions of this Pipeline with brokers that run elsewhere, found: {}. A broker that was read keeps its session, and \
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_are_ended_that_nobody_reads_at_a_broker_elsewhere() {
+    fn sessions_at_external_brokers_end_when_no_worker_reads_them() {
         let login = |host: &str| {
             let login = Login {
                 host: host.to_owned(),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_on_what_is_left_says_why_and_which_clients_to_end() {
+    fn the_note_about_remaining_sessions_has_the_cause_and_the_client_identifiers() {
         let pipeline = crate::operator::pipeline::validate::tests::pipeline(serde_json::json!({}));
         let gateways: Vec<Arc<str>> = ["far", "further", "c", "d", "e"].map(Arc::from).into();
         let cause = Cause::new(Reason::DatabaseUnavailable, "connection refused");
@@ -147,6 +147,6 @@ mod tests {
         {
             assert_eq!(note.contains(part), expected, "{part}: {note}");
         }
-        assert!(note.len() < 1024, "an event has no room for more: {note}");
+        assert!(note.len() < 1024, "the limit of an Event's note: {note}");
     }
 }

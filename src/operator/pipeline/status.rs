@@ -107,7 +107,7 @@ pub fn status(pipeline: &Pipeline, outcome: &Outcome) -> PipelineStatus {
 }
 
 fn accepted(name: &str, table: &TableOutcome, workers: &WorkersOutcome, sources: Sources) -> (Vec<Finding>, Readiness) {
-    let mut findings = vec![Finding::holds(ACCEPTED, Reason::Accepted, "the spec can be carried out")];
+    let mut findings = vec![Finding::holds(ACCEPTED, Reason::Accepted, "the spec is valid")];
     let (table_finding, table_failure) = match table {
         TableOutcome::Unknown(cause) => (Finding::unknown(TABLE_READY, cause.clone()), Some(Readiness::Reconciling(cause.clone()))),
         TableOutcome::Failed { cause, stalled: true } => {
@@ -117,15 +117,15 @@ fn accepted(name: &str, table: &TableOutcome, workers: &WorkersOutcome, sources:
             (Finding::fails(TABLE_READY, cause.clone()), Some(Readiness::Reconciling(cause.clone())))
         }
         TableOutcome::Ready { kept } if kept.is_empty() => {
-            (Finding::holds(TABLE_READY, Reason::TableReady, format!("{name} is as the spec says")), None)
+            (Finding::holds(TABLE_READY, Reason::TableReady, format!("{name} matches the spec")), None)
         }
         TableOutcome::Ready { kept } => {
-            let message = format!("{name} is as the spec says; it keeps columns that the spec does not name: {}", kept.join(", "));
+            let message = format!("{name} matches the spec; it keeps columns that the spec does not name: {}", kept.join(", "));
             (Finding::holds(TABLE_READY, Reason::ColumnsKept, message), None)
         }
     };
     findings.push(table_finding);
-    let (workers_finding, workers_failure, ready) = workers.judge(name, sources);
+    let (workers_finding, workers_failure, ready) = workers.finding(name, sources);
     findings.push(workers_finding);
     let readiness = table_failure.or(workers_failure.map(Readiness::Reconciling)).unwrap_or(Readiness::Ready(ready));
     (findings, readiness)
@@ -167,28 +167,30 @@ impl WorkersOutcome {
     }
 
     /// The condition, the cause if it is false, and the cause of `Ready` if all conditions hold.
-    fn judge(&self, table: &str, sources: Sources) -> (Finding, Option<Cause>, Cause) {
+    fn finding(&self, table: &str, sources: Sources) -> (Finding, Option<Cause>, Cause) {
         let failed = |cause: Cause| (Finding::fails(WORKERS_AVAILABLE, cause.clone()), Some(cause.clone()), cause);
         match self {
             Self::Awaiting(cause) => failed(cause.clone()),
             Self::Applied { live, wanted, paused: true } if is_settled(live, *wanted) => {
-                let cause = Cause::new(Reason::Paused, "paused: no worker runs, and the brokers keep what arrives");
+                let cause = Cause::new(Reason::Paused, "paused: no worker runs, and the brokers queue messages");
                 (Finding::holds(WORKERS_AVAILABLE, cause.reason, cause.message.clone()), None, cause)
             }
-            Self::Applied { paused: true, .. } => failed(Cause::new(Reason::Pausing, "the workers are finishing what they have read")),
+            Self::Applied { paused: true, .. } => {
+                failed(Cause::new(Reason::Pausing, "the workers are storing the messages that they have read"))
+            }
             Self::Applied { .. } if sources.gateways == 0 => failed(Cause::new(
                 Reason::NoGatewaySelected,
                 "spec.source.gatewaySelector matches no Gateway of this namespace: create one, or change the labels",
             )),
             Self::Applied { live, wanted, .. } if is_settled(live, *wanted) => {
                 let read = Cause::new(Reason::Reading, format!("reading {sources} into {table}"));
-                let message = "every worker holds its sessions and has proven that it can write";
+                let message = "every worker has its sessions and has verified that it can write";
                 (Finding::holds(WORKERS_AVAILABLE, Reason::WorkersAvailable, message), None, read)
             }
             Self::Applied { live, wanted, .. } => {
                 let name = live.metadata.name.as_deref().unwrap_or_default();
                 let message = format!(
-                    "{} of {wanted} workers are ready as the spec says; `kubectl describe pod {name}-0` tells what one that is not waits for",
+                    "{} of {wanted} workers are ready with the current spec; `kubectl describe pod {name}-0` shows the cause",
                     if is_observed(live) { ready_replicas(live) } else { 0 }
                 );
                 failed(Cause::new(Reason::WorkersNotReady, message))

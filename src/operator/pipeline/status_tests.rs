@@ -32,7 +32,7 @@ fn outcome(table: TableOutcome, workers: WorkersOutcome) -> Outcome {
     Outcome::Accepted { table, workers, sources: Sources { gateways: 2, sessions: 2 }, letters: DeadLetterView::default() }
 }
 
-/// Status and reason of a condition, as `True/Reading`; nothing where it is not there.
+/// Status and reason of a condition, as `True/Reading`; `None` if it is absent.
 fn condition(status: &PipelineStatus, type_: &str) -> Option<String> {
     let found = status.conditions.iter().find(|condition| condition.type_ == type_)?;
     assert_eq!(found.observed_generation, Some(2), "{type_}");
@@ -44,7 +44,7 @@ fn cause() -> Cause {
 }
 
 #[test]
-fn ready_and_why_not() {
+fn conditions_follow_from_the_outcome_of_table_and_workers() {
     let running = || applied(live(3, 1, 1, true), 1, false);
     let failed = |stalled| TableOutcome::Failed { cause: cause(), stalled };
     for (outcome, ready, kind, table, workers) in [
@@ -149,7 +149,7 @@ fn ready_and_why_not() {
 }
 
 #[test]
-fn a_refused_spec_waits_for_its_author() {
+fn a_refused_spec_is_stalled() {
     let status = status(&pipeline(json!({})), &Outcome::Refused(cause()));
     assert_eq!(condition(&status, ACCEPTED).as_deref(), Some("False/DatabaseRefused"));
     assert_eq!(condition(&status, STALLED).as_deref(), Some("True/DatabaseRefused"));
@@ -163,11 +163,11 @@ fn a_pipeline_that_is_deleted_is_not_ready() {
     let status = status(&pipeline, &Outcome::Deleting);
     assert_eq!(condition(&status, READY).as_deref(), Some("False/Deleting"));
     assert_eq!(condition(&status, RECONCILING).as_deref(), Some("True/Deleting"));
-    assert_eq!(status.table.as_deref(), Some("public.vibration"), "what is to be released is still known");
+    assert_eq!(status.table.as_deref(), Some("public.vibration"), "the release needs the name of the table");
 }
 
 #[test]
-fn numbers_are_told_and_kept_while_nobody_knows_better() {
+fn unknown_numbers_keep_their_last_status() {
     let mut pipeline = pipeline(json!({}));
     let first = status(&pipeline, &outcome(ready_table(), applied(live(3, 1, 0, true), 1, false)));
     assert_eq!((first.table.as_deref(), first.gateways, first.workers.as_deref()), (Some("public.vibration"), Some(2), Some("0/1")));
@@ -177,7 +177,7 @@ fn numbers_are_told_and_kept_while_nobody_knows_better() {
 }
 
 #[test]
-fn looking_again_changes_nothing() {
+fn the_status_does_not_change_while_the_outcome_is_the_same() {
     let mut pipeline = pipeline(json!({}));
     for outcome in [
         outcome(ready_table(), applied(live(3, 1, 1, true), 1, false)),
@@ -192,7 +192,7 @@ fn looking_again_changes_nothing() {
 }
 
 #[test]
-fn what_is_read_is_told() {
+fn sources_are_formatted_with_their_numbers() {
     for (gateways, sessions, expected) in [(1, 1, "1 Gateway"), (2, 2, "2 Gateways"), (2, 5, "2 Gateways in 5 sessions")] {
         assert_eq!(Sources { gateways, sessions }.to_string(), expected);
     }

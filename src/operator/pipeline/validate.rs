@@ -161,7 +161,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn specs_that_nothing_outside_can_mend() {
+    fn invalid_specs_are_refused() {
         for changes in [
             json!({"source": {"topic": "devices/telemetry"}}),
             json!({"source": {"topic": "{rms}/{device}"}}),
@@ -176,7 +176,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn workers_wait_for_a_descriptor_that_fits() {
+    fn workers_wait_for_a_matching_descriptor() {
         let changes = json!({"decode": {"format": "Protobuf", "protobuf": {"configMapRef": {"name": "schema"}, "message": "a.B"}}});
         for (descriptor, reason) in
             [(Err(Cause::new(Reason::DescriptorNotFound, "")), Reason::DescriptorNotFound), (Ok(Some(vec![])), Reason::DescriptorMismatch)]
@@ -187,7 +187,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_table_waits_for_what_it_needs() {
+    fn the_plan_for_the_table_depends_on_the_observed_database() {
         let unseen = Observed { database: DatabaseView::Unseen(Cause::new(Reason::SecretNotFound, "")), ..observed() };
         assert!(
             matches!(validate(&pipeline(json!({})), &unseen).unwrap().table, TableView::Unknown(cause) if cause.reason == Reason::SecretNotFound)

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn only_changes_that_matter_to_a_pipeline_are_told() {
+    fn only_changes_of_labels_spec_and_existence_trigger_a_reconciliation() {
         let mut known = Known::default();
         assert_eq!(names(&mut known, Event::Apply(gateway("a", "north"))), ["a"]);
         assert!(names(&mut known, Event::Apply(gateway("a", "north"))).is_empty(), "only its status changed");
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_new_list_lacks_is_gone() {
+    fn gateways_missing_from_a_new_list_are_deleted() {
         let mut known = Known::default();
         known.observe(Event::Apply(gateway("a", "north")));
         known.observe(Event::Apply(gateway("b", "north")));

@@ -289,8 +289,8 @@ fn unlisted_devices_of_an_external_broker_become_unknown() {
     story.pass(1);
     assert_eq!(story.writes, [(1, "press-2".to_owned(), ConnectionState::Offline)]);
     story.pass(STORM_HOLD_SECONDS + 1);
-    let told = (story.writes[1].1.as_str(), story.writes[1].2, story.writes.len());
-    assert_eq!(told, ("press-0", ConnectionState::Unknown, 2), "once it had time to come back");
+    let written = (story.writes[1].1.as_str(), story.writes[1].2, story.writes.len());
+    assert_eq!(written, ("press-0", ConnectionState::Unknown, 2), "after it had time to reconnect");
     assert_eq!(story.reporter.totals(story.now())[0].1.connected, Some(1));
     heard(&mut story, true, &[("press-1", ConnectionState::Online), ("press-0", ConnectionState::Online)]);
     story.pass(1);

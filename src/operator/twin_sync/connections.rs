@@ -144,15 +144,15 @@ mod tests {
     fn states_become_unknown_without_a_connection() {
         let (mut connections, start) = connections();
         connections.all();
-        let mut told = Vec::new();
+        let mut updates = Vec::new();
         for second in (0..700).step_by(10) {
             match connections.away(start + Duration::from_secs(second), 1000) {
-                Some(PresenceUpdate::Silent(_)) => told.push((second, "silent")),
-                Some(PresenceUpdate::Unknown(_, 1000)) => told.push((second, "unknown")),
+                Some(PresenceUpdate::Silent(_)) => updates.push((second, "silent")),
+                Some(PresenceUpdate::Unknown(_, 1000)) => updates.push((second, "unknown")),
                 None => {}
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(told, [(60, "silent"), (300, "unknown")]);
+        assert_eq!(updates, [(60, "silent"), (300, "unknown")]);
     }
 }

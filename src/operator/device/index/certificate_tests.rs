@@ -110,7 +110,7 @@ fn a_certificate_needs_one_status_write_and_none_after_a_restart() {
     first.authority_observed(&gateway(), "uid-g", authority(&ca));
     assert!(first.take_changes().devices.contains(&key()));
     issue(&mut first, &request);
-    assert!(matches!(first.next_action(&key(), false), DeviceAction::AwaitBroker), "one status, with all there is to say");
+    assert!(matches!(first.next_action(&key(), false), DeviceAction::AwaitBroker), "one complete status");
     let shard = flush(&mut first);
     let entry = &shard.entries()["d"];
     assert!(entry.password_hash().is_none() && entry.certificate_key().is_some());
@@ -126,11 +126,11 @@ fn a_certificate_needs_one_status_write_and_none_after_a_restart() {
     again.gateway_observed(&gateway(), Some(OwnerReference { uid: "uid-g".to_owned(), ..OwnerReference::default() }));
     again.device_applied(&device(&x509(&request), true, 2, Some(&ready)));
     again.shard_observed(&gateway(), 0, Some(&shard.render()));
-    assert!(matches!(again.next_action(&key(), false), DeviceAction::None), "before the Gateway has been looked at");
+    assert!(matches!(again.next_action(&key(), false), DeviceAction::None), "before the Gateway is observed");
     again.authority_observed(&gateway(), "uid-g", authority(&ca));
     assert!(again.plan(&gateway()).is_none() && matches!(again.next_action(&key(), false), DeviceAction::None));
     again.authority_observed(&gateway(), "uid-g", Authority::Unusable);
-    assert!(matches!(again.next_action(&key(), false), DeviceAction::None), "who has a certificate goes on");
+    assert!(matches!(again.next_action(&key(), false), DeviceAction::None), "a device with a certificate stays ready");
     again.authority_observed(&gateway(), "uid-g", authority(&KeyPair::generate().unwrap()));
     assert!(matches!(again.next_action(&key(), false), DeviceAction::IssueCertificate { .. }), "by another authority");
 }
@@ -199,7 +199,7 @@ fn a_device_reports_the_refusal_of_an_issuer_until_it_issues() {
     assert!(index.asks_issuers() && matches!(index.next_action(&key(), false), DeviceAction::IssueCertificate { .. }));
     let digest = request::digest(&request);
     assert!(matches!(index.start_action(&key(), false, 0), DeviceAction::IssueCertificate { .. }));
-    assert!(matches!(index.next_action(&key(), false), DeviceAction::AwaitBroker), "asked, and no status before there is something to say");
+    assert!(matches!(index.next_action(&key(), false), DeviceAction::AwaitBroker), "requested, and no status before there is a result");
     assert_eq!(condition(&status(&index, true), CREDENTIALS_LIVE), is("False", "AwaitingCertificate"));
     for (is_final, accepted, type_, reason) in
         [(false, "True", RECONCILING, Reason::CertificateDenied), (true, "False", STALLED, Reason::CommonNameMismatch)]
@@ -207,10 +207,10 @@ fn a_device_reports_the_refusal_of_an_issuer_until_it_issues() {
         let refusal = IssuanceRefusal { cause: Cause::new(reason, "no"), is_final };
         assert!(
             !index.certificate_asked(&key(), "uid-d", digest, IssuerResponse { refusal: Some(refusal), until: Some(300) }),
-            "a condition tells"
+            "the condition reports it"
         );
-        let told = status(&index, false);
-        assert_eq!((condition(&told, ACCEPTED).0.as_str(), condition(&told, type_)), (accepted, is("True", reason.as_str())));
+        let reported = status(&index, false);
+        assert_eq!((condition(&reported, ACCEPTED).0.as_str(), condition(&reported, type_)), (accepted, is("True", reason.as_str())));
     }
     index.take_changes();
     index.certificate_requests_listed();
@@ -231,11 +231,11 @@ fn a_device_reports_the_refusal_of_an_issuer_until_it_issues() {
     let refusal = IssuanceRefusal { cause: Cause::new(Reason::CertificateDenied, "no"), is_final: false };
     assert!(
         index.certificate_asked(&key(), "uid-d", digest, IssuerResponse { refusal: Some(refusal), until: Some(300) }),
-        "an event tells"
+        "an Event reports it"
     );
-    let told = status(&index, false);
-    assert_eq!(condition(&told, READY), is("True", "Proven"));
-    assert!(told.conditions.iter().any(|condition| condition.type_ == READY && condition.message.contains("not renewed")));
+    let reported = status(&index, false);
+    assert_eq!(condition(&reported, READY), is("True", "Proven"));
+    assert!(reported.conditions.iter().any(|condition| condition.type_ == READY && condition.message.contains("not renewed")));
 }
 
 #[test]

@@ -56,7 +56,7 @@ fn a_secret_is_created_once_the_gateway_reports_its_address() {
     let mut index = index();
     assert!(matches!(index.next_action(&key(), false), DeviceAction::WriteStatus(_)), "there is no Gateway");
     gateway_is(&mut index, Some("1"));
-    assert!(matches!(index.next_action(&key(), false), DeviceAction::AwaitBroker), "the Gateway has not been looked at");
+    assert!(matches!(index.next_action(&key(), false), DeviceAction::AwaitBroker), "the Gateway is not observed yet");
     index.take_changes();
     index.endpoint_observed(&gateway(), "1", endpoint(1883));
     assert!(index.take_changes().devices.contains(&key()));
@@ -68,7 +68,7 @@ fn only_a_secret_with_another_address_is_written() {
     let mut index = index();
     secret_says(&mut index, 1883);
     gateway_is(&mut index, Some("1"));
-    assert_eq!(written(&index), None, "nobody knows better yet");
+    assert_eq!(written(&index), None, "the address is unknown yet");
     index.take_changes();
     index.endpoint_observed(&gateway(), "1", endpoint(1883));
     assert!(index.take_changes().devices.is_empty());
@@ -79,7 +79,7 @@ fn only_a_secret_with_another_address_is_written() {
     secret_says(&mut index, 8883);
     assert_eq!(written(&index), None);
     secret_says(&mut index, 1);
-    assert_eq!(written(&index), Some(endpoint(8883)), "somebody changed it by hand");
+    assert_eq!(written(&index), Some(endpoint(8883)), "it was changed by hand");
 }
 
 /// The two watches of Gateways are not synchronized.
@@ -90,7 +90,7 @@ fn the_address_of_a_recreated_gateway_counts_in_any_event_order() {
     gateway_is(&mut index, Some("1"));
     index.endpoint_observed(&gateway(), "1", endpoint(1883));
     index.endpoint_observed(&gateway(), "2", endpoint(8883));
-    assert_eq!(written(&index), None, "the Gateway that says this is not there yet");
+    assert_eq!(written(&index), None, "its Gateway does not exist yet");
     gateway_is(&mut index, None);
     gateway_is(&mut index, Some("2"));
     assert_eq!(written(&index), Some(endpoint(8883)));

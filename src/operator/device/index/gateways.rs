@@ -119,7 +119,7 @@ impl DeviceIndex {
         self.forget_if_empty(key);
     }
 
-    /// What the broker of a Gateway has proven.
+    /// The revisions that were verified at the broker of a Gateway.
     pub fn proof_observed(&mut self, key: &GatewayKey, proven: BTreeMap<usize, String>) {
         let state = self.gateways.entry(key.clone()).or_default();
         if state.observe_proof(proven) {
@@ -158,7 +158,7 @@ impl DeviceIndex {
         self.changes.devices.extend(waiting);
     }
 
-    /// Number of declared devices, and of those whose credentials the broker has proven.
+    /// Number of declared devices, and of those whose credentials were verified at the broker.
     #[must_use]
     pub fn totals(&self, key: &GatewayKey) -> Option<(usize, usize)> {
         self.complete.then(|| self.gateways.get(key).map_or((0, 0), GatewayState::totals))
