@@ -27,7 +27,7 @@ enum Role {
     Agent(agent::Arguments),
     /// Takes the telemetry of a Pipeline from its brokers into its table
     Ingest(ingest::Arguments),
-    /// Prints what a Pipeline makes of a message, with no cluster, broker or database
+    /// Decodes a message with a Pipeline and prints the row, without a cluster, broker or database
     #[command(after_help = check::EXAMPLES)]
     Check(check::Arguments),
     /// Puts dead letters through the decoder of their Pipeline again

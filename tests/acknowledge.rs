@@ -96,7 +96,7 @@ fn load_and_kill(broker: &mut Mosquitto, endpoint: &Endpoint, devices: &mut [Dev
 /// Kills the broker several times while devices publish, and compares each time what they were told with what the queue holds.
 fn check_queue_after_kills((mut broker, endpoint): (Mosquitto, Endpoint), qos: QoS) {
     let mut devices: Vec<Device> = (0..DEVICES).map(|number| Device::new(number, qos)).collect();
-    let (mut acknowledged, mut lost, mut doubled) = (0, Vec::new(), 0);
+    let (mut acknowledged, mut lost, mut duplicates) = (0, Vec::new(), 0);
     for round in 0..ROUNDS {
         let topic = format!("load/{round}");
         let reader = Reader::new(&broker, round, &topic, qos);
@@ -120,10 +120,10 @@ fn check_queue_after_kills((mut broker, endpoint): (Mosquitto, Endpoint), qos: Q
         assert!(before.len() > usize::try_from(LOAD).unwrap());
         acknowledged += after.len();
         lost.extend(missing);
-        doubled += held.values().filter(|times| **times > 1).count();
+        duplicates += held.values().filter(|times| **times > 1).count();
     }
     assert!(lost.is_empty(), "{} of {acknowledged} acknowledged messages are lost: {lost:?}", lost.len());
-    assert!(qos != QoS::ExactlyOnce || doubled == 0, "{doubled} messages of QoS 2 are there twice");
+    assert!(qos != QoS::ExactlyOnce || duplicates == 0, "{duplicates} messages of QoS 2 are there twice");
 }
 
 fn broker() -> (Mosquitto, Endpoint) {
@@ -158,22 +158,22 @@ fn broker_with_listener(tls: bool, websocket: bool) -> (Mosquitto, Endpoint) {
 }
 
 #[test]
-fn a_killed_broker_keeps_what_it_has_acknowledged() {
+fn a_killed_broker_keeps_acknowledged_messages() {
     check_queue_after_kills(broker(), QoS::AtLeastOnce);
 }
 
 #[test]
-fn a_killed_broker_keeps_what_it_has_acknowledged_over_tls() {
+fn a_killed_broker_keeps_acknowledged_messages_over_tls() {
     check_queue_after_kills(broker_with_listener(true, false), QoS::AtLeastOnce);
 }
 
 #[test]
-fn a_killed_broker_keeps_what_it_has_acknowledged_over_websockets() {
+fn a_killed_broker_keeps_acknowledged_messages_over_websockets() {
     check_queue_after_kills(broker_with_listener(false, true), QoS::AtLeastOnce);
 }
 
 #[test]
-fn a_killed_broker_keeps_what_it_has_acknowledged_over_websockets_with_tls() {
+fn a_killed_broker_keeps_acknowledged_messages_over_websockets_with_tls() {
     check_queue_after_kills(broker_with_listener(true, true), QoS::AtLeastOnce);
 }
 

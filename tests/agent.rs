@@ -54,7 +54,7 @@ const TLS_SECRET: &str = "plant-1-tls";
 struct Agent {
     registry: prometheus::Registry,
     changes: mpsc::Sender<Change>,
-    proven: watch::Receiver<Option<BTreeMap<usize, String>>>,
+    verified: watch::Receiver<Option<BTreeMap<usize, String>>>,
     presented: watch::Receiver<Option<Presented>>,
     readiness: Readiness,
     metrics: Arc<AgentMetrics>,
@@ -68,7 +68,7 @@ impl Agent {
         let metrics = Arc::new(AgentMetrics::register(&registry).unwrap());
         let readiness = Readiness::awaiting([BROKER_CHECK]);
         let (changes, incoming) = mpsc::channel(16);
-        let (proofs, proven) = watch::channel(None);
+        let (verified_sender, verified) = watch::channel(None);
         let paths = BrokerPaths {
             configuration: folder.join("mosquitto.conf"),
             runtime: folder.join("run"),
@@ -83,7 +83,7 @@ impl Agent {
             host_names: vec!["127.0.0.1".to_owned()],
         };
         let presence = Presence::new();
-        let driver = Driver::new(paths, &configuration, incoming, proofs, presentations, readiness.clone(), Arc::clone(&metrics))
+        let driver = Driver::new(paths, &configuration, incoming, verified_sender, presentations, readiness.clone(), Arc::clone(&metrics))
             .with_presence(presence.clone());
         let first_written = driver.first_written();
         let shutdown = CancellationToken::new();
@@ -91,7 +91,7 @@ impl Agent {
         let follower = LogFollower::new(&folder.join("log"), &folder.join("mosquitto.conf"), presence, presence_metrics);
         tokio::spawn(follower.run(shutdown.clone()));
         tokio::spawn(driver.run(shutdown.clone()));
-        Self { registry, changes, proven, presented, readiness, metrics, first_written, _stop: shutdown.drop_guard() }
+        Self { registry, changes, verified, presented, readiness, metrics, first_written, _stop: shutdown.drop_guard() }
     }
 
     /// How many clients it counts as refused.
@@ -104,11 +104,11 @@ impl Agent {
     async fn shard(&self, users: &[Entry]) -> String {
         let data = Shard::new(1, users.iter().cloned()).render();
         let revision = revision(&data);
-        self.tell(Subject::Shard(0), Some(data)).await;
+        self.send_change(Subject::Shard(0), Some(data)).await;
         revision
     }
 
-    async fn tell(&self, subject: Subject, data: Option<Data>) {
+    async fn send_change(&self, subject: Subject, data: Option<Data>) {
         self.changes.send(Change { subject, data, origin: Origin::ApiServer }).await.unwrap();
     }
 
@@ -116,8 +116,8 @@ impl Agent {
     async fn hold(&mut self, users: &[Entry]) -> Duration {
         let started = Instant::now();
         let wanted = self.shard(users).await;
-        let held = |proven: &Option<BTreeMap<usize, String>>| proven.as_ref().is_some_and(|shards| shards.get(&0) == Some(&wanted));
-        tokio::time::timeout(PATIENCE, self.proven.wait_for(held)).await.expect("a proof").unwrap();
+        let held = |verified: &Option<BTreeMap<usize, String>>| verified.as_ref().is_some_and(|shards| shards.get(&0) == Some(&wanted));
+        tokio::time::timeout(PATIENCE, self.verified.wait_for(held)).await.expect("a proof").unwrap();
         started.elapsed()
     }
 }
@@ -195,7 +195,7 @@ impl Site {
     async fn start_on(self, users: &[Entry], tls: Option<Data>, volume: Option<&str>) -> (Mosquitto, Agent) {
         let mut agent = Agent::start(self.folder.path(), self.internal_port, &self.tls_listeners);
         if let Some(tls) = tls {
-            agent.tell(Subject::Tls(TLS_SECRET.to_owned()), Some(tls)).await;
+            agent.send_change(Subject::Tls(TLS_SECRET.to_owned()), Some(tls)).await;
         }
         agent.shard(users).await;
         tokio::time::timeout(PATIENCE, agent.first_written.cancelled()).await.expect("files");
@@ -226,7 +226,7 @@ fn publish(broker: &Mosquitto, username: &str, payload: &str) -> bool {
 const PERSISTENT: [&str; 7] = ["-i", "replaced", "-c", "-x", "4294967295", "-t", "devices/+/telemetry"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_is_accepted_once_it_is_proven() {
+async fn a_device_is_accepted_once_it_is_verified() {
     let (broker, mut agent) = Site::new(&json!({})).start(&[device("press-1", &[])], None).await;
     assert!(publish(&broker, "press-1", "1"));
     assert!(!publish(&broker, "press-2", "1"), "not declared yet");
@@ -270,7 +270,7 @@ async fn a_revoked_device_loses_its_live_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_restarts_proves_again() {
+async fn a_restarted_broker_is_verified_again() {
     let users = [device("press-1", &[])];
     let (mut broker, mut agent) = Site::new(&json!({})).start(&users, None).await;
     broker.kill();
@@ -296,7 +296,7 @@ fn leave_a_queue(broker: &Mosquitto) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_session_of_a_worker_that_is_gone_ends_with_its_queue() {
+async fn the_session_of_a_removed_worker_ends_with_its_queue() {
     let users = [device("press-1", &[]), worker()];
     let (broker, mut agent) = Site::new(&json!({})).start(&users, None).await;
     leave_a_queue(&broker);
@@ -319,7 +319,7 @@ async fn the_session_of_a_worker_that_is_gone_ends_with_its_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_restarts_remembers_the_workers() {
+async fn a_restarted_agent_ends_the_sessions_of_removed_workers() {
     let users = [device("press-1", &[]), worker()];
     let site = Site::new(&json!({}));
     let (folder, internal_port) = (site.folder.path().to_owned(), site.internal_port);
@@ -333,7 +333,7 @@ async fn an_agent_that_restarts_remembers_the_workers() {
 
 /// Every durability, in the configuration that is rendered for it: what is acknowledged survives what it should.
 #[tokio::test(flavor = "multi_thread")]
-async fn acknowledged_messages_survive_what_the_durability_says() {
+async fn acknowledged_messages_survive_as_the_durability_promises() {
     for (durability, survives_kill) in [("Disk", true), ("Process", true), ("Snapshot", false)] {
         let users = [device("press-1", &[]), worker()];
         let (mut broker, agent) = Site::new(&json!({"durability": durability})).start(&users, None).await;

@@ -13,8 +13,7 @@ use crate::refusal::{REFUSAL, ensure_refused};
 fn an_invalid_password_is_reported_and_affects_only_its_device() {
     run("unusable", async |fleet| {
         let huge = "p".repeat(1025);
-        let bad =
-            [("empty", ""), ("huge", huge.as_str()), ("control", "pass\u{7}word"), ("break", "password\n"), ("none", "nobody reads this")];
+        let bad = [("empty", ""), ("huge", huge.as_str()), ("control", "pass\u{7}word"), ("break", "password\n"), ("none", "unused")];
         let secrets = bad.map(|(name, password)| {
             let key = if name == "none" { "other" } else { "password" };
             secret(&format!("{name}-own"), &json!({key: password}))

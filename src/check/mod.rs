@@ -19,7 +19,7 @@ use self::dry_run::DryRun;
 use self::message::Encoding;
 use crate::decode::time::Time;
 
-/// What is printed after the help.
+/// The text after the help.
 pub const EXAMPLES: &str = "\
 Examples:
   fleetwright check pipeline.yaml --topic devices/press-1/telemetry --message '{\"rms\": 3.2}'

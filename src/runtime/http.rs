@@ -19,7 +19,7 @@ use super::readiness::Readiness;
 /// Linux for its own limit (`net.core.somaxconn`).
 const BACKLOG: u32 = 4096;
 
-/// What the handlers of a role share.
+/// The state that the handlers of a role share.
 #[derive(Clone)]
 struct RoleEndpoint {
     readiness: Readiness,

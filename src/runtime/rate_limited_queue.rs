@@ -45,7 +45,7 @@ pub enum Order {
     Alternate,
 }
 
-/// What the queue limits. By default, nothing.
+/// The limits of a queue. By default there are none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
     /// Over all keys.
@@ -84,7 +84,7 @@ pub struct RateLimitedQueue<K, V = ()> {
     ready: BTreeMap<u64, K>,
     delayed: BTreeMap<(Instant, u64), K>,
     sequence: u64,
-    /// Keys in progress. With the value that was queued meanwhile and is due, if there is one.
+    /// Keys in progress, with the value that was queued since then and is due, if any.
     in_progress: HashMap<K, Option<V>>,
     failures: HashMap<K, (u32, Backoff)>,
     /// When an item of a key left the queue last, within the last `min_interval`.

@@ -18,7 +18,7 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        info!("stopping: a signal asked for it");
+        info!("stopping after a signal");
         stop.cancel();
     });
     Ok(token)

@@ -31,7 +31,7 @@ fn last_logged(broker: &Mosquitto) -> u64 {
 }
 
 #[test]
-fn a_clock_that_is_set_back_holds_up_no_acknowledgement() {
+fn a_clock_that_is_set_back_does_not_delay_acknowledgements() {
     const HOUR: Duration = Duration::from_hours(1);
     let (broker, endpoint) = broker_with_clocks();
     let reader = Reader::new(&broker, 0, "load", QoS::AtLeastOnce);
@@ -49,7 +49,7 @@ fn a_clock_that_is_set_back_holds_up_no_acknowledgement() {
 
 /// Mosquitto makes identifiers of messages from the time: two nodes, or two boots of one, must not give the same to what is queued.
 #[test]
-fn a_broker_that_starts_at_the_same_uptime_again_keeps_what_it_has_acknowledged() {
+fn a_broker_that_starts_twice_at_the_same_uptime_keeps_acknowledged_messages() {
     const LOAD: u64 = 10_000;
     let (mut broker, endpoint) = broker_with_clocks();
     let reader = Reader::new(&broker, 0, "load", QoS::AtLeastOnce);

@@ -49,7 +49,7 @@ fn without_subscriber(endpoint: &Endpoint, topics: &[String]) -> Vec<String> {
 }
 
 #[test]
-fn a_killed_broker_keeps_the_subscriptions_it_has_acknowledged() {
+fn a_killed_broker_keeps_acknowledged_subscriptions() {
     let (mut broker, endpoint) = broker();
     let (mut acknowledged, mut lost) = (0, Vec::new());
     for round in 0..ROUNDS {

@@ -134,7 +134,7 @@ fn day() -> SignedDuration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_alone_says_who_a_device_is() {
+async fn the_certificate_determines_user_name_and_client_identifier() {
     let kinds: [(&str, &[&str]); 3] = [
         ("press-1", &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]),
         ("press-2", &["-newkey", "rsa:2048"]),
@@ -163,7 +163,7 @@ async fn a_certificate_alone_says_who_a_device_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_key_that_a_device_asked_for_is_accepted() {
+async fn only_a_certificate_with_the_declared_key_is_accepted() {
     let (own, stolen) = (Machine::elliptic(), Machine::elliptic());
     let plant = Plant::new(&[by_certificate("press-1", &own)], Ca::new()).await;
     let publish = ["-t", "devices/press-1/telemetry", "-m", "1"];
@@ -185,7 +185,7 @@ async fn only_the_key_that_a_device_asked_for_is_accepted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_certificate_ends_its_live_session_and_no_other() {
+async fn a_revoked_certificate_ends_only_its_own_session() {
     let (revoked, replaced, stays, away) = (Machine::elliptic(), Machine::elliptic(), Machine::elliptic(), Machine::elliptic());
     let machines = [("press-1", &revoked), ("press-2", &replaced), ("press-3", &stays), ("press-4", &away)];
     let users = machines.map(|(name, machine)| by_certificate(name, machine));
@@ -247,7 +247,7 @@ async fn a_renewed_certificate_needs_no_change_of_the_broker_and_an_expired_one_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_both_are_asked_for_both_have_to_be_of_the_same_device() {
+async fn certificate_and_password_must_belong_to_the_same_device() {
     let machines = [Machine::elliptic(), Machine::elliptic()];
     let with_both = |name: &str, machine: &Machine| device(name, &[]).with_certificate_key(machine.digest());
     let users = [with_both("press-1", &machines[0]), with_both("press-2", &machines[1])];
@@ -271,7 +271,7 @@ async fn where_both_are_asked_for_both_have_to_be_of_the_same_device() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_agent_tries_out_counts_as_no_refused_client() {
+async fn handshakes_of_the_agent_do_not_count_as_refused_clients() {
     let machine = Machine::elliptic();
     let mut plant = Plant::new(&[by_certificate("press-1", &machine)], Ca::new()).await;
     // Each listener is looked at with each kind of key, has only one of them, and two of them ask for a certificate.

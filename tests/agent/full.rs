@@ -160,7 +160,7 @@ pub async fn drain(broker: &Mosquitto, agent: &Agent) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_refuses_what_it_would_get_and_loses_nothing() {
+async fn a_full_queue_refuses_messages_and_loses_none() {
     const MESSAGES: usize = 60;
     let site = Site::new(&json!({"limits": {"queuedBytesPerClient": "20000"}}));
     let internal_port = site.internal_port.to_string();
@@ -206,7 +206,7 @@ async fn a_full_queue_refuses_what_it_would_get_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_disconnects_those_who_could_be_told_too() {
+async fn when_full_slow_also_disconnects_mqtt_5_publishers() {
     let site = Site::new(&json!({"limits": {"queuedBytesPerClient": "100", "whenFull": "Slow"}}));
     let (broker, _agent) = site.start(&users(), None).await;
     leave_a_queue(&broker);
@@ -243,7 +243,7 @@ async fn a_full_queue_refuses_messages_of_qos_2() {
 
 /// A volume without any room left: what cannot be stored is not acknowledged, and what was acknowledged is not lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_cannot_store_ends_before_it_acknowledges() {
+async fn a_broker_that_cannot_store_a_message_exits_before_it_acknowledges() {
     let site = Site::new(&json!({}));
     let internal_port = site.internal_port.to_string();
     let (mut broker, agent) = site.start_on(&users(), None, Some("128m")).await;
@@ -270,7 +270,7 @@ async fn a_broker_that_cannot_store_ends_before_it_acknowledges() {
 
 /// To end a session takes no more room than its queue leaves, and gives it back.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_a_session_frees_the_volume_that_its_queue_fills() {
+async fn the_end_of_a_session_frees_the_space_of_its_queue() {
     let (mut broker, mut agent) = Site::new(&json!({})).start_on(&users(), None, Some("128m")).await;
     leave_a_queue(&broker);
     Paho::modern(&broker, "press-1").fill("devices/press-1/telemetry", 0..3500, 20_000);
@@ -286,7 +286,7 @@ async fn the_end_of_a_session_frees_the_volume_that_its_queue_fills() {
 
 /// SQLite keeps the journal as large as one transaction has needed it: that is no room for messages.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_that_has_grown_once_does_not_count_as_room() {
+async fn a_large_journal_does_not_count_as_free_space() {
     const MESSAGES: usize = 90_000;
     let spec = json!({"resources": {"limits": {"memory": "1Gi"}}});
     let (mut broker, mut agent) = Site::new(&spec).start_on(&users(), None, Some("288m")).await;
@@ -307,7 +307,7 @@ async fn a_journal_that_has_grown_once_does_not_count_as_room() {
 
 /// The queue of a device that is away holds up nobody: what is beyond its bound is dropped, and that is told.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_queue_of_a_device_that_is_away_stops_nobody() {
+async fn the_queue_of_an_offline_device_does_not_block_publishers() {
     let users = [device("press-1", &[("devices/press-2/desired", Access::Write)]), device("press-2", &[]), worker()];
     let (broker, agent) = Site::new(&json!({"limits": {"queuedBytesPerClient": "100"}})).start(&users, None).await;
     drop(broker.subscribe(("press-2", PASSWORD), &["-i", "replaced", "-c", "-x", "4294967295", "-t", "devices/press-2/#"]));

@@ -53,17 +53,17 @@ impl Agent {
     /// Returns once a handshake has shown this certificate, with what is told of it.
     async fn presents(&mut self, certificate: &Data) -> PresentedCertificate {
         let wanted = leaf(certificate);
-        self.presents_such(move |presented| presented.fingerprint == wanted).await
+        self.presents_matching(move |presented| presented.fingerprint == wanted).await
     }
 
-    async fn presents_such(&mut self, such: impl Fn(&PresentedCertificate) -> bool) -> PresentedCertificate {
+    async fn presents_matching(&mut self, such: impl Fn(&PresentedCertificate) -> bool) -> PresentedCertificate {
         let shown = |presented: &Option<Presented>| presented.as_ref().and_then(|all| all.get(TLS_SECRET)).is_some_and(&such);
         let presented = tokio::time::timeout(PATIENCE, self.presented.wait_for(shown)).await.expect("a handshake").unwrap();
         presented.as_ref().unwrap()[TLS_SECRET].clone()
     }
 
     async fn renew(&self, certificate: &Data) {
-        self.tell(Subject::Tls(TLS_SECRET.to_owned()), Some(certificate.clone())).await;
+        self.send_change(Subject::Tls(TLS_SECRET.to_owned()), Some(certificate.clone())).await;
     }
 }
 
@@ -78,7 +78,7 @@ pub(super) fn trust(certificate: &Data) -> tempfile::NamedTempFile {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewed_certificate_reaches_the_broker_under_load_and_nobody_is_dropped() {
+async fn a_renewed_certificate_is_loaded_under_load_without_disconnects() {
     let (first, second) = (certificate(), certificate());
     let users = [device("press-1", &[]), device("press-2", &[]), worker()];
     let (broker, mut agent) = tls_site().start(&users, Some(first.clone())).await;
@@ -127,7 +127,7 @@ async fn a_renewed_certificate_reaches_the_broker_under_load_and_nobody_is_dropp
 
 /// Mosquitto keeps one certificate of each kind of key until it starts anew.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_former_certificate_of_another_kind_of_key_is_told_until_the_broker_starts_anew() {
+async fn a_previous_certificate_of_another_kind_of_key_is_reported_until_the_broker_restarts() {
     for (first, second, former_kind, kind) in
         [(certificate(), rsa_certificate(), ECDSA, RSA), (rsa_certificate(), certificate(), RSA, ECDSA)]
     {
@@ -141,7 +141,7 @@ async fn a_former_certificate_of_another_kind_of_key_is_told_until_the_broker_st
 
         broker.stop();
         broker.start_again();
-        agent.presents_such(|presented| presented.former_not_after.is_none()).await;
+        agent.presents_matching(|presented| presented.former_not_after.is_none()).await;
         for version in ["-tls1_2", "-tls1_3"] {
             assert_eq!(shown(broker.port, version, &format!("{RSA}:{ECDSA}")), Some(leaf(&second)), "{version}");
             assert_eq!(shown(broker.port, version, former_kind), None, "{version}");

@@ -78,7 +78,7 @@ fn room(broker: &Mosquitto, first: usize) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_accepted_finds_room_when_it_is_released() {
+async fn accepted_messages_of_qos_2_have_space_when_they_are_released() {
     let (mut broker, agent) = start().await;
     let mut device = Device::connect(&broker, false);
     assert_eq!(device.publish(1..16), 15);
@@ -95,7 +95,7 @@ async fn what_is_accepted_finds_room_when_it_is_released() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_a_connection_frees_what_goes_with_it() {
+async fn the_end_of_a_connection_frees_the_space_of_its_session() {
     let (broker, _agent) = start().await;
     let mut device = Device::connect(&broker, false);
     assert_eq!(device.publish(1..20), 19);
@@ -105,7 +105,7 @@ async fn the_end_of_a_connection_frees_what_goes_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_outlives_its_connection_keeps_its_room() {
+async fn a_persistent_session_keeps_its_space_after_a_disconnect() {
     let (mut broker, agent) = start().await;
     assert_eq!(Device::connect(&broker, true).publish(1..20), 19);
     assert_eq!(room(&broker, 100), 1);
@@ -124,7 +124,7 @@ async fn a_session_that_outlives_its_connection_keeps_its_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_a_session_frees_its_room() {
+async fn the_end_of_a_persistent_session_frees_its_space() {
     let (broker, _agent) = start().await;
     assert_eq!(Device::connect(&broker, true).publish(1..20), 19);
     assert_eq!(room(&broker, 100), 1);

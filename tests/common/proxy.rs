@@ -104,7 +104,7 @@ impl Proxy {
         for link in self.shared.links.lock().unwrap().iter() {
             link.end();
         }
-        self.shared.tell();
+        self.shared.notify();
     }
 
     /// Closes the oldest connection of a client.
@@ -141,10 +141,10 @@ impl Drop for Proxy {
 impl Shared {
     fn set(&self, mode: u8) {
         self.mode.store(mode, Ordering::SeqCst);
-        self.tell();
+        self.notify();
     }
 
-    fn tell(&self) {
+    fn notify(&self) {
         let _held = self.changed.0.lock().unwrap();
         self.changed.1.notify_all();
     }

@@ -77,7 +77,7 @@ pub async fn await_devices(api: Api<Device>, count: usize, holds: impl Fn(&Devic
     let mut progressed = Instant::now();
     let mut changes = watcher(api, watcher::Config::default()).boxed();
     let mut done = HashSet::new();
-    let mut told = Instant::now();
+    let mut printed = Instant::now();
     while done.len() < count {
         let event = tokio::time::timeout_at((progressed + STALLED).into(), changes.next())
             .await
@@ -88,8 +88,8 @@ pub async fn await_devices(api: Api<Device>, count: usize, holds: impl Fn(&Devic
         {
             progressed = Instant::now();
         }
-        if told.elapsed() > Duration::from_secs(10) {
-            told = Instant::now();
+        if printed.elapsed() > Duration::from_secs(10) {
+            printed = Instant::now();
             progress(&format!("{} of {count} Devices", done.len()));
         }
     }

@@ -34,7 +34,7 @@ struct Steady {
     database: Arc<Database>,
     desired: Desired,
     /// The dead letters in the status.
-    letters: DeadLetterView,
+    dead_letters: DeadLetterView,
     since: Instant,
 }
 
@@ -53,8 +53,8 @@ impl Drift {
     }
 
     /// Adds a table that matches its spec, so that it is checked.
-    pub fn watch(&self, database: Arc<Database>, desired: Desired, letters: DeadLetterView) {
-        let steady = Steady { database, desired, letters, since: Instant::now() };
+    pub fn watch(&self, database: Arc<Database>, desired: Desired, dead_letters: DeadLetterView) {
+        let steady = Steady { database, desired, dead_letters, since: Instant::now() };
         self.lock().insert(steady.desired.owner.clone(), steady);
     }
 
@@ -114,7 +114,7 @@ async fn is_steady(steady: &Steady) -> bool {
 }
 
 async fn are_letters_as_shown(client: &Client, steady: &Steady) -> bool {
-    let shown = &steady.letters;
+    let shown = &steady.dead_letters;
     let token = shown.replay.as_ref().map(|replay| replay.token.as_str());
     let reading = dead_letter::read(client, &steady.desired.owner, token);
     let Ok(Ok(found)) = timeout(POLL_INTERVAL, reading).await else { return false };

@@ -267,7 +267,7 @@ fn a_paused_device_is_not_written_and_a_new_one_is_relisted() {
     story.version = 90;
     story.reporter.repair(Duration::from_secs(5), story.now());
     story.pass(6);
-    assert_eq!(story.states(), [ConnectionState::Online; 2], "someone has emptied its status");
+    assert_eq!(story.states(), [ConnectionState::Online; 2], "another client has emptied its status");
     let after = Duration::from_mins(1);
     story.pass(60);
     assert!(story.reporter.to_list_again(story.now(), after).contains(&gateway()));
