@@ -162,13 +162,13 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     info!("holding the lease: reconciling");
     readiness.fails(DEVICES_CHECK, "listing");
     let (totals, totals_of_gateways) = mpsc::unbounded_channel();
-    let (look, looks) = mpsc::unbounded_channel();
+    let (request, requests) = mpsc::unbounded_channel();
     let registry = broadcast::Sender::new(REGISTRY_BACKLOG);
     let (desired, desired_changes) = mpsc::unbounded_channel();
     let listed = CancellationToken::new();
     let devices = Devices { fleet: context.fleet.clone(), changes: registry.clone(), listed: listed.clone() };
     let presence = PresenceController::new(context.clone(), arguments.presence_writes_per_second, totals.clone())?;
-    let links = TwinSync::new(context.clone(), desired_changes, arguments.report_writes_per_second, presence.updates(), look)?;
+    let links = TwinSync::new(context.clone(), desired_changes, arguments.report_writes_per_second, presence.updates(), request)?;
     let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry, desired })?;
     let retention = Retention::new(&context.metrics)?;
     let to_tell = listed.clone();
@@ -182,7 +182,7 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     reconcilers.spawn(driver.run(all_listed));
     reconcilers.spawn(presence.run(listed.clone()));
     reconcilers.spawn(links.run(listed));
-    reconcilers.spawn(gateway::run(context.clone(), Notices { totals: totals_of_gateways, looks }));
+    reconcilers.spawn(gateway::run(context.clone(), Notices { totals: totals_of_gateways, requests }));
     reconcilers.spawn(pipeline::run(context, devices, retention));
     match reconcilers.join_next().await {
         Some(Err(error)) => Err(error).context("a reconciler ended unexpectedly"),

@@ -42,12 +42,13 @@ fn a_clock_that_is_set_back_does_not_delay_acknowledgements() {
         device.work(&endpoint, None, &AtomicU64::new(0)).unwrap();
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    assert!(last_logged(&broker) + HOUR.as_secs() / 2 < now.as_secs(), "it takes no notice of the clock; its log:\n{}", broker.log());
+    assert!(last_logged(&broker) + HOUR.as_secs() / 2 < now.as_secs(), "the broker ignores the clock; its log:\n{}", broker.log());
     let held = reader.take_queue(&broker);
     assert!(device.acknowledged.iter().all(|message| held.contains_key(message)));
 }
 
-/// Mosquitto makes identifiers of messages from the time: two nodes, or two boots of one, must not give the same to what is queued.
+/// Mosquitto derives identifiers of messages from the time. Two nodes, or two boots of one node, must not assign the same identifiers to
+/// queued messages.
 #[test]
 fn a_broker_that_starts_twice_at_the_same_uptime_keeps_acknowledged_messages() {
     const LOAD: u64 = 10_000;

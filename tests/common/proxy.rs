@@ -114,12 +114,12 @@ impl Proxy {
         }
     }
 
-    /// From now on no data passes. Connections stay open and new ones are accepted.
+    /// Stops all data. Connections stay open and new ones are accepted.
     pub fn stall(&self) {
         self.shared.set(STALLS);
     }
 
-    /// From now on connections are refused. All open connections are closed.
+    /// Refuses new connections, and closes all open ones.
     pub fn refuse(&self) {
         self.shared.set(REFUSES);
         self.cut();

@@ -126,7 +126,7 @@ impl<'a> Fleet<'a> {
     /// Measures the time from the first request until the brokers have confirmed all credentials, then counts writes while idle.
     pub async fn measure_declaration(&self, operator: &Operator, arguments: &Arguments, floor: Option<Duration>) -> anyhow::Result<()> {
         heading("fleetwright");
-        let before = operator.look().await?;
+        let before = operator.resource_use().await?;
         let mark = Mark::now()?;
         let begin = Instant::now();
         let of = |index| gateway_of(index, arguments.gateways);
@@ -146,7 +146,7 @@ impl<'a> Fleet<'a> {
         #[allow(clippy::cast_precision_loss, reason = "counts of writes")]
         row("writes a Device", &format!("{:.3}", of_devices as f64 / arguments.devices as f64));
         row("further writes (shards, proofs, totals)", &(writes.len() - of_devices).to_string());
-        let after = operator.look().await?;
+        let after = operator.resource_use().await?;
         row("operator: processor time", &format!("{:.1} s", after.cpu_seconds - before.cpu_seconds));
         row("operator: memory", &format!("{:.0} MiB", after.mebibytes));
         let mark = Mark::now()?;

@@ -67,7 +67,7 @@ pub struct Notices {
     /// Gateways whose numbers of devices or refused clients changed.
     pub totals: UnboundedReceiver<GatewayKey>,
     /// Gateways to reconcile.
-    pub looks: UnboundedReceiver<GatewayKey>,
+    pub requests: UnboundedReceiver<GatewayKey>,
 }
 
 /// Reconciles Gateways until dropped.
@@ -91,7 +91,7 @@ pub async fn run(context: Context, notices: Notices) {
     let controller = Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
         .with_name(CONTROLLER)
         .with_observer(observer)
-        .with_controller(|_| watch::subscribe(watching, &context.client, notices.looks));
+        .with_controller(|_| watch::subscribe(watching, &context.client, notices.requests));
     tokio::select! {
         () = controller.run() => {}
         () = totals::keep(&context, &writer, gateways, notices.totals, seen) => {}
