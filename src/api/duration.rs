@@ -8,7 +8,7 @@ use std::time::Duration;
 /// The pattern of a duration in a CRD, down to seconds.
 pub const PATTERN: &str = r"^([1-9][0-9]{0,5}w)?([1-9][0-9]{0,5}d)?([1-9][0-9]{0,5}h)?([1-9][0-9]{0,5}m)?([1-9][0-9]{0,5}s)?$";
 
-/// The pattern of a duration in a CRD, down to minutes, where seconds would be a mistake.
+/// The pattern of a duration in a CRD, down to minutes, for fields in which seconds would be a mistake.
 pub const MINUTES_PATTERN: &str = r"^([1-9][0-9]{0,5}w)?([1-9][0-9]{0,5}d)?([1-9][0-9]{0,5}h)?([1-9][0-9]{0,5}m)?$";
 
 /// The units, from the longest, with their seconds.

@@ -66,7 +66,7 @@ impl TopicPattern {
     /// its messages and those of its devices together, and names its metrics in some of them for the others.
     ///
     /// # Errors
-    /// When the topic is not of the form that the CRD asks for.
+    /// If the topic does not have the format that the CRD requires.
     pub fn compile(topic: &str, format: Format) -> Result<Self, TopicError> {
         let mut tags: Vec<String> = Vec::new();
         let mut levels = Vec::new();

@@ -27,7 +27,7 @@ use crate::runtime::readiness::Readiness;
 use crate::runtime::{http, telemetry};
 use context::{Context, Images};
 use device::driver::{Driver, Subscribers};
-use gateway::Notices;
+use gateway::GatewayRequests;
 use pipeline::registry::Devices;
 use pipeline::retention::Retention;
 use presence::PresenceController;
@@ -182,7 +182,7 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     reconcilers.spawn(driver.run(all_listed));
     reconcilers.spawn(presence.run(listed.clone()));
     reconcilers.spawn(links.run(listed));
-    reconcilers.spawn(gateway::run(context.clone(), Notices { totals: totals_of_gateways, requests }));
+    reconcilers.spawn(gateway::run(context.clone(), GatewayRequests { totals: totals_of_gateways, reconcile: requests }));
     reconcilers.spawn(pipeline::run(context, devices, retention));
     match reconcilers.join_next().await {
         Some(Err(error)) => Err(error).context("a reconciler ended unexpectedly"),

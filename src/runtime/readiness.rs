@@ -51,7 +51,7 @@ impl Readiness {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Result<(), String>>> {
-        // Every update is one insertion, so that a panic elsewhere leaves the map whole.
+        // Every update is one insertion, so that a panic of another task leaves the map consistent.
         self.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

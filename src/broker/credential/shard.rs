@@ -126,7 +126,7 @@ pub enum ShardError {
 
 /// The known shards are incomplete: users may be missing.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
-#[error("shard {shard} is not there, or not yet as shard 0 says")]
+#[error("shard {shard} does not exist, or does not match shard 0 yet")]
 pub struct Incomplete {
     /// The shard to read again.
     pub shard: usize,

@@ -207,7 +207,7 @@ async fn settle(
     Ok(replayed)
 }
 
-/// What is refused again, as columns.
+/// The messages that are refused again, as columns.
 #[derive(Default)]
 struct Refused<'a> {
     ids: Vec<i64>,

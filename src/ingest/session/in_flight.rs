@@ -179,7 +179,7 @@ impl InFlight {
         self.writing_bytes + self.open.size() + self.sealed.iter().map(Batch::size).sum::<usize>()
     }
 
-    /// When the next batch is due. `None` if there is no batch.
+    /// Time at which the next batch is due. `None` if there is no batch.
     pub fn due(&self) -> Option<Instant> {
         if !self.sealed.is_empty() {
             return Some(self.last_submitted);

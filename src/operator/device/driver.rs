@@ -93,7 +93,7 @@ impl Driver {
     /// A driver that runs at most `concurrency` actions for Devices at once.
     ///
     /// # Errors
-    /// When a metric is registered twice.
+    /// If a metric is registered twice.
     pub fn new(context: Context, concurrency: usize, subscribers: Subscribers) -> Result<Self, prometheus::Error> {
         let metrics = DeviceMetrics::register(&context.metrics)?;
         let now = Instant::now();

@@ -16,7 +16,7 @@ impl DeviceMetrics {
     /// Registers the metrics.
     ///
     /// # Errors
-    /// When a metric is registered twice.
+    /// If a metric is registered twice.
     pub fn register(registry: &prometheus::Registry) -> Result<Self, prometheus::Error> {
         let steps = Opts::new("fleetwright_device_steps_total", "Actions executed for Devices and for the shards of Gateways, by outcome.");
         let steps = IntCounterVec::new(steps, &["step", "outcome"])?;

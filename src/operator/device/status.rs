@@ -131,11 +131,11 @@ fn external(record: &DeviceRecord, context: StatusContext<'_>, reached: bool) ->
         let cause = Cause::new(Reason::NoClientAuthority, message);
         return Some(stalled(cause));
     }
-    let elsewhere =
+    let managed =
         format!("the broker of Gateway {gateway} is external: that broker manages the credentials and access rights of this device");
     let findings = vec![
         Finding::holds(ACCEPTED, Reason::Accepted, "the spec is valid"),
-        Finding::unknown(CREDENTIALS_LIVE, Cause::new(Reason::ManagedElsewhere, elsewhere)),
+        Finding::unknown(CREDENTIALS_LIVE, Cause::new(Reason::ManagedElsewhere, managed)),
     ];
     let readiness = match (reached, record.enabled) {
         (true, true) => {

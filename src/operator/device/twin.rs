@@ -177,7 +177,7 @@ impl Twin {
 
     /// Whether a report differs from the last one.
     #[must_use]
-    pub fn is_news(&self, report: &Result<ReportedStatus, Cause>) -> bool {
+    pub fn is_new_report(&self, report: &Result<ReportedStatus, Cause>) -> bool {
         match (report, &self.fault) {
             (Err(cause), fault) => fault.as_deref() != Some(cause),
             (Ok(_), Some(_)) => true,

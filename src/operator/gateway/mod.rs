@@ -63,15 +63,15 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 const CONCURRENCY: u16 = 16;
 
 /// The channels by which other controllers request work on Gateways.
-pub struct Notices {
+pub struct GatewayRequests {
     /// Gateways whose numbers of devices or refused clients changed.
     pub totals: UnboundedReceiver<GatewayKey>,
     /// Gateways to reconcile.
-    pub requests: UnboundedReceiver<GatewayKey>,
+    pub reconcile: UnboundedReceiver<GatewayKey>,
 }
 
 /// Reconciles Gateways until dropped.
-pub async fn run(context: Context, notices: Notices) {
+pub async fn run(context: Context, requests: GatewayRequests) {
     let reconciler = Reconciler {
         writer: context.writer("fleetwright/gateway"),
         recorder: context.recorder("fleetwright.io/gateway"),
@@ -91,10 +91,10 @@ pub async fn run(context: Context, notices: Notices) {
     let controller = Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
         .with_name(CONTROLLER)
         .with_observer(observer)
-        .with_controller(|_| watch::subscribe(watching, &context.client, notices.requests));
+        .with_controller(|_| watch::subscribe(watching, &context.client, requests.reconcile));
     tokio::select! {
         () = controller.run() => {}
-        () = totals::keep(&context, &writer, gateways, notices.totals, seen) => {}
+        () = totals::keep(&context, &writer, gateways, requests.totals, seen) => {}
     }
 }
 
@@ -274,7 +274,7 @@ fn says_the_same(conditions: &[Condition], type_: &str) -> bool {
     said(READY) == said(type_)
 }
 
-/// When to reconcile again without a change: soon while a Secret is missing, and when a certificate nears its expiry.
+/// Time until the next reconciliation without a change: short while a Secret is missing, and until a certificate is about to expire.
 fn requeue_after(valid: &Valid, now: Timestamp) -> Duration {
     let until = |time: Timestamp| Duration::try_from(time.duration_since(now)).ok();
     let turns =

@@ -91,7 +91,7 @@ impl Drift {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Owner, Steady>> {
-        // Every update is one insertion or removal, so that a panic elsewhere leaves the map whole.
+        // Every update is one insertion or removal, so that a panic of another task leaves the map consistent.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -119,5 +119,5 @@ async fn are_letters_as_shown(client: &Client, steady: &Steady) -> bool {
     let reading = dead_letter::read(client, &steady.desired.owner, token);
     let Ok(Ok(found)) = timeout(POLL_INTERVAL, reading).await else { return false };
     let next = shown.after(token, Some(&found));
-    next == *shown || !shown.is_news(&next) && steady.since.elapsed() < NUMBERS_INTERVAL
+    next == *shown || !shown.is_significant_change(&next) && steady.since.elapsed() < NUMBERS_INTERVAL
 }

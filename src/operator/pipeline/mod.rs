@@ -369,7 +369,7 @@ impl Reconciler {
     }
 }
 
-/// When to reconcile again without a change.
+/// Time until the next reconciliation without a change.
 fn requeue_after(outcome: &Outcome) -> Action {
     let settled = match outcome {
         Outcome::Accepted { table, workers, .. } => {

@@ -29,7 +29,7 @@ impl PresenceMetrics {
     /// Registers the metrics.
     ///
     /// # Errors
-    /// When a metric is registered twice.
+    /// If a metric is registered twice.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let by = |name: &str, help: &str, labels: &[&str]| registered(registry, IntGaugeVec::new(Opts::new(name, help), labels)?);
         Ok(Self {

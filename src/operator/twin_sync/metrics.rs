@@ -22,7 +22,7 @@ impl TwinSyncMetrics {
     /// Registers the metrics.
     ///
     /// # Errors
-    /// When a metric is registered twice.
+    /// If a metric is registered twice.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let publishes = Opts::new("fleetwright_desired_publishes_total", "Desired states published to brokers, by outcome.");
         let reports = Opts::new("fleetwright_reports_total", "Reports of devices, by outcome.");

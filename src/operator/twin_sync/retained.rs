@@ -38,7 +38,7 @@ impl RetainedStates {
         self.known.keys()
     }
 
-    /// What to publish so that the broker retains the desired message.
+    /// The message to publish so that the broker retains the desired state.
     #[must_use]
     pub fn action(&self, device: &str, wanted: Wanted) -> RetainedAction {
         match (wanted, self.known.get(device)) {
