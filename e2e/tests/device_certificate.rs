@@ -43,7 +43,7 @@ fn a_device_connects_by_certificate_and_is_disconnected_when_disabled() {
         ensure!(condition.message.contains("openssl req"), "the remedy is missing: {}", condition.message);
         fleet.condition("Device", "press-2", "Stalled", "True", "UnreadableSigningRequest").await?;
         let secrets = fleet.api("Secret").list(&kube::api::ListParams::default()).await?;
-        ensure!(secrets.iter().all(|secret| secret.name_any() != "press-1-credentials"), "it has a password besides");
+        ensure!(secrets.iter().all(|secret| secret.name_any() != "press-1-credentials"), "it also has a password");
 
         let serial = machine.fetch(&fleet, "press-1").await?;
         let listener = machine.listener(&fleet, CERTIFICATES).await?;

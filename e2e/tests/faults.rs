@@ -84,7 +84,7 @@ fn an_unavailable_database_is_reported_and_its_backlog_is_stored() {
     run("unreachable", async |fleet| {
         let (database, publisher) = start(&fleet).await?;
         let is_up = async || metric(&fleet, "timed-ingest-0", "fleetwright_ingest_database_up").await;
-        ensure!(is_up().await? == "1", "the metric says that the database is away");
+        ensure!(is_up().await? == "1", "the metric reports an unavailable database");
 
         fleet.change("StatefulSet", "timescaledb", json!({"spec": {"replicas": 0}})).await?;
         fleet.gone("Pod", "timescaledb-0", fleetwright_e2e::fleet::GONE_WITHIN).await?;

@@ -40,7 +40,7 @@ pub const CREDENTIALS_LIVE: &str = "CredentialsLive";
 /// The device reports the desired state.
 pub const SYNCED: &str = "Synced";
 
-/// The hypertable is as the spec says.
+/// The hypertable matches the spec.
 pub const TABLE_READY: &str = "TableReady";
 
 /// The workers have their sessions and have verified that they can write.

@@ -28,7 +28,7 @@ pub fn parse(text: &str) -> Option<Duration> {
             (rest.find(|character: char| !character.is_ascii_digit())?, rest.trim_start_matches(|c: char| c.is_ascii_digit()));
         let number: u64 = rest[..digits].parse().ok()?;
         let unit = unit.chars().next()?;
-        // Continues behind the last unit: each comes once, in order.
+        // Continues after the last unit, so that each unit occurs once and in order.
         let (_, length) = units.find(|(name, _)| *name == unit)?;
         seconds = seconds.checked_add(number.checked_mul(*length)?)?;
         rest = &rest[digits + unit.len_utf8()..];

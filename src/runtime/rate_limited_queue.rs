@@ -1,4 +1,4 @@
-//! A queue of keys with delays, rate limits and retries. Pure: the time goes in, items come out.
+//! A queue of keys with delays, rate limits and retries. Pure: callers pass the time.
 //!
 //! Each key is queued at most once and is in progress at most once. A key that is queued while it is in progress is ready again
 //! when that ends. A key that failed is queued again after a delay that grows with each failure.

@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(readiness.verdict(), Err(vec!["table: starting".to_owned()]));
         readiness.holds("table");
         assert_eq!(readiness.verdict(), Ok(()));
-        readiness.fails("session", "broker is away");
+        readiness.fails("session", "broker is unavailable");
         assert!(readiness.verdict().is_err());
         readiness.remove("session");
         assert_eq!(readiness.verdict(), Ok(()));

@@ -62,7 +62,7 @@ pub enum TlsError {
     SetUp(#[from] rustls::Error),
 }
 
-/// The configuration of a client without a certificate of its own; TLS 1.2 or 1.3.
+/// The configuration of a client without a client certificate; TLS 1.2 or 1.3.
 pub fn client_configuration(verification: Verification<'_>) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;

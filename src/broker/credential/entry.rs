@@ -38,7 +38,7 @@ pub enum EntryError {
     },
 
     /// A hash without the format of [`hash::hash`].
-    #[error("the password hash of user {username:?} is not one that Mosquitto reads: expected $7$<iterations>$<salt>$<hash>")]
+    #[error("the password hash of user {username:?} does not have Mosquitto's format: expected $7$<iterations>$<salt>$<hash>")]
     InvalidHash {
         /// The user.
         username: String,

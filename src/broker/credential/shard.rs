@@ -111,7 +111,7 @@ pub enum ShardError {
     },
 
     /// A line that [`Shard::render`] does not write. The error does not show the line, which may contain a hash.
-    #[error("line {line} of key {key:?} is not what the operator writes")]
+    #[error("line {line} of key {key:?} does not have the format that the operator writes")]
     UnknownLine {
         /// The key.
         key: &'static str,

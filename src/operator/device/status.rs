@@ -104,8 +104,8 @@ fn verdict(device: &str, record: &DeviceRecord, context: StatusContext<'_>, live
     if live && record.enabled {
         let message = format!("the broker of Gateway {gateway} has this credential");
         let refusal = record.certificate().and_then(Certificate::refusal);
-        let besides = refusal.map(|refusal| format!("; its certificate is not renewed: {}", refusal.cause.message)).unwrap_or_default();
-        let cause = Cause::new(Reason::Proven, format!("{message}{besides}"));
+        let addition = refusal.map(|refusal| format!("; its certificate is not renewed: {}", refusal.cause.message)).unwrap_or_default();
+        let cause = Cause::new(Reason::Proven, format!("{message}{addition}"));
         return Some((vec![accepted, Finding::holds(CREDENTIALS_LIVE, Reason::Proven, message)], Readiness::Ready(cause)));
     }
     if live {
