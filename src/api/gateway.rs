@@ -82,9 +82,9 @@ pub struct GatewaySpec {
     #[x_kube(validation = ("self == oldSelf", "storage cannot be changed: create a Gateway with another name, and move the devices to it"))]
     pub storage: Storage,
 
-    /// What an acknowledged message survives: with `Disk` a crash of the machine, with `Process` a crash of the broker, with
-    /// `Snapshot` only an orderly stop (a crash loses everything since the last snapshot). Measured on two cores, they reach 74,000,
-    /// 80,000 and 117,000 messages per second. With `Disk` and `Process` the broker commits messages in groups, and sends their
+    /// Durability of acknowledged messages: with `Disk` they survive a crash of the machine, with `Process` a crash of the broker,
+    /// with `Snapshot` only an orderly stop (a crash loses everything since the last snapshot). Measured on two cores, the broker
+    /// accepts 74,000, 80,000 and 117,000 messages per second. With `Disk` and `Process` the broker commits messages in groups, and sends their
     /// acknowledgements after the commit. `Snapshot` uses other files than `Disk` and `Process`: after a change from or to `Snapshot`
     /// the broker starts without its previous sessions, queues and retained messages.
     #[serde(default)]
@@ -140,15 +140,15 @@ fn default_storage_size() -> ResourceQuantity {
     "1Gi".into()
 }
 
-/// What an acknowledged message survives.
+/// Durability of acknowledged messages.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum Durability {
-    /// A crash of the machine: synchronised to the disk before it is acknowledged.
+    /// A message survives a crash of the machine: it is synchronised to the disk before it is acknowledged.
     Disk,
-    /// A crash of the broker: handed to the operating system before it is acknowledged.
+    /// A message survives a crash of the broker: it is written to the operating system before it is acknowledged.
     #[default]
     Process,
-    /// An orderly stop. All that came since the last snapshot is lost when the broker crashes.
+    /// A message survives an orderly stop. A crash of the broker loses all messages since the last snapshot.
     Snapshot,
 }
 

@@ -195,9 +195,9 @@ reasons! {
     Warning NotPublished,
     /// The Pipeline is paused, and the brokers queue the messages. Set spec.paused to false to continue.
     Normal Paused,
-    /// The workers finish what they have read. Wait.
+    /// The workers store the messages that they have read. Wait.
     Normal Pausing,
-    /// The login may not do what is necessary. Grant the permission in the message.
+    /// The login lacks a permission. Grant the permission in the message.
     Warning PermissionDenied,
     /// The broker accepted the device's credential. No action is required.
     Normal Proven,

@@ -62,8 +62,8 @@ pub enum TopicError {
 }
 
 impl TopicPattern {
-    /// Compiles `spec.source.topic` for a format: with Sparkplug B more is subscribed to than the topic says, since a node numbers
-    /// its messages and those of its devices together, and names its metrics in some of them for the others.
+    /// Compiles `spec.source.topic` for a format. With Sparkplug B the subscription also includes other topics of the node, because a
+    /// node numbers its messages and those of its devices together, and declares its metrics in some of these messages.
     ///
     /// # Errors
     /// If the topic does not have the format that the CRD requires.

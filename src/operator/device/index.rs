@@ -53,7 +53,7 @@ pub struct DeviceIndex {
 }
 
 impl DeviceIndex {
-    /// Returns what changed since the last call.
+    /// Returns the changes since the last call.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)
     }

@@ -1,4 +1,4 @@
-//! The desired and the reported state of a Device: what the broker retains, what the device reported, and whether the two match.
+//! The desired and the reported state of a Device: the retained message, the last report, and whether the two match.
 //! Pure. A Device with neither costs one empty pointer.
 
 use std::fmt::Write;

@@ -15,7 +15,7 @@ pub struct PresenceMetrics {
     pub waiting: IntGauge,
     /// Devices that change often and are held back.
     pub damped: IntGauge,
-    /// How long the oldest of the ready devices has been ready, in seconds.
+    /// Age of the oldest queued connection state in seconds.
     pub oldest: Gauge,
     /// Pages that agents returned.
     pub pages: IntCounter,

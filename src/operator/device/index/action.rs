@@ -73,7 +73,7 @@ pub enum DeviceAction {
     /// Write this status.
     WriteStatus(Box<DeviceStatus>),
 
-    /// Wait for the broker. The Device is queued again for the time at which its status must say so.
+    /// Wait for the broker. The Device is queued again for the time at which its status must report this.
     AwaitBroker,
 
     /// Nothing to do.
