@@ -171,10 +171,10 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     let links = TwinSync::new(context.clone(), desired_changes, arguments.report_writes_per_second, presence.updates(), request)?;
     let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry, desired })?;
     let retention = Retention::new(&context.metrics)?;
-    let to_tell = listed.clone();
+    let listed_sender = listed.clone();
     let all_listed = move || {
         readiness.holds(DEVICES_CHECK);
-        to_tell.cancel();
+        listed_sender.cancel();
     };
     // Each reconciler is a separate task: while one reads lists of thousands of objects, the others and the renewal of the lease continue.
     // The tasks end with the set.

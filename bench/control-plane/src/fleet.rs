@@ -21,7 +21,7 @@ use crate::operator::Operator;
 use crate::report::{heading, progress, rate_row, row};
 
 /// Time in which unnecessary writes of the operator are counted.
-const SECOND_LOOK: Duration = Duration::from_secs(30);
+const RESYNC_TIME: Duration = Duration::from_secs(30);
 
 /// A namespace with Gateways and their Devices.
 pub struct Fleet<'a> {
@@ -153,7 +153,7 @@ impl<'a> Fleet<'a> {
         // The Gateways' totals are updated after two seconds. Afterwards there is no work left.
         tokio::time::sleep(Duration::from_secs(5)).await;
         let settled = Mark::now()?;
-        tokio::time::sleep(SECOND_LOOK).await;
+        tokio::time::sleep(RESYNC_TIME).await;
         row(
             "writes while the fleet settles",
             &mark.writes(self.namespace)?.len().saturating_sub(settled.writes(self.namespace)?.len()).to_string(),

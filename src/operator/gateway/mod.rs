@@ -119,7 +119,7 @@ impl k8s_controller::Context for Reconciler {
         }
         if is_reconciliation_paused(gateway) {
             let observed = observe(&self.context, gateway).await?;
-            self.tell_devices(gateway, endpoint(&observed, None), client_trust(&observed, Timestamp::now()).authority);
+            self.update_devices(gateway, endpoint(&observed, None), client_trust(&observed, Timestamp::now()).authority);
             return Ok(Some(Action::await_change()));
         }
         unless_terminating(self.reconcile(gateway).await)
@@ -177,7 +177,7 @@ impl Reconciler {
             self.writer.apply(&owner, authority).await?;
             self.writer.apply(&owner, certificate).await?;
         }
-        self.tell_devices(&observed.gateway, endpoint(observed, valid.tls.issued.as_ref()), valid.clients.authority.clone());
+        self.update_devices(&observed.gateway, endpoint(observed, valid.tls.issued.as_ref()), valid.clients.authority.clone());
         let password = observed.link_password.clone().unwrap_or_else(Password::generate);
         self.writer.apply(&owner, &link_credentials(valid, &password)).await?;
         self.writer.apply(&owner, &desired.configuration).await?;
@@ -214,7 +214,7 @@ impl Reconciler {
         self.writer.prune::<StatefulSet>(owner, namespace, &all, &names([&desired.stateful_set])).await
     }
 
-    fn tell_devices(&self, gateway: &Gateway, endpoint: Option<Endpoint>, authority: Authority) {
+    fn update_devices(&self, gateway: &Gateway, endpoint: Option<Endpoint>, authority: Authority) {
         let key = GatewayKey::new(&gateway.namespace().unwrap_or_default(), &gateway.name_any());
         let uid = gateway.uid().unwrap_or_default();
         {
