@@ -1,4 +1,4 @@
-//! Tells the linker how to write the program.
+//! Sets linker options for the program.
 
 #![allow(clippy::print_stdout, reason = "this is how a build script speaks to Cargo")]
 

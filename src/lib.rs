@@ -1,6 +1,6 @@
 //! Fleetwright: a Kubernetes operator for IoT fleets.
 //!
-//! Three custom resources, `Device`, `Gateway` and `Pipeline`, say what a fleet is; the roles of this one binary make it run.
+//! Three custom resources, `Device`, `Gateway` and `Pipeline`, describe a fleet; the roles of this binary run it.
 //! Dependencies point downwards: `api` (a crate) and `runtime` depend on nothing; `broker`, `certificate`, `database`, `decode` (a crate) and
 //! `mqtt` depend on those; `state` and `sink` depend on `database` and `decode`. The roles `operator`, `agent`, `ingest`, `check` and
 //! `simulate` depend on all of these and never on one another.

@@ -23,24 +23,24 @@ struct Arguments {
 enum Role {
     /// Reconciles Gateways, Devices and Pipelines
     Operator(operator::Arguments),
-    /// Keeps the files of a broker current and proves that the broker has read them; runs beside it in its pod
+    /// Updates the files of a broker and verifies that the broker has read them; runs as a sidecar in the broker's pod
     Agent(agent::Arguments),
-    /// Takes the telemetry of a Pipeline from its brokers into its table
+    /// Reads the telemetry of a Pipeline from its brokers and writes it into its table
     Ingest(ingest::Arguments),
-    /// Prints what a Pipeline makes of a message, with no cluster, broker or database
+    /// Decodes a message with a Pipeline and prints the row, without a cluster, broker or database
     #[command(after_help = check::EXAMPLES)]
     Check(check::Arguments),
-    /// Puts dead letters through the decoder of their Pipeline again
+    /// Decodes the dead letters of a Pipeline again and stores those that are accepted
     Replay(ingest::replay::Arguments),
-    /// Plays a fleet of devices, for demonstrations and load
+    /// Simulates a fleet of devices, for demonstrations and load tests
     Simulate(simulate::Arguments),
     /// Prints the CustomResourceDefinitions
     Crds {
-        /// Folder to write a file a kind into; standard output without it
+        /// Folder for one file per kind (default: standard output)
         #[arg(long)]
         output: Option<PathBuf>,
 
-        /// File to write the reference of the resources into, as Markdown
+        /// File for the reference of the resources in Markdown
         #[arg(long)]
         reference: Option<PathBuf>,
     },

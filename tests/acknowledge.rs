@@ -1,7 +1,7 @@
-//! A broker that is killed under load: everything that it has acknowledged is in the queue of a subscriber that is not connected.
+//! A broker that is killed under load: every acknowledged message is in the queue of an offline subscriber.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
-#![allow(clippy::print_stdout, reason = "a test that fails says what led there")]
+#![allow(clippy::print_stdout, reason = "a failed test prints its progress")]
 
 #[path = "acknowledge/clocks.rs"]
 mod clocks;
@@ -29,10 +29,10 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-/// How often the broker is killed.
+/// Number of kills of the broker.
 const ROUNDS: u32 = 8;
 
-/// Devices that publish at once.
+/// Number of concurrent publishers.
 const DEVICES: usize = 4;
 
 /// Acknowledged messages between two kills.
@@ -40,7 +40,7 @@ const LOAD: u64 = 3_000;
 
 const LOGIN: (&str, &str) = ("reader", "password");
 
-/// A subscriber that is not connected, and whose session has a queue.
+/// An offline subscriber, whose session has a queue.
 struct Reader {
     name: String,
     session: Vec<String>,
@@ -62,9 +62,9 @@ impl Reader {
         broker.subscribe((&self.name, LOGIN.1), &session)
     }
 
-    /// What its queue holds, and how often.
+    /// The messages in its queue, with their number of occurrences.
     fn take_queue(&self, broker: &Mosquitto) -> BTreeMap<String, usize> {
-        // Of the same quality: one of QoS 2 is printed when it is released, and would come after a later one of QoS 1.
+        // With the same QoS: a message of QoS 2 is printed when it is released, possibly after a later message of QoS 1.
         assert!(broker.publish(LOGIN, &["-t", &self.topic, "-m", "end", "-q", &self.level]).status.success());
         let queue = self.connect(broker);
         wait_until("the end of the queue", || queue.output().lines().any(|line| line == "end"));
@@ -76,7 +76,7 @@ impl Reader {
     }
 }
 
-/// Lets devices publish, and kills the broker once more than so many messages are acknowledged; gives how many were.
+/// Lets devices publish, and kills the broker once more than `load` messages are acknowledged. Returns the number of acknowledged messages.
 fn load_and_kill(broker: &mut Mosquitto, endpoint: &Endpoint, devices: &mut [Device], topic: &str, load: u64) -> AtomicU64 {
     let (count, killed) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -93,16 +93,16 @@ fn load_and_kill(broker: &mut Mosquitto, endpoint: &Endpoint, devices: &mut [Dev
     count
 }
 
-/// Kills the broker several times while devices publish, and compares each time what they were told with what the queue holds.
+/// Kills the broker several times while devices publish, and compares the acknowledged messages with the queue each time.
 fn check_queue_after_kills((mut broker, endpoint): (Mosquitto, Endpoint), qos: QoS) {
     let mut devices: Vec<Device> = (0..DEVICES).map(|number| Device::new(number, qos)).collect();
-    let (mut acknowledged, mut lost, mut doubled) = (0, Vec::new(), 0);
+    let (mut acknowledged, mut lost, mut duplicates) = (0, Vec::new(), 0);
     for round in 0..ROUNDS {
         let topic = format!("load/{round}");
         let reader = Reader::new(&broker, round, &topic, qos);
         let count = load_and_kill(&mut broker, &endpoint, &mut devices, &topic, LOAD);
         broker.start_again();
-        // As a device does after a reconnect, it sends again what was not acknowledged.
+        // Sends unacknowledged messages again, as a device does after a reconnect.
         let before: BTreeSet<String> = devices.iter().flat_map(|device| device.acknowledged.clone()).collect();
         if qos == QoS::ExactlyOnce {
             for device in &mut devices {
@@ -120,10 +120,10 @@ fn check_queue_after_kills((mut broker, endpoint): (Mosquitto, Endpoint), qos: Q
         assert!(before.len() > usize::try_from(LOAD).unwrap());
         acknowledged += after.len();
         lost.extend(missing);
-        doubled += held.values().filter(|times| **times > 1).count();
+        duplicates += held.values().filter(|times| **times > 1).count();
     }
     assert!(lost.is_empty(), "{} of {acknowledged} acknowledged messages are lost: {lost:?}", lost.len());
-    assert!(qos != QoS::ExactlyOnce || doubled == 0, "{doubled} messages of QoS 2 are there twice");
+    assert!(qos != QoS::ExactlyOnce || duplicates == 0, "{duplicates} messages of QoS 2 are duplicates");
 }
 
 fn broker() -> (Mosquitto, Endpoint) {
@@ -132,7 +132,7 @@ fn broker() -> (Mosquitto, Endpoint) {
     (broker, endpoint)
 }
 
-/// With one more listener, which has TLS, and speaks WebSockets if `websocket`.
+/// With another listener, with TLS if `tls` and WebSockets if `websocket`.
 fn broker_with_listener(tls: bool, websocket: bool) -> (Mosquitto, Endpoint) {
     let (folder, port, second_port) = (tempfile::tempdir().unwrap(), free_port(), free_port());
     let key = KeyPair::generate().unwrap();
@@ -158,22 +158,22 @@ fn broker_with_listener(tls: bool, websocket: bool) -> (Mosquitto, Endpoint) {
 }
 
 #[test]
-fn a_killed_broker_keeps_what_it_has_acknowledged() {
+fn a_killed_broker_keeps_acknowledged_messages() {
     check_queue_after_kills(broker(), QoS::AtLeastOnce);
 }
 
 #[test]
-fn a_killed_broker_keeps_what_it_has_acknowledged_over_tls() {
+fn a_killed_broker_keeps_acknowledged_messages_over_tls() {
     check_queue_after_kills(broker_with_listener(true, false), QoS::AtLeastOnce);
 }
 
 #[test]
-fn a_killed_broker_keeps_what_it_has_acknowledged_over_websockets() {
+fn a_killed_broker_keeps_acknowledged_messages_over_websockets() {
     check_queue_after_kills(broker_with_listener(false, true), QoS::AtLeastOnce);
 }
 
 #[test]
-fn a_killed_broker_keeps_what_it_has_acknowledged_over_websockets_with_tls() {
+fn a_killed_broker_keeps_acknowledged_messages_over_websockets_with_tls() {
     check_queue_after_kills(broker_with_listener(true, true), QoS::AtLeastOnce);
 }
 

@@ -1,4 +1,4 @@
-//! The agent with a real Mosquitto, in the configuration that the operator renders, and clients that are not ours.
+//! The agent with a real Mosquitto in the configuration that the operator renders, and third-party clients.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test fails by panicking")]
 
@@ -47,11 +47,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 const PASSWORD: &str = "secret of all";
 const TLS_SECRET: &str = "plant-1-tls";
 
-/// An agent that runs, and what a test sees of it.
+/// A running agent, and its outputs.
 struct Agent {
     registry: prometheus::Registry,
     changes: mpsc::Sender<Change>,
-    proven: watch::Receiver<Option<BTreeMap<usize, String>>>,
+    verified: watch::Receiver<Option<BTreeMap<usize, String>>>,
     presented: watch::Receiver<Option<Presented>>,
     readiness: Readiness,
     metrics: Arc<AgentMetrics>,
@@ -65,7 +65,7 @@ impl Agent {
         let metrics = Arc::new(AgentMetrics::register(&registry).unwrap());
         let readiness = Readiness::awaiting([BROKER_CHECK]);
         let (changes, incoming) = mpsc::channel(16);
-        let (proofs, proven) = watch::channel(None);
+        let (verified_sender, verified) = watch::channel(None);
         let paths = BrokerPaths {
             configuration: folder.join("mosquitto.conf"),
             runtime: folder.join("run"),
@@ -80,7 +80,7 @@ impl Agent {
             host_names: vec!["127.0.0.1".to_owned()],
         };
         let presence = Presence::new();
-        let driver = Driver::new(paths, &configuration, incoming, proofs, presentations, readiness.clone(), Arc::clone(&metrics))
+        let driver = Driver::new(paths, &configuration, incoming, verified_sender, presentations, readiness.clone(), Arc::clone(&metrics))
             .with_presence(presence.clone());
         let first_written = driver.first_written();
         let shutdown = CancellationToken::new();
@@ -88,10 +88,10 @@ impl Agent {
         let follower = LogFollower::new(&folder.join("log"), &folder.join("mosquitto.conf"), presence, presence_metrics);
         tokio::spawn(follower.run(shutdown.clone()));
         tokio::spawn(driver.run(shutdown.clone()));
-        Self { registry, changes, proven, presented, readiness, metrics, first_written, _stop: shutdown.drop_guard() }
+        Self { registry, changes, verified, presented, readiness, metrics, first_written, _stop: shutdown.drop_guard() }
     }
 
-    /// How many clients it counts as refused.
+    /// The number of clients that it counts as refused.
     fn refused(&self) -> f64 {
         let families = self.registry.gather();
         let refused = families.iter().filter(|family| family.name() == "fleetwright_broker_refused_total");
@@ -101,31 +101,31 @@ impl Agent {
     async fn shard(&self, users: &[Entry]) -> String {
         let data = Shard::new(1, users.iter().cloned()).render();
         let revision = revision(&data);
-        self.tell(Subject::Shard(0), Some(data)).await;
+        self.send_change(Subject::Shard(0), Some(data)).await;
         revision
     }
 
-    async fn tell(&self, subject: Subject, data: Option<Data>) {
+    async fn send_change(&self, subject: Subject, data: Option<Data>) {
         self.changes.send(Change { subject, data, origin: Origin::ApiServer }).await.unwrap();
     }
 
-    /// Gives the broker these users, and returns once it has proven to hold them; with the time that took.
+    /// Changes the users of the broker, and returns the time until they are verified.
     async fn hold(&mut self, users: &[Entry]) -> Duration {
         let started = Instant::now();
         let wanted = self.shard(users).await;
-        let held = |proven: &Option<BTreeMap<usize, String>>| proven.as_ref().is_some_and(|shards| shards.get(&0) == Some(&wanted));
-        tokio::time::timeout(PATIENCE, self.proven.wait_for(held)).await.expect("a proof").unwrap();
+        let held = |verified: &Option<BTreeMap<usize, String>>| verified.as_ref().is_some_and(|shards| shards.get(&0) == Some(&wanted));
+        tokio::time::timeout(PATIENCE, self.verified.wait_for(held)).await.expect("a verification").unwrap();
         started.elapsed()
     }
 }
 
-/// A Gateway's configuration for this machine: other folders and ports, else as rendered.
+/// A Gateway's rendered configuration with the folders and ports of this machine.
 struct Site {
     configuration: String,
     folder: TempDir,
     internal_port: u16,
     port: u16,
-    /// Of all listeners that are declared.
+    /// The ports of all declared listeners.
     ports: Vec<u16>,
     tls_listeners: Vec<TlsListener>,
 }
@@ -152,7 +152,7 @@ impl Site {
             tls_listeners.extend(listener.tls_secret("plant-1").map(|secret| TlsListener { port: *port, secret }));
         }
         let queued_bytes = gateway.spec.limits.queued_bytes_per_client.to_units().unwrap();
-        // Half of the container's, which is 256 MiB by default.
+        // Half of the container's limit, which is 256 MiB by default.
         let memory_limit = gateway.spec.resources.limits.get("memory").and_then(|memory| Some(memory.to_units()? / 2));
         let broker = BrokerConfiguration {
             namespace: "fleet",
@@ -179,16 +179,16 @@ impl Site {
         Self { configuration, folder, internal_port, port: ports[0], ports, tls_listeners }
     }
 
-    /// The broker with its agent, which has proven these users.
+    /// Starts the broker and its agent, and waits until these users are verified.
     async fn start(self, users: &[Entry], tls: Option<Data>) -> (Mosquitto, Agent) {
         self.start_on(users, tls, None).await
     }
 
-    /// The same, with a volume of this size (as in `64m`) for what the broker keeps.
+    /// The same, with a volume of this size (such as `64m`) for the broker's data.
     async fn start_on(self, users: &[Entry], tls: Option<Data>, volume: Option<&str>) -> (Mosquitto, Agent) {
         let mut agent = Agent::start(self.folder.path(), self.internal_port, &self.tls_listeners);
         if let Some(tls) = tls {
-            agent.tell(Subject::Tls(TLS_SECRET.to_owned()), Some(tls)).await;
+            agent.send_change(Subject::Tls(TLS_SECRET.to_owned()), Some(tls)).await;
         }
         agent.shard(users).await;
         tokio::time::timeout(PATIENCE, agent.first_written.cancelled()).await.expect("files");
@@ -219,16 +219,16 @@ fn publish(broker: &Mosquitto, username: &str, payload: &str) -> bool {
 const PERSISTENT: [&str; 7] = ["-i", "replaced", "-c", "-x", "4294967295", "-t", "devices/+/telemetry"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_is_accepted_once_it_is_proven() {
+async fn a_device_is_accepted_once_it_is_verified() {
     let (broker, mut agent) = Site::new(&json!({})).start(&[device("press-1", &[])], None).await;
     assert!(publish(&broker, "press-1", "1"));
     assert!(!publish(&broker, "press-2", "1"), "not declared yet");
     let took = agent.hold(&[device("press-1", &[]), device("press-2", &[])]).await;
-    println!("from a changed shard to the proof: {took:?}");
-    assert!(publish(&broker, "press-2", "1"), "right after the proof");
+    println!("from a changed shard to its verification: {took:?}");
+    assert!(publish(&broker, "press-2", "1"), "right after the verification");
     assert!(!broker.publish(("press-2", "wrong"), &["-t", "x", "-m", "1"]).status.success());
     assert!(!broker.log().contains("receive-maximum quota"), "a false warning for every message");
-    assert_eq!(agent.metrics.reloads.get(), 1, "the first files were there before the broker, the second took one reload");
+    assert_eq!(agent.metrics.reloads.get(), 1, "the first files existed before the broker, the second caused one reload");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,18 +259,18 @@ async fn a_revoked_device_loses_its_live_session() {
     assert!(!publish(&broker, "press-1", "1"), "revoked");
     assert!(broker.publish(("press-3", PASSWORD), &["-t", "devices/press-2/desired", "-m", "still here"]).status.success());
     stays.wait_for("still here");
-    assert_eq!(broker.log().matches("as press-2 (").count(), 1, "the other's connection was left alone");
+    assert_eq!(broker.log().matches("as press-2 (").count(), 1, "the connection of the other device stayed open");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_restarts_proves_again() {
+async fn a_restarted_broker_is_verified_again() {
     let users = [device("press-1", &[])];
     let (mut broker, mut agent) = Site::new(&json!({})).start(&users, None).await;
     broker.kill();
     wait_until("unreadiness", || agent.readiness.verdict().is_err());
     broker.start_again();
     wait_until("readiness", || agent.readiness.verdict().is_ok());
-    // What changes while it is down is what it starts with.
+    // The broker starts with changes that were made while it was down.
     broker.stop();
     let both = [device("press-1", &[]), device("press-2", &[])];
     agent.shard(&both).await;
@@ -280,20 +280,20 @@ async fn a_broker_that_restarts_proves_again() {
     assert!(publish(&broker, "press-2", "1"));
 }
 
-/// Connects the worker with a session that stays, and leaves a message in its queue.
+/// Starts a persistent session of the worker, disconnects it, and queues a message for it.
 fn leave_a_queue(broker: &Mosquitto) {
     drop(broker.subscribe(("_ingest_vibration", PASSWORD), &PERSISTENT));
     let left = |log: &str| log.lines().any(|line| line.contains("Client _ingest_vibration [") && line.contains("disconnected"));
-    wait_until("the worker's leave", || left(&broker.log()));
+    wait_until("the worker's disconnect", || left(&broker.log()));
     assert!(publish(broker, "press-1", "queued"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_session_of_a_worker_that_is_gone_ends_with_its_queue() {
+async fn the_session_of_a_removed_worker_ends_with_its_queue() {
     let users = [device("press-1", &[]), worker()];
     let (broker, mut agent) = Site::new(&json!({})).start(&users, None).await;
     leave_a_queue(&broker);
-    // It is only away: its queue stays through a change of others.
+    // The worker is only disconnected: its queue survives a change of other users.
     agent.hold(&[device("press-1", &[]), device("press-2", &[]), worker()]).await;
     let back = broker.subscribe(("_ingest_vibration", PASSWORD), &PERSISTENT);
     back.wait_for("queued");
@@ -308,11 +308,11 @@ async fn the_session_of_a_worker_that_is_gone_ends_with_its_queue() {
     let again = broker.subscribe(("_ingest_vibration", PASSWORD), &PERSISTENT);
     assert!(publish(&broker, "press-1", "fresh"));
     again.wait_for("fresh");
-    assert!(!again.output().contains("queued"), "a queue was left for nobody");
+    assert!(!again.output().contains("queued"), "the queue of the removed worker still existed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_restarts_remembers_the_workers() {
+async fn a_restarted_agent_ends_the_sessions_of_removed_workers() {
     let users = [device("press-1", &[]), worker()];
     let site = Site::new(&json!({}));
     let (folder, internal_port) = (site.folder.path().to_owned(), site.internal_port);
@@ -324,9 +324,9 @@ async fn an_agent_that_restarts_remembers_the_workers() {
     wait_until("the end of its session", || agent.metrics.sessions_ended.get() == 1);
 }
 
-/// Every durability, in the configuration that is rendered for it: what is acknowledged survives what it should.
+/// Tests each durability with its rendered configuration.
 #[tokio::test(flavor = "multi_thread")]
-async fn acknowledged_messages_survive_what_the_durability_says() {
+async fn acknowledged_messages_survive_as_the_durability_promises() {
     for (durability, survives_kill) in [("Disk", true), ("Process", true), ("Snapshot", false)] {
         let users = [device("press-1", &[]), worker()];
         let (mut broker, agent) = Site::new(&json!({"durability": durability})).start(&users, None).await;

@@ -79,7 +79,7 @@ fn a_rotated_password_is_accepted_until_rotation_ends_its_session() {
     let mut session = broker.subscribe(("press-1", old.expose()), &["-t", "devices/press-1/desired"]);
 
     reload(current(&new).with_previous(&previous(&old)).unwrap());
-    assert!(session.is_running(), "the session of the old password goes on");
+    assert!(session.is_running(), "the session of the old password stays open");
     assert!(!accepted(&broker, "press-1", &newest));
     drop(session);
     assert!(accepted(&broker, "press-1", &old) && accepted(&broker, "press-1", &new));

@@ -1,4 +1,4 @@
-//! The broker's plugins on their own: instrumented (ASan, UBSan) in an instrumented broker, fuzzed, and without what they have to read.
+//! The broker's plugins: instrumented (ASan, UBSan) in an instrumented broker, fuzzed, and without the files that they require.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 #![allow(clippy::print_stdout, reason = "a test that fails says what led there")]
@@ -128,7 +128,7 @@ impl Running {
         publish_bare(&arguments).status.success()
     }
 
-    /// The reports of the sanitizers. A broker with one ends with another status, so that none is overlooked.
+    /// The reports of the sanitizers. A broker with a report also exits with another status.
     fn reports(&self) -> Vec<String> {
         let log = self.broker.log();
         let found = log.lines().filter(|line| line.contains("Sanitizer") || line.contains("runtime error:"));
@@ -159,7 +159,7 @@ fn instrumented_plugins_in_an_instrumented_broker_report_nothing() {
     let worker = running.broker.subscribe(("_ingest_a", PASSWORD), &["-i", "x", "-c", "-x", "4294967295", "-t", "telemetry", "-q", "2"]);
     wait_until("the queue", || worker.output().lines().count() >= 20);
     drop(worker);
-    // Files that change, and one that is not valid.
+    // Changed files, and an invalid one.
     for (name, text) in [("previous-passwords", "press-1:no hash\n\npress-2\n"), ("certificate-keys", "press-1:00\n")] {
         std::fs::write(running.broker.folder.path().join(name), text).unwrap();
     }
@@ -183,7 +183,7 @@ fn a_broker_does_not_start_without_the_files_of_its_plugins() {
     }
 }
 
-/// As after a fault of the disk: a page of the messages' table is not what it was.
+/// Corrupts a page of the messages' table, as a disk error would.
 #[test]
 fn a_broker_does_not_start_with_a_database_that_it_cannot_read() {
     let site = Site::new();

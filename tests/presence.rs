@@ -324,7 +324,7 @@ async fn a_rotated_log_loses_no_events() {
         .collect();
     agent.until("the last change", |agent| agent.states == expected).await;
     assert_eq!(agent.everything(40).await, expected);
-    assert_eq!(broker.log().matches("New client connected").count(), 200, "the reloads have dropped nobody");
+    assert_eq!(broker.log().matches("New client connected").count(), 200, "the reloads have disconnected no client");
     let left: u64 = std::fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     assert!(left < 50_000, "{left} bytes are left of the logs");
 }

@@ -88,7 +88,7 @@ fn workers(pipeline: &str, topic: &str, decode: &Value) -> Entry {
         externals: [].into(),
         uri: Err(none()),
         database: DatabaseView::Unseen(none()),
-        letters: None,
+        dead_letters: None,
         descriptor: Ok(None),
         password: None,
     };

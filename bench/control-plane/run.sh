@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A fleet at scale on a local Kubernetes of its own, beside the floor and a naive controller, in one run.
 #
-#   run.sh [--devices N] [--gateways N] [--scenario NAME]...      --help tells them
+#   run.sh [--devices N] [--gateways N] [--scenario NAME]...      --help lists them
 #
 # 15,000 Devices take some twenty minutes. Nothing else should run on the machine meanwhile. KEEP=1 leaves the cluster.
 set -euo pipefail

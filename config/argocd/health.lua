@@ -1,4 +1,4 @@
--- How Argo CD reads the health of a Gateway, a Device or a Pipeline: from the conditions, for the generation that is current.
+-- The health of a Gateway, a Device or a Pipeline for Argo CD, from the conditions of the current generation.
 -- Argo CD gives the object as `obj` and takes a table {status, message}. Installed by kustomization.yaml beside this file.
 
 local function progressing(message)
@@ -20,7 +20,7 @@ end
 
 local conditions = {}
 for _, condition in ipairs(status.conditions or {}) do
-  -- What an older generation was told says nothing about this one.
+  -- Conditions of an older generation do not apply to the current one.
   if condition.observedGeneration == nil or condition.observedGeneration == generation then
     conditions[condition.type] = condition
   end

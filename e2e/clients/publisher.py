@@ -4,7 +4,7 @@ Standard input: a line of JSON, {"host", "port", "ca": path or null, "topic": wi
 "devices": {name: password}}.
 Standard output: "connected DEVICE", "acknowledged DEVICE MILLISECONDS"; at the end "outstanding COUNT".
 
-A reading is {"ts": MILLISECONDS, "value": MILLISECONDS}, so that a table without a column for the device's time tells it too.
+A reading is {"ts": MILLISECONDS, "value": MILLISECONDS}, so that a table without a column for the device's time also contains it.
 Paho connects again by itself, and sends again what was not acknowledged.
 """
 

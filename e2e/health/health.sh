@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reads one object as JSON on standard input and prints how Flux, Helm and Argo CD judge its health; see main.go.
+# Reads one object as JSON from standard input and prints its health according to Flux, Helm and Argo CD; see main.go.
 # Builds the program once a machine. `health.sh --prepare` only builds it.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"

@@ -1,4 +1,4 @@
-// Health says how Flux, Helm and Argo CD judge one object: the first two by kstatus, the third by a Lua script.
+// Health prints the health of an object according to Flux and Helm (kstatus) and Argo CD (a Lua script).
 //
 //	kubectl get gateway plant-1 -o json | health --argocd-script config/argocd/health.lua
 //	{"kstatus":{"status":"InProgress","message":"..."},"argocd":{"status":"Progressing","message":"..."}}

@@ -51,8 +51,8 @@ impl Listener {
     /// until kube-proxy has updated its rules.
     pub(crate) async fn reach(&self) -> Result<()> {
         let connect = async || tokio::time::timeout(seconds(1), TcpStream::connect((self.host.as_str(), self.port))).await;
-        let look = async || Ok(connect().await?.map(drop)?);
-        until(seconds(10), format_args!("{}:{} accepts connections", self.host, self.port), look).await
+        let connection = async || Ok(connect().await?.map(drop)?);
+        until(seconds(10), format_args!("{}:{} accepts connections", self.host, self.port), connection).await
     }
 
     pub(crate) fn settings(&self) -> Value {

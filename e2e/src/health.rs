@@ -52,7 +52,7 @@ impl Health {
 }
 
 /// Computes the health of an object.
-pub async fn judge(object: &DynamicObject) -> Result<Health> {
+pub async fn health_of(object: &DynamicObject) -> Result<Health> {
     let mut child =
         Command::new(health_script()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("failed to start health.sh")?;
     let mut input = child.stdin.take().context("no standard input")?;

@@ -9,19 +9,19 @@ use anyhow::{Result, anyhow};
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Maximum time of one attempt: it may hang, for example when the API server is stopped.
-const LOOK: Duration = Duration::from_secs(20);
+const MAX_ATTEMPT: Duration = Duration::from_secs(20);
 
-/// Repeats `look` until it succeeds, and returns its result.
+/// Repeats `attempt` until it succeeds, and returns its result.
 ///
 /// # Errors
 /// Fails after `limit` with `what` and the error of the last attempt.
-pub async fn until<T>(limit: Duration, what: impl Display, mut look: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+pub async fn until<T>(limit: Duration, what: impl Display, mut attempt: impl AsyncFnMut() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     loop {
-        let failure = match tokio::time::timeout(LOOK, look()).await {
+        let failure = match tokio::time::timeout(MAX_ATTEMPT, attempt()).await {
             Ok(Ok(found)) => return Ok(found),
             Ok(Err(failure)) => failure,
-            Err(_) => anyhow!("the last attempt did not end within {} s", LOOK.as_secs()),
+            Err(_) => anyhow!("the last attempt did not end within {} s", MAX_ATTEMPT.as_secs()),
         };
         if started.elapsed() >= limit {
             return Err(failure.context(format!("not within {} s: {what}", limit.as_secs())));

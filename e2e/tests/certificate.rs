@@ -98,11 +98,15 @@ async fn refuses_a_bad_one(fleet: &Fleet, authority: &Authority, listener: &List
     let (mut mixed, other) = (authority.secret("plant-1-tls", &listener.host)?, authority.secret("plant-1-tls", &listener.host)?);
     mixed["stringData"]["tls.key"] = other["stringData"]["tls.key"].clone();
     fleet.apply(mixed).await?;
-    let told = fleet.condition("Gateway", "plant-1", "CertificateValid", "False", "InvalidCertificate").await?;
-    ensure!(told.message.contains("plant-1-tls") && told.message.contains("tls.key"), "it does not say what to mend: {}", told.message);
+    let condition = fleet.condition("Gateway", "plant-1", "CertificateValid", "False", "InvalidCertificate").await?;
+    ensure!(
+        condition.message.contains("plant-1-tls") && condition.message.contains("tls.key"),
+        "the remedy is missing: {}",
+        condition.message
+    );
     fleet.condition("Gateway", "plant-1", "Ready", "False", "InvalidCertificate").await?;
     ensure!(presented(listener).await? == good, "the good certificate is not presented any more");
-    ensure!(certificate(fleet).await?["sha256"] == good, "status tells of another certificate");
+    ensure!(certificate(fleet).await?["sha256"] == good, "the status has another certificate");
     fleet.event("Gateway", "plant-1", "Warning", "InvalidCertificate").await?;
     // After the correction, no other action is needed.
     fleet.apply(other).await?;
@@ -129,10 +133,10 @@ async fn certificate(fleet: &Fleet) -> Result<Value> {
 
 /// SHA-256 of the certificate that the listener presents, when it is the one in the Gateway's status.
 async fn shown(fleet: &Fleet, listener: &Listener) -> Result<String> {
-    until(seconds(10), "status tells what is presented", async || {
-        let (presented, told) = (presented(listener).await?, certificate(fleet).await?);
-        ensure!(told["sha256"] == presented.as_str(), "presented is {presented}, status has {told}");
-        ensure!(told["notAfter"].is_string() && told["secretName"] == "plant-1-tls", "status has {told}");
+    until(seconds(10), "the status has the presented certificate", async || {
+        let (presented, reported) = (presented(listener).await?, certificate(fleet).await?);
+        ensure!(reported["sha256"] == presented.as_str(), "presented is {presented}, status has {reported}");
+        ensure!(reported["notAfter"].is_string() && reported["secretName"] == "plant-1-tls", "status has {reported}");
         Ok(presented)
     })
     .await

@@ -46,7 +46,7 @@ fn readings_are_stored_while_operator_and_api_server_are_unavailable() {
         start_component("apiserver").await?;
         outcome?;
         recovered(&fleet).await?;
-        println!("a change was carried out {:.1} s after the start of the API server", back.elapsed().as_secs_f64());
+        println!("a change was executed {:.1} s after the start of the API server", back.elapsed().as_secs_f64());
 
         let acknowledged = publisher.stop().await?;
         stored(&database, "reading", &acknowledged).await?;

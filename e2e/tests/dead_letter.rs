@@ -84,11 +84,11 @@ fn an_unknown_or_foreign_device_writes_no_row() {
         let listener = Listener::plain(fleet.address("plant-1").await?);
         let mut session = Session::connect(&listener, "press-1", &fleet.password("press-1").await?).await?;
         // The ACL allows this device to publish for other names. The registry rejects them.
-        for (topic, value) in [("plants/nobody", 1), ("plants/press-2", 2), ("plants/press-1", 3)] {
+        for (topic, value) in [("plants/unknown", 1), ("plants/press-2", 2), ("plants/press-1", 3)] {
             session.publish(topic, &format!(r#"{{"ts": 1790000000001, "value": {value}}}"#)).await?;
         }
         database.reaches(seconds(20), "SELECT count(*) FROM reading", 1).await?;
-        for (topic, reason) in [("plants/nobody", "UnknownDevice"), ("plants/press-2", "WrongGateway")] {
+        for (topic, reason) in [("plants/unknown", "UnknownDevice"), ("plants/press-2", "WrongGateway")] {
             let sql = format!("SELECT count(*) FROM fleetwright.dead_letter WHERE topic = '{topic}' AND reason = '{reason}'");
             database.reaches(seconds(20), &sql, 1).await?;
         }
@@ -113,7 +113,7 @@ fn a_corrected_pipeline_replays_its_dead_letters() {
                 .await?;
         }
         database.reaches(seconds(20), "SELECT count(*) FROM fleetwright.dead_letter WHERE reason = 'OutOfRange'", 4).await?;
-        until(seconds(20), "the status tells of them", async || {
+        until(seconds(20), "the status has their number", async || {
             let refused = fleet.api("Pipeline").get("readings").await?.data.pointer("/status/deadLetters/lastDay").cloned();
             ensure!(refused == Some(4.into()), "found {refused:?}");
             Ok(())

@@ -67,14 +67,14 @@ fn a_namespace_is_deleted_while_the_database_is_unavailable() {
         fleet.apply_all([gateway("plant-1"), device("press-1", "plant-1"), with_policy("dropped", "Delete")]).await?;
         fleet.all_ready(&["Gateway/plant-1", "Device/press-1", "Pipeline/dropped"]).await?;
         fleet.change("StatefulSet", "timescaledb", json!({"spec": {"replicas": 0}})).await?;
-        until(seconds(60), "the database is away", async || {
+        until(seconds(60), "the database is unavailable", async || {
             ensure!(database.connect().await.is_err(), "it still answers");
             Ok(())
         })
         .await?;
         let called = Instant::now();
         fleet.remove_namespace().await?;
-        println!("a namespace whose database was away was gone after {:.1} s", called.elapsed().as_secs_f64());
+        println!("a namespace with an unavailable database was deleted after {:.1} s", called.elapsed().as_secs_f64());
         Ok(())
     });
 }

@@ -39,11 +39,11 @@ fn a_device_connects_by_certificate_and_is_disconnected_when_disabled() {
             ))
             .await?;
         fleet.all_ready(&["Gateway/plant-1", "Device/press-1"]).await?;
-        let told = fleet.condition("Device", "press-2", "Accepted", "False", "UnreadableSigningRequest").await?;
-        ensure!(told.message.contains("openssl req"), "it does not say what to do: {}", told.message);
+        let condition = fleet.condition("Device", "press-2", "Accepted", "False", "UnreadableSigningRequest").await?;
+        ensure!(condition.message.contains("openssl req"), "the remedy is missing: {}", condition.message);
         fleet.condition("Device", "press-2", "Stalled", "True", "UnreadableSigningRequest").await?;
         let secrets = fleet.api("Secret").list(&kube::api::ListParams::default()).await?;
-        ensure!(secrets.iter().all(|secret| secret.name_any() != "press-1-credentials"), "it has a password besides");
+        ensure!(secrets.iter().all(|secret| secret.name_any() != "press-1-credentials"), "it also has a password");
 
         let serial = machine.fetch(&fleet, "press-1").await?;
         let listener = machine.listener(&fleet, CERTIFICATES).await?;
@@ -103,8 +103,8 @@ async fn both(fleet: &Fleet, listener: &Listener) -> Result<()> {
 /// Deletes the CA Secret: the Gateway reports it, connected devices continue, and new Devices wait for it.
 async fn authority_goes_and_comes(fleet: &Fleet) -> Result<()> {
     fleet.delete("Secret", "devices-ca").await?;
-    let told = fleet.condition("Gateway", "plant-1", "ClientAuthorityValid", "False", "SecretNotFound").await?;
-    ensure!(told.message.contains("devices-ca"), "it does not say what is missing: {}", told.message);
+    let condition = fleet.condition("Gateway", "plant-1", "ClientAuthorityValid", "False", "SecretNotFound").await?;
+    ensure!(condition.message.contains("devices-ca"), "the name of the Secret is missing: {}", condition.message);
     let machine = Machine::new("device").await?;
     fleet.apply(machine.device("press-4")?).await?;
     fleet.condition("Device", "press-4", "Reconciling", "True", "ClientAuthorityUnusable").await?;

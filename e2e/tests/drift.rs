@@ -29,7 +29,7 @@ fn edited_deleted_and_dropped_objects_are_restored_within_seconds() {
         let called = Instant::now();
         database.execute("DROP TABLE reading").await?;
         until(BACK_WITHIN, "the table is back", async || {
-            ensure!(database.has_table("reading").await?, "it is not there");
+            ensure!(database.has_table("reading").await?, "the table does not exist");
             Ok(())
         })
         .await?;
@@ -43,7 +43,7 @@ async fn edited(fleet: &Fleet, name: &str) -> Result<()> {
     let before = fleet.api("ConfigMap").get(name).await?.data["data"].clone();
     let file = before.as_object().and_then(|data| data.keys().next()).context("the ConfigMap is empty")?.clone();
     let called = Instant::now();
-    fleet.change("ConfigMap", name, json!({"data": {file: "edited by somebody"}})).await?;
+    fleet.change("ConfigMap", name, json!({"data": {file: "edited by hand"}})).await?;
     until(BACK_WITHIN, format!("the ConfigMap {name} is as it was"), async || {
         let now = fleet.api("ConfigMap").get(name).await?.data["data"].clone();
         ensure!(now == before, "it is {now}");

@@ -73,7 +73,7 @@ fn an_external_broker_is_part_of_the_fleet() {
         // Without a Pipeline the broker queues nothing for workers: only sessions of connected clients remain.
         fleet.delete("Pipeline", "readings").await?;
         fleet.gone("Pipeline", "readings", SHOWS_WITHIN).await?;
-        until(SHOWS_WITHIN, "the broker keeps no session for nobody", async || {
+        until(SHOWS_WITHIN, "the broker keeps no session without a reader", async || {
             let mut reader = Session::connect(&listener, PRESS.0, PRESS.1).await?;
             reader.subscribe("$SYS/broker/clients/disconnected").await?;
             let found = reader.message(SHOWS_WITHIN).await?;
@@ -88,8 +88,8 @@ fn an_external_broker_is_part_of_the_fleet() {
         fleet.delete("Pod", "foreign").await?;
         fleet.gone("Pod", "foreign", SHOWS_WITHIN).await?;
         fleet.delete("Pipeline", "late").await?;
-        let told = fleet.event("Pipeline", "late", "Warning", "SessionsNotEnded").await?;
-        ensure!(told.contains("Gateway far") && told.contains("fwi"), "it does not say which client to end: {told}");
+        let note = fleet.event("Pipeline", "late", "Warning", "SessionsNotEnded").await?;
+        ensure!(note.contains("Gateway far") && note.contains("fwi"), "the client identifiers are missing: {note}");
         fleet.gone("Pipeline", "late", SHOWS_WITHIN).await?;
 
         // A Gateway cannot change between an operated and an external broker.

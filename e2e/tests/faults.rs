@@ -84,7 +84,7 @@ fn an_unavailable_database_is_reported_and_its_backlog_is_stored() {
     run("unreachable", async |fleet| {
         let (database, publisher) = start(&fleet).await?;
         let is_up = async || metric(&fleet, "timed-ingest-0", "fleetwright_ingest_database_up").await;
-        ensure!(is_up().await? == "1", "the metric says that the database is away");
+        ensure!(is_up().await? == "1", "the metric reports an unavailable database");
 
         fleet.change("StatefulSet", "timescaledb", json!({"spec": {"replicas": 0}})).await?;
         fleet.gone("Pod", "timescaledb-0", fleetwright_e2e::fleet::GONE_WITHIN).await?;
@@ -94,7 +94,7 @@ fn an_unavailable_database_is_reported_and_its_backlog_is_stored() {
             fleet.condition("Pipeline", pipeline, "Ready", "False", "DatabaseUnavailable").await?;
         }
         until(seconds(30), "the worker says so", async || {
-            ensure!(is_up().await? == "0", "its metric says that the database is there");
+            ensure!(is_up().await? == "0", "its metric reports an available database");
             let pod = fault::pod(&fleet.client, &fleet.namespace, "timed-ingest").await?;
             let conditions = pod.status.and_then(|status| status.conditions).unwrap_or_default();
             let ready = conditions.into_iter().find(|condition| condition.type_ == "Ready");
@@ -104,10 +104,11 @@ fn an_unavailable_database_is_reported_and_its_backlog_is_stored() {
         .await?;
         publisher.more(BETWEEN).await?;
         let events = Api::<Event>::namespaced(fleet.client.clone(), &fleet.namespace).list(&ListParams::default()).await?.items;
-        let told = |event: &&Event| event.reason.as_deref() == Some("DatabaseUnavailable") && event.type_.as_deref() == Some("Warning");
-        let of = |name: &str| events.iter().filter(told).filter(|event| event.involved_object.name.as_deref() == Some(name)).count();
+        let is_reported =
+            |event: &&Event| event.reason.as_deref() == Some("DatabaseUnavailable") && event.type_.as_deref() == Some("Warning");
+        let of = |name: &str| events.iter().filter(is_reported).filter(|event| event.involved_object.name.as_deref() == Some(name)).count();
         // One Event for each cause: the closed connection, then the unreachable server.
-        ensure!((1..=3).contains(&of("timed")), "{} Events tell of it", of("timed"));
+        ensure!((1..=3).contains(&of("timed")), "{} Events report it", of("timed"));
 
         fleet.change("StatefulSet", "timescaledb", json!({"spec": {"replicas": 1}})).await?;
         fleet.all_ready(&["Pipeline/timed", "Pipeline/arrival"]).await?;

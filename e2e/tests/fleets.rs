@@ -30,7 +30,7 @@ fn devices_are_selected_and_awaited_despite_one_that_is_refused() {
         for line in ["0", "1", "2", "3"] {
             kubectl(&fleet, &["wait", "--for=condition=Ready", "fwd", "-l", &format!("line={line}"), "--timeout=60s"]).await?;
         }
-        println!("{DEVICES} Devices were Ready after {:.1} s, beside one that is refused", called.elapsed().as_secs_f64());
+        println!("{DEVICES} Devices were Ready after {:.1} s, despite one that is refused", called.elapsed().as_secs_f64());
         fleet.condition("Device", "refused", "Accepted", "False", "SecretNotFound").await?;
         ensure!(count(&fleet, &ListParams::default().labels("line=3")).await? == DEVICES / 4, "another number has the label");
         ensure!(

@@ -33,7 +33,7 @@ fn a_broker_with_a_full_queue_refuses_messages_and_reports_it() {
                 code => ensure!(code == QUOTA_EXCEEDED, "message {number} is answered with {code}"),
             }
         }
-        ensure!((1..MESSAGES).contains(&taken), "{taken} of {MESSAGES} messages were taken");
+        ensure!((1..MESSAGES).contains(&taken), "{taken} of {MESSAGES} messages were accepted");
         let full = fleet.condition("Gateway", "plant-1", "BrokerFull", "True", "QueueFull").await?;
         ensure!(full.message.contains("Pipeline readings"), "{}", full.message);
         fleet.ready("Gateway", "plant-1").await?;

@@ -13,8 +13,7 @@ use crate::refusal::{REFUSAL, ensure_refused};
 fn an_invalid_password_is_reported_and_affects_only_its_device() {
     run("unusable", async |fleet| {
         let huge = "p".repeat(1025);
-        let bad =
-            [("empty", ""), ("huge", huge.as_str()), ("control", "pass\u{7}word"), ("break", "password\n"), ("none", "nobody reads this")];
+        let bad = [("empty", ""), ("huge", huge.as_str()), ("control", "pass\u{7}word"), ("break", "password\n"), ("none", "unused")];
         let secrets = bad.map(|(name, password)| {
             let key = if name == "none" { "other" } else { "password" };
             secret(&format!("{name}-own"), &json!({key: password}))
@@ -37,7 +36,7 @@ fn an_invalid_password_is_reported_and_affects_only_its_device() {
         ] {
             let condition = fleet.condition("Device", name, "Accepted", "False", reason).await?;
             ensure!(condition.message.contains(&format!("{name}-own")), "{name}: {} does not name the Secret", condition.message);
-            ensure!(!condition.message.contains("pass\u{7}word"), "the password stands in the condition");
+            ensure!(!condition.message.contains("pass\u{7}word"), "the condition contains the password");
             ensure_refused(&listener, name, "password").await?;
         }
 
@@ -49,16 +48,16 @@ fn an_invalid_password_is_reported_and_affects_only_its_device() {
         let mut session = Session::connect(&listener, "empty", "usable").await?;
         fleet.apply(secret("empty-own", &json!({"password": ""}))).await?;
         fleet.condition("Device", "empty", "Accepted", "False", "InvalidPassword").await?;
-        ensure!(session.publish("devices/empty/telemetry", "{}").await? < REFUSAL, "the password known before is not accepted any longer");
+        ensure!(session.publish("devices/empty/telemetry", "{}").await? < REFUSAL, "the previous password is no longer accepted");
         Session::connect(&listener, "empty", "usable").await?;
 
         // A new password ends the sessions that used the old one.
         let mut session = Session::connect(&listener, "absent", "usable").await?;
         change(&fleet, "absent-own", "another").await?;
         session.ended(seconds(10)).await?;
-        until(seconds(10), "the new password is taken", async || Session::connect(&listener, "absent", "another").await).await?;
+        until(seconds(10), "the new password is accepted", async || Session::connect(&listener, "absent", "another").await).await?;
         ensure_refused(&listener, "absent", "usable").await?;
-        ensure!(bystander.publish("devices/press-1/telemetry", "{}").await? < REFUSAL, "a device beside them was harmed");
+        ensure!(bystander.publish("devices/press-1/telemetry", "{}").await? < REFUSAL, "another device was affected");
         fleet.ready("Device", "absent").await.map(drop)
     });
 }

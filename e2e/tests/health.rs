@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail, ensure};
 use fleetwright_e2e::fleet::{is_ready, summary};
-use fleetwright_e2e::health::judge;
+use fleetwright_e2e::health::health_of;
 use fleetwright_e2e::manifest::{device, gateway, pipeline, with};
 use fleetwright_e2e::wait::{seconds, until};
 use fleetwright_e2e::{Fleet, run};
@@ -24,7 +24,7 @@ fn no_tool_reports_an_object_as_healthy_before_it_is_ready() {
         let fresh = [pipeline("readings"), device("press-1", "plant-1"), gateway("plant-1")];
         for object in fresh {
             let applied = fleet.apply(object).await?;
-            let health = judge(&applied).await?;
+            let health = health_of(&applied).await?;
             ensure!(!health.is_healthy_to_anyone(), "fresh, it is {health:?}: {}", summary(&applied));
         }
         ready_and_healthy(&fleet).await?;
@@ -40,7 +40,7 @@ fn no_tool_reports_an_object_as_healthy_before_it_is_ready() {
             ),
         ] {
             let changed = fleet.change(kind, name, change).await?;
-            let health = judge(&changed).await?;
+            let health = health_of(&changed).await?;
             ensure!(!health.is_healthy_to_anyone(), "just changed, it is {health:?}: {}", summary(&changed));
         }
         ready_and_healthy(&fleet).await?;
@@ -57,7 +57,7 @@ fn an_object_that_needs_a_spec_change_has_failed_until_it_is_changed() {
         let twice = with(pipeline("readings"), "/spec/source/topic", "devices/{device}/{value}".into());
         fleet.apply_all([gateway("plant-1"), device("press-1", "plant-1"), twice]).await?;
         fleet.condition("Pipeline", "readings", "Stalled", "True", "").await?;
-        let health = judge(&fleet.api("Pipeline").get("readings").await?).await?;
+        let health = health_of(&fleet.api("Pipeline").get("readings").await?).await?;
         ensure!(health.has_failed_to_all(), "stalled, it is {health:?}");
         fleet.apply(pipeline("readings")).await?;
         ready_and_healthy(&fleet).await?;
@@ -68,13 +68,13 @@ fn an_object_that_needs_a_spec_change_has_failed_until_it_is_changed() {
 async fn ready_and_healthy(fleet: &Fleet) -> Result<()> {
     for (kind, name) in OBJECTS {
         let object = fleet.ready(kind, name).await?;
-        let health = judge(&object).await?;
+        let health = health_of(&object).await?;
         ensure!(health.is_healthy_to_all(), "{kind} {name} is Ready, and {health:?}: {}", summary(&object));
     }
     Ok(())
 }
 
-/// Watches all states of the three kinds that the API server stores from now on.
+/// Watches all states of the three kinds that the API server stores after this call.
 fn watch(fleet: &Fleet) -> mpsc::UnboundedReceiver<Result<DynamicObject>> {
     let (sender, receiver) = mpsc::unbounded_channel();
     for (kind, _) in OBJECTS {
@@ -117,10 +117,10 @@ async fn judge_all(mut states: mpsc::UnboundedReceiver<Result<DynamicObject>>) -
     .await?;
     let mut count = BTreeMap::<String, usize>::new();
     for object in &seen {
-        let health = judge(object).await?;
+        let health = health_of(object).await?;
         ensure!(!health.is_healthy_to_anyone() || is_ready(object), "{} is {health:?}, but {}", object.name_any(), summary(object));
         *count.entry(format!("{} {}/{}", object.name_any(), health.kstatus.status, health.argocd.status)).or_default() += 1;
     }
-    println!("judged: {count:?}");
+    println!("health of the watched states: {count:?}");
     Ok(())
 }

@@ -53,8 +53,8 @@ async fn no_request_is_left(fleet: &Fleet) -> Result<()> {
 async fn waits(fleet: &Fleet, name: &str, reason: &str, word: &str) -> Result<()> {
     until(READY_WITHIN, format!("Device {name} waits with {reason} for {word}"), async || {
         let object = fleet.api("Device").get(name).await?;
-        let told = conditions(&object).into_iter().find(|condition| condition.type_ == "Ready");
-        let holds = told.is_some_and(|told| told.status == "False" && told.reason == reason && told.message.contains(word));
+        let ready = conditions(&object).into_iter().find(|condition| condition.type_ == "Ready");
+        let holds = ready.is_some_and(|ready| ready.status == "False" && ready.reason == reason && ready.message.contains(word));
         ensure!(holds, "it is {}", summary(&object));
         Ok(())
     })
@@ -94,8 +94,8 @@ fn a_device_gets_its_certificate_from_a_cert_manager_issuer() {
 /// The issuer copies the name from the request, so the operator must not forward a request with another device's name.
 async fn other_name(fleet: &Fleet) -> Result<()> {
     fleet.apply(Machine::new("press-1").await?.device("press-2")?).await?;
-    let told = fleet.condition("Device", "press-2", "Accepted", "False", OTHER_NAME).await?;
-    ensure!(told.message.contains("CN=press-2"), "it does not say what to do: {}", told.message);
+    let condition = fleet.condition("Device", "press-2", "Accepted", "False", OTHER_NAME).await?;
+    ensure!(condition.message.contains("CN=press-2"), "the remedy is missing: {}", condition.message);
     let refused = fleet.api("Device").get("press-2").await?;
     ensure!(refused.data.pointer("/status/certificate/pem").is_none(), "it has a certificate");
     let requests = fleet.api("CertificateRequest").list(&ListParams::default()).await?;

@@ -95,6 +95,6 @@ pub async fn total(fleet: &Fleet, gateway: &str, devices: i64) -> Result<()> {
 /// The names of the clients that the Gateway's broker refused.
 async fn refused(fleet: &Fleet) -> Result<Vec<String>> {
     let object = fleet.api("Gateway").get("plant-1").await?;
-    let clients = object.data.pointer("/status/clients/recentlyRefused").and_then(Value::as_array).context("nobody was refused")?;
+    let clients = object.data.pointer("/status/clients/recentlyRefused").and_then(Value::as_array).context("no client was refused")?;
     Ok(clients.iter().filter_map(|client| client["name"].as_str().map(str::to_owned)).collect())
 }

@@ -47,7 +47,7 @@ fn wrong_passwords_unknown_devices_and_foreign_topics_are_refused() {
 pub async fn ensure_refused(listener: &Listener, username: &str, password: &str) -> Result<()> {
     let answer = Session::try_connect(listener, username, password).await?;
     let code = answer.err().unwrap_or_default();
-    ensure!(code >= REFUSAL, "{username:?} was let in");
+    ensure!(code >= REFUSAL, "{username:?} was accepted");
     Ok(())
 }
 
@@ -104,7 +104,7 @@ fn changes_of_a_user_password_and_of_acls_take_effect() {
         ensure!(session.publish("lines/3", "{}").await? >= REFUSAL, "an ACL is not needed");
 
         fleet.apply(with(secret("press-1-own", &json!({"secret": "second"})), "/metadata/name", "press-1-own".into())).await?;
-        until(seconds(20), "the new password is taken", async || Session::connect(&listener, "press-1", "second").await).await?;
+        until(seconds(20), "the new password is accepted", async || Session::connect(&listener, "press-1", "second").await).await?;
         ensure_refused(&listener, "press-1", "först").await?;
 
         let acls = json!([{"topic": "lines/+", "access": "Write"}]);

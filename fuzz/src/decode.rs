@@ -27,7 +27,7 @@ pub const SPARKPLUG_TOPICS: [&str; 8] = [
 /// Levels of the topic of a Sparkplug device: `spBv1.0/{group}/+/{node}/{device}`.
 const SPARKPLUG_LEVELS: usize = 5;
 
-/// What each value must satisfy, whatever the payload was.
+/// The conditions that each value must satisfy for every payload.
 fn check(time: Option<Time>, values: &[Value<'_>]) {
     assert!(time.is_none_or(Time::is_in_range), "{time:?}");
     for value in values {

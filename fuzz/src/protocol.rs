@@ -52,7 +52,7 @@ fn packets(block: &Bytes) -> Result<Vec<Frame>, FrameError> {
     Ok(packets)
 }
 
-/// The first byte of the input says where the stream is cut in two: the cut must not change which packets are found.
+/// The first byte of the input is the position at which the stream is cut in two. The cut must not change the parsed packets.
 pub fn mqtt_frame(input: &[u8]) -> usize {
     let Some((cut, stream)) = input.split_first() else { return 0 };
     let Ok(Some(block)) = take_whole(&mut BytesMut::from(stream), usize::MAX) else { return 0 };

@@ -170,7 +170,7 @@ impl Driver {
     /// Runs until `shutdown` is cancelled.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// If a file cannot be written.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), DriveError> {
         loop {
             let next_login = match &self.verification {

@@ -1,6 +1,6 @@
 //! The role `agent`: updates the files of a broker, and verifies that the broker has read them.
 //!
-//! Secrets ([`source`]) -> what the broker should hold ([`state`]) -> [`files`] -> one reload ([`process`]) -> a login with a
+//! Secrets ([`source`]) -> the wanted content of the broker ([`state`]) -> [`files`] -> one reload ([`process`]) -> a login with a
 //! password that only these files have ([`session`]), a handshake with each TLS listener ([`presentation`]) -> the [`report`].
 //! [`driver`] runs these steps. In parallel, [`presence`] reports the connected clients to the operator.
 

@@ -190,13 +190,13 @@ impl Presentation {
 
     fn publish(&self, presented: Presented) {
         self.presented.send_if_modified(|known| {
-            let news = known.as_ref() != Some(&presented);
-            if news {
+            let has_changed = known.as_ref() != Some(&presented);
+            if has_changed {
                 let secrets: Vec<&str> = presented.keys().map(String::as_str).collect();
                 info!(secrets = secrets.join(", "), "the presented certificates have changed");
                 *known = Some(presented);
             }
-            news
+            has_changed
         });
     }
 }

@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_to_signal() {
+    fn a_missing_broker_process_is_an_error() {
         assert!(matches!(reload(Path::new("/no/such/configuration")), Err(SignalError::FindProcess { .. })));
     }
 }

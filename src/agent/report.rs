@@ -76,7 +76,7 @@ pub async fn run(client: Client, configuration: AgentConfiguration, mut inputs: 
         if let Some(report) = inputs.report()
             && let Err(error) = write(&api, &name, report, &mut known).await
         {
-            warn!(error, "failed to report to the operator: trying again");
+            warn!(error, "failed to report to the operator: retrying");
             known = None;
             backoff.wait().await;
             continue;

@@ -123,7 +123,7 @@ impl SecretWatcher {
                     Ok(Event::InitDone) if listed => continue,
                     Ok(Event::InitDone | Event::Delete(_)) => None,
                     Err(error) => {
-                        warn!(secret = name, error = chain(&error), "failed to watch a Secret: trying again");
+                        warn!(secret = name, error = chain(&error), "failed to watch a Secret: retrying");
                         continue;
                     }
                 };

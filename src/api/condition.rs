@@ -40,7 +40,7 @@ pub const CREDENTIALS_LIVE: &str = "CredentialsLive";
 /// The device reports the desired state.
 pub const SYNCED: &str = "Synced";
 
-/// The hypertable is as the spec says.
+/// The hypertable matches the spec.
 pub const TABLE_READY: &str = "TableReady";
 
 /// The workers have their sessions and have verified that they can write.
@@ -52,7 +52,7 @@ pub const DEAD_LETTERS_DISCARDED: &str = "DeadLettersDiscarded";
 /// The replay is complete. Present only with `spec.replay`.
 pub const REPLAYED: &str = "Replayed";
 
-/// A machine-readable `CamelCase` reason with a message for people: what was expected, what was found, what to do.
+/// A machine-readable `CamelCase` reason with a message for people: the expectation, the finding and the remedy.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Cause {
     /// Reason.
@@ -101,7 +101,7 @@ impl Finding {
     }
 }
 
-/// Whether an object is ready, and if not, what it waits for.
+/// Whether an object is ready, and if not, why.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Readiness {
     /// All conditions of the kind are True.
@@ -114,7 +114,7 @@ pub enum Readiness {
     Stalled(Cause),
 }
 
-/// The conditions of an object at one generation: `previous`, with what was found and how ready that makes it.
+/// The conditions of an object at one generation: `previous`, updated with the findings and the readiness.
 ///
 /// A transition time stays while the status stays, so that the result equals `previous` if nothing changed.
 /// Conditions of `previous` that are neither in `findings` nor among the three above are removed.
@@ -155,7 +155,7 @@ fn set(list: &mut Vec<Condition>, generation: i64, type_: &str, status: Conditio
     let _ = conditions::set(list, desired);
 }
 
-/// `metav1.Condition` allows 32,768 characters; a few lines are what a person reads.
+/// Truncates a message. `metav1.Condition` allows 32,768 characters, but a person reads a few lines.
 fn bounded(message: &str) -> String {
     const MOST: usize = 1024;
     match message.char_indices().nth(MOST) {

@@ -29,10 +29,10 @@ fn with_status_default(mut definition: CustomResourceDefinition) -> CustomResour
     definition
 }
 
-/// Writes `<plural>.yaml` for each definition into the folder, or all to standard output; and their reference, where wanted.
+/// Writes `<plural>.yaml` for each definition into the folder, or all to standard output, and optionally their reference.
 ///
 /// # Errors
-/// When a file cannot be written.
+/// If a file cannot be written.
 pub fn write(folder: Option<&Path>, reference: Option<&Path>) -> anyhow::Result<()> {
     if let Some(path) = reference {
         std::fs::write(path, manual::reference(&definitions())).with_context(|| format!("failed to write {}", path.display()))?;

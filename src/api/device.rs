@@ -208,8 +208,8 @@ pub struct DeviceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<DeviceCertificate>,
 
-    /// Whether the device is connected, from the broker's own record of connects and disconnects; where the Gateway's broker is
-    /// external, from what the device publishes (see the Gateway's `spec.external`). Absent until the device has connected for the
+    /// Whether the device is connected, from the broker's log of connects and disconnects; if the Gateway's broker is external, from
+    /// the messages that the device publishes (see the Gateway's `spec.external`). Absent until the device has connected for the
     /// first time. The first change is written at once. If a device connects and disconnects repeatedly, a change is written after
     /// the device has been stable for 5 seconds at first and 10 minutes at most. If many devices disconnect together, as in a restart
     /// of the broker, it is written after 30 seconds. A shorter interruption is not written, and `since` keeps its value. The chart's

@@ -8,7 +8,7 @@ use std::time::Duration;
 /// The pattern of a duration in a CRD, down to seconds.
 pub const PATTERN: &str = r"^([1-9][0-9]{0,5}w)?([1-9][0-9]{0,5}d)?([1-9][0-9]{0,5}h)?([1-9][0-9]{0,5}m)?([1-9][0-9]{0,5}s)?$";
 
-/// The pattern of a duration in a CRD, down to minutes, where seconds would be a mistake.
+/// The pattern of a duration in a CRD, down to minutes, for fields in which seconds would be a mistake.
 pub const MINUTES_PATTERN: &str = r"^([1-9][0-9]{0,5}w)?([1-9][0-9]{0,5}d)?([1-9][0-9]{0,5}h)?([1-9][0-9]{0,5}m)?$";
 
 /// The units, from the longest, with their seconds.
@@ -28,7 +28,7 @@ pub fn parse(text: &str) -> Option<Duration> {
             (rest.find(|character: char| !character.is_ascii_digit())?, rest.trim_start_matches(|c: char| c.is_ascii_digit()));
         let number: u64 = rest[..digits].parse().ok()?;
         let unit = unit.chars().next()?;
-        // Continues behind the last unit: each comes once, in order.
+        // Continues after the last unit, so that each unit occurs once and in order.
         let (_, length) = units.find(|(name, _)| *name == unit)?;
         seconds = seconds.checked_add(number.checked_mul(*length)?)?;
         rest = &rest[digits + unit.len_utf8()..];

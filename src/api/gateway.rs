@@ -27,8 +27,8 @@ use super::unobserved;
     derive = "PartialEq",
     validation = ("size(self.metadata.name) <= 40", "a Gateway's name has at most 40 characters, since the names of its pods and Services derive from it"),
     validation = ("has(self.spec.external) == has(oldSelf.spec.external)", "a Gateway is either a broker that the operator runs or an external one: create another Gateway"),
-    validation = ("has(self.spec.clientAuthority) || !self.spec.listeners.exists(l, has(l.tls) && l.tls.authentication != 'Password')", "a listener whose tls.authentication asks for certificates needs spec.clientAuthority, which says who signs them"),
-    validation = ("!self.metadata.name.contains('.')", "a Gateway's name has no dots, since its Service carries the same name"),
+    validation = ("has(self.spec.clientAuthority) || !self.spec.listeners.exists(l, has(l.tls) && l.tls.authentication != 'Password')", "a listener whose tls.authentication requires certificates needs spec.clientAuthority, the authority that signs them"),
+    validation = ("!self.metadata.name.contains('.')", "a Gateway's name has no dots, since its Service has the same name"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.address"),
     printcolumn(name = "Devices", type_ = "integer", json_path = ".status.devices.declared"),
@@ -82,9 +82,9 @@ pub struct GatewaySpec {
     #[x_kube(validation = ("self == oldSelf", "storage cannot be changed: create a Gateway with another name, and move the devices to it"))]
     pub storage: Storage,
 
-    /// What an acknowledged message survives: with `Disk` a crash of the machine, with `Process` a crash of the broker, with
-    /// `Snapshot` only an orderly stop (a crash loses everything since the last snapshot). Measured on two cores, they reach 74,000,
-    /// 80,000 and 117,000 messages per second. With `Disk` and `Process` the broker commits messages in groups, and sends their
+    /// Durability of acknowledged messages: with `Disk` they survive a crash of the machine, with `Process` a crash of the broker,
+    /// with `Snapshot` only an orderly stop (a crash loses everything since the last snapshot). Measured on two cores, the broker
+    /// accepts 74,000, 80,000 and 117,000 messages per second. With `Disk` and `Process` the broker commits messages in groups, and sends their
     /// acknowledgements after the commit. `Snapshot` uses other files than `Disk` and `Process`: after a change from or to `Snapshot`
     /// the broker starts without its previous sessions, queues and retained messages.
     #[serde(default)]
@@ -140,15 +140,15 @@ fn default_storage_size() -> ResourceQuantity {
     "1Gi".into()
 }
 
-/// What an acknowledged message survives.
+/// Durability of acknowledged messages.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum Durability {
-    /// A crash of the machine: synchronised to the disk before it is acknowledged.
+    /// A message survives a crash of the machine: it is synchronised to the disk before it is acknowledged.
     Disk,
-    /// A crash of the broker: handed to the operating system before it is acknowledged.
+    /// A message survives a crash of the broker: it is written to the operating system before it is acknowledged.
     #[default]
     Process,
-    /// An orderly stop. All that came since the last snapshot is lost when the broker crashes.
+    /// A message survives an orderly stop. A crash of the broker loses all messages since the last snapshot.
     Snapshot,
 }
 

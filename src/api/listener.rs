@@ -61,7 +61,7 @@ impl Listener {
         self.tls.as_ref().map_or(ListenerAuthentication::Password, |tls| tls.authentication)
     }
 
-    /// Secret with the listener's certificate, where it has TLS.
+    /// Secret with the listener's certificate, if it has TLS.
     #[must_use]
     pub fn tls_secret(&self, gateway: &str) -> Option<String> {
         self.tls.as_ref().map(|tls| tls.secret_name.clone().unwrap_or_else(|| name::server_certificate(gateway)))

@@ -66,7 +66,7 @@ fn fields(text: &mut String, path: &str, schema: &JSONSchemaProps) {
             let _ = write!(description, " Rule: {}.", rule.message.as_deref().unwrap_or(&rule.rule));
         }
         append(text, &format!("| `{path}` | {} | {} |\n", type_name(field), description.trim().replace('|', "\\|")));
-        // The parts of what Kubernetes itself defines are in its own reference.
+        // The reference of Kubernetes documents the members of its own types.
         if name == "conditions" || name == "gatewaySelector" {
             continue;
         }

@@ -29,7 +29,7 @@ use super::unobserved;
     ),
     derive = "PartialEq",
     validation = ("size(self.metadata.name) <= 40", "a Pipeline's name has at most 40 characters, since the names of its workers derive from it"),
-    validation = ("!self.metadata.name.contains('.')", "a Pipeline's name has no dots, since the Service of its workers carries it"),
+    validation = ("!self.metadata.name.contains('.')", "a Pipeline's name has no dots, since it is part of the name of the workers' Service"),
     validation = ("self.spec.decode.format != 'SparkplugB' || self.spec.source.topic.matches('^spBv1[.]0/[^/]+/[+]/[^/]+(/[^/]+)?$')", "with the format SparkplugB the topic is spBv1.0/{group}/+/{node}/{device}, or spBv1.0/{group}/+/{device} for the metrics of nodes"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Table", type_ = "string", json_path = ".status.table"),
@@ -203,7 +203,7 @@ pub struct PipelineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<ReplayStatus>,
 
-    /// `Accepted`: the spec is valid. `TableReady`: the hypertable is as the spec says. `WorkersAvailable`: the workers have their
+    /// `Accepted`: the spec is valid. `TableReady`: the hypertable matches the spec. `WorkersAvailable`: the workers have their
     /// sessions with every Gateway and have verified that they can write. `Ready`: all of these. `Reconciling` or `Stalled`: why the
     /// Pipeline is not ready. `DeadLettersDiscarded`, present for 24 hours: more messages were rejected than
     /// `deadLetters.maxBytesPerHour` keeps. `Replayed`, present with `spec.replay`: whether the replay is complete.

@@ -195,9 +195,9 @@ reasons! {
     Warning NotPublished,
     /// The Pipeline is paused, and the brokers queue the messages. Set spec.paused to false to continue.
     Normal Paused,
-    /// The workers finish what they have read. Wait.
+    /// The workers store the messages that they have read. Wait.
     Normal Pausing,
-    /// The login may not do what is necessary. Grant the permission in the message.
+    /// The login lacks a permission. Grant the permission in the message.
     Warning PermissionDenied,
     /// The broker accepted the device's credential. No action is required.
     Normal Proven,
@@ -207,7 +207,7 @@ reasons! {
     Warning QueueLimitReached,
     /// The workers ingest. No action is required.
     Normal Reading,
-    /// Everything is as the spec says. No action is required.
+    /// The object matches its spec. No action is required.
     Normal Ready,
     /// The device registry of the database is being filled. Wait.
     Warning RegistryNotFilled,
@@ -247,7 +247,7 @@ reasons! {
     Warning TableNotReady,
     /// The table of the deleted Pipeline still has it as its owner. A Pipeline of the same name takes it over.
     Warning TableNotReleased,
-    /// The table is as the spec says. No action is required.
+    /// The table matches the spec. No action is required.
     Normal TableReady,
     /// The table belongs to another Pipeline. Choose another name, or delete the other Pipeline.
     Warning TableTaken,
@@ -268,7 +268,7 @@ reasons! {
 }
 
 impl Reason {
-    /// The reason of a condition; `None` where it has one of another program or of another version.
+    /// The reason of a condition; `None` if the reason is of another program or another version.
     #[must_use]
     pub fn of(condition: &Condition) -> Option<Self> {
         Self::ALL.iter().copied().find(|reason| reason.as_str() == condition.reason)

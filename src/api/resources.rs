@@ -1,4 +1,4 @@
-//! Compute resources and quantities, with schemas that accept what Kubernetes itself accepts.
+//! Compute resources and quantities, with schemas that accept the same values as Kubernetes.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

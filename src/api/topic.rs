@@ -62,11 +62,11 @@ pub enum TopicError {
 }
 
 impl TopicPattern {
-    /// Compiles `spec.source.topic` for a format: with Sparkplug B more is subscribed to than the topic says, since a node numbers
-    /// its messages and those of its devices together, and names its metrics in some of them for the others.
+    /// Compiles `spec.source.topic` for a format. With Sparkplug B the subscription also includes other topics of the node, because a
+    /// node numbers its messages and those of its devices together, and declares its metrics in some of these messages.
     ///
     /// # Errors
-    /// When the topic is not of the form that the CRD asks for.
+    /// If the topic does not have the format that the CRD requires.
     pub fn compile(topic: &str, format: Format) -> Result<Self, TopicError> {
         let mut tags: Vec<String> = Vec::new();
         let mut levels = Vec::new();

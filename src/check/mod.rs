@@ -19,7 +19,7 @@ use self::dry_run::DryRun;
 use self::message::Encoding;
 use crate::decode::time::Time;
 
-/// What is printed after the help.
+/// The text after the help.
 pub const EXAMPLES: &str = "\
 Examples:
   fleetwright check pipeline.yaml --topic devices/press-1/telemetry --message '{\"rms\": 3.2}'
@@ -45,7 +45,7 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME")]
     pipeline: Option<String>,
 
-    /// Topic of the message; with several messages one for all, or one for each
+    /// Topic of the message; with several messages, one topic for all or one for each
     #[arg(long, required = true, value_name = "TOPIC")]
     topic: Vec<String>,
 
@@ -61,11 +61,11 @@ pub struct Arguments {
     #[arg(long)]
     base64: bool,
 
-    /// FileDescriptorSet of the format Protobuf; left out: the ConfigMap that the Pipeline names, from the same YAML file
+    /// FileDescriptorSet of the format Protobuf (default: the ConfigMap that the Pipeline names, from the same YAML file)
     #[arg(long, value_name = "FILE")]
     descriptor: Option<String>,
 
-    /// When the messages arrive, as in RFC 3339; left out: now
+    /// Time of arrival of the messages in the format of RFC 3339 (default: now)
     #[arg(long, value_name = "TIME", value_parser = read_time)]
     arrival: Option<Time>,
 }

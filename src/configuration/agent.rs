@@ -14,7 +14,7 @@ pub const REPORT_KEY: &str = "report.json";
 /// File name of Mosquitto's configuration, beside [`FILE`].
 pub const MOSQUITTO_FILE: &str = "mosquitto.conf";
 
-/// Folder of the broker's pod where the ConfigMap with both is mounted.
+/// Folder of the broker's pod in which the ConfigMap with both is mounted.
 pub const CONFIGURATION_FOLDER: &str = "/etc/fleetwright";
 
 /// Folder in memory for the files that the agent writes and Mosquitto reads.

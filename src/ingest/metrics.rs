@@ -97,12 +97,13 @@ impl WorkerMetrics {
             registry.register(Box::new(histogram.clone()))?;
             Ok::<_, prometheus::Error>(histogram)
         };
-        let lag = Opts::new("fleetwright_ingest_lag_seconds", "Time since the arrival of the oldest message that is not stored.");
+        let lag = Opts::new("fleetwright_ingest_lag_seconds", "Time since the arrival of the oldest message that is not yet stored.");
         let lag = GaugeVec::new(lag, gateway)?;
         registry.register(Box::new(lag.clone()))?;
-        let database_retries = Counter::new("fleetwright_ingest_database_retries_total", "Reconnect attempts after the database failed.")?;
+        let database_retries = Counter::new("fleetwright_ingest_database_retries_total", "Failed attempts to reconnect to the database.")?;
         registry.register(Box::new(database_retries.clone()))?;
-        let database_up = IntGauge::new("fleetwright_ingest_database_up", "1 if the database answers on every connection, otherwise 0.")?;
+        let database_up =
+            IntGauge::new("fleetwright_ingest_database_up", "1 while the database answers on every connection, otherwise 0.")?;
         registry.register(Box::new(database_up.clone()))?;
         let back_pressure = GaugeVec::new(
             Opts::new(

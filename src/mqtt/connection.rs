@@ -50,7 +50,7 @@ pub struct PacketConnection {
 }
 
 impl PacketConnection {
-    /// Connects and logs in. The second value tells whether the broker has kept the session.
+    /// Connects and logs in. Also returns whether the broker has kept the session.
     ///
     /// # Errors
     /// If the broker cannot be reached within [`CONNECT_TIMEOUT`], or refuses the login.

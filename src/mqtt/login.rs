@@ -30,7 +30,7 @@ pub struct Login {
     pub tls: Option<ClientTls>,
 }
 
-/// What a session at the broker outlives (MQTT 5.0, 3.1.2.4 and 3.1.2.11.2).
+/// The lifetime of a session at the broker (MQTT 5.0, 3.1.2.4 and 3.1.2.11.2).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum BrokerSession {
     /// The connection starts without a session, and its session ends with it.

@@ -27,7 +27,7 @@ use crate::runtime::readiness::Readiness;
 use crate::runtime::{http, telemetry};
 use context::{Context, Images};
 use device::driver::{Driver, Subscribers};
-use gateway::Notices;
+use gateway::GatewayRequests;
 use pipeline::registry::Devices;
 use pipeline::retention::Retention;
 use presence::PresenceController;
@@ -162,19 +162,19 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     info!("holding the lease: reconciling");
     readiness.fails(DEVICES_CHECK, "listing");
     let (totals, totals_of_gateways) = mpsc::unbounded_channel();
-    let (look, looks) = mpsc::unbounded_channel();
+    let (request, requests) = mpsc::unbounded_channel();
     let registry = broadcast::Sender::new(REGISTRY_BACKLOG);
     let (desired, desired_changes) = mpsc::unbounded_channel();
     let listed = CancellationToken::new();
     let devices = Devices { fleet: context.fleet.clone(), changes: registry.clone(), listed: listed.clone() };
     let presence = PresenceController::new(context.clone(), arguments.presence_writes_per_second, totals.clone())?;
-    let links = TwinSync::new(context.clone(), desired_changes, arguments.report_writes_per_second, presence.updates(), look)?;
+    let links = TwinSync::new(context.clone(), desired_changes, arguments.report_writes_per_second, presence.updates(), request)?;
     let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry, desired })?;
     let retention = Retention::new(&context.metrics)?;
-    let to_tell = listed.clone();
+    let listed_sender = listed.clone();
     let all_listed = move || {
         readiness.holds(DEVICES_CHECK);
-        to_tell.cancel();
+        listed_sender.cancel();
     };
     // Each reconciler is a separate task: while one reads lists of thousands of objects, the others and the renewal of the lease continue.
     // The tasks end with the set.
@@ -182,7 +182,7 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     reconcilers.spawn(driver.run(all_listed));
     reconcilers.spawn(presence.run(listed.clone()));
     reconcilers.spawn(links.run(listed));
-    reconcilers.spawn(gateway::run(context.clone(), Notices { totals: totals_of_gateways, looks }));
+    reconcilers.spawn(gateway::run(context.clone(), GatewayRequests { totals: totals_of_gateways, reconcile: requests }));
     reconcilers.spawn(pipeline::run(context, devices, retention));
     match reconcilers.join_next().await {
         Some(Err(error)) => Err(error).context("a reconciler ended unexpectedly"),

@@ -19,7 +19,7 @@ use super::readiness::Readiness;
 /// Linux for its own limit (`net.core.somaxconn`).
 const BACKLOG: u32 = 4096;
 
-/// What the handlers of a role share.
+/// The state that the handlers of a role share.
 #[derive(Clone)]
 struct RoleEndpoint {
     readiness: Readiness,
@@ -29,7 +29,7 @@ struct RoleEndpoint {
 /// As [`serve_with`], without further routes.
 ///
 /// # Errors
-/// When the address cannot be bound.
+/// If the address cannot be bound.
 pub async fn serve(address: SocketAddr, readiness: Readiness, metrics: Registry, shutdown: CancellationToken) -> std::io::Result<()> {
     serve_with(address, readiness, metrics, Router::new(), shutdown).await
 }
@@ -37,7 +37,7 @@ pub async fn serve(address: SocketAddr, readiness: Readiness, metrics: Registry,
 /// Serves probes, metrics and `routes` until `shutdown` is cancelled. [`http_server`] bounds connections and requests.
 ///
 /// # Errors
-/// When the address cannot be bound.
+/// If the address cannot be bound.
 pub async fn serve_with(
     address: SocketAddr,
     readiness: Readiness,

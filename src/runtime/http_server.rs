@@ -35,7 +35,7 @@ pub const MAX_CONNECTIONS: usize = 256;
 /// the operator send a header at once.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maximum size of a request's header in bytes. The longest that a client of ours sends has less than 1 KiB; 8 KiB is the minimum
+/// Maximum size of a request's header in bytes. The longest header of our clients has less than 1 KiB; 8 KiB is the minimum
 /// of the library.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
@@ -118,7 +118,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
                 Ok((_, peer)) => debug!(%peer, "closed a new connection: every other has a request in progress"),
                 Err(error) if is_of_connection(&error) => debug!(%error, "failed to accept a connection"),
                 Err(error) => {
-                    warn!(%error, "failed to accept connections: trying again");
+                    warn!(%error, "failed to accept connections: retrying");
                     sleep(ACCEPT_RETRY).await;
                 }
             },

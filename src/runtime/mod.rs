@@ -1,4 +1,4 @@
-//! What every role needs to run: logs, an endpoint for probes and metrics, and an orderly stop.
+//! Common parts of all roles: logs, an endpoint for probes and metrics, and an orderly stop.
 
 pub mod backoff;
 pub mod error;

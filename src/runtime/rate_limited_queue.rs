@@ -1,4 +1,4 @@
-//! A queue of keys with delays, rate limits and retries. Pure: the time goes in, items come out.
+//! A queue of keys with delays, rate limits and retries. Pure: callers pass the time.
 //!
 //! Each key is queued at most once and is in progress at most once. A key that is queued while it is in progress is ready again
 //! when that ends. A key that failed is queued again after a delay that grows with each failure.
@@ -45,7 +45,7 @@ pub enum Order {
     Alternate,
 }
 
-/// What the queue limits. By default, nothing.
+/// The limits of a queue. By default there are none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
     /// Over all keys.
@@ -69,9 +69,9 @@ enum Place {
 #[derive(Debug)]
 struct Entry<V> {
     value: V,
-    /// When the key was queued first.
+    /// Time at which the key was queued first.
     since: Instant,
-    /// When the item became or becomes ready.
+    /// Time at which the item became or becomes ready.
     due: Instant,
     place: Place,
 }
@@ -84,10 +84,10 @@ pub struct RateLimitedQueue<K, V = ()> {
     ready: BTreeMap<u64, K>,
     delayed: BTreeMap<(Instant, u64), K>,
     sequence: u64,
-    /// Keys in progress. With the value that was queued meanwhile and is due, if there is one.
+    /// Keys in progress, with the value that was queued since then and is due, if any.
     in_progress: HashMap<K, Option<V>>,
     failures: HashMap<K, (u32, Backoff)>,
-    /// When an item of a key left the queue last, within the last `min_interval`.
+    /// Time at which an item of a key last left the queue, within the last `min_interval`.
     last: HashMap<K, Instant>,
     /// The same in order of time, to forget them.
     last_order: VecDeque<(Instant, K)>,
@@ -251,7 +251,7 @@ impl<K: Clone + Eq + Hash, V> RateLimitedQueue<K, V> {
         self.limits.rate.map_or(usize::MAX, burst)
     }
 
-    /// When [`Self::pop`] may return an item that it does not return now.
+    /// Time at which [`Self::pop`] may return another item.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
         let token = self.limits.rate.filter(|_| self.tokens < ONE_TOKEN).map(|rate| {

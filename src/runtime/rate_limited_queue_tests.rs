@@ -158,7 +158,7 @@ fn a_skipped_item_does_not_count_for_the_limits() {
     assert_eq!(drain(&mut queue, start), []);
 }
 
-/// What happens to the queue, and after how many milliseconds.
+/// An operation on the queue, and its delay in milliseconds.
 #[derive(Clone, Copy, Debug)]
 enum Event {
     Insert { delay: u64 },

@@ -51,7 +51,7 @@ impl Readiness {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Result<(), String>>> {
-        // Every update is one insertion, so that a panic elsewhere leaves the map whole.
+        // Every update is one insertion, so that a panic of another task leaves the map consistent.
         self.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(readiness.verdict(), Err(vec!["table: starting".to_owned()]));
         readiness.holds("table");
         assert_eq!(readiness.verdict(), Ok(()));
-        readiness.fails("session", "broker is away");
+        readiness.fails("session", "broker is unavailable");
         assert!(readiness.verdict().is_err());
         readiness.remove("session");
         assert_eq!(readiness.verdict(), Ok(()));

@@ -7,7 +7,7 @@ use tracing::info;
 /// A token that is cancelled at the first SIGTERM or SIGINT. Must be called inside a tokio runtime.
 ///
 /// # Errors
-/// When the operating system refuses a signal handler.
+/// If the operating system refuses a signal handler.
 pub fn on_signal() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -18,7 +18,7 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        info!("stopping: a signal asked for it");
+        info!("stopping after a signal");
         stop.cancel();
     });
     Ok(token)

@@ -18,7 +18,7 @@ pub fn start() {
 /// A registry that holds the metrics of this process: memory, processor time, open files.
 ///
 /// # Errors
-/// When the registry refuses them.
+/// If the registry refuses them.
 pub fn metrics() -> Result<prometheus::Registry, prometheus::Error> {
     let registry = prometheus::Registry::new();
     registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;

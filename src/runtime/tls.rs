@@ -15,13 +15,13 @@ pub enum Verification<'a> {
     Public,
     /// Its certificate by these authorities (PEM), and its name.
     Authorities(&'a [u8]),
-    /// Not at all, but that it holds the key of the certificate that it shows.
+    /// Verifies only that the server has the key of its certificate.
     Unverified,
     /// The same, and the key has to be of this kind: a server without such a certificate refuses the handshake.
     UnverifiedOf(KeyKind),
 }
 
-/// Kind of a certificate's key. A server may have a certificate of each, and presents one that its client can verify.
+/// Kind of a certificate's key. A server may have one certificate of each kind, and presents a certificate that its client can verify.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum KeyKind {
     /// RSA.
@@ -62,7 +62,7 @@ pub enum TlsError {
     SetUp(#[from] rustls::Error),
 }
 
-/// The configuration of a client without a certificate of its own; TLS 1.2 or 1.3.
+/// The configuration of a client without a client certificate; TLS 1.2 or 1.3.
 pub fn client_configuration(verification: Verification<'_>) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;

@@ -31,7 +31,7 @@ fn last_logged(broker: &Mosquitto) -> u64 {
 }
 
 #[test]
-fn a_clock_that_is_set_back_holds_up_no_acknowledgement() {
+fn a_clock_that_is_set_back_does_not_delay_acknowledgements() {
     const HOUR: Duration = Duration::from_hours(1);
     let (broker, endpoint) = broker_with_clocks();
     let reader = Reader::new(&broker, 0, "load", QoS::AtLeastOnce);
@@ -42,14 +42,15 @@ fn a_clock_that_is_set_back_holds_up_no_acknowledgement() {
         device.work(&endpoint, None, &AtomicU64::new(0)).unwrap();
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    assert!(last_logged(&broker) + HOUR.as_secs() / 2 < now.as_secs(), "it takes no notice of the clock; its log:\n{}", broker.log());
+    assert!(last_logged(&broker) + HOUR.as_secs() / 2 < now.as_secs(), "the broker ignores the clock; its log:\n{}", broker.log());
     let held = reader.take_queue(&broker);
     assert!(device.acknowledged.iter().all(|message| held.contains_key(message)));
 }
 
-/// Mosquitto makes identifiers of messages from the time: two nodes, or two boots of one, must not give the same to what is queued.
+/// Mosquitto derives identifiers of messages from the time. Two nodes, or two boots of one node, must not assign the same identifiers to
+/// queued messages.
 #[test]
-fn a_broker_that_starts_at_the_same_uptime_again_keeps_what_it_has_acknowledged() {
+fn a_broker_that_starts_twice_at_the_same_uptime_keeps_acknowledged_messages() {
     const LOAD: u64 = 10_000;
     let (mut broker, endpoint) = broker_with_clocks();
     let reader = Reader::new(&broker, 0, "load", QoS::AtLeastOnce);

@@ -1,4 +1,4 @@
-//! A device that knows what the broker has acknowledged to it.
+//! A device that records the messages that the broker has acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
@@ -83,7 +83,7 @@ impl Device {
                 Err(rumqttc::mqttbytes::Error::InsufficientBytes(_)) => {}
                 Err(error) => panic!("{error}"),
             }
-            // What the broker sent before it was killed can still be read after writing has become impossible.
+            // Data that the broker sent before the kill can still be read after writes fail.
             let _ = stream.write_all(&output);
             output.clear();
             if topic.is_none() && self.sent.is_empty() && self.received.is_empty() {

@@ -1,4 +1,4 @@
-//! Sessions and subscriptions of a broker that is killed.
+//! Sessions and subscriptions of a killed broker.
 
 use std::io::Write;
 
@@ -10,10 +10,10 @@ use super::*;
 use crate::common::packets::{hello, next_packet};
 use crate::device::Stream;
 
-/// Sessions that begin in one turn of the broker.
+/// Sessions that start in one iteration of the broker's main loop.
 const SESSIONS: u16 = 200;
 
-/// What begins the session `topic` and subscribes to the topic.
+/// The packets that start the session `topic` and subscribe to the topic.
 fn subscription(topic: &str) -> BytesMut {
     let mut packets = hello(topic, ConnectAuth::None, true);
     let mut subscribe = Subscribe::new(SubscribeFilter::new(topic, QoS::AtLeastOnce), None);
@@ -22,13 +22,13 @@ fn subscription(topic: &str) -> BytesMut {
     packets
 }
 
-/// Whether this connection brings the acknowledgement of a subscription before it ends.
+/// Whether this connection receives the acknowledgement of a subscription before it ends.
 fn is_subscribed(stream: &mut dyn Stream) -> bool {
     let mut input = BytesMut::new();
     std::iter::from_fn(|| next_packet(stream, &mut input)).any(|packet| matches!(packet, Packet::SubAck(_)))
 }
 
-/// Those of these topics that nobody has subscribed to: the broker tells a publisher.
+/// The topics without a subscriber, from the reason codes that the broker sends to a publisher.
 fn without_subscriber(endpoint: &Endpoint, topics: &[String]) -> Vec<String> {
     let mut stream = endpoint.connect().unwrap();
     let (mut input, mut output) = (BytesMut::new(), hello("publisher", ConnectAuth::None, true));
@@ -49,13 +49,13 @@ fn without_subscriber(endpoint: &Endpoint, topics: &[String]) -> Vec<String> {
 }
 
 #[test]
-fn a_killed_broker_keeps_the_subscriptions_it_has_acknowledged() {
+fn a_killed_broker_keeps_acknowledged_subscriptions() {
     let (mut broker, endpoint) = broker();
     let (mut acknowledged, mut lost) = (0, Vec::new());
     for round in 0..ROUNDS {
         let topics: Vec<String> = (0..SESSIONS).map(|number| format!("load/{round}/{number}")).collect();
         let mut streams: Vec<_> = topics.iter().map(|_| endpoint.connect().unwrap()).collect();
-        // So that it finds them all at once, and is killed in the middle of them.
+        // The broker receives all packets at once, and is killed while it processes them.
         broker.pause();
         for (stream, topic) in streams.iter_mut().zip(&topics) {
             stream.write_all(&subscription(topic)).unwrap();
@@ -63,12 +63,12 @@ fn a_killed_broker_keeps_the_subscriptions_it_has_acknowledged() {
         broker.resume();
         assert!(is_subscribed(&mut *streams[0]));
         broker.kill();
-        let told = streams.iter_mut().zip(&topics).skip(1).filter_map(|(stream, topic)| is_subscribed(&mut **stream).then_some(topic));
-        let told: Vec<String> = topics[..1].iter().chain(told).cloned().collect();
+        let others = streams.iter_mut().zip(&topics).skip(1).filter_map(|(stream, topic)| is_subscribed(&mut **stream).then_some(topic));
+        let subscribed: Vec<String> = topics[..1].iter().chain(others).cloned().collect();
         broker.start_again();
-        let missing = without_subscriber(&endpoint, &told);
-        println!("round {round}: {} of {} are missing", missing.len(), told.len());
-        acknowledged += told.len();
+        let missing = without_subscriber(&endpoint, &subscribed);
+        println!("round {round}: {} of {} are missing", missing.len(), subscribed.len());
+        acknowledged += subscribed.len();
         lost.extend(missing);
     }
     assert!(lost.is_empty(), "{} of {acknowledged} acknowledged subscriptions are lost: {lost:?}", lost.len());

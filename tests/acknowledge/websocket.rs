@@ -42,7 +42,7 @@ impl<S: Read + Write> WebSocket<S> {
         Ok(Self { stream, frames: BytesMut::new(), payloads: BytesMut::new() })
     }
 
-    /// Takes a frame that has arrived in whole; `None` where there is none yet.
+    /// Takes a complete frame; `None` if there is none yet.
     fn next_frame(&mut self) -> Option<u8> {
         let [first, short, rest @ ..] = &self.frames[..] else { return None };
         let (header, length) = match (short, rest) {

@@ -1,4 +1,4 @@
-//! Devices that connect by certificate: keys and requests by OpenSSL, certificates by the operator's code, clients that are not ours.
+//! Devices that connect with certificates: keys and requests by OpenSSL, certificates by the operator's code, third-party clients.
 
 use std::process::Command;
 
@@ -11,12 +11,12 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, PublicKe
 use super::*;
 use crate::common::mosquitto::{Subscriber, publish_bare};
 
-/// Listeners of the site, by their place in its ports.
+/// Listeners of the site, by their index in its ports.
 const PASSWORDS: usize = 0;
 const CERTIFICATES: usize = 1;
 const BOTH: usize = 2;
 
-/// A client CA, as a user would make one.
+/// A client CA of a user.
 struct Ca {
     certificate: String,
     authority: ClientAuthority,
@@ -34,7 +34,7 @@ impl Ca {
     }
 }
 
-/// A machine with a private key that it made itself.
+/// A machine with a private key that it generated.
 struct Machine {
     folder: TempDir,
     request: SigningRequest,
@@ -58,13 +58,13 @@ impl Machine {
         KeyDigest::of(&self.request.key().subject_public_key_info())
     }
 
-    /// The machine gets a certificate with this name.
+    /// Issues a certificate with this name to the machine.
     fn certified(&self, ca: &Ca, name: &str, validity: SignedDuration) {
         let issued = ca.authority.issue(name, &self.request, validity, Timestamp::now()).unwrap();
         std::fs::write(self.folder.path().join("certificate"), issued.pem).unwrap();
     }
 
-    /// What a client of Mosquitto's needs to present it.
+    /// The arguments with which Mosquitto's clients present the certificate.
     fn arguments(&self, trust: &Path, port: u16) -> Vec<String> {
         let file = |name: &str| self.folder.path().join(name).display().to_string();
         let trust = trust.display().to_string();
@@ -118,7 +118,7 @@ impl Plant {
         self.broker.subscribe_bare(client, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Whether a session of this client, once begun, has ended.
+    /// Whether a session of this client has started and ended.
     fn has_ended(&self, client: &str) -> bool {
         let begins = format!("Client {client} [");
         self.broker.log().lines().any(|line| line.contains(&begins) && line.contains("disconnected"))
@@ -134,7 +134,7 @@ fn day() -> SignedDuration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_alone_says_who_a_device_is() {
+async fn the_certificate_determines_user_name_and_client_identifier() {
     let kinds: [(&str, &[&str]); 3] = [
         ("press-1", &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]),
         ("press-2", &["-newkey", "rsa:2048"]),
@@ -151,41 +151,41 @@ async fn a_certificate_alone_says_who_a_device_is() {
     for (name, machine) in &machines {
         machine.certified(&plant.ca, name, day());
         let topic = format!("devices/{name}/telemetry");
-        // Whatever it says of itself; and nothing but its own topics.
+        // The broker ignores the name that the client sends, and permits only the device's own topics.
         assert!(plant.publishes(machine, CERTIFICATES, &["-i", "watcher", "-u", "watcher", "-P", "x", "-t", &topic, "-m", name]));
         watcher.wait_for(&format!("{topic} {name}"));
         plant.publishes(machine, CERTIFICATES, &["-t", "devices/press-9/telemetry", "-m", "forged"]);
-        assert!(!plant.publishes(machine, PASSWORDS, &["-t", &topic, "-m", "x"]), "there it has no password");
+        assert!(!plant.publishes(machine, PASSWORDS, &["-t", &topic, "-m", "x"]), "it has no password");
     }
     assert!(!watcher.output().contains("forged"));
-    assert!(plant.broker.log().contains("as press-1 (p5, c1, k60, u'press-1')."), "presence knows the device by its name");
-    assert!(!plant.has_ended("watcher"), "nobody took over the session of another");
+    assert!(plant.broker.log().contains("as press-1 (p5, c1, k60, u'press-1')."), "the log has the name of the device");
+    assert!(!plant.has_ended("watcher"), "no device took over the session of another");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_key_that_a_device_asked_for_is_accepted() {
+async fn only_a_certificate_with_the_declared_key_is_accepted() {
     let (own, stolen) = (Machine::elliptic(), Machine::elliptic());
     let plant = Plant::new(&[by_certificate("press-1", &own)], Ca::new()).await;
     let publish = ["-t", "devices/press-1/telemetry", "-m", "1"];
     own.certified(&plant.ca, "press-1", day());
     assert!(plant.publishes(&own, CERTIFICATES, &publish));
-    // Signed by the right authority, for the right name, but of another key.
+    // The right authority and name with another key.
     stolen.certified(&plant.ca, "press-1", day());
     assert!(!plant.publishes(&stolen, CERTIFICATES, &publish));
-    // Of the right key, under the name of another, or of nobody.
+    // The right key with the name of another device.
     own.certified(&plant.ca, "press-2", day());
     assert!(!plant.publishes(&own, CERTIFICATES, &publish));
-    // By an authority of the same name that nobody trusts.
+    // An untrusted authority with the same name.
     own.certified(&Ca::new(), "press-1", day());
     assert!(!plant.publishes(&own, CERTIFICATES, &publish));
-    // A password opens no listener for certificates.
+    // A listener for certificates accepts no password.
     let (trust, port) = (plant.trust.path().display().to_string(), plant.ports[CERTIFICATES].to_string());
     let without = ["-p", &port, "--cafile", &trust, "-u", "press-1", "-P", PASSWORD, "-t", "devices/press-1/telemetry", "-m", "1"];
     assert!(!publish_bare(&without).status.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_certificate_ends_its_live_session_and_no_other() {
+async fn a_revoked_certificate_ends_only_its_own_session() {
     let (revoked, replaced, stays, away) = (Machine::elliptic(), Machine::elliptic(), Machine::elliptic(), Machine::elliptic());
     let machines = [("press-1", &revoked), ("press-2", &replaced), ("press-3", &stays), ("press-4", &away)];
     let users = machines.map(|(name, machine)| by_certificate(name, machine));
@@ -198,9 +198,9 @@ async fn a_revoked_certificate_ends_its_live_session_and_no_other() {
     let staying = subscribe("press-3", &stays);
     let persistent = ["-i", "x", "-c", "-x", "4294967295", "-t", "devices/press-4/#"];
     drop(plant.subscribes(&away, CERTIFICATES, "press-4", &persistent));
-    wait_until("the leave of press-4", || plant.has_ended("press-4"));
+    wait_until("the disconnect of press-4", || plant.has_ended("press-4"));
 
-    // One is disabled or deleted; one has another key from now on; one is away, and one is there.
+    // press-1 is deleted, press-2 gets another key, press-3 stays connected, press-4 is offline.
     let new = Machine::elliptic();
     let after =
         [by_certificate("press-2", &new), users[2].clone(), users[3].clone(), device("press-5", &[("devices/+/desired", Access::Write)])];
@@ -224,7 +224,7 @@ async fn a_revoked_certificate_ends_its_live_session_and_no_other() {
         assert!(publish_bare(&publish).status.success());
     }
     staying.wait_for("still here");
-    assert_eq!(plant.broker.log().matches("as press-3 (").count(), 1, "its connection was left alone");
+    assert_eq!(plant.broker.log().matches("as press-3 (").count(), 1, "its connection stayed open");
     plant.subscribes(&away, CERTIFICATES, "press-4", &persistent).wait_for("queued");
 }
 
@@ -236,9 +236,9 @@ async fn a_renewed_certificate_needs_no_change_of_the_broker_and_an_expired_one_
     machine.certified(&plant.ca, "press-1", SignedDuration::from_secs(5));
     let _session = plant.subscribes(&machine, CERTIFICATES, "press-1", &["-t", "devices/press-1/#"]);
     let end = Instant::now() + Duration::from_secs(5);
-    wait_until("the end of its time", || Instant::now() > end);
+    wait_until("its expiry", || Instant::now() > end);
     assert!(!plant.publishes(&machine, CERTIFICATES, &publish), "expired");
-    // The session that it opened goes with the next reload.
+    // The next reload ends the session that it opened.
     plant.agent.hold(&[by_certificate("press-1", &machine), device("press-2", &[])]).await;
     wait_until("the end of the session", || plant.has_ended("press-1"));
     machine.certified(&plant.ca, "press-1", day());
@@ -247,7 +247,7 @@ async fn a_renewed_certificate_needs_no_change_of_the_broker_and_an_expired_one_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_both_are_asked_for_both_have_to_be_of_the_same_device() {
+async fn certificate_and_password_must_belong_to_the_same_device() {
     let machines = [Machine::elliptic(), Machine::elliptic()];
     let with_both = |name: &str, machine: &Machine| device(name, &[]).with_certificate_key(machine.digest());
     let users = [with_both("press-1", &machines[0]), with_both("press-2", &machines[1])];
@@ -263,7 +263,7 @@ async fn where_both_are_asked_for_both_have_to_be_of_the_same_device() {
     assert!(!publishes(&machines[0], BOTH, &["-u", "press-2", "-P", PASSWORD]), "the password of another device");
     assert!(!publishes(&machines[0], BOTH, &["-u", "press-1", "-P", "wrong"]));
     assert!(!publishes(&machines[0], BOTH, &[]), "no password");
-    // Either of them on a listener that asks for one of them.
+    // Each is sufficient on a listener that requires only this one.
     assert!(publishes(&machines[0], CERTIFICATES, &[]));
     let (trust, port) = (plant.trust.path().display().to_string(), plant.ports[PASSWORDS].to_string());
     let password = ["-p", &port, "--cafile", &trust, "-u", "press-1", "-P", PASSWORD, "-t", "devices/press-1/telemetry", "-m", "1"];
@@ -271,17 +271,17 @@ async fn where_both_are_asked_for_both_have_to_be_of_the_same_device() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_agent_tries_out_counts_as_no_refused_client() {
+async fn handshakes_of_the_agent_do_not_count_as_refused_clients() {
     let machine = Machine::elliptic();
     let mut plant = Plant::new(&[by_certificate("press-1", &machine)], Ca::new()).await;
-    // Each listener is looked at with each kind of key, has only one of them, and two of them ask for a certificate.
+    // The agent tests each listener with each kind of key. Each listener has only one of them, and two require a certificate.
     tokio::time::timeout(PATIENCE, plant.agent.presented.wait_for(Option::is_some)).await.expect("a handshake").unwrap();
     let refusals = |log: &str| log.lines().filter(|line| line.contains("[127.0.0.1:") && line.contains("rotocol error")).count();
     wait_until("refused handshakes in the log", || refusals(&plant.broker.log()) >= 3);
     let stranger = Machine::elliptic();
     stranger.certified(&Ca::new(), "press-1", day());
     assert!(!plant.publishes(&stranger, CERTIFICATES, &["-t", "devices/press-1/telemetry", "-m", "1"]));
-    // Whoever only opens the port, as the test did to see whether the broker listens, is not refused either.
+    // A client that only opens the port, as the start of this test did, does not count either.
     wait_until("the stranger's refusal", || plant.agent.refused() > 0.0);
     assert!((plant.agent.refused() - 1.0).abs() < f64::EPSILON, "{} refused; {}", plant.agent.refused(), plant.broker.log());
 }

@@ -1,4 +1,4 @@
-//! A broker that is full: what it acknowledges it delivers, what it cannot keep it refuses, to clients that are not ours.
+//! A full broker with third-party clients: it delivers every acknowledged message, and refuses messages that it cannot store.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -33,7 +33,7 @@ impl Paho {
         client
     }
 
-    /// A device with MQTT 5 that publishes what it is told to, and then stays.
+    /// A device with MQTT 5 that publishes on request and stays connected.
     pub fn modern(broker: &Mosquitto, username: &str) -> Self {
         let client = Self::start(
             "session.py",
@@ -43,7 +43,7 @@ impl Paho {
         client
     }
 
-    /// A device with MQTT 3.1.1 that publishes numbers on and on, and connects again by itself.
+    /// A device with MQTT 3.1.1 that publishes numbers continuously, and reconnects automatically.
     fn old(broker: &Mosquitto, username: &str) -> Self {
         Self::start(
             "publisher.py",
@@ -70,7 +70,7 @@ impl Paho {
         self.lines.lock().unwrap().iter().filter(|line| line.starts_with(begin)).count()
     }
 
-    /// Publishes messages of so many bytes, each of which begins with its number; gives the answers.
+    /// Publishes messages of this size, each of which begins with its number; returns the responses.
     pub fn answers(&mut self, topic: &str, numbers: Range<usize>, bytes: usize) -> Vec<String> {
         let (before, messages) = (self.count("published"), numbers.len());
         for number in numbers {
@@ -80,7 +80,7 @@ impl Paho {
         self.lines().into_iter().filter(|line| line.starts_with("published")).skip(before).collect()
     }
 
-    /// The same; gives the numbers of those that the broker has taken: they come before the first that it refused.
+    /// The same until the broker is full; returns the numbers of the accepted messages, which precede the refused ones.
     fn fill(&mut self, topic: &str, numbers: Range<usize>, bytes: usize) -> Range<usize> {
         let (messages, first) = (numbers.len(), numbers.start);
         let answers = self.answers(topic, numbers, bytes);
@@ -96,7 +96,7 @@ impl Paho {
         self.lines().into_iter().filter_map(number).collect()
     }
 
-    /// Publishes nothing more; returns once all that it has sent is acknowledged.
+    /// Stops publishing; returns once all sent messages are acknowledged.
     fn finish(&mut self) {
         drop(self.input.take());
         wait_until("the last acknowledgements", || self.count("outstanding 0") == 1);
@@ -120,7 +120,7 @@ pub fn users() -> Vec<Entry> {
     users
 }
 
-/// The worker comes back, with room for as much at once as a real one has.
+/// The worker reconnects with the Receive Maximum of a real worker.
 fn take_queue(broker: &Mosquitto) -> common::mosquitto::Subscriber {
     let arguments = [&PERSISTENT[..], &["-D", "connect", "receive-maximum", "65000"]].concat();
     broker.subscribe(("_ingest_vibration", PASSWORD), &arguments)
@@ -133,7 +133,7 @@ async fn wait_for_fullness(broker: &Mosquitto, agent: &Agent, wanted: Fullness) 
     assert!(wait.is_ok(), "expected {wanted:?}; the plugin said {said:#?}");
 }
 
-/// The agent's gauge of messages that were refused because this was full.
+/// The agent's gauge of messages that were refused because of this limit.
 fn refused(agent: &Agent, bound: &str) -> usize {
     let families = agent.registry.gather();
     let gauges = families.iter().filter(|family| family.name() == "fleetwright_broker_messages_refused");
@@ -142,7 +142,7 @@ fn refused(agent: &Agent, bound: &str) -> usize {
     values.map(|metric| format!("{}", metric.get_gauge().get_value()).parse::<usize>().unwrap()).sum()
 }
 
-/// Of these messages those that were taken are there, and none of the others.
+/// Checks that the output contains exactly the `taken` ones of these messages.
 pub fn assert_exactly(output: &str, taken: &Range<usize>, messages: Range<usize>) {
     let found: BTreeSet<&str> = output.lines().filter_map(|line| line.get(..6)).collect();
     for number in messages {
@@ -150,7 +150,7 @@ pub fn assert_exactly(output: &str, taken: &Range<usize>, messages: Range<usize>
     }
 }
 
-/// Takes everything out of a broker, which is not full any longer then and takes one more message. Gives what came, that included.
+/// Drains a full broker, checks that it accepts another message, and returns all delivered messages.
 pub async fn drain(broker: &Mosquitto, agent: &Agent) -> String {
     let worker = take_queue(broker);
     wait_for_fullness(broker, agent, Fullness::Nothing).await;
@@ -160,7 +160,7 @@ pub async fn drain(broker: &Mosquitto, agent: &Agent) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_refuses_what_it_would_get_and_loses_nothing() {
+async fn a_full_queue_refuses_messages_and_loses_none() {
     const MESSAGES: usize = 60;
     let site = Site::new(&json!({"limits": {"queuedBytesPerClient": "20000"}}));
     let internal_port = site.internal_port.to_string();
@@ -168,29 +168,29 @@ async fn a_full_queue_refuses_what_it_would_get_and_loses_nothing() {
     leave_a_queue(&broker);
     let mut modern = Paho::modern(&broker, "press-1");
     let taken = modern.fill("devices/press-1/telemetry", 0..MESSAGES, 1000);
-    assert_eq!(taken, 0..20, "six bytes waited before, and the bound is reached with the message that exceeds it");
+    assert_eq!(taken, 0..20, "six bytes were queued before, and the message that exceeds the limit is accepted");
     wait_for_fullness(&broker, &agent, Fullness::Queue { session: "_ingest_vibration".to_owned() }).await;
     wait_until("a count", || refused(&agent, "queue") == MESSAGES - taken.end);
 
-    // What the worker would not get goes its way: here to nobody, which MQTT 5 tells (16).
+    // A message for no worker is accepted: here without a subscriber, for which MQTT 5 has a reason code (16).
     modern.publish("devices/press-1/reported", "1");
     wait_until("an answer", || modern.count("published 16") == 1);
-    // The operator and the workers are not held up.
+    // Messages of the operator and the workers are accepted.
     let trusted = broker.publish(("press-1", PASSWORD), &["-p", &internal_port, "-t", "devices/press-1/telemetry", "-m", "trusted"]);
     assert!(trusted.status.success());
-    // One that cannot be told is disconnected, and not acknowledged.
+    // An MQTT 3.1.1 client is disconnected without an acknowledgement.
     let mut old = Paho::old(&broker, "press-2");
-    let held_up = |broker: &Mosquitto| {
+    let refusals = |broker: &Mosquitto| {
         let log = broker.log();
         log.lines().filter(|line| line.contains("Client press-2 [") && line.ends_with("disconnected: server busy.")).count()
     };
-    wait_until("two attempts", || held_up(&broker) >= 2);
+    wait_until("two attempts", || refusals(&broker) >= 2);
 
-    // It remembers what is queued, however it ends.
+    // The broker restores the size of the queue after a kill.
     broker.kill();
     broker.start_again();
-    let before = held_up(&broker);
-    wait_until("another attempt", || held_up(&broker) > before);
+    let before = refusals(&broker);
+    wait_until("another attempt", || refusals(&broker) > before);
     assert!(Paho::modern(&broker, "press-3").fill("devices/press-3/telemetry", MESSAGES..MESSAGES + 1, 1000).is_empty());
     assert_eq!(old.acknowledged(), Vec::<String>::new());
 
@@ -206,7 +206,7 @@ async fn a_full_queue_refuses_what_it_would_get_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_disconnects_those_who_could_be_told_too() {
+async fn when_full_slow_also_disconnects_mqtt_5_publishers() {
     let site = Site::new(&json!({"limits": {"queuedBytesPerClient": "100", "whenFull": "Slow"}}));
     let (broker, _agent) = site.start(&users(), None).await;
     leave_a_queue(&broker);
@@ -216,17 +216,17 @@ async fn slow_disconnects_those_who_could_be_told_too() {
     }
     wait_until("the end of the connection", || modern.count("disconnected") == 1);
     let answers: Vec<String> = modern.lines().into_iter().filter(|line| line.starts_with("published")).collect();
-    assert_eq!(answers, ["published 0"], "the first exceeds the bound and is taken; the second is not");
+    assert_eq!(answers, ["published 0"], "the first message exceeds the limit and is accepted; the second is not");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses_messages_of_qos_2() {
-    // More than the margin of Mosquitto's own bound are under way at once.
+    // More messages are in flight than the margin of Mosquitto's own limit.
     let (taken, refusals) = (0..20, 40);
     let site = Site::new(&json!({"limits": {"queuedBytesPerClient": "20000"}}));
     let (mut broker, agent) = site.start(&users(), None).await;
     leave_a_queue(&broker);
-    // Mosquitto's own client: Paho takes no notice of the reason in a PUBREC. Gives how many were refused.
+    // Mosquitto's own client, because Paho ignores the reason in a PUBREC. Returns the number of refused messages.
     let pour = |numbers: Range<usize>| {
         let lines: Vec<String> = numbers.map(|number| numbered(number, 1000)).collect();
         let client = broker.pour(("press-1", PASSWORD), &["-t", "devices/press-1/telemetry", "-q", "2"], &lines.join("\n"));
@@ -237,13 +237,13 @@ async fn a_full_queue_refuses_messages_of_qos_2() {
 
     broker.kill();
     broker.start_again();
-    // It may go before it has released what was taken: `unreleased` shows that nothing of that is lost.
+    // The client may end before it has released the accepted messages: the tests in `unreleased` cover these.
     assert_exactly(&drain(&broker, &agent).await, &(0..0), taken.end..taken.end + refusals);
 }
 
-/// A volume without any room left: what cannot be stored is not acknowledged, and what was acknowledged is not lost.
+/// On a full volume, a message that cannot be stored is not acknowledged, and no acknowledged message is lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_cannot_store_ends_before_it_acknowledges() {
+async fn a_broker_that_cannot_store_a_message_exits_before_it_acknowledges() {
     let site = Site::new(&json!({}));
     let internal_port = site.internal_port.to_string();
     let (mut broker, agent) = site.start_on(&users(), None, Some("128m")).await;
@@ -254,7 +254,7 @@ async fn a_broker_that_cannot_store_ends_before_it_acknowledges() {
     while file.write_all(&[1; 4096]).is_ok() {}
     drop(file);
 
-    // On the internal port, where the bounds refuse nothing.
+    // On the internal port, where the plugin refuses nothing.
     let large = numbered(1, 100_000);
     let publisher = broker.publish(("press-1", PASSWORD), &["-p", &internal_port, "-t", "devices/press-1/telemetry", "-m", &large]);
     assert!(!publisher.status.success());
@@ -268,9 +268,9 @@ async fn a_broker_that_cannot_store_ends_before_it_acknowledges() {
     assert!(output.contains("in time") && output.contains("queued"), "{output}");
 }
 
-/// To end a session takes no more room than its queue leaves, and gives it back.
+/// Ending a session needs no more space than its queue leaves free, and frees the space of the queue.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_a_session_frees_the_volume_that_its_queue_fills() {
+async fn the_end_of_a_session_frees_the_space_of_its_queue() {
     let (mut broker, mut agent) = Site::new(&json!({})).start_on(&users(), None, Some("128m")).await;
     leave_a_queue(&broker);
     Paho::modern(&broker, "press-1").fill("devices/press-1/telemetry", 0..3500, 20_000);
@@ -281,12 +281,12 @@ async fn the_end_of_a_session_frees_the_volume_that_its_queue_fills() {
     broker.kill();
     broker.start_again();
     wait_for_fullness(&broker, &agent, Fullness::Nothing).await;
-    assert!(publish(&broker, "press-1", "there is room again"));
+    assert!(publish(&broker, "press-1", "space is free again"));
 }
 
-/// SQLite keeps the journal as large as one transaction has needed it: that is no room for messages.
+/// SQLite keeps the journal at the size of its largest transaction. This space is not available for messages.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_that_has_grown_once_does_not_count_as_room() {
+async fn a_large_journal_does_not_count_as_free_space() {
     const MESSAGES: usize = 90_000;
     let spec = json!({"resources": {"limits": {"memory": "1Gi"}}});
     let (mut broker, mut agent) = Site::new(&spec).start_on(&users(), None, Some("288m")).await;
@@ -305,13 +305,13 @@ async fn a_journal_that_has_grown_once_does_not_count_as_room() {
     assert_exactly(&drain(&broker, &agent).await, &taken, messages);
 }
 
-/// The queue of a device that is away holds up nobody: what is beyond its bound is dropped, and that is told.
+/// Messages beyond the limit of an offline device's queue are dropped, and the drop is reported.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_queue_of_a_device_that_is_away_stops_nobody() {
+async fn the_queue_of_an_offline_device_does_not_block_publishers() {
     let users = [device("press-1", &[("devices/press-2/desired", Access::Write)]), device("press-2", &[]), worker()];
     let (broker, agent) = Site::new(&json!({"limits": {"queuedBytesPerClient": "100"}})).start(&users, None).await;
     drop(broker.subscribe(("press-2", PASSWORD), &["-i", "replaced", "-c", "-x", "4294967295", "-t", "devices/press-2/#"]));
-    wait_until("its leave", || broker.log().lines().any(|line| line.contains("Client press-2 [") && line.contains("disconnected")));
+    wait_until("its disconnect", || broker.log().lines().any(|line| line.contains("Client press-2 [") && line.contains("disconnected")));
     let mut has_dropped = agent.metrics.has_dropped();
     assert!(!*has_dropped.borrow());
     let worker = broker.subscribe(("_ingest_vibration", PASSWORD), &PERSISTENT);
@@ -324,7 +324,7 @@ async fn the_queue_of_a_device_that_is_away_stops_nobody() {
     tokio::time::timeout(PATIENCE, has_dropped.wait_for(|has| *has)).await.expect("a drop").unwrap();
 }
 
-/// Fills a broker until it refuses; restarts it; fills it again; takes everything out: what was acknowledged, and nothing else.
+/// Fills a broker, restarts it, fills it again, and drains it: exactly the acknowledged messages are delivered.
 async fn fills_and_drains(site: Site, volume: Option<&str>, bytes: usize, messages: usize, expected: Fullness) {
     let orderly = site.configuration.contains("persistence true");
     let (mut broker, agent) = site.start_on(&users(), None, volume).await;
@@ -332,14 +332,14 @@ async fn fills_and_drains(site: Site, volume: Option<&str>, bytes: usize, messag
     let (first, second) = (0..messages, messages..messages + messages / 2);
     let taken = Paho::modern(&broker, "press-1").fill("devices/press-1/telemetry", first.clone(), bytes);
     wait_for_fullness(&broker, &agent, expected.clone()).await;
-    // A snapshot outlives an orderly end alone.
+    // A snapshot is only complete after an orderly stop.
     if orderly {
         broker.stop();
     } else {
         broker.kill();
     }
     broker.start_again();
-    // It may have room for some more, for nobody is connected any more.
+    // It may accept some more messages, because no client is connected.
     let more = Paho::modern(&broker, "press-3").fill("devices/press-3/telemetry", second.clone(), bytes);
     wait_for_fullness(&broker, &agent, expected).await;
     let output = drain(&broker, &agent).await;
@@ -368,7 +368,7 @@ async fn a_full_volume_refuses_and_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_volume_with_snapshots_refuses_and_loses_nothing() {
     let mut site = Site::new(&json!({"durability": "Snapshot"}));
-    // The file of the last snapshot takes its room until the next.
+    // The file of the last snapshot takes space until the next one.
     site.configuration = site.configuration.replace("autosave_interval 60", "autosave_interval 1");
     fills_and_drains(site, Some("192m"), 20_000, 6_000, Fullness::Disk).await;
 }

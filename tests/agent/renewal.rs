@@ -1,4 +1,4 @@
-//! Certificates that are renewed while clients are connected.
+//! Renewal of certificates while clients are connected.
 
 use std::process::{Command, Stdio};
 
@@ -7,7 +7,7 @@ use rcgen::{CertificateParams, KeyPair};
 
 use super::*;
 
-/// Signatures that a client of one kind of certificate alone can verify, as `openssl s_client` takes them.
+/// Signature algorithms for one kind of certificate, in the format of `openssl s_client`.
 const RSA: &str = "RSA-PSS+SHA256:RSA+SHA256";
 const ECDSA: &str = "ECDSA+SHA256";
 
@@ -25,7 +25,7 @@ pub(super) fn certificate() -> Data {
     secret(chain, key.serialize_pem())
 }
 
-/// The same with an RSA key, by OpenSSL: our own library makes none.
+/// The same with an RSA key, by OpenSSL: our own library cannot create one.
 fn rsa_certificate() -> Data {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new("openssl");
@@ -40,7 +40,8 @@ fn leaf(certificate: &Data) -> String {
     fingerprint(&CertificateDer::from_pem_slice(&certificate["tls.crt"].0).unwrap())
 }
 
-/// Fingerprint of the leaf that a client is shown that speaks this version and verifies these signatures; `None` where it is refused.
+/// Fingerprint of the leaf that the broker presents to a client with this TLS version and these signature algorithms; `None` if the
+/// handshake fails.
 fn shown(port: u16, version: &str, signatures: &str) -> Option<String> {
     let address = format!("127.0.0.1:{port}");
     let mut command = Command::new("openssl");
@@ -50,20 +51,20 @@ fn shown(port: u16, version: &str, signatures: &str) -> Option<String> {
 }
 
 impl Agent {
-    /// Returns once a handshake has shown this certificate, with what is told of it.
+    /// Waits until a handshake has presented this certificate, and returns the agent's report of it.
     async fn presents(&mut self, certificate: &Data) -> PresentedCertificate {
         let wanted = leaf(certificate);
-        self.presents_such(move |presented| presented.fingerprint == wanted).await
+        self.presents_matching(move |presented| presented.fingerprint == wanted).await
     }
 
-    async fn presents_such(&mut self, such: impl Fn(&PresentedCertificate) -> bool) -> PresentedCertificate {
-        let shown = |presented: &Option<Presented>| presented.as_ref().and_then(|all| all.get(TLS_SECRET)).is_some_and(&such);
+    async fn presents_matching(&mut self, matches: impl Fn(&PresentedCertificate) -> bool) -> PresentedCertificate {
+        let shown = |presented: &Option<Presented>| presented.as_ref().and_then(|all| all.get(TLS_SECRET)).is_some_and(&matches);
         let presented = tokio::time::timeout(PATIENCE, self.presented.wait_for(shown)).await.expect("a handshake").unwrap();
         presented.as_ref().unwrap()[TLS_SECRET].clone()
     }
 
     async fn renew(&self, certificate: &Data) {
-        self.tell(Subject::Tls(TLS_SECRET.to_owned()), Some(certificate.clone())).await;
+        self.send_change(Subject::Tls(TLS_SECRET.to_owned()), Some(certificate.clone())).await;
     }
 }
 
@@ -78,7 +79,7 @@ pub(super) fn trust(certificate: &Data) -> tempfile::NamedTempFile {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewed_certificate_reaches_the_broker_under_load_and_nobody_is_dropped() {
+async fn a_renewed_certificate_is_loaded_under_load_without_disconnects() {
     let (first, second) = (certificate(), certificate());
     let users = [device("press-1", &[]), device("press-2", &[]), worker()];
     let (broker, mut agent) = tls_site().start(&users, Some(first.clone())).await;
@@ -95,7 +96,7 @@ async fn a_renewed_certificate_reaches_the_broker_under_load_and_nobody_is_dropp
     let stream = broker.stream(("press-2", PASSWORD), &[&authority[..], &["-t", "devices/press-2/telemetry"]].concat());
     wait_until("messages before", || live.output().lines().count() >= AROUND);
 
-    // One that does not fit is kept away from the broker.
+    // The broker does not get a certificate that does not match its key.
     let mut mixed = second.clone();
     mixed.insert("tls.key".to_owned(), first["tls.key"].clone());
     agent.renew(&mixed).await;
@@ -105,9 +106,9 @@ async fn a_renewed_certificate_reaches_the_broker_under_load_and_nobody_is_dropp
 
     let started = Instant::now();
     agent.renew(&second).await;
-    let told = agent.presents(&second).await;
-    println!("from a renewed Secret to the proof: {:?}", started.elapsed());
-    assert_eq!(told.former_not_after, None);
+    let reported = agent.presents(&second).await;
+    println!("from a renewed Secret to its verification: {:?}", started.elapsed());
+    assert_eq!(reported.former_not_after, None);
     assert!(publish(&trust_second));
     assert!(!publish(&trust_first));
     for version in ["-tls1_2", "-tls1_3"] {
@@ -121,27 +122,27 @@ async fn a_renewed_certificate_reaches_the_broker_under_load_and_nobody_is_dropp
     let numbers: Vec<String> = (0..sent).map(|number| number.to_string()).collect();
     assert_eq!(live.output().lines().collect::<Vec<_>>(), numbers, "each once, in order");
     for user in ["_ingest_vibration", "press-2"] {
-        assert_eq!(broker.log().matches(&format!("as {user} (")).count(), 1, "{user} never had to connect again");
+        assert_eq!(broker.log().matches(&format!("as {user} (")).count(), 1, "{user} was never disconnected");
     }
 }
 
-/// Mosquitto keeps one certificate of each kind of key until it starts anew.
+/// Mosquitto keeps one certificate of each kind of key until it restarts.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_former_certificate_of_another_kind_of_key_is_told_until_the_broker_starts_anew() {
+async fn a_previous_certificate_of_another_kind_of_key_is_reported_until_the_broker_restarts() {
     for (first, second, former_kind, kind) in
         [(certificate(), rsa_certificate(), ECDSA, RSA), (rsa_certificate(), certificate(), RSA, ECDSA)]
     {
         let (mut broker, mut agent) = tls_site().start(&[], Some(first.clone())).await;
         assert_eq!(agent.presents(&first).await.former_not_after, None);
         agent.renew(&second).await;
-        let told = agent.presents(&second).await;
-        assert_eq!(told.former_not_after.is_some(), shown(broker.port, "-tls1_3", former_kind) == Some(leaf(&first)));
-        assert!(told.former_not_after.is_some(), "should it be gone by itself, a restart need not be asked for any more");
+        let reported = agent.presents(&second).await;
+        assert_eq!(reported.former_not_after.is_some(), shown(broker.port, "-tls1_3", former_kind) == Some(leaf(&first)));
+        assert!(reported.former_not_after.is_some(), "if Mosquitto discards it without a restart, the condition is unnecessary");
         assert_eq!(shown(broker.port, "-tls1_3", kind), Some(leaf(&second)));
 
         broker.stop();
         broker.start_again();
-        agent.presents_such(|presented| presented.former_not_after.is_none()).await;
+        agent.presents_matching(|presented| presented.former_not_after.is_none()).await;
         for version in ["-tls1_2", "-tls1_3"] {
             assert_eq!(shown(broker.port, version, &format!("{RSA}:{ECDSA}")), Some(leaf(&second)), "{version}");
             assert_eq!(shown(broker.port, version, former_kind), None, "{version}");

@@ -1,4 +1,4 @@
-//! Messages of QoS 2 that the broker has accepted, and that their publisher has not released yet: a queue keeps room for them.
+//! Messages of QoS 2 that the broker has accepted and their publisher has not released yet: the limit of a queue reserves space for them.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
@@ -12,23 +12,23 @@ use super::common::packets::{hello, login, next_packet};
 use super::full::{Paho, assert_exactly, drain, numbered, users};
 use super::*;
 
-/// What each message has, and the bound of the queue: room for twenty, beside the few bytes of another message.
+/// Size of each message, and limit of the queue: space for twenty messages and the few bytes of another one.
 const BYTES: usize = 1000;
 const BOUND: &str = "20000";
 
-/// A device that releases its messages when it is told to.
+/// A device that releases its messages on request.
 struct Device {
     stream: TcpStream,
     input: BytesMut,
 }
 
 impl Device {
-    /// Logs in, with a session that outlives the connection or without.
-    fn connect(broker: &Mosquitto, outlives: bool) -> Self {
+    /// Logs in, with or without a persistent session.
+    fn connect(broker: &Mosquitto, persistent: bool) -> Self {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, broker.port)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut device = Self { stream, input: BytesMut::new() };
-        device.stream.write_all(&hello("press-1", login(("press-1", PASSWORD)), outlives)).unwrap();
+        device.stream.write_all(&hello("press-1", login(("press-1", PASSWORD)), persistent)).unwrap();
         assert!(matches!(device.receive(), Packet::ConnAck(_)));
         device
     }
@@ -40,10 +40,10 @@ impl Device {
     }
 
     fn receive(&mut self) -> Packet {
-        next_packet(&mut self.stream, &mut self.input).expect("a connection that goes on")
+        next_packet(&mut self.stream, &mut self.input).expect("an open connection")
     }
 
-    /// Publishes messages, of which each has its number as its packet identifier; how many the broker has accepted.
+    /// Publishes messages with their number as packet identifier; returns the number of accepted messages.
     fn publish(&mut self, numbers: Range<u16>) -> usize {
         for number in numbers.clone() {
             let mut publish = Publish::new("devices/press-1/telemetry", QoS::ExactlyOnce, numbered(number.into(), BYTES), None);
@@ -70,7 +70,7 @@ async fn start() -> (Mosquitto, Agent) {
     (broker, agent)
 }
 
-/// How many of ten messages of another device find room.
+/// The number of accepted messages of another device, out of ten.
 fn room(broker: &Mosquitto, first: usize) -> usize {
     let mut other = Paho::modern(broker, "press-2");
     let answers = other.answers("devices/press-2/telemetry", first..first + 10, BYTES);
@@ -78,11 +78,11 @@ fn room(broker: &Mosquitto, first: usize) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_accepted_finds_room_when_it_is_released() {
+async fn accepted_messages_of_qos_2_have_space_when_they_are_released() {
     let (mut broker, agent) = start().await;
     let mut device = Device::connect(&broker, false);
     assert_eq!(device.publish(1..16), 15);
-    // Nobody else can say that it has gone.
+    // A failed login with its name does not end its session.
     assert!(!broker.publish(("press-1", "wrong"), &["-t", "devices/press-1/telemetry", "-m", "1"]).status.success());
     assert_eq!(room(&broker, 100), 5);
     assert_eq!(device.publish(16..20), 0);
@@ -95,7 +95,7 @@ async fn what_is_accepted_finds_room_when_it_is_released() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_a_connection_frees_what_goes_with_it() {
+async fn the_end_of_a_connection_frees_the_space_of_its_session() {
     let (broker, _agent) = start().await;
     let mut device = Device::connect(&broker, false);
     assert_eq!(device.publish(1..20), 19);
@@ -105,7 +105,7 @@ async fn the_end_of_a_connection_frees_what_goes_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_outlives_its_connection_keeps_its_room() {
+async fn a_persistent_session_keeps_its_space_after_a_disconnect() {
     let (mut broker, agent) = start().await;
     assert_eq!(Device::connect(&broker, true).publish(1..20), 19);
     assert_eq!(room(&broker, 100), 1);
@@ -113,7 +113,7 @@ async fn a_session_that_outlives_its_connection_keeps_its_room() {
     broker.start_again();
     assert_eq!(room(&broker, 200), 0);
 
-    // What it sends again is in already.
+    // Its redelivered messages are already counted.
     let mut device = Device::connect(&broker, true);
     assert_eq!(device.publish(1..20), 19);
     device.release(1..20);
@@ -124,7 +124,7 @@ async fn a_session_that_outlives_its_connection_keeps_its_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_a_session_frees_its_room() {
+async fn the_end_of_a_persistent_session_frees_its_space() {
     let (broker, _agent) = start().await;
     assert_eq!(Device::connect(&broker, true).publish(1..20), 19);
     assert_eq!(room(&broker, 100), 1);

@@ -104,7 +104,7 @@ impl Proxy {
         for link in self.shared.links.lock().unwrap().iter() {
             link.end();
         }
-        self.shared.tell();
+        self.shared.notify();
     }
 
     /// Closes the oldest connection of a client.
@@ -114,12 +114,12 @@ impl Proxy {
         }
     }
 
-    /// From now on no data passes. Connections stay open and new ones are accepted.
+    /// Stops all data. Connections stay open and new ones are accepted.
     pub fn stall(&self) {
         self.shared.set(STALLS);
     }
 
-    /// From now on connections are refused. All open connections are closed.
+    /// Refuses new connections, and closes all open ones.
     pub fn refuse(&self) {
         self.shared.set(REFUSES);
         self.cut();
@@ -141,10 +141,10 @@ impl Drop for Proxy {
 impl Shared {
     fn set(&self, mode: u8) {
         self.mode.store(mode, Ordering::SeqCst);
-        self.tell();
+        self.notify();
     }
 
-    fn tell(&self) {
+    fn notify(&self) {
         let _held = self.changed.0.lock().unwrap();
         self.changed.1.notify_all();
     }

@@ -327,7 +327,7 @@ impl Worker {
     /// The value of a metric, with its labels.
     pub fn metric(&self, name: &str) -> f64 {
         let (_, body) = self.get("/metrics");
-        let line = body.lines().find_map(|line| line.strip_prefix(name)).expect("the metric is there");
+        let line = body.lines().find_map(|line| line.strip_prefix(name)).expect("the metric exists");
         line.trim().parse().unwrap()
     }
 }

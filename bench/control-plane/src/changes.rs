@@ -57,7 +57,7 @@ pub async fn churn(fleet: &Fleet<'_>, operator: &Operator, arguments: &Arguments
     let a_minute = (arguments.devices / 100).max(1);
     let count = a_minute * usize::try_from(arguments.churn_minutes)?;
     let pause = Duration::from_mins(1) / u32::try_from(a_minute)?;
-    let before = operator.look().await?;
+    let before = operator.resource_use().await?;
     let mark = Mark::now()?;
     let begin = Instant::now();
     let shared = Arc::new(fleet.devices());
@@ -73,7 +73,7 @@ pub async fn churn(fleet: &Fleet<'_>, operator: &Operator, arguments: &Arguments
         }
     }
     let taken: Vec<Duration> = running.join_all().await.into_iter().collect::<anyhow::Result<_>>()?;
-    let after = operator.look().await?;
+    let after = operator.resource_use().await?;
     times("from the change until CredentialsLive", taken);
     let writes = mark.writes(fleet.namespace)?;
     #[allow(clippy::cast_precision_loss, reason = "counts of writes")]

@@ -178,14 +178,14 @@ async fn hold(login: Login, count: Arc<AtomicUsize>) -> anyhow::Result<Connectio
     // Retries, because the broker's accept queue may be full for a moment.
     let mut stream = timeout(Duration::from_mins(1), log_in(&login)).await.context("no answer to a login")??;
     count.fetch_add(1, Ordering::Relaxed);
-    let (tell, closed) = watch::channel(None);
+    let (sender, closed) = watch::channel(None);
     let guard = Counted(count);
     let task = tokio::spawn(async move {
         let _guard = guard;
         let mut byte = [0_u8; 1];
         // The client has no subscription, so any read means the end of the connection.
         let _ = stream.read(&mut byte).await;
-        tell.send_replace(Some(Instant::now()));
+        sender.send_replace(Some(Instant::now()));
     });
     Ok(Connection { closed, task })
 }

@@ -26,7 +26,7 @@ impl Cluster {
         Api::<Namespace>::all(self.client.clone())
             .create(&PostParams::default(), &Namespace { metadata, ..Namespace::default() })
             .await
-            .context("the namespace of an earlier run is there: delete it")?;
+            .context("the namespace of an earlier run exists: delete it")?;
         Ok(())
     }
 

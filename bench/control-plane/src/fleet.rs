@@ -21,7 +21,7 @@ use crate::operator::Operator;
 use crate::report::{heading, progress, rate_row, row};
 
 /// Time in which unnecessary writes of the operator are counted.
-const SECOND_LOOK: Duration = Duration::from_secs(30);
+const RESYNC_TIME: Duration = Duration::from_secs(30);
 
 /// A namespace with Gateways and their Devices.
 pub struct Fleet<'a> {
@@ -77,7 +77,7 @@ pub async fn await_devices(api: Api<Device>, count: usize, holds: impl Fn(&Devic
     let mut progressed = Instant::now();
     let mut changes = watcher(api, watcher::Config::default()).boxed();
     let mut done = HashSet::new();
-    let mut told = Instant::now();
+    let mut printed = Instant::now();
     while done.len() < count {
         let event = tokio::time::timeout_at((progressed + STALLED).into(), changes.next())
             .await
@@ -88,8 +88,8 @@ pub async fn await_devices(api: Api<Device>, count: usize, holds: impl Fn(&Devic
         {
             progressed = Instant::now();
         }
-        if told.elapsed() > Duration::from_secs(10) {
-            told = Instant::now();
+        if printed.elapsed() > Duration::from_secs(10) {
+            printed = Instant::now();
             progress(&format!("{} of {count} Devices", done.len()));
         }
     }
@@ -126,7 +126,7 @@ impl<'a> Fleet<'a> {
     /// Measures the time from the first request until the brokers have confirmed all credentials, then counts writes while idle.
     pub async fn measure_declaration(&self, operator: &Operator, arguments: &Arguments, floor: Option<Duration>) -> anyhow::Result<()> {
         heading("fleetwright");
-        let before = operator.look().await?;
+        let before = operator.resource_use().await?;
         let mark = Mark::now()?;
         let begin = Instant::now();
         let of = |index| gateway_of(index, arguments.gateways);
@@ -146,14 +146,14 @@ impl<'a> Fleet<'a> {
         #[allow(clippy::cast_precision_loss, reason = "counts of writes")]
         row("writes a Device", &format!("{:.3}", of_devices as f64 / arguments.devices as f64));
         row("further writes (shards, proofs, totals)", &(writes.len() - of_devices).to_string());
-        let after = operator.look().await?;
+        let after = operator.resource_use().await?;
         row("operator: processor time", &format!("{:.1} s", after.cpu_seconds - before.cpu_seconds));
         row("operator: memory", &format!("{:.0} MiB", after.mebibytes));
         let mark = Mark::now()?;
         // The Gateways' totals are updated after two seconds. Afterwards there is no work left.
         tokio::time::sleep(Duration::from_secs(5)).await;
         let settled = Mark::now()?;
-        tokio::time::sleep(SECOND_LOOK).await;
+        tokio::time::sleep(RESYNC_TIME).await;
         row(
             "writes while the fleet settles",
             &mark.writes(self.namespace)?.len().saturating_sub(settled.writes(self.namespace)?.len()).to_string(),

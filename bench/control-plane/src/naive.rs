@@ -121,7 +121,7 @@ pub async fn run(namespace: &str) -> anyhow::Result<()> {
     let client = Client::try_default().await?;
     let context = Arc::new(Context { client: client.clone(), writes: AtomicU64::new(0) });
     let shared = Arc::clone(&context);
-    let tell = async move {
+    let report = async move {
         loop {
             println!("{}", shared.writes.load(Ordering::Relaxed));
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -133,7 +133,7 @@ pub async fn run(namespace: &str) -> anyhow::Result<()> {
         .for_each(|_| async {});
     tokio::select! {
         () = work => Ok(()),
-        () = tell => Ok(()),
+        () = report => Ok(()),
     }
 }
 

@@ -17,7 +17,7 @@ const SELECTOR: &str = "app.kubernetes.io/name=fleetwright,app.kubernetes.io/com
 
 /// Resource use of the operator.
 #[derive(Clone, Copy, Debug)]
-pub struct Look {
+pub struct ResourceUse {
     /// Resident memory.
     pub mebibytes: f64,
     /// Processor time since its start.
@@ -47,15 +47,15 @@ impl Operator {
     }
 
     /// Reads the current resource use.
-    pub async fn look(&self) -> anyhow::Result<Look> {
+    pub async fn resource_use(&self) -> anyhow::Result<ResourceUse> {
         let text = self.metrics().await?;
         let bytes = sum(&text, "process_resident_memory_bytes");
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes of memory")]
         self.peak_bytes.fetch_max(bytes as u64, Ordering::Relaxed);
-        Ok(Look { mebibytes: bytes / 1_048_576.0, cpu_seconds: sum(&text, "process_cpu_seconds_total") })
+        Ok(ResourceUse { mebibytes: bytes / 1_048_576.0, cpu_seconds: sum(&text, "process_cpu_seconds_total") })
     }
 
-    /// The greatest memory use measured.
+    /// The maximum measured memory use.
     #[allow(clippy::cast_precision_loss, reason = "bytes of memory")]
     pub fn peak_mebibytes(&self) -> f64 {
         self.peak_bytes.load(Ordering::Relaxed) as f64 / 1_048_576.0
@@ -63,16 +63,16 @@ impl Operator {
 
     /// Measures every second while the benchmark runs.
     pub async fn watched<T>(&self, work: impl Future<Output = T>) -> T {
-        let looks = async {
+        let measure = async {
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 // The operator cannot be measured during a restart.
-                let _ = self.look().await;
+                let _ = self.resource_use().await;
             }
         };
         tokio::select! {
             done = work => done,
-            () = looks => unreachable!("looks never end"),
+            () = measure => unreachable!("the loop never ends"),
         }
     }
 

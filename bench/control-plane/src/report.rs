@@ -36,7 +36,7 @@ fn print(line: &str) {
 }
 
 /// Progress of long operations, printed separately from the table.
-#[allow(clippy::print_stderr, reason = "a benchmark tells how far it is")]
+#[allow(clippy::print_stderr, reason = "a benchmark prints its progress")]
 pub fn progress(text: &str) {
     eprintln!("  … {text}");
 }

@@ -19,6 +19,6 @@ pub async fn measure(operator: &Operator, fleet: &Fleet<'_>) -> anyhow::Result<(
     operator.watched(tokio::time::sleep(AFTERWARDS)).await;
     row("until all is listed, and it is ready", &format!("{:.1} s", time.as_secs_f64()));
     row("writes", &mark.writes(fleet.namespace)?.len().to_string());
-    row("memory", &format!("{:.0} MiB", operator.look().await?.mebibytes));
+    row("memory", &format!("{:.0} MiB", operator.resource_use().await?.mebibytes));
     Ok(())
 }

@@ -140,7 +140,7 @@ impl LogFollower {
             match result {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {
-                    warn!(folder = %self.folder.display(), %error, "failed to follow the broker's log: trying again");
+                    warn!(folder = %self.folder.display(), %error, "failed to follow the broker's log: retrying");
                     failing = true;
                 }
                 Err(error) => debug!(%error, "failed to follow the broker's log"),

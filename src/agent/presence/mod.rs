@@ -49,7 +49,7 @@ impl Presence {
     }
 
     fn lock(&self) -> MutexGuard<'_, Tracker> {
-        // A panic elsewhere ends the agent. The next one reads the log from its beginning.
+        // A panic of another task ends the agent. The next agent reads the log from its beginning.
         self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

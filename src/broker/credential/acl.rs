@@ -1,4 +1,4 @@
-//! Access control lists in the format of Mosquitto's `acl_file`: patterns for every device, and lines for one user.
+//! Access control lists in the format of Mosquitto's `acl_file`: patterns for every device, and rules_are_rendered_as_lines for one user.
 //!
 //! Access is denied by default. `deny` is not used: in Mosquitto it also denies reading, and a device must be able to read its desired
 //! state, which it may not write. The list therefore names each topic that a device may write.
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn lines() {
+    fn rules_are_rendered_as_lines() {
         for (access, expected) in
             [(Access::Read, "topic read a/+/#"), (Access::Write, "topic write a/+/#"), (Access::ReadWrite, "topic readwrite a/+/#")]
         {
@@ -104,14 +104,14 @@ mod tests {
     }
 
     #[test]
-    fn topics_that_can_be_granted() {
+    fn valid_topics_are_rendered_and_recognized() {
         for topic in ["a", "#", "+", "/", "/a//b", "plant 1/press", "a/%u/b", "größe/°C", "read x"] {
             assert!(is_line(&line(&read(topic)).unwrap()), "{topic:?}");
         }
     }
 
     #[test]
-    fn topics_that_cannot() {
+    fn invalid_and_reserved_topics_are_refused() {
         for topic in ["", " a", "a ", "a\t", "a\nuser _agent", "a\ru", "a\0", "a#", "#/a", "a/+b", "a\u{85}b", &"x".repeat(1025)] {
             assert!(matches!(line(&read(topic)), Err(AclError::InvalidFilter { .. })), "{topic:?}");
         }
@@ -124,7 +124,7 @@ mod tests {
         #[test]
         fn no_topic_makes_a_second_line(topic in any::<String>()) {
             if let Ok(line) = line(&read(&topic)) {
-                prop_assert_eq!(line.lines().count(), 1);
+                prop_assert_eq!(line.rules_are_rendered_as_lines().count(), 1);
                 prop_assert!(!line.contains(['\r', '\n', '\0']));
             }
         }

@@ -38,7 +38,7 @@ pub enum EntryError {
     },
 
     /// A hash without the format of [`hash::hash`].
-    #[error("the password hash of user {username:?} is not one that Mosquitto reads: expected $7$<iterations>$<salt>$<hash>")]
+    #[error("the password hash of user {username:?} does not have Mosquitto's format: expected $7$<iterations>$<salt>$<hash>")]
     InvalidHash {
         /// The user.
         username: String,
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn revision_follows_password_and_rules() {
+    fn the_revision_depends_on_password_and_rules() {
         let first = hash::hash("uid", "press-1", &Password::generate(), 1);
         let second = hash::hash("uid", "press-1", &Password::generate(), 1);
         let revision = |hash: &str, acls: &[Acl]| Entry::new("press-1", hash, acls).unwrap().revision();
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_would_break_the_files() {
+    fn values_that_would_corrupt_the_files_are_refused() {
         let good = hash::hash("uid", "press-1", &Password::generate(), 1);
         for username in ["", "a b", "a:b", "a\nuser b", "a/b", "+", "Press", &"x".repeat(301)] {
             assert!(matches!(Entry::new(username, &good, &[]), Err(EntryError::InvalidUsername { .. })), "{username:?}");

@@ -52,7 +52,7 @@ mod tests {
     use crate::broker::credential::entry::KeyDigest;
 
     #[test]
-    fn users_and_canary() {
+    fn the_files_contain_all_users_and_the_canary() {
         let hash = hash::hash("uid", "press-1", &Password::generate(), 1);
         let acl = Acl { topic: "plant/#".to_owned(), access: Access::Read };
         let entries = [

@@ -9,7 +9,7 @@ use super::Password;
 
 /// Iterations for a generated password.
 ///
-/// Iterations slow down guessing. A generated password has 256 random bits, which nobody can guess. On every reload Mosquitto
+/// Iterations slow down guessing. A generated password has 256 random bits, which cannot be guessed. On every reload Mosquitto
 /// hashes again for every connected client: with 15,000 clients one iteration blocks the broker for 60 ms, 101 iterations for 660 ms.
 pub const GENERATED_ITERATIONS: u32 = 1;
 
@@ -83,7 +83,7 @@ mod tests {
     ];
 
     #[test]
-    fn equals_what_mosquitto_passwd_writes() {
+    fn hashes_equal_those_of_mosquitto_passwd() {
         for (password, line) in WRITTEN_BY_MOSQUITTO {
             let parts: Vec<&str> = line.split('$').collect();
             let (iterations, salt) = (parts[2].parse().unwrap(), BASE64.decode(parts[3]).unwrap());
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn depends_on_each_argument_and_on_nothing_else() {
+    fn the_hash_depends_on_each_argument_and_on_nothing_else() {
         let password = |text: &str| Password::given(text.as_bytes()).unwrap();
         let reference = hash("uid", "press-1", &password("secret"), 2);
         assert_eq!(hash("uid", "press-1", &password("secret"), 2), reference);
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_hashes() {
+    fn malformed_hashes_are_refused() {
         let good = hash("uid", "press-1", &Password::generate(), 1);
         for bad in
             ["", "*", "$7$", "$6$1$AAAA$AAAA", &good.replace("$7$1$", "$7$0$"), &format!("{good}$"), &format!("{good}\n"), &good[1..]]

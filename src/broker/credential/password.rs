@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn given_passwords() {
+    fn user_passwords_are_validated() {
         use PasswordError::*;
         for (bytes, expected) in [
             ("p".as_bytes(), None),
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_output_hides_it() {
+    fn debug_output_hides_the_password() {
         let password = Password::generate();
         assert!(!format!("{password:?}").contains(password.expose()));
     }

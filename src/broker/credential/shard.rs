@@ -111,7 +111,7 @@ pub enum ShardError {
     },
 
     /// A line that [`Shard::render`] does not write. The error does not show the line, which may contain a hash.
-    #[error("line {line} of key {key:?} is not what the operator writes")]
+    #[error("line {line} of key {key:?} does not have the format that the operator writes")]
     UnknownLine {
         /// The key.
         key: &'static str,
@@ -126,7 +126,7 @@ pub enum ShardError {
 
 /// The known shards are incomplete: users may be missing.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
-#[error("shard {shard} is not there, or not yet as shard 0 says")]
+#[error("shard {shard} does not exist, or does not match shard 0 yet")]
 pub struct Incomplete {
     /// The shard to read again.
     pub shard: usize,

@@ -22,7 +22,7 @@ fn powers() -> impl Strategy<Value = usize> {
 
 #[test]
 fn shards_are_balanced() {
-    // What people name their devices: a prefix and a number.
+    // Typical names of devices: a prefix and a number.
     for count in [2, 8, 64] {
         let mut sizes = vec![0_usize; count];
         for number in 0..count * 500 {
@@ -36,12 +36,12 @@ fn shards_are_balanced() {
 
 #[test]
 fn assignment_never_changes_between_versions() {
-    // From SHA-256 computed elsewhere: `printf press-0001 | sha256sum` starts with 16.
+    // From SHA-256 of another program: `printf press-0001 | sha256sum` starts with 16.
     assert_eq!(["press-0001", "press-0002", "a.b"].map(|username| shard_of(username, 64)), [22, 61, 46]);
 }
 
 #[test]
-fn count_follows_the_users() {
+fn the_number_of_shards_depends_on_the_number_of_users() {
     for (users, current, expected) in [
         (0, 0, 1),
         (512, 1, 1),
@@ -61,7 +61,7 @@ fn count_follows_the_users() {
 }
 
 #[test]
-fn order_of_writes() {
+fn shards_are_written_so_that_readers_always_see_all_users() {
     assert_eq!(write_order(0, 1), [0]);
     assert_eq!(write_order(1, 1), [0]);
     assert_eq!(write_order(2, 2), [1, 0]);
@@ -73,7 +73,7 @@ fn order_of_writes() {
 }
 
 #[test]
-fn users_with_a_password_a_certificate_or_both() {
+fn users_may_have_a_password_a_certificate_or_both() {
     let key = KeyDigest::of(b"key");
     let acl = Acl { topic: "plant/#".to_owned(), access: Access::Read };
     let shard = Shard::new(
@@ -91,7 +91,7 @@ fn users_with_a_password_a_certificate_or_both() {
 }
 
 #[test]
-fn what_nobody_rendered_is_refused() {
+fn data_of_another_writer_is_refused() {
     let good = Shard::new(2, [entry("press-1", &["plant/#"])]).render();
     assert!(Shard::parse(&good).is_ok());
     let with = |key: &str, value: &str| {
@@ -122,7 +122,7 @@ fn what_nobody_rendered_is_refused() {
 }
 
 #[test]
-fn revision_tells_contents_apart() {
+fn the_revision_depends_on_the_content() {
     let shard = Shard::new(1, [entry("press-1", &[])]);
     let same = Shard::new(1, [entry("press-1", &[])]);
     assert_eq!(revision(&shard.render()), revision(&same.render()));
@@ -154,7 +154,7 @@ proptest! {
     }
 
     #[test]
-    fn doubling_moves_nobody_but_to_a_new_shard(name in "[a-z0-9-]{1,20}", count in powers()) {
+    fn doubling_moves_users_only_to_new_shards(name in "[a-z0-9-]{1,20}", count in powers()) {
         let doubled = (count * 2).min(MAX_SHARDS);
         let (before, after) = (shard_of(&name, count), shard_of(&name, doubled));
         prop_assert!(after == before || after == before + count);
@@ -165,7 +165,7 @@ proptest! {
         let count = shard_count(users, current);
         prop_assert!(count.is_power_of_two() && count <= MAX_SHARDS);
         prop_assert_eq!(shard_count(users, count), count);
-        // After a step a few devices more or less never undo it.
+        // After a change of the number, a few devices more or less never revert it.
         let (before, near) = (current.clamp(1, MAX_SHARDS).next_power_of_two(), users.saturating_add_signed(change as isize));
         match count.cmp(&before) {
             Ordering::Greater => prop_assert!(shard_count(near, count) >= count),
@@ -174,10 +174,10 @@ proptest! {
         }
     }
 
-    /// A reader that hears of each shard's writes at its own pace sees all users or knows that it does not.
+    /// A reader that receives the writes of each shard with any delay sees all users, or detects that shards are missing.
     #[test]
-    fn a_reader_misses_nobody_while_the_number_changes(
-        names in usernames(), current in powers(), wanted in powers(), heard in prop::collection::vec(any::<bool>(), MAX_SHARDS)
+    fn a_reader_sees_all_users_or_waits_while_the_number_of_shards_changes(
+        names in usernames(), current in powers(), wanted in powers(), received in prop::collection::vec(any::<bool>(), MAX_SHARDS)
     ) {
         let divide = |count: usize| Shard::divide(count, names.iter().map(|name| entry(name, &[])));
         let (old, new) = (divide(current), divide(wanted));
@@ -186,11 +186,11 @@ proptest! {
         let complete = |shards: &BTreeMap<usize, Shard>| assemble(shards).map(|users| users.len());
         for number in write_order(current, wanted) {
             shards.insert(number, new[number].clone());
-            // One that hears at once is never left waiting.
+            // A reader without delay always sees all users.
             prop_assert_eq!(complete(&shards), Ok(names.len()));
-            // One that has not heard of some of the writes so far.
+            // A reader that has not received some of the writes.
             let mut behind = shards.clone();
-            for (number, _) in heard.iter().enumerate().filter(|(_, heard)| !**heard) {
+            for (number, _) in received.iter().enumerate().filter(|(_, received)| !**received) {
                 match old.get(number) {
                     Some(shard) => behind.insert(number, shard.clone()),
                     None => behind.remove(&number),

@@ -34,7 +34,7 @@ pub struct Penalty {
 }
 
 impl Penalty {
-    /// Adds a change at `now` (seconds), and returns for how many seconds the device must not change from then on.
+    /// Adds a change at `now` (seconds), and returns the number of seconds for which the device must be stable afterwards.
     pub fn change(&mut self, now: f64) -> f64 {
         self.value = (self.value(now) + 1.0).min(MAX_PENALTY);
         self.at = now;

@@ -1,4 +1,4 @@
-//! Lines as Mosquitto 2.1.2 wrote them, with clients that mean no good among them.
+//! Lines of Mosquitto 2.1.2, including those of malicious clients.
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn disconnected<'a>(client: &'a str, address: &'a str, reason: Reason) -> Event<
 }
 
 #[test]
-fn times() {
+fn times_are_parsed_in_all_formats() {
     let running = Event::BrokerRunning;
     for (line, time) in [
         ("2026-11-23T09:37:52: mosquitto version 2.1.2 running", Some(TIME)),
@@ -26,13 +26,13 @@ fn times() {
 }
 
 #[test]
-fn the_broker_itself() {
+fn start_and_stop_of_the_broker_are_parsed() {
     assert_eq!(event("2026-11-23T09:38:28: mosquitto version 2.1.2 starting"), Some(Event::BrokerStarting));
     assert_eq!(event("2026-11-23T09:38:30: mosquitto version 2.1.2 terminating"), Some(Event::BrokerStopping));
 }
 
 #[test]
-fn clients_that_come() {
+fn connects_are_parsed() {
     let press = Some(Event::Connected { client: "press-1", address: "127.0.0.1:36840" });
     for line in [
         "2026-11-23T09:37:52: New client connected from 127.0.0.1:36840 as press-1 (p5, c1, k60, u'press-1').",
@@ -45,9 +45,9 @@ fn clients_that_come() {
     assert_eq!(event(six), Some(Event::Connected { client: "a b", address: "fd00::1:36840" }));
 }
 
-/// Where identifiers are a client's own choice, as on a broker that runs elsewhere.
+/// Clients choose their identifiers, as on an external broker.
 #[test]
-fn clients_that_pretend_to_be_another_when_they_come() {
+fn connects_with_forged_names_are_ignored() {
     for line in [
         "New client connected from 10.9.9.9:1 as press-1 (p5, c1, k60, u'press-1'). (p5, c1, k60, u'evil').",
         "New client connected from 10.9.9.9:1 as press-1 (p5, c1, k60). (p5, c1, k60).",
@@ -60,7 +60,7 @@ fn clients_that_pretend_to_be_another_when_they_come() {
 }
 
 #[test]
-fn clients_that_go() {
+fn disconnects_are_parsed_with_their_reason() {
     for (reason, expected) in [
         ("", Reason::Orderly),
         (": connection closed by client", Reason::ClosedByClient),
@@ -82,14 +82,14 @@ fn clients_that_go() {
 }
 
 #[test]
-fn clients_that_pretend_to_be_another_when_they_are_refused() {
+fn refusals_with_forged_names_have_the_real_address() {
     let line = "2026-11-23T09:37:53: Client press-1 [127.0.0.1:99] disconnected: x. 'u\" ü [127.0.0.1:36946] disconnected: not authorised.";
     let name = "press-1 [127.0.0.1:99] disconnected: x. 'u\" ü";
     assert_eq!(event(line), Some(disconnected(name, "127.0.0.1:36946", Reason::NotAuthorised)));
     let overlong = format!("2026-11-23T09:37:54: Client press-1 [127.0.0.1:99] disconnected: not authorised.{}", "x".repeat(1000));
     let cut = parse(&overlong[..MAX_LINE_BYTES]).unwrap();
     assert!(matches!(cut, Line { time: Some(_), event: Event::Cut { client } } if client.starts_with("press-1 [")), "{cut:?}");
-    // Other lines that begin like this.
+    // Other lines with the same beginning.
     for line in [
         "Client press-1 [127.0.0.1:99] disconnected: not authorised. connected with too large Will payload",
         "Client press-1 [127.0.0.1:99] disconnected negotiated TLSv1.3 cipher TLS_AES_256_GCM_SHA384",
@@ -100,7 +100,7 @@ fn clients_that_pretend_to_be_another_when_they_are_refused() {
 }
 
 #[test]
-fn all_other_lines_say_nothing() {
+fn all_other_lines_are_ignored() {
     for line in [
         "",
         ": ",
@@ -117,9 +117,9 @@ fn all_other_lines_say_nothing() {
 }
 
 proptest::proptest! {
-    /// Whatever name a refused client claims, its line tells of the address it came from, or of nothing.
+    /// For every name of a refused client, its line has the real address or is ignored.
     #[test]
-    fn no_name_moves_the_address(name in "[^\u{0}-\u{1f}\u{7f}-\u{9f}]{0,80}") {
+    fn no_name_changes_the_parsed_address(name in "[^\u{0}-\u{1f}\u{7f}-\u{9f}]{0,80}") {
         let line = format!("2026-11-23T09:37:53: Client {name} [10.9.9.9:1] disconnected: not authorised.");
         proptest::prop_assert_eq!(event(&line), Some(disconnected(&name, "10.9.9.9:1", Reason::NotAuthorised)));
         let line = format!("New client connected from 10.9.9.9:1 as {name} (p5, c1, k60, u'{name}').");
@@ -129,9 +129,9 @@ proptest::proptest! {
         }
     }
 
-    /// No line makes it panic.
+    /// No line causes a panic.
     #[test]
-    fn any_line(line in ".{0,200}") {
+    fn no_line_panics(line in ".{0,200}") {
         let _ = parse(&line);
     }
 }

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_persistent_outlast_a_flood() {
+    fn a_client_that_retries_stays_listed_during_a_flood() {
         let mut refused = RefusedClients::default();
         for second in 0..5_000 {
             refused.observe(&format!("flood-{second}"), "10.0.0.9:1", Reason::NotAuthorised, second);
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gives_no_name_is_known_by_address() {
+    fn clients_without_a_name_are_grouped_by_address() {
         let mut refused = RefusedClients::default();
         refused.observe("10.0.0.1", "10.0.0.1:5", Reason::ProtocolError, 1);
         refused.observe("auto-B8432D2E-362F-6B6C-6E6B-A8713370FC0B", "10.0.0.1:6", Reason::ProtocolError, 2);

@@ -31,7 +31,7 @@ fn is(name: &str, state: PresenceState, since: i64) -> (String, PresenceState, i
 }
 
 #[test]
-fn devices_come_and_go() {
+fn connects_and_disconnects_change_the_state() {
     let mut tracker = tracker(&[&connect("press-1", "10.0.0.1:1", 10), &connect("press-2", "10.0.0.2:1", 11)]);
     assert_eq!(
         feed(&mut tracker, &[&disconnect("press-1", "10.0.0.1:1", "exceeded timeout", 12)]),
@@ -47,7 +47,7 @@ fn a_session_that_is_taken_over_stays_online() {
         connect("press-1", "10.0.0.1:1", 10),
         disconnect("press-1", "10.0.0.1:1", "session taken over", 11),
         connect("press-1", "10.0.0.1:2", 11),
-        // Whatever else comes of the old connection.
+        // A later line of the old connection.
         disconnect("press-1", "10.0.0.1:1", "connection closed by client", 12),
     ];
     let tracker = tracker(&lines.each_ref().map(String::as_str));
@@ -55,7 +55,7 @@ fn a_session_that_is_taken_over_stays_online() {
 }
 
 #[test]
-fn a_refused_client_changes_nothing_for_the_device_whose_name_it_claims() {
+fn a_refused_client_does_not_affect_the_device_with_its_name() {
     let mut tracker = tracker(&[&connect("press-1", "10.0.0.1:1", 10)]);
     let lines = [disconnect("press-1", "10.9.9.9:1", "not authorised", 11), disconnect("press-2", "10.9.9.9:2", "not authorised", 12)];
     let before = tracker.number();
@@ -68,7 +68,7 @@ fn a_refused_client_changes_nothing_for_the_device_whose_name_it_claims() {
 }
 
 #[test]
-fn nobody_is_connected_to_a_broker_that_starts() {
+fn no_client_is_connected_when_the_broker_starts() {
     let mut tracker = tracker(&[&connect("press-1", "10.0.0.1:1", 10), &connect("_ingest_a_0", "10.0.0.3:1", 10)]);
     feed(&mut tracker, &[&disconnect("press-1", "10.0.0.1:1", "exceeded timeout", 12), &connect("press-2", "10.0.0.2:1", 13)]);
     feed(&mut tracker, &["20: mosquitto version 2.1.2 starting"]);
@@ -77,7 +77,7 @@ fn nobody_is_connected_to_a_broker_that_starts() {
 }
 
 #[test]
-fn users_that_are_no_devices() {
+fn clients_that_are_not_devices_are_only_counted() {
     let mut tracker = tracker(&[&connect("_agent", "127.0.0.1:1", 10), &connect("Überwachung", "10.0.0.3:1", 10)]);
     let lines = [
         disconnect("Überwachung", "10.0.0.3:1", "protocol error", 11),
@@ -99,7 +99,7 @@ fn users_that_are_no_devices() {
     assert!(states(&tracker).is_empty());
 }
 
-/// What someone knows who follows the pages.
+/// The state of a reader that follows the pages.
 #[derive(Default)]
 struct Follower {
     epoch: String,
@@ -108,21 +108,21 @@ struct Follower {
 }
 
 impl Follower {
-    /// Follows to the end; returns how many clients it was told of.
+    /// Reads all pages; returns the number of received clients.
     fn follow(&mut self, tracker: &Tracker) -> usize {
-        let mut told = 0;
+        let mut received = 0;
         loop {
-            // As it crosses the network.
+            // Encoded as on the network.
             let page: Page = serde_json::from_str(&serde_json::to_string(&tracker.page(&self.epoch, self.next, 0)).unwrap()).unwrap();
             if page.first {
                 self.states.clear();
             }
-            told += page.clients.len();
+            received += page.clients.len();
             assert!(page.clients.len() <= MAX_PAGE_CLIENTS);
             self.states.extend(page.clients.into_iter().map(|ClientState(name, state, since)| (name, (state, since))));
             (self.epoch, self.next) = (page.epoch, page.next);
             if !page.more {
-                return told;
+                return received;
             }
         }
     }
@@ -135,7 +135,7 @@ impl Follower {
 }
 
 #[test]
-fn pages_tell_everything_once_and_then_what_changed() {
+fn pages_contain_all_clients_once_and_then_the_changes() {
     let mut tracker = Tracker::new("a".to_owned());
     for number in 0..10_000 {
         feed(&mut tracker, &[&connect(&format!("press-{number}"), "10.0.0.1:1", 10)]);
@@ -146,9 +146,9 @@ fn pages_tell_everything_once_and_then_what_changed() {
     for time in 20..30 {
         feed(&mut tracker, &[&disconnect("press-7", "10.0.0.1:1", "exceeded timeout", time), &connect("press-7", "10.0.0.1:1", time)]);
     }
-    assert_eq!(follower.follow(&tracker), 1, "changes of one device are told as one");
+    assert_eq!(follower.follow(&tracker), 1, "several changes of a device are reported as one");
     assert_eq!(follower.states(), states_of(&tracker));
-    // Another life of the agent.
+    // After a restart of the agent.
     let resumed = Tracker::restore("b".to_owned(), tracker.snapshot());
     assert_eq!(follower.follow(&resumed), 10_000);
     assert_eq!(follower.states(), states_of(&tracker));
@@ -161,7 +161,7 @@ fn states_of(tracker: &Tracker) -> Vec<(String, PresenceState, i64)> {
 }
 
 #[test]
-fn a_full_page_fits_its_bound() {
+fn a_full_page_is_below_the_maximum_size() {
     let mut tracker = Tracker::new("a".to_owned());
     for number in 0..MAX_PAGE_CLIENTS {
         feed(&mut tracker, &[&connect(&format!("{number:0>200}"), "10.0.0.1:1", 1_790_000_000)]);
@@ -174,7 +174,7 @@ fn a_full_page_fits_its_bound() {
 }
 
 #[test]
-fn what_is_remembered_of_those_that_left_is_bounded() {
+fn the_number_of_stored_offline_clients_is_bounded() {
     let mut tracker = Tracker::new("a".to_owned());
     feed(&mut tracker, &[&connect("press-1", "10.0.0.1:1", 1)]);
     let mut follower = Follower::default();
@@ -189,7 +189,7 @@ fn what_is_remembered_of_those_that_left_is_bounded() {
 }
 
 #[test]
-fn memory_survives_a_file() {
+fn a_snapshot_restores_the_state() {
     let mut tracker = tracker(&[&connect("press-1", "10.0.0.1:1", 10), &connect("_ingest_a_0", "10.0.0.3:1", 10)]);
     feed(&mut tracker, &[&disconnect("press-2", "10.9.9.9:1", "not authorised", 11)]);
     let file = serde_json::to_vec(&tracker.snapshot()).unwrap();
@@ -197,8 +197,8 @@ fn memory_survives_a_file() {
     assert_eq!(resumed.snapshot(), tracker.snapshot());
     let lines =
         [disconnect("press-1", "10.0.0.1:1", "exceeded timeout", 12), disconnect("_ingest_a_0", "10.0.0.3:1", "protocol error", 12)];
-    let meanings = feed(&mut resumed, &lines.each_ref().map(String::as_str));
-    assert_eq!(meanings, [LogOutcome::Disconnected(Reason::KeepAliveTimeout), LogOutcome::Disconnected(Reason::ProtocolError)]);
+    let outcomes = feed(&mut resumed, &lines.each_ref().map(String::as_str));
+    assert_eq!(outcomes, [LogOutcome::Disconnected(Reason::KeepAliveTimeout), LogOutcome::Disconnected(Reason::ProtocolError)]);
     assert_eq!(resumed.connected(), 0);
 }
 
@@ -206,19 +206,19 @@ fn memory_survives_a_file() {
 fn the_probe_of_a_load_balancer_is_not_counted() {
     let end =
         "2026-11-29T00:57:16: OpenSSL Error while trying to get the error[0]: error:0A000126:SSL routines::unexpected eof while reading";
-    let goes = |address| disconnect("10.0.0.9", address, "Protocol error", 10);
-    let meanings = feed(&mut tracker(&[]), &[end, &goes("10.0.0.9:1"), &goes("10.0.0.9:2")]);
-    assert_eq!(meanings, [LogOutcome::Nothing, LogOutcome::Nothing, LogOutcome::Refused(Reason::TlsHandshakeFailed)]);
+    let disconnected = |address| disconnect("10.0.0.9", address, "Protocol error", 10);
+    let outcomes = feed(&mut tracker(&[]), &[end, &disconnected("10.0.0.9:1"), &disconnected("10.0.0.9:2")]);
+    assert_eq!(outcomes, [LogOutcome::Nothing, LogOutcome::Nothing, LogOutcome::Refused(Reason::TlsHandshakeFailed)]);
 }
 
 #[test]
-fn what_the_agent_tries_out_is_not_counted() {
+fn refused_handshakes_of_the_agent_are_not_counted() {
     let mut tracker = tracker(&[]);
     tracker.expect_own("127.0.0.1:1");
     let refused = |address| disconnect("127.0.0.1", address, "Protocol error", 10);
-    let meanings = feed(&mut tracker, &[&refused("127.0.0.1:1"), &refused("127.0.0.1:2"), &refused("127.0.0.1:1")]);
+    let outcomes = feed(&mut tracker, &[&refused("127.0.0.1:1"), &refused("127.0.0.1:2"), &refused("127.0.0.1:1")]);
     let counted = LogOutcome::Refused(Reason::TlsHandshakeFailed);
-    assert_eq!(meanings, [LogOutcome::Nothing, counted, counted], "an address is another's once it has been seen");
+    assert_eq!(outcomes, [LogOutcome::Nothing, counted, counted], "an address may belong to another client after its first line");
     (0..1000).for_each(|port| tracker.expect_own(&format!("127.0.0.1:{port}")));
-    assert!(tracker.own.len() <= MAX_OWN_CONNECTIONS, "those that were not refused are forgotten");
+    assert!(tracker.own.len() <= MAX_OWN_CONNECTIONS, "addresses that were not refused are removed");
 }

@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn topic_filters_as_expressions() {
+    fn topic_filters_become_regular_expressions() {
         for (filter, expected) in
             [("#", ""), ("a/#", "^a(/.*)?$"), ("a/+/b.c", r"^a/[^/]*/b\.c$"), ("+", "^[^/]*$"), ("plant-1/ü", r"^plant\-1/ü$")]
         {
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn times() {
+    fn times_are_parsed() {
         assert_eq!(read_time("2000-01-01T00:00:01Z"), Ok(Time::YEAR_2000.after(1_000_000)));
         let ago = Time::now().0 - read_time("2h").unwrap().0;
         assert!((7_140_000_000..7_260_000_000).contains(&ago), "{ago}");

@@ -27,7 +27,7 @@ use crate::state::replay_progress::{ReplayCounts, advance};
 use crate::state::system::SCHEMA;
 
 /// The maximum number of dead letters of a transaction. The cost of the commit is small, and the transaction takes less than a second.
-const MAX_LETTERS: i64 = 1_000;
+const MAX_DEAD_LETTERS: i64 = 1_000;
 
 /// The maximum size of their payloads, in bytes. A single message may be larger.
 const MAX_BYTES: i64 = 4 * 1024 * 1024;
@@ -55,7 +55,7 @@ pub struct Replayer {
 }
 /// Dead letters of a transaction.
 #[derive(Default)]
-struct Letters {
+struct DeadLetterPage {
     ids: Vec<i64>,
     batch: Batch,
     partial: u64,
@@ -88,17 +88,17 @@ impl Replayer {
             if self.token.is_some() { "" } else { "SKIP LOCKED" }
         );
         let rows = transaction.query_typed(&lock, &parameters).await?;
-        let mut letters = Letters::default();
+        let mut page = DeadLetterPage::default();
         for row in &rows {
             let gateway: String = row.try_get("gateway")?;
             let stream = || Stream::new(self.topic.clone(), self.decoder.clone());
             let processor = self.processors.entry(gateway.clone()).or_insert_with(|| Processor { gateway, stream: stream() });
-            letters.take(row, processor, &self.devices)?;
+            page.take(row, processor, &self.devices)?;
         }
-        letters.batch.arrange();
-        let mut written = Written { dead_letters: std::mem::take(&mut letters.batch.dead_letters), ..Written::default() };
-        stage(&mut transaction, &self.statements, &letters.batch, &mut written).await?;
-        let mut replayed = settle(&transaction, &self.condition, &letters, &written).await?;
+        page.batch.arrange();
+        let mut written = Written { dead_letters: std::mem::take(&mut page.batch.dead_letters), ..Written::default() };
+        stage(&mut transaction, &self.statements, &page.batch, &mut written).await?;
+        let mut replayed = settle(&transaction, &self.condition, &page, &written).await?;
         replayed.counts.letters = ids.len() as u64;
         let is_ours = match &self.token {
             Some(token) => advance(&transaction, self.condition.owner(), token, [after, end], &replayed.counts).await?,
@@ -117,7 +117,7 @@ impl Replayer {
             "SELECT id FROM (
                 SELECT id, sum(length) OVER (ORDER BY id) - length AS before FROM (
                     SELECT id, octet_length(payload) AS length FROM {SCHEMA}.dead_letter
-                    WHERE {} AND id > $9 AND id <= $10 ORDER BY id LIMIT {MAX_LETTERS}
+                    WHERE {} AND id > $9 AND id <= $10 ORDER BY id LIMIT {MAX_DEAD_LETTERS}
                 ) page
              ) measured WHERE before < {MAX_BYTES} ORDER BY id",
             FilterCondition::SQL
@@ -128,7 +128,7 @@ impl Replayer {
     }
 }
 
-impl Letters {
+impl DeadLetterPage {
     fn take(&mut self, row: &Row, processor: &mut Processor, devices: &Devices) -> Result<(), tokio_postgres::Error> {
         let is_partial: bool = row.try_get("partial")?;
         if is_partial && processor.stream.takes_arrival_time() {
@@ -163,14 +163,14 @@ impl Letters {
 async fn settle(
     transaction: &Transaction<'_>,
     condition: &FilterCondition,
-    letters: &Letters,
+    page: &DeadLetterPage,
     written: &Written,
 ) -> Result<ReplayOutcome, tokio_postgres::Error> {
-    let counts = ReplayCounts { partial: letters.partial, ..ReplayCounts::default() };
+    let counts = ReplayCounts { partial: page.partial, ..ReplayCounts::default() };
     let mut replayed = ReplayOutcome { counts, rows: written.rows, ..ReplayOutcome::default() };
     let (mut stored, mut refused) = (Vec::new(), Refused::default());
-    let partial = written.partial(&letters.batch);
-    for (number, id) in (0_u32..).zip(&letters.ids) {
+    let partial = written.partial(&page.batch);
+    for (number, id) in (0_u32..).zip(&page.ids) {
         match written.dead_letters.get(&number) {
             None => stored.push(*id),
             Some(cause) => {
@@ -203,11 +203,11 @@ async fn settle(
         )
         .await?;
     let (stored, refused) = (stored.len() as u64, refused.ids.len() as u64);
-    replayed.counts = ReplayCounts { letters: 0, stored, refused, partial: letters.partial };
+    replayed.counts = ReplayCounts { letters: 0, stored, refused, partial: page.partial };
     Ok(replayed)
 }
 
-/// What is refused again, as columns.
+/// The messages that are refused again, as columns.
 #[derive(Default)]
 struct Refused<'a> {
     ids: Vec<i64>,

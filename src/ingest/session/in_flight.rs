@@ -56,7 +56,7 @@ pub struct InFlight {
 /// Each generation of a session has 2^40 batch numbers: enough for a century at 300 batches per second.
 const BATCH_BITS: u32 = 40;
 
-/// A PINGREQ, and what its answer proves.
+/// A PINGREQ, and the meaning of its response.
 #[derive(Debug)]
 enum Fence {
     /// The first PINGREQ of a connection: before its answer, most brokers have sent all unacknowledged messages again.
@@ -179,7 +179,7 @@ impl InFlight {
         self.writing_bytes + self.open.size() + self.sealed.iter().map(Batch::size).sum::<usize>()
     }
 
-    /// When the next batch is due. `None` if there is no batch.
+    /// Time at which the next batch is due. `None` if there is no batch.
     pub fn due(&self) -> Option<Instant> {
         if !self.sealed.is_empty() {
             return Some(self.last_submitted);

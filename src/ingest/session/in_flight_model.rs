@@ -110,7 +110,7 @@ pub struct Database {
     pub generation: i64,
     /// Keys. The message number takes the place of the device.
     rows: BTreeSet<(usize, Time)>,
-    pub letters: Vec<usize>,
+    pub dead_letters: Vec<usize>,
     pub acknowledgements: BTreeMap<i64, Vec<RedeliveryEntry>>,
 }
 
@@ -121,7 +121,7 @@ impl Database {
 
     pub fn count(&self, message: usize) -> usize {
         let rows = self.rows.range((message, Time(i64::MIN))..=(message, Time(i64::MAX))).count();
-        rows + self.letters.iter().filter(|letter| **letter == message).count()
+        rows + self.dead_letters.iter().filter(|letter| **letter == message).count()
     }
 
     /// As `sink::transaction` does it. `None` if another process has claimed the session.
@@ -142,7 +142,7 @@ impl Database {
                 written.redelivered += 1;
             }
         }
-        self.letters.extend(job.batch.dead_letters.keys().map(|letter| number(job, *letter)));
+        self.dead_letters.extend(job.batch.dead_letters.keys().map(|letter| number(job, *letter)));
         self.acknowledgements.retain(|batch, _| !job.expired.contains(batch));
         if !job.entries.is_empty() {
             self.acknowledgements.insert(job.number, job.entries.clone());

@@ -261,12 +261,12 @@ impl Model {
 
     fn check(&self) -> Result<(), TestCaseError> {
         for (message, published) in self.published.iter().enumerate() {
-            let (count, letters) =
-                (self.database.count(message), self.database.letters.iter().filter(|letter| **letter == message).count());
+            let (count, dead_letters) =
+                (self.database.count(message), self.database.dead_letters.iter().filter(|letter| **letter == message).count());
             if self.forgotten.contains(&message) {
                 prop_assert!(count <= 1, "message {} is stored {} times", message, count);
             } else {
-                prop_assert_eq!((count, letters), (1, usize::from(!published.is_row)), "message {}", message);
+                prop_assert_eq!((count, dead_letters), (1, usize::from(!published.is_row)), "message {}", message);
             }
         }
         Ok(())
@@ -281,12 +281,12 @@ fn holds_for(decode: Value, resends_late: bool, steps: &[ModelStep]) -> Result<(
     model.finish()?;
     model.check()?;
     model.regular_ping();
-    // The ledger keeps only the entries of the last transactions.
+    // The redelivery table keeps only the entries of the last transactions.
     for _ in 0..2 {
         model.publish(1, false);
         model.finish()?;
     }
-    prop_assert!(model.database.acknowledgements.len() <= 2, "the ledger grows: {:?}", model.database.acknowledgements);
+    prop_assert!(model.database.acknowledgements.len() <= 2, "the redelivery table grows: {:?}", model.database.acknowledgements);
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! When a connection reads, when it sends a PINGREQ, and when it is considered dead.
+//! The times at which a connection reads, sends a PINGREQ, and counts as dead.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The session with one gateway's broker: reads messages, submits batches, acknowledges what is committed, and reconnects after a failure.
+//! The session with one gateway's broker: reads messages, submits batches, acknowledges committed messages, and reconnects after a failure.
 //!
 //! The loop of a connection never waits for the database: it reads, sends PINGREQs and acknowledges while batches are written. It
 //! stops reading only if the messages that it holds reach their memory limit; the broker queues then.

@@ -67,7 +67,7 @@ impl RunningSession {
         match session::is_held(&self.uri, self.in_flight.key()).await {
             Ok(true) => {}
             Ok(false) => self.lost.cancel(),
-            // A claim needs the database, so nobody has claimed the session meanwhile. A commit checks the claim in any case.
+            // A claim needs the database, so no worker can have claimed the session. A commit checks the claim in any case.
             Err(failure) => {
                 warn!(session = self.in_flight.key().name, failure = chain(&failure), "failed to check which worker holds the session");
             }

@@ -29,7 +29,7 @@ impl RunningSession {
         true
     }
 
-    /// Commits and acknowledges what is possible in a bounded time, and disconnects in a way that keeps the session at the broker.
+    /// Commits and acknowledges as many messages as possible in a bounded time, and disconnects so that the broker keeps the session.
     pub(super) async fn stop(&mut self, mut connection: PacketConnection) {
         // They are not committed, so the broker keeps them.
         self.in_flight.drop_parked();

@@ -138,7 +138,7 @@ impl Signer {
 pub struct IssuerResponse {
     /// Why there is no certificate, if the issuer reports it.
     pub refusal: Option<IssuanceRefusal>,
-    /// When to query the issuer again without an event, in seconds since 1970. `None` means now.
+    /// Time of the next query to the issuer without an event, in seconds since 1970. `None` means now.
     pub until: Option<i64>,
 }
 
@@ -247,7 +247,7 @@ impl Certificate {
         }
     }
 
-    /// The issuer is about to be queried: an event from now on causes another query.
+    /// Records the start of a query to the issuer: a later event causes another query.
     pub fn ask_issuer(&mut self, until: i64) {
         self.asked.get_or_insert_default().until = Some(until);
     }
@@ -258,12 +258,12 @@ impl Certificate {
         if self.digest != digest {
             return false;
         }
-        let news = !self.is_missing() && answer.refusal.is_some() && self.refusal() != answer.refusal.as_ref();
+        let is_new = !self.is_missing() && answer.refusal.is_some() && self.refusal() != answer.refusal.as_ref();
         if self.asked.as_ref().is_some_and(|asked| asked.until.is_none()) {
             answer.until = None;
         }
         self.asked = Some(Box::new(answer));
-        news
+        is_new
     }
 
     /// Queries the issuer again at the next action.
@@ -288,7 +288,7 @@ impl Certificate {
     /// The public key whose certificates the broker accepts.
     ///
     /// # Errors
-    /// When the signing request is not acceptable.
+    /// If the signing request is not acceptable.
     pub fn key(&self) -> Result<KeyDigest, &RequestError> {
         self.key.as_ref().copied()
     }

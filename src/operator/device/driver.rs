@@ -96,7 +96,7 @@ impl Driver {
     /// A driver that runs at most `concurrency` actions for Devices at once.
     ///
     /// # Errors
-    /// When a metric is registered twice.
+    /// If a metric is registered twice.
     pub fn new(context: Context, concurrency: usize, subscribers: Subscribers) -> Result<Self, prometheus::Error> {
         let metrics = DeviceMetrics::register(&context.metrics)?;
         let now = Instant::now();
@@ -132,7 +132,7 @@ impl Driver {
     /// 5. Write the shards of the Gateway once changes have settled ([`super::gateway`]).
     /// 6. Update the index with the results. Repeat from step 3 until no action is left, and retry after failures with a backoff.
     ///
-    /// No step sleeps. A Device that waits for its broker is queued again for the time at which its status must say so.
+    /// No step sleeps. A Device that waits for its broker is queued again for the time at which its status must report this.
     pub async fn run(mut self, listed: impl FnOnce()) {
         let begin = Instant::now();
         let mut listed = Some(listed);

@@ -134,9 +134,9 @@ impl GatewayState {
 
     /// Stores the verified revisions. Returns whether they changed.
     pub fn observe_proof(&mut self, proven: BTreeMap<usize, String>) -> bool {
-        let news = proven != self.proven;
+        let has_changed = proven != self.proven;
         self.proven = proven;
-        news
+        has_changed
     }
 
     /// Whether the current state of the device was verified at the broker.

@@ -18,7 +18,7 @@ mod passwords;
 mod rotation;
 mod twins;
 
-/// What changed since the last call of [`DeviceIndex::take_changes`].
+/// The changes since the last call of [`DeviceIndex::take_changes`].
 #[derive(Debug, Default)]
 pub struct Changes {
     /// Devices that may need an action.
@@ -53,12 +53,12 @@ pub struct DeviceIndex {
 }
 
 impl DeviceIndex {
-    /// Returns what changed since the last call.
+    /// Returns the changes since the last call.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)
     }
 
-    /// All objects have been listed: the totals are complete from now on.
+    /// Records that all objects have been listed, so that the totals are complete.
     pub fn completed(&mut self) {
         self.complete = true;
     }
@@ -109,7 +109,7 @@ fn registry_device(gateway: &GatewayKey, name: &str, record: &DeviceRecord) -> D
 #[derive(Clone, Debug, Default)]
 pub struct SharedDeviceIndex {
     index: Arc<Mutex<DeviceIndex>>,
-    news: Arc<Notify>,
+    notify: Arc<Notify>,
 }
 
 impl SharedDeviceIndex {
@@ -121,12 +121,12 @@ impl SharedDeviceIndex {
 
     /// Wakes the driver, after a change by another task.
     pub fn wake(&self) {
-        self.news.notify_one();
+        self.notify.notify_one();
     }
 
     /// Waits for [`Self::wake`].
     pub async fn woken(&self) {
-        self.news.notified().await;
+        self.notify.notified().await;
     }
 }
 

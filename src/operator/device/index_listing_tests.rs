@@ -64,7 +64,7 @@ fn the_event_of_an_own_shard_write_changes_nothing() {
     assert!(index.take_changes().shards.is_empty());
     index.shard_observed(&gateway(), 0, None);
     assert!(index.take_changes().shards.contains(&gateway()));
-    assert!(index.plan(&gateway()).is_some(), "somebody deleted it");
+    assert!(index.plan(&gateway()).is_some(), "the shard was deleted");
 }
 
 #[test]

@@ -44,7 +44,7 @@ struct IssuanceRequest<'a> {
 /// issued: the broker accepts the key, not one certificate.
 ///
 /// # Errors
-/// When a call of the API server fails.
+/// If a call of the API server fails.
 pub async fn issue(
     writer: &Writer,
     recorder: &EventRecorder,
@@ -97,8 +97,8 @@ impl IssuanceRequest<'_> {
         let until = Some((Timestamp::now() + requeue).as_second());
         let digest = request::digest(&self.text);
         let answer = IssuerResponse { refusal: refusal.clone(), until };
-        let is_news = self.index.lock().certificate_asked(self.key, self.uid, digest, answer);
-        let Some(refusal) = refusal.filter(|_| is_news) else { return };
+        let is_new = self.index.lock().certificate_asked(self.key, self.uid, digest, answer);
+        let Some(refusal) = refusal.filter(|_| is_new) else { return };
         let event = Event {
             type_: EventType::Warning,
             reason: refusal.cause.reason.to_string(),

@@ -16,14 +16,14 @@ impl DeviceMetrics {
     /// Registers the metrics.
     ///
     /// # Errors
-    /// When a metric is registered twice.
+    /// If a metric is registered twice.
     pub fn register(registry: &prometheus::Registry) -> Result<Self, prometheus::Error> {
         let steps = Opts::new("fleetwright_device_steps_total", "Actions executed for Devices and for the shards of Gateways, by outcome.");
         let steps = IntCounterVec::new(steps, &["step", "outcome"])?;
-        let queued = IntGauge::new("fleetwright_device_queue_length", "Devices that are ready for an action.")?;
+        let queued = IntGauge::new("fleetwright_device_queue_length", "Devices in the queue.")?;
         let listing = Gauge::new(
             "fleetwright_device_listing_seconds",
-            "Time from acquiring the lease until all Devices and their objects were listed; 0 before that.",
+            "Time from the acquisition of the lease until all Devices and their objects were listed; 0 before.",
         )?;
         registry.register(Box::new(steps.clone()))?;
         registry.register(Box::new(queued.clone()))?;

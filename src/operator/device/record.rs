@@ -304,7 +304,7 @@ impl DeviceRecord {
     /// The broker's entry for the device, if there is one.
     ///
     /// # Errors
-    /// When the spec contains text that the broker's files cannot represent.
+    /// If the spec contains text that the broker's files cannot represent.
     pub fn entry(&self, username: &str) -> Result<Option<Entry>, EntryError> {
         if !self.enabled {
             return Ok(None);

@@ -49,7 +49,7 @@ impl ReportError {
 /// Parses a message at `devices/<name>/reported`. `None` for an empty message, which clears the retained one.
 ///
 /// # Errors
-/// When the message is not a valid report.
+/// If the message is not a valid report.
 pub fn parse_report(payload: &[u8]) -> Result<Option<ReportedStatus>, ReportError> {
     if payload.is_empty() {
         return Ok(None);

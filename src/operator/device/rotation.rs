@@ -166,7 +166,7 @@ mod tests {
         rotation.observe(Lifetime { completed: Some("1".into()), ..Lifetime::default() });
         assert!(!rotation.is_due());
         rotation.ask(&device(&json!(null), None));
-        assert!(!rotation.is_due(), "to take the request away asks for nothing");
+        assert!(!rotation.is_due(), "the removal of the request does not cause a rotation");
         rotation.ask(&device(&json!(null), Some("2")));
         assert!(rotation.is_due());
     }

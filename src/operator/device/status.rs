@@ -104,8 +104,8 @@ fn verdict(device: &str, record: &DeviceRecord, context: StatusContext<'_>, live
     if live && record.enabled {
         let message = format!("the broker of Gateway {gateway} has this credential");
         let refusal = record.certificate().and_then(Certificate::refusal);
-        let besides = refusal.map(|refusal| format!("; its certificate is not renewed: {}", refusal.cause.message)).unwrap_or_default();
-        let cause = Cause::new(Reason::Proven, format!("{message}{besides}"));
+        let addition = refusal.map(|refusal| format!("; its certificate is not renewed: {}", refusal.cause.message)).unwrap_or_default();
+        let cause = Cause::new(Reason::Proven, format!("{message}{addition}"));
         return Some((vec![accepted, Finding::holds(CREDENTIALS_LIVE, Reason::Proven, message)], Readiness::Ready(cause)));
     }
     if live {
@@ -131,11 +131,11 @@ fn external(record: &DeviceRecord, context: StatusContext<'_>, reached: bool) ->
         let cause = Cause::new(Reason::NoClientAuthority, message);
         return Some(stalled(cause));
     }
-    let elsewhere =
+    let managed =
         format!("the broker of Gateway {gateway} is external: that broker manages the credentials and access rights of this device");
     let findings = vec![
         Finding::holds(ACCEPTED, Reason::Accepted, "the spec is valid"),
-        Finding::unknown(CREDENTIALS_LIVE, Cause::new(Reason::ManagedElsewhere, elsewhere)),
+        Finding::unknown(CREDENTIALS_LIVE, Cause::new(Reason::ManagedElsewhere, managed)),
     ];
     let readiness = match (reached, record.enabled) {
         (true, true) => {

@@ -1,4 +1,4 @@
-//! The desired and the reported state of a Device: what the broker retains, what the device reported, and whether the two match.
+//! The desired and the reported state of a Device: the retained message, the last report, and whether the two match.
 //! Pure. A Device with neither costs one empty pointer.
 
 use std::fmt::Write;
@@ -177,7 +177,7 @@ impl Twin {
 
     /// Whether a report differs from the last one.
     #[must_use]
-    pub fn is_news(&self, report: &Result<ReportedStatus, Cause>) -> bool {
+    pub fn is_new_report(&self, report: &Result<ReportedStatus, Cause>) -> bool {
         match (report, &self.fault) {
             (Err(cause), fault) => fault.as_deref() != Some(cause),
             (Ok(_), Some(_)) => true,

@@ -130,16 +130,16 @@ fn a_desired_state_that_is_too_large_leaves_the_broker_unchanged() {
 fn an_equal_report_is_not_a_change() {
     let mut twin = published(&json!({"rate": 5}));
     let report = |payload: &str| Ok(parse_report(payload.as_bytes()).unwrap().unwrap());
-    assert!(twin.is_news(&report(r#"{"rate": 5}"#)));
+    assert!(twin.is_new_report(&report(r#"{"rate": 5}"#)));
     twin.report(report(r#"{"rate": 5}"#));
-    assert!(!twin.is_news(&report(r#"{"rate": 5.0}"#)));
-    assert!(twin.is_news(&report(r#"{"generation": 3, "reported": {"rate": 5}}"#)));
+    assert!(!twin.is_new_report(&report(r#"{"rate": 5.0}"#)));
+    assert!(twin.is_new_report(&report(r#"{"generation": 3, "reported": {"rate": 5}}"#)));
     let fault = || Err(Cause::new(Reason::InvalidReport, "no JSON"));
-    assert!(twin.is_news(&fault()));
+    assert!(twin.is_new_report(&fault()));
     twin.report(fault());
-    assert!(!twin.is_news(&fault()));
+    assert!(!twin.is_new_report(&fault()));
     assert_eq!(reason(&twin), (Some(false), "InvalidReport"));
-    assert!(twin.is_news(&report(r#"{"rate": 5}"#)), "it is good again");
+    assert!(twin.is_new_report(&report(r#"{"rate": 5}"#)), "it is valid again");
 }
 
 #[test]

@@ -60,15 +60,15 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 const CONCURRENCY: u16 = 16;
 
 /// The channels by which other controllers request work on Gateways.
-pub struct Notices {
+pub struct GatewayRequests {
     /// Gateways whose numbers of devices or refused clients changed.
     pub totals: UnboundedReceiver<GatewayKey>,
     /// Gateways to reconcile.
-    pub looks: UnboundedReceiver<GatewayKey>,
+    pub reconcile: UnboundedReceiver<GatewayKey>,
 }
 
 /// Reconciles Gateways until dropped.
-pub async fn run(context: Context, notices: Notices) {
+pub async fn run(context: Context, requests: GatewayRequests) {
     let sources = Sources::new(&context);
     let reconciler = Reconciler {
         writer: context.writer("fleetwright/gateway"),
@@ -91,10 +91,10 @@ pub async fn run(context: Context, notices: Notices) {
     let controller = Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
         .with_name(CONTROLLER)
         .with_observer(observer)
-        .with_controller(|_| watch::subscribe(watching, &context.client, notices.looks));
+        .with_controller(|_| watch::subscribe(watching, &context.client, requests.reconcile));
     tokio::select! {
         () = controller.run() => {}
-        () = totals::keep(&sources, &writer, gateways, notices.totals, seen) => {}
+        () = totals::keep(&sources, &writer, gateways, requests.totals, seen) => {}
     }
 }
 
@@ -121,7 +121,7 @@ impl k8s_controller::Context for Reconciler {
         }
         if is_reconciliation_paused(gateway) {
             let observed = observe(&self.sources, gateway).await?;
-            self.notify_devices(gateway, endpoint(&observed, None), client_trust(&observed, Timestamp::now()).authority);
+            self.update_devices(gateway, endpoint(&observed, None), client_trust(&observed, Timestamp::now()).authority);
             return Ok(Some(Action::await_change()));
         }
         unless_terminating(self.reconcile(gateway).await)
@@ -179,7 +179,7 @@ impl Reconciler {
             self.writer.apply(&owner, authority).await?;
             self.writer.apply(&owner, certificate).await?;
         }
-        self.notify_devices(&observed.gateway, endpoint(observed, valid.tls.issued.as_ref()), valid.clients.authority.clone());
+        self.update_devices(&observed.gateway, endpoint(observed, valid.tls.issued.as_ref()), valid.clients.authority.clone());
         let password = observed.link_password.clone().unwrap_or_else(Password::generate);
         self.writer.apply(&owner, &link_credentials(valid, &password)).await?;
         self.writer.apply(&owner, &desired.configuration).await?;
@@ -206,7 +206,7 @@ impl Reconciler {
         self.writer.prune::<Secret>(owner, &valid.namespace, &selector, &secret_names(valid)).await
     }
 
-    fn notify_devices(&self, gateway: &Gateway, endpoint: Option<Endpoint>, authority: Authority) {
+    fn update_devices(&self, gateway: &Gateway, endpoint: Option<Endpoint>, authority: Authority) {
         let key = GatewayKey::new(&gateway.namespace().unwrap_or_default(), &gateway.name_any());
         let uid = gateway.uid().unwrap_or_default();
         {
@@ -266,7 +266,7 @@ fn says_the_same(conditions: &[Condition], type_: &str) -> bool {
     said(READY) == said(type_)
 }
 
-/// When to reconcile again without a change: soon while a Secret is missing, and when a certificate nears its expiry.
+/// Time until the next reconciliation without a change: short while a Secret is missing, and until a certificate is about to expire.
 fn requeue_after(valid: &Valid, now: Timestamp) -> Duration {
     let until = |time: Timestamp| Duration::try_from(time.duration_since(now)).ok();
     let turns =

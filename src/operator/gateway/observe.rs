@@ -117,7 +117,7 @@ pub async fn observe(sources: &Sources, gateway: &Gateway) -> Result<Observed, W
     })
 }
 
-/// The devices of a Gateway: the number of `declared` and live ones, and the connections that were `heard` of. Values that are not
+/// The devices of a Gateway: the number of `declared` and live ones, and the `heard` totals of connections. Values that are not
 /// known since the operator's start keep their last status.
 #[must_use]
 pub fn devices(

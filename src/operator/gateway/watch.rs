@@ -90,11 +90,11 @@ fn notable(
         let notable = match event {
             Ok(Event::Apply(object) | Event::InitApply(object)) => {
                 let now = Notable::of(&object);
-                let news = now.is_none() || known.get(&key(&object)) != now.as_ref();
+                let has_changed = now.is_none() || known.get(&key(&object)) != now.as_ref();
                 if let Some(now) = now {
                     known.insert(key(&object), now);
                 }
-                news.then_some(Ok(object))
+                has_changed.then_some(Ok(object))
             }
             Ok(Event::Delete(object)) => {
                 known.remove(&key(&object));

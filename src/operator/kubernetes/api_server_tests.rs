@@ -1,4 +1,4 @@
-//! What the operator sends to the API server, and how it handles answers that a healthy cluster rarely gives.
+//! The operator's requests to the API server, and its handling of responses that are rare in a healthy cluster.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

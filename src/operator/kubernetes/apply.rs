@@ -218,7 +218,7 @@ impl Writer {
     /// Deletes an object. A missing object is not an error.
     ///
     /// # Errors
-    /// When the API server refuses or is away.
+    /// If a call to the API server fails.
     pub async fn delete<K: Kind>(&self, namespace: &str, name: &str) -> Result<(), WriteError> {
         self.delete_with::<K>(namespace, name, &DeleteParams::background()).await
     }
@@ -226,7 +226,7 @@ impl Writer {
     /// Deletes an object with these parameters.
     ///
     /// # Errors
-    /// When the API server refuses or is away.
+    /// If a call to the API server fails.
     pub async fn delete_with<K: Kind>(&self, namespace: &str, name: &str, parameters: &DeleteParams) -> Result<(), WriteError> {
         let api = Api::<K>::namespaced(self.client.clone(), namespace);
         self.count::<K>("delete");
@@ -241,7 +241,7 @@ impl Writer {
     /// only their metadata, because some are Secrets.
     ///
     /// # Errors
-    /// When the API server refuses or is away.
+    /// If a call to the API server fails.
     pub async fn prune<K: Kind>(&self, owner: &OwnerReference, namespace: &str, selector: &str, keep: &[String]) -> Result<(), WriteError> {
         let api = Api::<K>::namespaced(self.client.clone(), namespace);
         let found = call::<K, _>("list", selector, api.list_metadata(&ListParams::default().labels(selector))).await?;
@@ -281,7 +281,7 @@ impl Writer {
     /// Merges `patch` into the status of an object. Returns the resulting object; `None` if it does not exist.
     ///
     /// # Errors
-    /// When the API server refuses or is away.
+    /// If a call to the API server fails.
     pub async fn patch_status<K: Kind>(&self, namespace: &str, name: &str, patch: &Value) -> Result<Option<K>, WriteError> {
         let api = Api::<K>::namespaced(self.client.clone(), namespace);
         let parameters = PatchParams { field_manager: Some(self.field_manager.to_owned()), ..PatchParams::default() };
@@ -332,7 +332,7 @@ pub fn owner_reference<K: Resource<DynamicType = ()>>(object: &K) -> OwnerRefere
 /// Reads an object; `None` if it does not exist.
 ///
 /// # Errors
-/// When the API server refuses or is away.
+/// If a call to the API server fails.
 pub async fn read<K: Kind>(client: &Client, namespace: &str, name: &str) -> Result<Option<K>, WriteError> {
     call::<K, _>("get", name, Api::<K>::namespaced(client.clone(), namespace).get_opt(name)).await
 }
@@ -340,7 +340,7 @@ pub async fn read<K: Kind>(client: &Client, namespace: &str, name: &str) -> Resu
 /// Reads all objects of a kind in a namespace that match the label selector (empty: all).
 ///
 /// # Errors
-/// When the API server refuses or is away.
+/// If a call to the API server fails.
 pub async fn read_all<K: Kind>(client: &Client, namespace: &str, selector: &str) -> Result<Vec<K>, WriteError> {
     let api = Api::<K>::namespaced(client.clone(), namespace);
     Ok(call::<K, _>("list", namespace, api.list(&ListParams::default().labels(selector))).await?.items)

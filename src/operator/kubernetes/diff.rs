@@ -24,7 +24,7 @@ pub fn covers(wanted: &Value, live: &Value) -> bool {
     }
 }
 
-/// The API server rewrites quantities into their canonical form: `1024Mi` comes back as `1Gi`.
+/// The API server rewrites quantities into their canonical form: `1024Mi` becomes `1Gi`.
 fn same_quantity(wanted: &Value, live: &Value) -> bool {
     let units = |value: &Value| value.as_str().filter(|text| text.starts_with(|c: char| c.is_ascii_digit())).and_then(milliunits);
     units(wanted).is_some_and(|wanted| units(live) == Some(wanted))

@@ -85,7 +85,7 @@ impl Databases {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Owner, Arc<Database>>> {
-        // Every update is one insertion or removal, so that a panic elsewhere leaves the map whole.
+        // Every update is one insertion or removal, so that a panic of another task leaves the map consistent.
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

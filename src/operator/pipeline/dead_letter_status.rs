@@ -47,7 +47,7 @@ impl DeadLetterView {
 
     /// Whether the two views differ by more than a number.
     #[must_use]
-    pub fn is_news(&self, next: &Self) -> bool {
+    pub fn is_significant_change(&self, next: &Self) -> bool {
         let kinds = |view: &Self| view.counts.map(|counts| counts.discarded_last_day > 0);
         kinds(self) != kinds(next) || self.replay != next.replay || self.failure != next.failure
     }
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn a_number_changes_only_if_it_differs_by_more_than_a_quarter() {
         let mut view = DeadLetterView::default();
-        for (refused, discarded, expected, is_news) in [
+        for (refused, discarded, expected, is_significant_change) in [
             (0, 0, None, false),
             (1, 0, Some((1, 0)), true),
             (2, 0, Some((2, 0)), false),
@@ -144,7 +144,7 @@ mod tests {
             (0, 0, None, true),
         ] {
             let next = view.after(None, Some(&found(refused, discarded)));
-            assert_eq!((shown(&next), view.is_news(&next)), (expected, is_news), "{refused} {discarded}");
+            assert_eq!((shown(&next), view.is_significant_change(&next)), (expected, is_significant_change), "{refused} {discarded}");
             assert_eq!(next.after(None, None), next, "without new numbers it stays");
             view = next;
         }
@@ -161,7 +161,7 @@ mod tests {
         let steps = (0..=1_000).map(|done| Some(progress(done, 1_000 - done, false)));
         for found in [None].into_iter().chain(steps).chain((0..2).map(|_| Some(progress(1_000, 0, true)))) {
             let next = view.after(Some("a"), found.as_ref());
-            writes += u32::from(view.is_news(&next));
+            writes += u32::from(view.is_significant_change(&next));
             view = next;
         }
         assert_eq!(writes, 13, "waiting, eleven tenths, finished");

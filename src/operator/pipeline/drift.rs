@@ -34,7 +34,7 @@ struct Steady {
     database: Arc<Database>,
     desired: Desired,
     /// The dead letters in the status.
-    letters: DeadLetterView,
+    dead_letters: DeadLetterView,
     since: Instant,
 }
 
@@ -53,8 +53,8 @@ impl Drift {
     }
 
     /// Adds a table that matches its spec, so that it is checked.
-    pub fn watch(&self, database: Arc<Database>, desired: Desired, letters: DeadLetterView) {
-        let steady = Steady { database, desired, letters, since: Instant::now() };
+    pub fn watch(&self, database: Arc<Database>, desired: Desired, dead_letters: DeadLetterView) {
+        let steady = Steady { database, desired, dead_letters, since: Instant::now() };
         self.lock().insert(steady.desired.owner.clone(), steady);
     }
 
@@ -91,7 +91,7 @@ impl Drift {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Owner, Steady>> {
-        // Every update is one insertion or removal, so that a panic elsewhere leaves the map whole.
+        // Every update is one insertion or removal, so that a panic of another task leaves the map consistent.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -114,10 +114,10 @@ async fn is_steady(steady: &Steady) -> bool {
 }
 
 async fn are_letters_as_shown(client: &Client, steady: &Steady) -> bool {
-    let shown = &steady.letters;
+    let shown = &steady.dead_letters;
     let token = shown.replay.as_ref().map(|replay| replay.token.as_str());
     let reading = dead_letter::read(client, &steady.desired.owner, token);
     let Ok(Ok(found)) = timeout(POLL_INTERVAL, reading).await else { return false };
     let next = shown.after(token, Some(&found));
-    next == *shown || !shown.is_news(&next) && steady.since.elapsed() < NUMBERS_INTERVAL
+    next == *shown || !shown.is_significant_change(&next) && steady.since.elapsed() < NUMBERS_INTERVAL
 }

@@ -219,8 +219,8 @@ impl Reconciler {
         let applied = self.writer.apply(&owner_reference(pipeline), &credentials(pipeline, &valid, &password)).await;
         let table = self.bring_table(pipeline, &valid).await;
         let token = pipeline.spec.replay.as_ref().map(|replay| replay.token.as_str());
-        let letters = DeadLetterView::of(pipeline.status.as_ref()).after(token, observed.letters.as_ref());
-        let workers = match (applied, self.awaiting(pipeline, &valid, &table, &letters)) {
+        let dead_letters = DeadLetterView::of(pipeline.status.as_ref()).after(token, observed.dead_letters.as_ref());
+        let workers = match (applied, self.awaiting(pipeline, &valid, &table, &dead_letters)) {
             (Err(error), _) => Err(error),
             (Ok(_), Some(cause)) => Ok(WorkersOutcome::Awaiting(cause)),
             (Ok(_), None) => self.apply_workers(pipeline, observed, &valid, &password).await,
@@ -230,7 +230,7 @@ impl Reconciler {
             workers => workers?,
         };
         self.end_unread(pipeline, &valid, &workers).await;
-        Ok(Outcome::Accepted { table, workers, sources, letters })
+        Ok(Outcome::Accepted { table, workers, sources, dead_letters })
     }
 
     async fn bring_table(&self, pipeline: &Pipeline, valid: &Valid) -> TableOutcome {
@@ -268,7 +268,7 @@ impl Reconciler {
     }
 
     /// The cause why the workers have to wait. Workers would refuse a reading of a Device that is not in the registry yet.
-    fn awaiting(&self, pipeline: &Pipeline, valid: &Valid, table: &TableOutcome, letters: &DeadLetterView) -> Option<Cause> {
+    fn awaiting(&self, pipeline: &Pipeline, valid: &Valid, table: &TableOutcome, dead_letters: &DeadLetterView) -> Option<Cause> {
         let owner = owner(pipeline);
         let ready = matches!(table, TableOutcome::Ready { .. });
         let database = self.databases.last(&owner).filter(|_| ready);
@@ -277,7 +277,7 @@ impl Reconciler {
             None => RegistryState::Waiting,
         };
         match database.filter(|_| registry == RegistryState::Filled) {
-            Some(database) => self.drift.watch(database, valid.desired.clone(), letters.clone()),
+            Some(database) => self.drift.watch(database, valid.desired.clone(), dead_letters.clone()),
             None => self.drift.forget(&owner),
         }
         if replicas(pipeline, valid) == 0 {
@@ -358,7 +358,7 @@ impl Reconciler {
     }
 }
 
-/// When to reconcile again without a change.
+/// Time until the next reconciliation without a change.
 fn requeue_after(outcome: &Outcome) -> Action {
     let settled = match outcome {
         Outcome::Accepted { table, workers, .. } => {

@@ -26,7 +26,7 @@ use crate::state::owner::Owner;
 use crate::state::system;
 
 /// Timeout of the query for the numbers of dead letters, which takes milliseconds.
-const LETTERS_TIMEOUT: Duration = Duration::from_secs(5);
+const DEAD_LETTERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The observed state of a Pipeline.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub struct Observed {
     /// The database.
     pub database: DatabaseView,
     /// The numbers of dead letters, if the database returned them.
-    pub letters: Option<DeadLetters>,
+    pub dead_letters: Option<DeadLetters>,
     /// The FileDescriptorSet, if the Pipeline names one; or why it is not available.
     pub descriptor: Result<Option<Vec<u8>>, Cause>,
     /// Password of the workers, if a usable one exists.
@@ -76,7 +76,7 @@ pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline
     let credentials = read::<Secret>(client, &namespace, &name::ingest(&pipeline.name_any())).await?;
     let uri = read_uri(client, pipeline).await?;
     let descriptor = read_descriptor(client, pipeline).await?;
-    let (database, letters) = match &uri {
+    let (database, dead_letters) = match &uri {
         Ok(uri) => inspect(databases, pipeline, uri).await,
         Err(cause) => (DatabaseView::Unseen(cause.clone()), None),
     };
@@ -86,7 +86,7 @@ pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline
         uri,
         descriptor,
         database,
-        letters,
+        dead_letters,
         password: credentials.and_then(|secret| Password::given(&secret.data?.get(PASSWORD_KEY)?.0).ok()),
     })
 }
@@ -139,15 +139,15 @@ async fn inspect(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri
     };
     match observe_schema(client, &pipeline.spec.sink.timescale.table).await {
         Ok(observed) => {
-            let mut letters = None;
+            let mut dead_letters = None;
             if observed.system_version.is_some_and(|version| version >= system::VERSION) {
                 let token = pipeline.spec.replay.as_ref().map(|replay| replay.token.as_str());
-                letters = timeout(LETTERS_TIMEOUT, dead_letter::read(client, &owner, token)).await.ok().and_then(Result::ok);
+                dead_letters = timeout(DEAD_LETTERS_TIMEOUT, dead_letter::read(client, &owner, token)).await.ok().and_then(Result::ok);
             }
             if observed.system_version.is_some() {
                 database.system_seen(&mut session, false);
             }
-            (DatabaseView::Seen(observed), letters)
+            (DatabaseView::Seen(observed), dead_letters)
         }
         Err(error) => {
             let cause = cause(&error);

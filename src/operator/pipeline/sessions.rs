@@ -94,8 +94,8 @@ pub fn left_behind<'a>(pipeline: &Pipeline, gateways: impl Iterator<Item = &'a A
     let client = |gateway: &Arc<str>| format!("{} at the broker of Gateway {gateway}", name::external_ingest_client(&uid, gateway));
     let clients: Vec<String> = gateways.take(MAX_NAMED_GATEWAYS).map(client).collect();
     format!(
-        "expected to end all sessions of this Pipeline with brokers that run elsewhere, found: {}. A broker that was read keeps its session, and \
-         queues for it until a week after its last use, unless it is ended there: its client is {}",
+        "expected to end all sessions of this Pipeline at external brokers, found: {}. Each broker keeps the session and its queue for seven \
+         days after the last connection, unless you end it there: the client is {}",
         cause.message,
         clients.join(", ")
     )

@@ -24,7 +24,7 @@ pub enum Outcome {
         /// The sources of the workers.
         sources: Sources,
         /// The dead letters.
-        letters: DeadLetterView,
+        dead_letters: DeadLetterView,
     },
     /// The Pipeline is being deleted.
     Deleting,
@@ -86,7 +86,7 @@ pub fn status(pipeline: &Pipeline, outcome: &Outcome) -> PipelineStatus {
             let cause = Cause::new(Reason::Deleting, "the table is being released");
             (Vec::new(), Readiness::Reconciling(cause))
         }
-        Outcome::Accepted { table, workers, sources, letters } => {
+        Outcome::Accepted { table, workers, sources, dead_letters } => {
             let name = format!("public.{}", pipeline.spec.sink.timescale.table);
             status.gateways = i64::try_from(sources.gateways).ok();
             status.workers = workers.summary().or(status.workers);
@@ -95,10 +95,10 @@ pub fn status(pipeline: &Pipeline, outcome: &Outcome) -> PipelineStatus {
             if matches!(table, TableOutcome::Ready { .. }) {
                 status.table = Some(name.clone());
             }
-            status.dead_letters = letters.counts;
-            status.replay.clone_from(&letters.replay);
+            status.dead_letters = dead_letters.counts;
+            status.replay.clone_from(&dead_letters.replay);
             let (mut findings, readiness) = accepted(&name, table, workers, *sources);
-            findings.extend(letters.findings(&pipeline.spec.dead_letters.max_bytes_per_hour.0));
+            findings.extend(dead_letters.findings(&pipeline.spec.dead_letters.max_bytes_per_hour.0));
             (findings, readiness)
         }
     };

@@ -29,7 +29,7 @@ fn ready_table() -> TableOutcome {
 }
 
 fn outcome(table: TableOutcome, workers: WorkersOutcome) -> Outcome {
-    Outcome::Accepted { table, workers, sources: Sources { gateways: 2, sessions: 2 }, letters: DeadLetterView::default() }
+    Outcome::Accepted { table, workers, sources: Sources { gateways: 2, sessions: 2 }, dead_letters: DeadLetterView::default() }
 }
 
 /// Status and reason of a condition, as `True/Reading`; `None` if it is absent.
@@ -128,7 +128,7 @@ fn conditions_follow_from_the_outcome_of_table_and_workers() {
                 table: ready_table(),
                 workers: applied(live(3, 0, 0, true), 0, false),
                 sources: Sources { gateways: 0, sessions: 0 },
-                letters: DeadLetterView::default(),
+                dead_letters: DeadLetterView::default(),
             },
             "False/NoGatewaySelected",
             Some(RECONCILING),

@@ -132,7 +132,7 @@ pub(super) mod tests {
             uri: Ok("postgresql://u:p@db:5433/fleet".parse().unwrap()),
             database: DatabaseView::Seen(observe::ObservedSchema::default()),
             descriptor: Ok(None),
-            letters: None,
+            dead_letters: None,
             password: Some(Password::given(b"secret-of-the-workers").unwrap()),
         }
     }

@@ -106,12 +106,12 @@ impl Known {
     }
 
     fn applied(&mut self, key: (String, String), gateway: Metadata) -> Vec<Metadata> {
-        let looks = |gateway: &Metadata| {
+        let view = |gateway: &Metadata| {
             let metadata = &gateway.metadata;
             (gateway.labels().clone(), metadata.generation, metadata.deletion_timestamp.is_some())
         };
         let before = self.gateways.insert(key, gateway.clone());
-        if before.is_some_and(|before| looks(&before) == looks(&gateway)) { Vec::new() } else { vec![gateway] }
+        if before.is_some_and(|before| view(&before) == view(&gateway)) { Vec::new() } else { vec![gateway] }
     }
 }
 

@@ -109,7 +109,7 @@ impl AgentClient {
     /// changes.
     ///
     /// # Errors
-    /// When there is no valid response.
+    /// If there is no valid response.
     pub async fn page(&self, authority: &str, token: &PresenceToken, query: &Query) -> Result<Page, AgentError> {
         match timeout(TIMEOUT, self.ask(authority, token, query)).await {
             Ok(answer) => answer,

@@ -57,7 +57,7 @@ pub enum PresenceUpdate {
     /// There has been no update for some time.
     Silent(GatewayKey),
 
-    /// There has been no update for so long (since this time, in seconds since 1970) that the earlier ones no longer count.
+    /// There has been no update since this time (in seconds since 1970), so the earlier updates are outdated.
     Unknown(GatewayKey, i64),
 }
 
@@ -124,7 +124,7 @@ pub async fn follow(client: Client, agents: AgentClient, gateway: GatewayKey, re
                 backoff.wait().await;
                 if heard.0.elapsed() >= UNKNOWN_AFTER && !unknown {
                     unknown = true;
-                    // The earlier updates no longer count, so all must come again.
+                    // The earlier updates are outdated: request all clients again.
                     query = Query::default();
                     Some(PresenceUpdate::Unknown(gateway.clone(), heard.1))
                 } else if heard.0.elapsed() >= UNREACHABLE_AFTER && !silent {

@@ -15,7 +15,7 @@ pub struct PresenceMetrics {
     pub waiting: IntGauge,
     /// Devices that change often and are held back.
     pub damped: IntGauge,
-    /// How long the oldest of the ready devices has been ready, in seconds.
+    /// Age of the oldest queued connection state in seconds.
     pub oldest: Gauge,
     /// Pages that agents returned.
     pub pages: IntCounter,
@@ -29,7 +29,7 @@ impl PresenceMetrics {
     /// Registers the metrics.
     ///
     /// # Errors
-    /// When a metric is registered twice.
+    /// If a metric is registered twice.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let by = |name: &str, help: &str, labels: &[&str]| registered(registry, IntGaugeVec::new(Opts::new(name, help), labels)?);
         Ok(Self {
@@ -39,26 +39,23 @@ impl PresenceMetrics {
             )?,
             waiting: registered(
                 registry,
-                IntGauge::new("fleetwright_presence_waiting", "Devices whose connection state is ready to be written.")?,
+                IntGauge::new("fleetwright_presence_waiting", "Devices whose connection state is queued for a write.")?,
             )?,
             damped: registered(
                 registry,
-                IntGauge::new("fleetwright_presence_damped", "Devices that change often and whose connection state is held back.")?,
+                IntGauge::new("fleetwright_presence_damped", "Devices whose connection state is damped until it is stable.")?,
             )?,
             oldest: registered(
                 registry,
-                Gauge::new(
-                    "fleetwright_presence_oldest_waiting_seconds",
-                    "How long the oldest ready connection state has been ready, in seconds.",
-                )?,
+                Gauge::new("fleetwright_presence_oldest_waiting_seconds", "Age of the oldest queued connection state.")?,
             )?,
             pages: registered(
                 registry,
-                IntCounter::new("fleetwright_presence_pages_total", "Pages of broker clients that agents returned.")?,
+                IntCounter::new("fleetwright_presence_pages_total", "Pages of presence changes received from agents.")?,
             )?,
             budget: registered(
                 registry,
-                Gauge::new("fleetwright_presence_writes_per_second_limit", "Upper limit of connection writes per second.")?,
+                Gauge::new("fleetwright_presence_writes_per_second_limit", "Limit of connection state writes per second.")?,
             )?,
             devices: by(
                 "fleetwright_gateway_devices",
@@ -67,7 +64,7 @@ impl PresenceMetrics {
             )?,
             refused: by(
                 "fleetwright_gateway_refused",
-                "Clients that a Gateway's broker refused since its pod was created.",
+                "Clients that a Gateway's broker refused since the creation of its pod.",
                 &["namespace", "gateway"],
             )?,
         })

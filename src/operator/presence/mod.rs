@@ -94,7 +94,7 @@ impl PresenceController {
     /// Writes at most `writes_per_second` to Devices. Gateways with changed totals are sent to `totals`.
     ///
     /// # Errors
-    /// When a metric is registered twice.
+    /// If a metric is registered twice.
     pub fn new(context: Context, writes_per_second: f64, totals: mpsc::UnboundedSender<GatewayKey>) -> Result<Self, prometheus::Error> {
         let metrics = PresenceMetrics::register(&context.metrics)?;
         metrics.budget.set(writes_per_second);

@@ -31,7 +31,7 @@ struct Gateway {
     heard: Option<bool>,
     /// Whether the totals may have changed since they were last reported.
     changed: bool,
-    /// When all clients were last reported.
+    /// Time of the last report of all clients.
     listed: Option<Instant>,
     clients: Option<GatewayClients>,
     reported: LastReportedTotals,
@@ -204,7 +204,7 @@ impl PresenceReporter {
         None
     }
 
-    /// When [`Self::next`] may return a device.
+    /// Time at which [`Self::next`] may return a device.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
         self.queue.next_due()

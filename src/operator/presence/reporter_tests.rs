@@ -120,7 +120,7 @@ impl Story {
 #[test]
 fn a_connection_change_is_written_at_once() {
     let mut story = Story::new(&names(3), None);
-    assert!(story.writes.is_empty(), "who was never connected gets nothing");
+    assert!(story.writes.is_empty(), "a device that was never connected is not written");
     story.say(&[("press-1", State::Online), ("stranger", State::Online)]);
     story.pass(1);
     story.say(&[("press-1", State::Offline)]);
@@ -157,7 +157,7 @@ fn a_broker_restart_causes_no_writes() {
     }
     story.pass(600);
     assert!(story.writes.is_empty(), "{}", story.writes.len());
-    // Devices that stay away are written.
+    // Devices that stay offline are written.
     story.say(&down[..10]);
     story.pass(29);
     assert!(story.writes.is_empty());
@@ -180,7 +180,7 @@ fn storm(away: u64) -> Story {
     story.pass(120);
     assert_eq!(story.reporter.backlog(story.now()), (0, 0, Duration::ZERO));
     assert!(story.peak() <= 10 * 50 + 100, "{} writes in ten seconds", story.peak());
-    println!("15,000 devices away for {away} s: {} writes, at most {} in ten seconds", story.writes.len(), story.peak());
+    println!("15,000 devices offline for {away} s: {} writes, at most {} in ten seconds", story.writes.len(), story.peak());
     story
 }
 
@@ -267,7 +267,7 @@ fn a_paused_device_is_not_written_and_a_new_one_is_relisted() {
     story.version = 90;
     story.reporter.repair(Duration::from_secs(5), story.now());
     story.pass(6);
-    assert_eq!(story.states(), [ConnectionState::Online; 2], "someone has emptied its status");
+    assert_eq!(story.states(), [ConnectionState::Online; 2], "another client has emptied its status");
     let after = Duration::from_mins(1);
     story.pass(60);
     assert!(story.reporter.to_list_again(story.now(), after).contains(&gateway()));

@@ -148,7 +148,7 @@ mod tests {
     fn totals_are_written_at_limited_rates() {
         let start = Instant::now();
         let mut reported = LastReportedTotals::default();
-        // Seconds, devices connected, refused clients -> what is written.
+        // Seconds, connected devices, refused clients -> the written totals.
         for (second, now, expected) in [
             (0, totals(0, &[]), Some(totals(0, &[]))),
             (1, totals(0, &[]), None),

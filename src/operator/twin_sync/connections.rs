@@ -103,8 +103,8 @@ mod tests {
         (ReportedConnections::new(GatewayKey::new("n", "g"), now, 100), now)
     }
 
-    fn heard(news: Option<PresenceUpdate>) -> Vec<(String, ConnectionState)> {
-        match news {
+    fn heard(update: Option<PresenceUpdate>) -> Vec<(String, ConnectionState)> {
+        match update {
             Some(PresenceUpdate::Heard { devices, .. }) => {
                 devices.iter().map(|(device, connection)| (device.to_string(), connection.state)).collect()
             }

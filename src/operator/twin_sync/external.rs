@@ -80,9 +80,9 @@ impl SharedExternals {
         let mut known = self.lock();
         let current = |external: &&mut External| external.login.as_ref().is_some_and(|known| Arc::ptr_eq(known, login));
         let Some(external) = known.externals.get_mut(gateway).filter(current) else { return false };
-        let news = external.outcome.as_ref() != Some(&outcome);
+        let has_changed = external.outcome.as_ref() != Some(&outcome);
         external.outcome = Some(outcome);
-        news
+        has_changed
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

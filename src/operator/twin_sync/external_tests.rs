@@ -37,7 +37,7 @@ fn a_result_counts_only_for_the_present_login() {
     let first = externals.of(&gateway).unwrap().login.unwrap();
     assert!(
         externals.record_outcome(&gateway, &first, Ok(())) && !externals.record_outcome(&gateway, &first, Ok(())),
-        "the second time it is no news"
+        "the second time it is unchanged"
     );
     externals.set(&gateway, Some(login("first")));
     assert_eq!(externals.of(&gateway).unwrap().outcome, Some(Ok(())), "the same login is as proven as before");

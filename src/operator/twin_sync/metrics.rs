@@ -22,16 +22,16 @@ impl TwinSyncMetrics {
     /// Registers the metrics.
     ///
     /// # Errors
-    /// When a metric is registered twice.
+    /// If a metric is registered twice.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let publishes = Opts::new("fleetwright_desired_publishes_total", "Desired states published to brokers, by outcome.");
         let reports = Opts::new("fleetwright_reports_total", "Reports of devices, by outcome.");
-        let connected = Opts::new("fleetwright_link_connected", "Whether the operator is connected to the broker of a Gateway.");
+        let connected = Opts::new("fleetwright_link_connected", "1 while the operator is connected to the broker of a Gateway.");
         let metrics = Self {
             publishes: IntCounterVec::new(publishes, &["outcome"])?,
             reports: IntCounterVec::new(reports, &["outcome"])?,
-            waiting: IntGauge::new("fleetwright_reports_waiting", "Queued reports of devices.")?,
-            budget: Gauge::new("fleetwright_reports_writes_per_second_limit", "Upper limit of report writes per second.")?,
+            waiting: IntGauge::new("fleetwright_reports_waiting", "Reports of devices that are queued for a write.")?,
+            budget: Gauge::new("fleetwright_reports_writes_per_second_limit", "Limit of report writes per second.")?,
             connected: IntGaugeVec::new(connected, &["namespace", "gateway"])?,
         };
         registry.register(Box::new(metrics.publishes.clone()))?;

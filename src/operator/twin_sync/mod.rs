@@ -113,7 +113,7 @@ impl TwinSync {
     /// `connections`, and Gateways with a changed login result to `requeue`. At most `reports_per_second` are written.
     ///
     /// # Errors
-    /// When a metric is registered twice.
+    /// If a metric is registered twice.
     pub fn new(
         context: Context,
         desired: mpsc::UnboundedReceiver<DeviceKey>,

@@ -53,9 +53,9 @@ impl ReportQueue {
     pub fn offer(&mut self, report: Report, now: Instant) {
         let Report { device, payload } = report;
         let Some(parsed) = parse(&payload) else { return self.count("empty") };
-        let Some(news) = self.index.lock().is_news(&device, &parsed) else { return self.count("unknown") };
+        let Some(is_new) = self.index.lock().is_new_report(&device, &parsed) else { return self.count("unknown") };
         // It replaces a queued report with another state.
-        if !news && !self.queue.contains(&device) {
+        if !is_new && !self.queue.contains(&device) {
             return self.count("unchanged");
         }
         self.count(if parsed.is_ok() { "accepted" } else { "refused" });
@@ -63,7 +63,7 @@ impl ReportQueue {
         self.metrics.waiting.set(i64::try_from(self.queue.ready() + self.queue.delayed()).unwrap_or(i64::MAX));
     }
 
-    /// When the next report is due.
+    /// Time at which the next report is due.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
         self.queue.next_due()
@@ -88,7 +88,7 @@ impl ReportQueue {
     /// Passes a report to the index. Returns whether it differs from the last one.
     fn pass_on(&self, device: &DeviceKey, report: Result<ReportedStatus, Cause>) -> bool {
         let mut index = self.index.lock();
-        let changed = index.is_news(device, &report) == Some(true);
+        let changed = index.is_new_report(device, &report) == Some(true);
         if changed {
             index.reported(device, report);
             drop(index);

@@ -38,7 +38,7 @@ impl RetainedStates {
         self.known.keys()
     }
 
-    /// What to publish so that the broker retains the desired message.
+    /// The message to publish so that the broker retains the desired state.
     #[must_use]
     pub fn action(&self, device: &str, wanted: Wanted) -> RetainedAction {
         match (wanted, self.known.get(device)) {
@@ -78,11 +78,11 @@ mod tests {
         for (name, kept, wanted, expected) in [
             ("new", None, state(1, "a"), RetainedAction::Publish(1, "a".into())),
             ("kept", Some("a"), state(1, "a"), RetainedAction::Keep(Some(1))),
-            ("changed, or overwritten by somebody", Some("b"), state(2, "a"), RetainedAction::Publish(2, "a".into())),
+            ("changed, or overwritten by another client", Some("b"), state(2, "a"), RetainedAction::Publish(2, "a".into())),
             ("no longer declared, or gone", Some("a"), Wanted::Nothing, RetainedAction::Clear),
             ("never declared", None, Wanted::Nothing, RetainedAction::Keep(None)),
             ("paused", Some("b"), Wanted::LeaveAlone, RetainedAction::Keep(None)),
-            ("cleared by somebody", Some(""), state(1, "a"), RetainedAction::Publish(1, "a".into())),
+            ("cleared by another client", Some(""), state(1, "a"), RetainedAction::Publish(1, "a".into())),
         ] {
             let mut retained = RetainedStates::default();
             if let Some(kept) = kept {

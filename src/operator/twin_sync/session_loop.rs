@@ -125,7 +125,7 @@ impl SessionLoop {
     /// Connects to the broker.
     ///
     /// # Errors
-    /// When the broker is not reachable, or refuses.
+    /// If the broker is unreachable or refuses the login.
     pub async fn begin(&self, login: &Login) -> Result<TwinSession, SyncError> {
         Ok(TwinSession::begin(login, CAPACITY, self.subscription.is_some()).await?)
     }

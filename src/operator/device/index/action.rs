@@ -73,7 +73,7 @@ pub enum DeviceAction {
     /// Write this status.
     WriteStatus(Box<DeviceStatus>),
 
-    /// Wait for the broker. The Device is queued again for the time at which its status must say so.
+    /// Wait for the broker. The Device is queued again for the time at which its status must report this.
     AwaitBroker,
 
     /// Nothing to do.
@@ -81,7 +81,7 @@ pub enum DeviceAction {
 }
 
 impl DeviceIndex {
-    /// As [`Self::next_action`], before its execution: an event of an issuer from now on causes another query.
+    /// As [`Self::next_action`], before its execution: a later event of an issuer causes another query.
     pub fn start_action(&mut self, key: &DeviceKey, waited: bool, now: i64) -> DeviceAction {
         let step = self.next_action(key, waited);
         if let DeviceAction::IssueCertificate { signer, .. } = &step

@@ -106,7 +106,7 @@ fn is(status: &str, reason: &str) -> (String, String) {
 fn a_certificate_needs_one_status_write_and_none_after_a_restart() {
     let (request, ca) = (signing_request(), KeyPair::generate().unwrap());
     let mut first = index(&x509(&request));
-    assert!(matches!(first.next_action(&key(), false), DeviceAction::AwaitBroker), "the Gateway has not said who signs");
+    assert!(matches!(first.next_action(&key(), false), DeviceAction::AwaitBroker), "the signer of the Gateway is unknown");
     first.authority_observed(&gateway(), "uid-g", authority(&ca));
     assert!(first.take_changes().devices.contains(&key()));
     issue(&mut first, &request);

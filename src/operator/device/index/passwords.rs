@@ -38,10 +38,10 @@ impl DeviceIndex {
     /// refusal while a certificate is still valid.
     pub fn certificate_asked(&mut self, key: &DeviceKey, uid: &str, digest: u64, answer: IssuerResponse) -> bool {
         let Some(record) = self.record_mut(key).filter(|record| *record.uid == *uid) else { return false };
-        let news = record.certificate_mut().is_some_and(|certificate| certificate.take_answer(digest, answer));
+        let has_changed = record.certificate_mut().is_some_and(|certificate| certificate.take_answer(digest, answer));
         self.schedule(key);
         self.changes.devices.insert(key.clone());
-        news
+        has_changed
     }
 
     /// The CertificateRequest of a Device (with this uid) changed, or was deleted.

@@ -67,9 +67,9 @@ impl DeviceIndex {
 
     /// Whether a report differs from the last one. `None` without such a Device.
     #[must_use]
-    pub fn is_news(&self, key: &DeviceKey, report: &Result<ReportedStatus, Cause>) -> Option<bool> {
+    pub fn is_new_report(&self, key: &DeviceKey, report: &Result<ReportedStatus, Cause>) -> Option<bool> {
         let record = self.record(key)?;
-        Some(!record.paused && record.twin().map_or_else(|| Twin::default().is_news(report), |twin| twin.is_news(report)))
+        Some(!record.paused && record.twin().map_or_else(|| Twin::default().is_new_report(report), |twin| twin.is_new_report(report)))
     }
 
     /// Stores a report of a device, or why it was rejected.
