@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A fleet at scale on a local Kubernetes of its own, beside the floor and a naive controller, in one run.
+# Benchmarks a large fleet on a separate local Kubernetes, and compares it in the same run with the floor and a naive controller.
 #
-#   run.sh [--devices N] [--gateways N] [--scenario NAME]...      --help tells them
+#   run.sh [--devices N] [--gateways N] [--scenario NAME]...      --help lists all options
 #
-# 15,000 Devices take some twenty minutes. Nothing else should run on the machine meanwhile. KEEP=1 leaves the cluster.
+# 15,000 Devices take about twenty minutes. Run nothing else on the machine at the same time. KEEP=1 keeps the cluster.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/lib.sh"
 INSTANCE=${INSTANCE:-$(instance bench)}; export INSTANCE

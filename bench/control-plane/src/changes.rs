@@ -18,7 +18,7 @@ use crate::operator::Operator;
 use crate::report::{heading, progress, row, times};
 
 /// Maximum time of a change; a longer one fails the benchmark.
-const LONGEST: Duration = Duration::from_mins(1);
+const MAX_CHANGE_TIME: Duration = Duration::from_mins(1);
 
 /// A patch that also changes a Device that another run has changed or `revoke` has disabled.
 fn change(number: usize) -> Value {
@@ -35,7 +35,9 @@ async fn until_live(fleet: &Fleet<'_>, name: &str, patch: &Value) -> anyhow::Res
         device
             .is_some_and(|device| is_live(device) && device.status.as_ref().is_some_and(|status| status.observed_generation == generation))
     };
-    tokio::time::timeout(LONGEST, await_condition(fleet.devices(), name, live)).await.with_context(|| format!("{name} is not live"))??;
+    tokio::time::timeout(MAX_CHANGE_TIME, await_condition(fleet.devices(), name, live))
+        .await
+        .with_context(|| format!("{name} is not live"))??;
     Ok(begin.elapsed())
 }
 
@@ -47,17 +49,17 @@ pub async fn single(fleet: &Fleet<'_>, arguments: &Arguments) -> anyhow::Result<
         let name = device_name(number * arguments.devices / arguments.changes.max(1));
         taken.push(until_live(fleet, &name, &change(number)).await?);
     }
-    times("from the change until CredentialsLive", taken);
+    times("from the change to CredentialsLive", taken);
     Ok(())
 }
 
 /// Changes one percent of the devices per minute, evenly distributed.
 pub async fn churn(fleet: &Fleet<'_>, operator: &Operator, arguments: &Arguments) -> anyhow::Result<()> {
-    heading(&format!("churn: one device of a hundred a minute, for {} minutes", arguments.churn_minutes));
-    let a_minute = (arguments.devices / 100).max(1);
-    let count = a_minute * usize::try_from(arguments.churn_minutes)?;
-    let pause = Duration::from_mins(1) / u32::try_from(a_minute)?;
-    let before = operator.look().await?;
+    heading(&format!("churn: one percent of the devices per minute, for {} minutes", arguments.churn_minutes));
+    let per_minute = (arguments.devices / 100).max(1);
+    let count = per_minute * usize::try_from(arguments.churn_minutes)?;
+    let pause = Duration::from_mins(1) / u32::try_from(per_minute)?;
+    let before = operator.usage().await?;
     let mark = Mark::now()?;
     let begin = Instant::now();
     let shared = Arc::new(fleet.devices());
@@ -68,16 +70,16 @@ pub async fn churn(fleet: &Fleet<'_>, operator: &Operator, arguments: &Arguments
         let name = device_name(number.wrapping_mul(7919) % arguments.devices);
         let devices = Arc::clone(&shared);
         running.spawn(async move { change_of(&devices, &name, number).await });
-        if number % a_minute == 0 {
-            progress(&format!("minute {} of {}", number / a_minute + 1, arguments.churn_minutes));
+        if number % per_minute == 0 {
+            progress(&format!("minute {} of {}", number / per_minute + 1, arguments.churn_minutes));
         }
     }
     let taken: Vec<Duration> = running.join_all().await.into_iter().collect::<anyhow::Result<_>>()?;
-    let after = operator.look().await?;
-    times("from the change until CredentialsLive", taken);
+    let after = operator.usage().await?;
+    times("from the change to CredentialsLive", taken);
     let writes = mark.writes(fleet.namespace)?;
     #[allow(clippy::cast_precision_loss, reason = "counts of writes")]
-    row("writes a change", &format!("{:.2}", writes.len() as f64 / count as f64));
+    row("writes per change", &format!("{:.2}", writes.len() as f64 / count as f64));
     let share = (after.cpu_seconds - before.cpu_seconds) / begin.elapsed().as_secs_f64();
     row("operator: processors", &format!("{share:.3}"));
     row("operator: memory", &format!("{:.0} MiB", after.mebibytes));
@@ -93,7 +95,9 @@ async fn change_of(devices: &kube::Api<Device>, name: &str, number: usize) -> an
         device
             .is_some_and(|device| is_live(device) && device.status.as_ref().is_some_and(|status| status.observed_generation >= generation))
     };
-    tokio::time::timeout(LONGEST, await_condition(devices.clone(), name, live)).await.with_context(|| format!("{name} is not live"))??;
+    tokio::time::timeout(MAX_CHANGE_TIME, await_condition(devices.clone(), name, live))
+        .await
+        .with_context(|| format!("{name} is not live"))??;
     Ok(begin.elapsed())
 }
 
@@ -102,18 +106,18 @@ async fn change_of(devices: &kube::Api<Device>, name: &str, number: usize) -> an
 pub async fn revoke(fleet: &Fleet<'_>, clients: &Clients, arguments: &Arguments) -> anyhow::Result<()> {
     heading(&format!("revocation with {} devices connected", clients.connected()));
     let mut taken = Vec::new();
-    let mut held = Vec::new();
+    let mut blocked = Vec::new();
     for number in 0..arguments.changes {
         let index = number * arguments.devices / arguments.changes.max(1);
         let prober = Prober::start(clients, &gateway_of(index, arguments.gateways)).await?;
         let begin = Instant::now();
         let patch = Patch::Merge(json!({"spec": {"enabled": false}}));
         fleet.devices().patch(&device_name(index), &PatchParams::default(), &patch).await?;
-        let closed = clients.closed(index, LONGEST).await.with_context(|| format!("{} is still connected", device_name(index)))?;
+        let closed = clients.closed(index, MAX_CHANGE_TIME).await.with_context(|| format!("{} is still connected", device_name(index)))?;
         taken.push(closed.duration_since(begin));
-        held.push(prober.stop().await?);
+        blocked.push(prober.stop().await?);
     }
-    times("from the call until the session's end", taken);
-    times("longest answer of the broker around a reload", held);
+    times("from the request to the end of the session", taken);
+    times("longest response time of the broker around a reload", blocked);
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::fleet::{Fleet, device_name, gateway_of};
 use crate::report::{heading, rate_row};
 
 /// Maximum number of concurrent logins; a broker accepts some 5,000 per second.
-const LOGINS: usize = 256;
+const MAX_LOGINS: usize = 256;
 
 /// Interval of the prober's requests; an answer takes a fraction of a millisecond while the broker is not blocked.
 const PROBE_PAUSE: Duration = Duration::from_millis(2);
@@ -57,8 +57,8 @@ impl Clients {
         let passwords = passwords(fleet).await?;
         let login = |index: usize| -> anyhow::Result<Login> {
             let (name, gateway) = (device_name(index), gateway_of(index, arguments.gateways));
-            let host = hosts.get(&gateway).with_context(|| format!("no Service of Gateway {gateway}"))?.clone();
-            let password = passwords.get(&name).with_context(|| format!("no Secret of {name}"))?.clone();
+            let host = hosts.get(&gateway).with_context(|| format!("expected a Service of Gateway {gateway}, found none"))?.clone();
+            let password = passwords.get(&name).with_context(|| format!("expected a Secret of {name}, found none"))?.clone();
             Ok(Login { host, name, password })
         };
         let logins: Vec<Login> = (0..arguments.devices).map(login).collect::<anyhow::Result<_>>()?;
@@ -79,7 +79,7 @@ impl Clients {
                 let revoked = !first && closed[index];
                 async move { if revoked { anyhow::Ok(None) } else { hold(login, Arc::clone(count)).await.map(Some) } }
             })
-            .buffered(LOGINS)
+            .buffered(MAX_LOGINS)
             .try_collect()
             .await?;
         Ok(begin.elapsed())
@@ -103,11 +103,11 @@ impl Clients {
     }
 
     /// Time when the broker closed a device's connection.
-    pub async fn closed(&self, index: usize, longest: Duration) -> anyhow::Result<Instant> {
+    pub async fn closed(&self, index: usize, max_wait: Duration) -> anyhow::Result<Instant> {
         let connection = self.connections.get(index).and_then(Option::as_ref).context("not connected")?;
         let mut closed = connection.closed.clone();
-        let at = *timeout(longest, closed.wait_for(Option::is_some)).await??;
-        at.context("closed at no time")
+        let at = *timeout(max_wait, closed.wait_for(Option::is_some)).await??;
+        at.context("expected the time of the end, found none")
     }
 }
 
@@ -168,24 +168,25 @@ async fn log_in(login: &Login) -> anyhow::Result<TcpStream> {
     stream.set_zero_linger()?;
     stream.write_all(&packet).await?;
     let mut answer = [0_u8; 4];
-    stream.read_exact(&mut answer).await.with_context(|| format!("{} was not answered", login.name))?;
-    ensure!(answer == [0x20, 2, 0, 0], "{} was refused: {answer:?}", login.name);
+    stream.read_exact(&mut answer).await.with_context(|| format!("the broker did not answer the login of {}", login.name))?;
+    ensure!(answer == [0x20, 2, 0, 0], "expected a CONNACK without an error for {}, found {answer:?}", login.name);
     Ok(stream)
 }
 
 /// Logs in and waits until the connection ends.
 async fn hold(login: Login, count: Arc<AtomicUsize>) -> anyhow::Result<Connection> {
     // Retries, because the broker's accept queue may be full for a moment.
-    let mut stream = timeout(Duration::from_mins(1), log_in(&login)).await.context("no answer to a login")??;
+    let mut stream =
+        timeout(Duration::from_mins(1), log_in(&login)).await.context("the broker did not answer a login within a minute")??;
     count.fetch_add(1, Ordering::Relaxed);
-    let (tell, closed) = watch::channel(None);
+    let (sender, closed) = watch::channel(None);
     let guard = Counted(count);
     let task = tokio::spawn(async move {
         let _guard = guard;
         let mut byte = [0_u8; 1];
         // The client has no subscription, so any read means the end of the connection.
         let _ = stream.read(&mut byte).await;
-        tell.send_replace(Some(Instant::now()));
+        sender.send_replace(Some(Instant::now()));
     });
     Ok(Connection { closed, task })
 }
@@ -208,18 +209,19 @@ pub struct Prober {
 impl Prober {
     /// Starts to send requests to the broker of a Gateway, as its last device.
     pub async fn start(clients: &Clients, gateway: &str) -> anyhow::Result<Self> {
-        let host = clients.hosts.get(gateway).with_context(|| format!("no Service of Gateway {gateway}"))?;
-        let login = clients.logins.iter().rev().find(|login| login.host == *host).context("no device")?.clone();
+        let host = clients.hosts.get(gateway).with_context(|| format!("expected a Service of Gateway {gateway}, found none"))?;
+        let login =
+            clients.logins.iter().rev().find(|login| login.host == *host).context("expected a device of this Gateway, found none")?.clone();
         let mut stream = log_in(&login).await?;
         let (stop, mut stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
             let mut longest = Duration::ZERO;
             loop {
-                let asked = Instant::now();
+                let begin = Instant::now();
                 stream.write_all(&[0xC0, 0]).await?;
                 let mut answer = [0_u8; 2];
                 stream.read_exact(&mut answer).await.context("the broker closed the prober's connection")?;
-                longest = longest.max(asked.elapsed());
+                longest = longest.max(begin.elapsed());
                 if timeout(PROBE_PAUSE, &mut stopped).await.is_ok() {
                     return Ok(longest);
                 }

@@ -16,7 +16,7 @@ pub struct Cluster {
 impl Cluster {
     /// Connects with KUBECONFIG.
     pub async fn connect() -> anyhow::Result<Self> {
-        let config = Config::infer().await.context("no cluster: run.sh brings one up")?;
+        let config = Config::infer().await.context("expected a cluster in KUBECONFIG, found none: start the benchmark with run.sh")?;
         Ok(Self { client: Client::try_from(config)? })
     }
 
@@ -26,7 +26,7 @@ impl Cluster {
         Api::<Namespace>::all(self.client.clone())
             .create(&PostParams::default(), &Namespace { metadata, ..Namespace::default() })
             .await
-            .context("the namespace of an earlier run is there: delete it")?;
+            .with_context(|| format!("failed to create namespace {name}: delete it if it is of an earlier run"))?;
         Ok(())
     }
 
@@ -36,7 +36,7 @@ impl Cluster {
         namespaces.delete(name, &DeleteParams::default()).await?;
         let deadline = Instant::now() + Duration::from_mins(20);
         while namespaces.get_opt(name).await?.is_some() {
-            ensure!(Instant::now() < deadline, "namespace {name} does not go");
+            ensure!(Instant::now() < deadline, "expected namespace {name} to be deleted within twenty minutes");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         Ok(())

@@ -21,7 +21,7 @@ use crate::operator::Operator;
 use crate::report::{heading, progress, rate_row, row};
 
 /// Time in which unnecessary writes of the operator are counted.
-const SECOND_LOOK: Duration = Duration::from_secs(30);
+const IDLE_PERIOD: Duration = Duration::from_secs(30);
 
 /// A namespace with Gateways and their Devices.
 pub struct Fleet<'a> {
@@ -69,27 +69,27 @@ pub async fn declare(
     Ok(begin.elapsed())
 }
 
-/// Waiting fails when no further Device has met the condition for this time.
-const STALLED: Duration = Duration::from_mins(5);
+/// Maximum time between two Devices that meet the condition.
+const MAX_STALL: Duration = Duration::from_mins(5);
 
 /// Waits until this number of Devices meets a condition.
 pub async fn await_devices(api: Api<Device>, count: usize, holds: impl Fn(&Device) -> bool) -> anyhow::Result<()> {
     let mut progressed = Instant::now();
     let mut changes = watcher(api, watcher::Config::default()).boxed();
     let mut done = HashSet::new();
-    let mut told = Instant::now();
+    let mut reported = Instant::now();
     while done.len() < count {
-        let event = tokio::time::timeout_at((progressed + STALLED).into(), changes.next())
-            .await
-            .with_context(|| format!("{} of {count} Devices are as awaited, and no more have been for {STALLED:?}", done.len()))?;
+        let event = tokio::time::timeout_at((progressed + MAX_STALL).into(), changes.next()).await.with_context(|| {
+            format!("expected {count} Devices to meet the condition, found {}, and no other within {MAX_STALL:?}", done.len())
+        })?;
         if let Some(Ok(watcher::Event::Apply(device) | watcher::Event::InitApply(device))) = event
             && holds(&device)
             && done.insert(device.name_any())
         {
             progressed = Instant::now();
         }
-        if told.elapsed() > Duration::from_secs(10) {
-            told = Instant::now();
+        if reported.elapsed() > Duration::from_secs(10) {
+            reported = Instant::now();
             progress(&format!("{} of {count} Devices", done.len()));
         }
     }
@@ -113,7 +113,7 @@ impl<'a> Fleet<'a> {
             if ready == gateways {
                 return Ok(Self { cluster, namespace });
             }
-            ensure!(Instant::now() < deadline, "only {ready} of {gateways} Gateways are Ready");
+            ensure!(Instant::now() < deadline, "expected {gateways} Gateways to be Ready, found {ready}");
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
@@ -126,39 +126,39 @@ impl<'a> Fleet<'a> {
     /// Measures the time from the first request until the brokers have confirmed all credentials, then counts writes while idle.
     pub async fn measure_declaration(&self, operator: &Operator, arguments: &Arguments, floor: Option<Duration>) -> anyhow::Result<()> {
         heading("fleetwright");
-        let before = operator.look().await?;
+        let before = operator.usage().await?;
         let mark = Mark::now()?;
         let begin = Instant::now();
-        let of = |index| gateway_of(index, arguments.gateways);
+        let gateway = |index| gateway_of(index, arguments.gateways);
         let (declared, live) = tokio::join!(
-            declare(self.cluster, self.namespace, arguments, of, false),
+            declare(self.cluster, self.namespace, arguments, gateway, false),
             operator.watched(await_devices(self.devices(), arguments.devices, is_live)),
         );
         live?;
         let ready = begin.elapsed();
-        rate_row("declare, with the operator at work", declared?, arguments.devices);
+        rate_row("declare, while the operator reconciles", declared?, arguments.devices);
         rate_row("from the first declaration until all are CredentialsLive", ready, arguments.devices);
         if let Some(floor) = floor {
-            row("of the floor (declare, Secret, status)", &format!("{:.2}", ready.as_secs_f64() / floor.as_secs_f64()));
+            row("relative to the floor (declare, Secret, status)", &format!("{:.2}", ready.as_secs_f64() / floor.as_secs_f64()));
         }
         let writes = mark.writes(self.namespace)?;
         let of_devices = writes.iter().filter(|write| write.contains("device-")).count();
         #[allow(clippy::cast_precision_loss, reason = "counts of writes")]
-        row("writes a Device", &format!("{:.3}", of_devices as f64 / arguments.devices as f64));
-        row("further writes (shards, proofs, totals)", &(writes.len() - of_devices).to_string());
-        let after = operator.look().await?;
+        row("writes per Device", &format!("{:.3}", of_devices as f64 / arguments.devices as f64));
+        row("other writes (shards, verification, totals)", &(writes.len() - of_devices).to_string());
+        let after = operator.usage().await?;
         row("operator: processor time", &format!("{:.1} s", after.cpu_seconds - before.cpu_seconds));
         row("operator: memory", &format!("{:.0} MiB", after.mebibytes));
         let mark = Mark::now()?;
         // The Gateways' totals are updated after two seconds. Afterwards there is no work left.
         tokio::time::sleep(Duration::from_secs(5)).await;
         let settled = Mark::now()?;
-        tokio::time::sleep(SECOND_LOOK).await;
+        tokio::time::sleep(IDLE_PERIOD).await;
         row(
-            "writes while the fleet settles",
+            "writes until the totals are current",
             &mark.writes(self.namespace)?.len().saturating_sub(settled.writes(self.namespace)?.len()).to_string(),
         );
-        row("writes in the 30 s after that", &settled.writes(self.namespace)?.len().to_string());
+        row("writes in the next 30 s", &settled.writes(self.namespace)?.len().to_string());
         Ok(())
     }
 

@@ -29,16 +29,16 @@ pub async fn measure(cluster: &Cluster, arguments: &Arguments) -> anyhow::Result
     let declared = fleet::declare(cluster, NAMESPACE, arguments, |_| "nowhere".to_owned(), true).await?;
     rate_row("declare", declared, arguments.devices);
     let begin = Instant::now();
-    fewest_writes(cluster, arguments).await?;
+    minimal_writes(cluster, arguments).await?;
     watching.await??;
     let written = begin.elapsed();
-    rate_row("a Secret and a status each", written, arguments.devices);
-    rate_row("together", declared + written, arguments.devices);
+    rate_row("a Secret and a status per Device", written, arguments.devices);
+    rate_row("total", declared + written, arguments.devices);
     cluster.delete_namespace(NAMESPACE).await?;
     Ok(declared + written)
 }
 
-async fn fewest_writes(cluster: &Cluster, arguments: &Arguments) -> anyhow::Result<()> {
+async fn minimal_writes(cluster: &Cluster, arguments: &Arguments) -> anyhow::Result<()> {
     let secrets = Api::<Secret>::namespaced(cluster.client.clone(), NAMESPACE);
     let devices = Api::<Device>::namespaced(cluster.client.clone(), NAMESPACE);
     // The same size as the values in a Device's Secret.

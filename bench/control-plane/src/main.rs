@@ -108,7 +108,7 @@ async fn main() -> anyhow::Result<()> {
         named => named.iter().copied().collect(),
     };
     let cluster = Cluster::connect().await?;
-    heading(&format!("{} Devices on {} Gateways, {} calls at once", arguments.devices, arguments.gateways, arguments.concurrency));
+    heading(&format!("{} Devices on {} Gateways, {} concurrent requests", arguments.devices, arguments.gateways, arguments.concurrency));
 
     let mut floor_time = None;
     if scenarios.contains(&Scenario::Floor) {
@@ -118,12 +118,12 @@ async fn main() -> anyhow::Result<()> {
         naive::measure(&cluster, &arguments, floor_time).await?;
     }
     if scenarios.iter().any(|scenario| *scenario > Scenario::Naive) {
-        of_fleetwright(&cluster, &arguments, &scenarios, floor_time).await?;
+        measure_fleetwright(&cluster, &arguments, &scenarios, floor_time).await?;
     }
     Ok(())
 }
 
-async fn of_fleetwright(
+async fn measure_fleetwright(
     cluster: &Cluster,
     arguments: &Arguments,
     scenarios: &BTreeSet<Scenario>,
@@ -155,7 +155,7 @@ async fn of_fleetwright(
             storm::measure(&fleet, &operator, &mut clients).await?;
         }
     }
-    row("operator: most memory seen", &format!("{:.0} MiB", operator.peak_mebibytes()));
+    row("operator: maximum memory", &format!("{:.0} MiB", operator.peak_mebibytes()));
     if !arguments.keep {
         fleet.remove().await?;
     }

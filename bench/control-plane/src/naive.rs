@@ -1,6 +1,6 @@
-//! A naive controller as in tutorials: a Controller with whole objects in its stores, a Secret for each Device, and a status
+//! A naive controller as in tutorials: a Controller with whole objects in its caches, a Secret for each Device, and a status
 //! update by server-side apply at every reconciliation. It does less than Fleetwright (it configures no broker), and shows the
-//! cost of the writes and stores alone.
+//! cost of only the writes and caches.
 
 use std::collections::BTreeMap;
 use std::process::Stdio;
@@ -34,34 +34,34 @@ const QUIET: Duration = Duration::from_secs(5);
 
 /// Creates the Devices, waits until the naive controller has set Ready on each, and restarts it.
 pub async fn measure(cluster: &Cluster, arguments: &Arguments, floor: Option<Duration>) -> anyhow::Result<()> {
-    heading("a naive controller (a Secret and a status each, whole objects in its stores)");
+    heading("naive controller (a Secret and a status per Device, whole objects in its caches)");
     cluster.create_namespace(NAMESPACE).await?;
     let mut first = Process::start().await?;
     let begin = Instant::now();
     let devices = Api::<Device>::namespaced(cluster.client.clone(), NAMESPACE);
-    let of = |_| "nowhere".to_owned();
+    let gateway = |_| "nowhere".to_owned();
     let ready = |device: &Device| holds(device.status.as_ref().map(|status| &*status.conditions), READY);
     // Paused, so that Fleetwright ignores them.
     let (declared, done) =
-        tokio::join!(fleet::declare(cluster, NAMESPACE, arguments, of, true), await_devices(devices, arguments.devices, ready),);
+        tokio::join!(fleet::declare(cluster, NAMESPACE, arguments, gateway, true), await_devices(devices, arguments.devices, ready),);
     declared?;
     done?;
     let time = begin.elapsed();
     rate_row("from the first declaration until all are Ready", time, arguments.devices);
     if let Some(floor) = floor {
-        row("of the floor (declare, Secret, status)", &format!("{:.2}", time.as_secs_f64() / floor.as_secs_f64()));
+        row("relative to the floor (declare, Secret, status)", &format!("{:.2}", time.as_secs_f64() / floor.as_secs_f64()));
     }
     let writes = first.settle().await?;
     #[allow(clippy::cast_precision_loss, reason = "counts of writes")]
-    let a_device = |writes: u64| format!("{:.3}", writes as f64 / arguments.devices as f64);
-    row("writes a Device", &a_device(writes));
+    let per_device = |writes: u64| format!("{:.3}", writes as f64 / arguments.devices as f64);
+    row("writes per Device", &per_device(writes));
     row("memory", &format!("{:.0} MiB", first.mebibytes()?));
     first.stop().await?;
     let mut second = Process::start().await?;
     let begin = Instant::now();
     let writes = second.settle().await?;
-    row("restart: writes a Device", &a_device(writes));
-    row("restart: busy for", &format!("{:.1} s", begin.elapsed().saturating_sub(QUIET).as_secs_f64()));
+    row("restart: writes per Device", &per_device(writes));
+    row("restart: duration", &format!("{:.1} s", begin.elapsed().saturating_sub(QUIET).as_secs_f64()));
     row("restart: memory", &format!("{:.0} MiB", second.mebibytes()?));
     second.stop().await?;
     cluster.delete_namespace(NAMESPACE).await
@@ -75,15 +75,15 @@ struct Process {
 
 impl Process {
     async fn start() -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("failed to find this program")?;
+        let program = std::env::current_exe().context("failed to find the executable of the benchmark")?;
         let mut child = Command::new(program).args(["naive", NAMESPACE]).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
-        let output = child.stdout.take().context("no output of the naive controller")?;
+        let output = child.stdout.take().context("expected the output of the naive controller, found none")?;
         let mut lines = BufReader::new(output).lines();
         lines.next_line().await?.context("the naive controller ended")?;
         Ok(Self { child, lines })
     }
 
-    /// Waits until it writes no more. Returns the number of its writes.
+    /// Waits until the controller has written nothing for [`QUIET`]. Returns the number of its writes.
     async fn settle(&mut self) -> anyhow::Result<u64> {
         let (mut writes, mut since) = (0, Instant::now());
         loop {
@@ -99,7 +99,7 @@ impl Process {
 
     /// Its resident memory (proc(5), VmRSS).
     fn mebibytes(&self) -> anyhow::Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().context("it ended")?))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().context("the naive controller ended")?))?;
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
         let kibibytes: f64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
         Ok(kibibytes / 1024.0)
@@ -121,7 +121,7 @@ pub async fn run(namespace: &str) -> anyhow::Result<()> {
     let client = Client::try_default().await?;
     let context = Arc::new(Context { client: client.clone(), writes: AtomicU64::new(0) });
     let shared = Arc::clone(&context);
-    let tell = async move {
+    let report = async move {
         loop {
             println!("{}", shared.writes.load(Ordering::Relaxed));
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -133,7 +133,7 @@ pub async fn run(namespace: &str) -> anyhow::Result<()> {
         .for_each(|_| async {});
     tokio::select! {
         () = work => Ok(()),
-        () = tell => Ok(()),
+        () = report => Ok(()),
     }
 }
 

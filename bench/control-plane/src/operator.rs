@@ -17,7 +17,7 @@ const SELECTOR: &str = "app.kubernetes.io/name=fleetwright,app.kubernetes.io/com
 
 /// Resource use of the operator.
 #[derive(Clone, Copy, Debug)]
-pub struct Look {
+pub struct Usage {
     /// Resident memory.
     pub mebibytes: f64,
     /// Processor time since its start.
@@ -38,7 +38,7 @@ impl Operator {
 
     async fn pod(&self) -> anyhow::Result<Pod> {
         let listed = self.pods.list(&ListParams::default().labels(SELECTOR)).await?;
-        listed.items.into_iter().find(|pod| pod.metadata.deletion_timestamp.is_none()).context("no pod of the operator")
+        listed.items.into_iter().find(|pod| pod.metadata.deletion_timestamp.is_none()).context("expected a pod of the operator, found none")
     }
 
     /// Reads all metrics as text.
@@ -47,12 +47,12 @@ impl Operator {
     }
 
     /// Reads the current resource use.
-    pub async fn look(&self) -> anyhow::Result<Look> {
+    pub async fn usage(&self) -> anyhow::Result<Usage> {
         let text = self.metrics().await?;
         let bytes = sum(&text, "process_resident_memory_bytes");
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes of memory")]
         self.peak_bytes.fetch_max(bytes as u64, Ordering::Relaxed);
-        Ok(Look { mebibytes: bytes / 1_048_576.0, cpu_seconds: sum(&text, "process_cpu_seconds_total") })
+        Ok(Usage { mebibytes: bytes / 1_048_576.0, cpu_seconds: sum(&text, "process_cpu_seconds_total") })
     }
 
     /// The greatest memory use measured.
@@ -63,16 +63,16 @@ impl Operator {
 
     /// Measures every second while the benchmark runs.
     pub async fn watched<T>(&self, work: impl Future<Output = T>) -> T {
-        let looks = async {
+        let measurements = async {
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 // The operator cannot be measured during a restart.
-                let _ = self.look().await;
+                let _ = self.usage().await;
             }
         };
         tokio::select! {
             done = work => done,
-            () = looks => unreachable!("looks never end"),
+            () = measurements => unreachable!("the measurements never end"),
         }
     }
 
@@ -91,7 +91,7 @@ impl Operator {
             {
                 return Ok(Duration::from_secs_f64(listing));
             }
-            ensure!(Instant::now() < deadline, "the operator is not ready again");
+            ensure!(Instant::now() < deadline, "expected the operator to be ready within ten minutes of its restart");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }

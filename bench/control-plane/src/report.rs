@@ -25,18 +25,18 @@ pub fn times(what: &str, mut times: Vec<Duration>) {
     let at = |percent: usize| times.get((times.len() * percent / 100).min(times.len().saturating_sub(1))).copied().unwrap_or_default();
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
     row(
-        &format!("{what}: p50 / p99 / most of {}", times.len()),
+        &format!("{what}: p50 / p99 / maximum of {}", times.len()),
         &format!("{:.0} / {:.0} / {:.0} ms", milliseconds(at(50)), milliseconds(at(99)), milliseconds(at(100))),
     );
 }
 
-#[allow(clippy::print_stdout, reason = "a benchmark prints")]
+#[allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 fn print(line: &str) {
     println!("{line}");
 }
 
 /// Progress of long operations, printed separately from the table.
-#[allow(clippy::print_stderr, reason = "a benchmark tells how far it is")]
+#[allow(clippy::print_stderr, reason = "a benchmark prints its progress")]
 pub fn progress(text: &str) {
     eprintln!("  … {text}");
 }

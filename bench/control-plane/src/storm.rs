@@ -16,7 +16,7 @@ use crate::operator::Operator;
 use crate::report::{heading, rate_row, row, times};
 
 /// Duration of the measurement.
-const WATCHED: Duration = Duration::from_mins(1);
+const MEASURED: Duration = Duration::from_mins(1);
 
 /// Name of the object that is read and written to measure the latency of the API server.
 const PROBE: &str = "bench-probe";
@@ -31,14 +31,14 @@ pub async fn measure(fleet: &Fleet<'_>, operator: &Operator, clients: &mut Clien
     clients.cut();
     let time = clients.reconnect().await?;
     rate_row("all connected again", time, clients.connected());
-    operator.watched(tokio::time::sleep_until((begin + WATCHED).into())).await;
+    operator.watched(tokio::time::sleep_until((begin + MEASURED).into())).await;
     let _ = stop.send(());
-    let (reads, writes) = probing.await.context("the probe ended")??;
+    let (reads, writes) = probing.await.context("the probe has panicked")??;
     times("API server: read", reads);
     times("API server: write", writes);
     let written = mark.writes(fleet.namespace)?.len();
     #[allow(clippy::cast_precision_loss, reason = "a count of writes")]
-    row("writes in that minute", &format!("{written} ({:.1} /s)", written as f64 / WATCHED.as_secs_f64()));
+    row("writes in that minute", &format!("{written} ({:.1} /s)", written as f64 / MEASURED.as_secs_f64()));
     Ok(())
 }
 
