@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The ingest worker between a real Mosquitto and a real TimescaleDB, beside Telegraf, a Python script and Node-RED, and beside the
-# limits of broker and database, in one run. Prints its tables as Markdown. A peer that cannot be built here is left out, which
-# is said.
+# Benchmarks the ingest worker between a real Mosquitto and a real TimescaleDB, and compares it in the same run with Telegraf, a
+# Python script and Node-RED, and with the limits of the broker and of the database. Prints tables in Markdown. A peer that cannot
+# be built on this machine is skipped with a message.
 #
-#   run.sh                                         all, about 25 minutes
-#   run.sh --consumer worker --rounds 1            the worker alone, and quickly
-#   run.sh --scenario b --consumer worker          part of it; --help tells all options
+#   run.sh                                         everything, about 25 minutes
+#   run.sh --consumer worker --rounds 1            only the worker, in a short run
+#   run.sh --scenario b --consumer worker          one part; --help lists all options
 #
-# Nothing else should run on the machine meanwhile.
+# Run nothing else on the machine at the same time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export FLEETWRIGHT_PARTS=${FLEETWRIGHT_PARTS:-$PWD/e2e/parts.sh}
@@ -17,11 +17,11 @@ case " $* " in *" --help "* | *" -h "*) exec "$bench" "$@" ;; esac
 
 "$FLEETWRIGHT_PARTS" prepare >/dev/null
 arguments=" $* "
-# peer NAME VARIABLE : builds a peer if it is wanted, and tells where it is; only a remark when that fails.
+# peer NAME VARIABLE: builds a selected peer and exports its folder. A failure is not fatal.
 peer() {
   local folder
-  case $arguments in *" --consumer "*) [[ $arguments == *" $1"* ]] || return 0 ;; esac
-  if folder=$(bench/ingest/peers/prepare.sh "$1"); then export "$2=$folder"; else echo "without $1: it could not be built" >&2; fi
+  case $arguments in *" --consumer "* | *" --subscriber "*) [[ $arguments == *" $1"* ]] || return 0 ;; esac
+  if folder=$(bench/ingest/peers/prepare.sh "$1"); then export "$2=$folder"; else echo "$1 is skipped: it could not be built" >&2; fi
 }
 peer telegraf FLEETWRIGHT_PEER_TELEGRAF
 peer python FLEETWRIGHT_PEER_PYTHON

@@ -1,25 +1,21 @@
-//! CBOR (RFC 8949) as serde reads it: every well-formed item, with definite and indefinite lengths, half-precision numbers, and
-//! tags, which are read for what they stand before. Never deeper than [`DEPTH`], so that no payload can use up the stack.
+//! CBOR (RFC 8949) for serde. `minicbor` reads the tokens. Definite and indefinite lengths, half-precision numbers and tags are
+//! accepted. Items are nested at most [`MAX_DEPTH`] levels deep, so that a payload cannot overflow the stack.
 
 use std::borrow::Cow;
 use std::fmt;
 
+use minicbor::Decoder;
+use minicbor::data::{IanaTag, Type};
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde::forward_to_deserialize_any;
 
-/// How deep items may stand in one another; that is also what serde_json takes.
-const DEPTH: u8 = 128;
+/// The maximum nesting of items; the limit of serde_json.
+const MAX_DEPTH: u8 = 128;
 
-/// Tags of numbers that no other item holds (RFC 8949, 3.4.3 and 3.4.4).
-const POSITIVE_BIGNUM: u64 = 2;
-const NEGATIVE_BIGNUM: u64 = 3;
-const DECIMAL_FRACTION: u64 = 4;
+/// The maximum length of a bignum in bytes. Larger values fit no column.
+const MAX_BIGNUM_BYTES: usize = 15;
 
-/// The additional information of an indefinite length, and the byte that ends it.
-const INDEFINITE: u8 = 31;
-const BREAK: u8 = 0xff;
-
-/// Why bytes are not CBOR, or not what was asked for.
+/// Why a payload is not CBOR, or not of the expected type.
 #[derive(Debug)]
 pub(super) struct CborError(String);
 
@@ -37,161 +33,113 @@ impl serde::de::Error for CborError {
     }
 }
 
+impl From<minicbor::decode::Error> for CborError {
+    fn from(error: minicbor::decode::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
 type Result<T> = std::result::Result<T, CborError>;
 
 /// Reads one item.
 pub(super) struct Deserializer<'de> {
-    rest: &'de [u8],
-    length: usize,
+    decoder: Decoder<'de>,
     depth: u8,
-}
-
-/// The head of an item: its major type, and its argument; `None` for an indefinite length.
-#[derive(Clone, Copy)]
-struct Head {
-    major: u8,
-    information: u8,
-    argument: Option<u64>,
 }
 
 impl<'de> Deserializer<'de> {
     /// Reads from the beginning of the payload.
     pub fn new(payload: &'de [u8]) -> Self {
-        Self { rest: payload, length: payload.len(), depth: 0 }
+        Self { decoder: Decoder::new(payload), depth: 0 }
     }
 
-    /// Checks that nothing is left.
+    /// Checks that the payload has ended.
     pub fn end(&self) -> Result<()> {
-        if self.rest.is_empty() { Ok(()) } else { Err(self.error("expected the end of the payload")) }
+        if self.decoder.position() == self.decoder.input().len() { Ok(()) } else { Err(self.error("expected the end of the payload")) }
     }
 
     fn error(&self, what: &str) -> CborError {
-        CborError(format!("{what} at byte {}", self.length - self.rest.len()))
+        CborError(format!("{what} at position {}", self.decoder.position()))
     }
 
-    fn take(&mut self, length: u64) -> Result<&'de [u8]> {
-        let taken = usize::try_from(length).ok().and_then(|length| self.rest.split_at_checked(length));
-        let Some((taken, rest)) = taken else { return Err(self.error("the payload ends inside an item that begins before")) };
-        self.rest = rest;
-        Ok(taken)
-    }
-
-    fn head(&mut self) -> Result<Head> {
-        let first = self.take(1)?.first().copied().unwrap_or_default();
-        let (major, information) = (first >> 5, first & 0x1f);
-        let argument = match information {
-            0..24 => Some(u64::from(information)),
-            24..28 => Some(self.take(1 << (information - 24))?.iter().fold(0, |value, byte| (value << 8) | u64::from(*byte))),
-            INDEFINITE => None,
-            _ => return Err(self.error("expected a length, found a reserved value")),
-        };
-        Ok(Head { major, information, argument })
-    }
-
-    /// Whether the next byte ends an indefinite length; takes it if so.
+    /// Whether the next byte ends an indefinite length. Takes it if so.
     fn is_break(&mut self) -> bool {
-        match self.rest.split_first() {
-            Some((&BREAK, rest)) => {
-                self.rest = rest;
-                true
-            }
-            _ => false,
+        let is_break = matches!(self.decoder.datatype(), Ok(Type::Break));
+        if is_break {
+            self.decoder.set_position(self.decoder.position() + 1);
         }
+        is_break
     }
 
-    /// The bytes of a string, which may come in chunks.
-    fn string(&mut self, head: Head) -> Result<Cow<'de, [u8]>> {
-        if let Some(length) = head.argument {
-            return self.take(length).map(Cow::Borrowed);
+    fn bytes(&mut self) -> Result<Cow<'de, [u8]>> {
+        if self.decoder.datatype()? != Type::BytesIndef {
+            return Ok(Cow::Borrowed(self.decoder.bytes()?));
         }
         let mut whole = Vec::new();
-        while !self.is_break() {
-            let chunk = self.head()?;
-            match chunk.argument {
-                Some(length) if chunk.major == head.major => whole.extend_from_slice(self.take(length)?),
-                _ => return Err(self.error("expected a chunk of a string")),
-            }
+        for chunk in self.decoder.bytes_iter()? {
+            whole.extend_from_slice(chunk?);
         }
         Ok(Cow::Owned(whole))
     }
 
-    fn text<V: Visitor<'de>>(&mut self, head: Head, visitor: V) -> Result<V::Value> {
-        match self.string(head)? {
-            Cow::Borrowed(bytes) => visitor.visit_borrowed_str(std::str::from_utf8(bytes).map_err(|_| self.error("expected UTF-8"))?),
-            Cow::Owned(bytes) => visitor.visit_string(String::from_utf8(bytes).map_err(|_| self.error("expected UTF-8"))?),
-        }
+    fn text_of_chunks(&mut self) -> Result<String> {
+        Ok(self.decoder.str_iter()?.collect::<std::result::Result<String, _>>()?)
     }
 
-    fn simple<V: Visitor<'de>>(&self, head: Head, visitor: V) -> Result<V::Value> {
-        let argument = head.argument.unwrap_or_default();
-        match head.information {
-            20 => visitor.visit_bool(false),
-            21 => visitor.visit_bool(true),
-            22 | 23 => visitor.visit_unit(),
-            25 => visitor.visit_f64(half(u16::try_from(argument).unwrap_or_default())),
-            26 => visitor.visit_f64(f64::from(f32::from_bits(u32::try_from(argument).unwrap_or_default()))),
-            27 => visitor.visit_f64(f64::from_bits(argument)),
-            INDEFINITE => Err(self.error("expected an item, found the end of one")),
-            _ => Err(self.error("expected true, false, null or a number, found an unassigned simple value")),
-        }
-    }
-
-    fn tagged<V: Visitor<'de>>(&mut self, head: Head, visitor: V) -> Result<V::Value> {
-        match head.argument {
-            Some(tag @ (POSITIVE_BIGNUM | NEGATIVE_BIGNUM)) => {
-                let inner = self.head()?;
-                if inner.major != 2 {
-                    return Err(self.error("expected the bytes of a bignum"));
-                }
-                let bytes = self.string(inner)?;
-                // Beyond that no column has room for it.
-                if bytes.len() > 15 {
+    fn tagged<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
+        match IanaTag::try_from(self.decoder.tag()?) {
+            Ok(tag @ (IanaTag::PosBignum | IanaTag::NegBignum)) => {
+                let bytes = self.bytes()?;
+                if bytes.len() > MAX_BIGNUM_BYTES {
                     return visitor.visit_bytes(&bytes);
                 }
                 let number = bytes.iter().fold(0_i128, |value, byte| (value << 8) | i128::from(*byte));
-                visitor.visit_i128(if tag == NEGATIVE_BIGNUM { -1 - number } else { number })
+                visitor.visit_i128(if tag == IanaTag::NegBignum { -1 - number } else { number })
             }
-            Some(DECIMAL_FRACTION) => {
+            Ok(IanaTag::Decimal) => {
                 let (exponent, mantissa): (i32, i64) = serde::Deserialize::deserialize(&mut *self)?;
-                // The text of a decimal fraction is read exactly; a power of ten would round twice.
+                // Parsing the decimal text is exact. Multiplying by a power of ten would round twice.
                 visitor.visit_f64(format!("{mantissa}e{exponent}").parse().map_err(|_| self.error("expected a decimal fraction"))?)
             }
-            Some(_) => serde::Deserializer::deserialize_any(self, visitor),
-            None => Err(self.error("expected a tag")),
+            // Other tags do not change the value.
+            _ => serde::Deserializer::deserialize_any(self, visitor),
         }
     }
 
     fn any<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
-        let head = self.head()?;
-        let argument = || head.argument.ok_or_else(|| self.error("expected a number, found an indefinite length"));
-        match head.major {
-            0 => visitor.visit_u64(argument()?),
-            1 => {
-                let number = -1 - i128::from(argument()?);
-                match i64::try_from(number) {
-                    Ok(number) => visitor.visit_i64(number),
-                    Err(_) => visitor.visit_i128(number),
-                }
+        match self.decoder.datatype()? {
+            Type::U8 | Type::U16 | Type::U32 | Type::U64 => visitor.visit_u64(self.decoder.u64()?),
+            Type::I8 | Type::I16 | Type::I32 | Type::I64 => visitor.visit_i64(self.decoder.i64()?),
+            Type::Int => visitor.visit_i128(self.decoder.int()?.into()),
+            Type::F16 | Type::F32 | Type::F64 => visitor.visit_f64(self.decoder.f64()?),
+            Type::Bool => visitor.visit_bool(self.decoder.bool()?),
+            Type::Null => {
+                self.decoder.null()?;
+                visitor.visit_unit()
             }
-            2 => match self.string(head)? {
-                Cow::Borrowed(bytes) => visitor.visit_borrowed_bytes(bytes),
-                Cow::Owned(bytes) => visitor.visit_byte_buf(bytes),
-            },
-            3 => self.text(head, visitor),
-            4 => {
-                let mut items = Items { left: head.argument, deserializer: self };
+            Type::Undefined => {
+                self.decoder.undefined()?;
+                visitor.visit_unit()
+            }
+            Type::String => visitor.visit_borrowed_str(self.decoder.str()?),
+            Type::StringIndef => visitor.visit_string(self.text_of_chunks()?),
+            Type::Bytes => visitor.visit_borrowed_bytes(self.decoder.bytes()?),
+            Type::BytesIndef => visitor.visit_byte_buf(self.bytes()?.into_owned()),
+            Type::Array | Type::ArrayIndef => {
+                let mut items = Items { left: self.decoder.array()?, deserializer: self };
                 let value = visitor.visit_seq(&mut items)?;
                 items.finish()?;
                 Ok(value)
             }
-            5 => {
-                let mut items = Items { left: head.argument, deserializer: self };
+            Type::Map | Type::MapIndef => {
+                let mut items = Items { left: self.decoder.map()?, deserializer: self };
                 let value = visitor.visit_map(&mut items)?;
                 items.finish()?;
                 Ok(value)
             }
-            6 => self.tagged(head, visitor),
-            _ => self.simple(head, visitor),
+            Type::Tag => self.tagged(visitor),
+            Type::Break => Err(self.error("expected an item, found the end of an indefinite length")),
+            other @ (Type::Simple | Type::Unknown(_)) => Err(self.error(&format!("expected an item, found {other}"))),
         }
     }
 }
@@ -200,8 +148,8 @@ impl<'de> serde::Deserializer<'de> for &mut Deserializer<'de> {
     type Error = CborError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-        if self.depth == DEPTH {
-            return Err(self.error("items stand too deep in one another"));
+        if self.depth == MAX_DEPTH {
+            return Err(self.error(&format!("expected at most {MAX_DEPTH} nested items, found more")));
         }
         self.depth += 1;
         let value = self.any(visitor);
@@ -211,12 +159,13 @@ impl<'de> serde::Deserializer<'de> for &mut Deserializer<'de> {
 
     /// A key: a text, or a number as its decimal digits.
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-        let head = self.head()?;
-        match (head.major, head.argument) {
-            (0, Some(number)) => visitor.visit_string(number.to_string()),
-            (1, Some(number)) => visitor.visit_string((-1 - i128::from(number)).to_string()),
-            (3, _) => self.text(head, visitor),
-            _ => Err(self.error("expected a key that is a text or a number")),
+        match self.decoder.datatype()? {
+            Type::String => visitor.visit_borrowed_str(self.decoder.str()?),
+            Type::StringIndef => visitor.visit_string(self.text_of_chunks()?),
+            Type::U8 | Type::U16 | Type::U32 | Type::U64 | Type::I8 | Type::I16 | Type::I32 | Type::I64 | Type::Int => {
+                visitor.visit_string(self.decoder.int()?.to_string())
+            }
+            other => Err(self.error(&format!("expected a key that is a text or an integer, found {other}"))),
         }
     }
 
@@ -238,10 +187,10 @@ impl<'de> serde::Deserializer<'de> for &mut Deserializer<'de> {
     }
 }
 
-/// What is left of an array or a map.
+/// The remaining items of an array or a map.
 struct Items<'d, 'de> {
     deserializer: &'d mut Deserializer<'de>,
-    /// How many items or pairs; `None` where a break ends them.
+    /// The number of items or pairs. `None` if a break ends them.
     left: Option<u64>,
 }
 
@@ -261,9 +210,9 @@ impl Items<'_, '_> {
         }
     }
 
-    /// Checks that the visitor took all there was.
+    /// Checks that the visitor has taken all items.
     fn finish(&mut self) -> Result<()> {
-        if self.advance() { Err(self.deserializer.error("found more items than were expected")) } else { Ok(()) }
+        if self.advance() { Err(self.deserializer.error("expected the end of an array or a map, found another item")) } else { Ok(()) }
     }
 }
 
@@ -287,18 +236,6 @@ impl<'de> MapAccess<'de> for &mut Items<'_, 'de> {
     }
 }
 
-/// A number of half precision (RFC 8949, appendix D).
-fn half(bits: u16) -> f64 {
-    let (exponent, mantissa) = (i32::from((bits >> 10) & 0x1f), f64::from(bits & 0x3ff));
-    let magnitude = match exponent {
-        0 => mantissa * 2_f64.powi(-24),
-        31 if mantissa == 0.0 => f64::INFINITY,
-        31 => f64::NAN,
-        _ => (mantissa + 1024.0) * 2_f64.powi(exponent - 25),
-    };
-    if bits & 0x8000 == 0 { magnitude } else { -magnitude }
-}
-
 #[cfg(test)]
 mod tests {
     use serde::Deserialize;
@@ -318,9 +255,9 @@ mod tests {
         Ok(value)
     }
 
-    /// The examples of RFC 8949, appendix A, as far as JSON can say what they are.
+    /// The examples of RFC 8949, appendix A, that JSON can represent.
     #[test]
-    fn the_examples_of_the_rfc() {
+    fn the_examples_of_the_rfc_are_read() {
         for (hex, expected) in [
             ("00", json!(0)),
             ("17", json!(23)),
@@ -367,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_well_formed() {
+    fn malformed_items_are_errors() {
         for hex in ["", "18", "1c", "61", "61ff", "81", "a161", "9f00", "ff", "0000", "7f01ff", "f8ff", "5f", "c2", "1f", "bf6161ff", "fc"]
         {
             assert!(read(hex).is_err(), "{hex}");

@@ -246,7 +246,11 @@ impl PacketConnection {
         }
     }
 
-    async fn flush_all(&mut self) -> Result<(), ConnectionError> {
+    /// Writes the whole output.
+    ///
+    /// # Errors
+    /// If the socket fails.
+    pub async fn flush_all(&mut self) -> Result<(), ConnectionError> {
         self.flush()?;
         while !self.output.is_empty() || self.stream.has_unsent() {
             self.ready(false).await?;

@@ -1,5 +1,5 @@
-"""What a careful script does: messages are acknowledged once their rows are committed, rows go by COPY in binary, and a batch
-with a key that is there already goes through a temporary table."""
+"""A consumer as a careful engineer would write it: it acknowledges messages after the commit of their rows, and writes the rows by
+binary COPY. A batch with an existing key goes through a temporary table."""
 
 import json
 import os
@@ -13,8 +13,8 @@ import paho.mqtt.client as mqtt
 import psycopg
 from paho.mqtt.enums import CallbackAPIVersion
 
-ROWS = 10_000          # of a transaction, at the most
-WAIT = 0.02            # seconds that a message waits for others
+MAX_ROWS = 10_000      # per transaction
+MAX_WAIT = 0.02        # seconds between the first message of a transaction and its insert
 EPOCH = 946_684_800_000_000
 COLUMNS = "time, device_id, rms, temperature, state, count"
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -89,14 +89,14 @@ def decode(database, message):
 def write(client, database):
     while True:
         messages, rows = [arrived.get()], []
-        until = time.monotonic() + WAIT
+        until = time.monotonic() + MAX_WAIT
         while True:
             message = messages[-1]
             try:
                 rows += decode(database, message)
             except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
                 print("refused:", message.topic, error, file=sys.stderr)
-            if len(rows) >= ROWS:
+            if len(rows) >= MAX_ROWS:
                 break
             try:
                 messages.append(arrived.get(timeout=max(0.0, until - time.monotonic())))

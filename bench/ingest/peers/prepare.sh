@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds one of the peers that the worker is measured beside, once a machine, and prints the folder it is in.
+# Builds one of the peers that the worker is compared with, once per machine, and prints its folder.
 #
 #   prepare.sh telegraf|python|node-red
 set -euo pipefail
@@ -7,7 +7,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/../../../e2e/lib.sh"
 
 TELEGRAF=github.com/influxdata/telegraf/cmd/telegraf@v1.37.2
-# What the configuration uses; the whole of Telegraf takes many times as long to build.
+# The plugins in the configuration. Telegraf with all plugins takes many times as long to build.
 PLUGINS=custom,inputs.mqtt_consumer,outputs.postgresql,parsers.json
 
 make_telegraf() {
@@ -16,7 +16,7 @@ make_telegraf() {
 }
 
 make_python() {
-  # Its scripts would name the folder that it is made in; only the interpreter is used, which finds what stands beside it.
+  # The folder is renamed after the build. The scripts in it would contain the old name, so only the interpreter is used.
   python3 -m venv "$1" >&2
   "$1/bin/python" -m pip install --quiet -r "$HERE/requirements.txt" >&2
 }
@@ -30,7 +30,7 @@ make_node_red() {
 has() { command -v "$1" >/dev/null || fail "missing on this machine: $1"; }
 
 case ${1:-} in
-  telegraf) has go; recipe="1 $TELEGRAF $PLUGINS $(go version)" what="build Telegraf (some minutes)" make=make_telegraf ;;
+  telegraf) has go; recipe="1 $TELEGRAF $PLUGINS $(go version)" what="build Telegraf (a few minutes)" make=make_telegraf ;;
   python) has python3; recipe="1 $(cat "$HERE/requirements.txt") $(python3 --version)" what="install the Python consumer's libraries" make=make_python ;;
   node-red) has npm; recipe="1 $(cat "$HERE/package.json")" what="install Node-RED" make=make_node_red ;;
   *) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' >&2; exit 2 ;;

@@ -19,9 +19,8 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio_postgres::Client;
 
-use crate::load::decode;
-use crate::packet::DEVICES;
-use crate::parts::{Broker, Database, Process, START, await_port, free_port};
+use crate::load::{DEVICES, decode};
+use crate::parts::{Broker, Database, MAX_START, Process, await_port, free_port};
 
 /// Telegraf's table: its tag is text and its numbers are doubles.
 const TELEGRAF_TABLE: &str = "
@@ -90,7 +89,7 @@ impl Kind {
     }
 
     /// Whether the consumer is installed.
-    pub fn is_there(self) -> bool {
+    pub fn is_installed(self) -> bool {
         self.variable().is_none_or(|variable| std::env::var_os(variable).is_some())
     }
 
@@ -135,8 +134,10 @@ impl Kind {
         let mut command = match self.variable() {
             None => worker(folder.path(), broker, database, http)?,
             Some(variable) => {
-                let built =
-                    PathBuf::from(std::env::var_os(variable).with_context(|| format!("{self} is not there: {variable} is not set"))?);
+                let built = PathBuf::from(
+                    std::env::var_os(variable)
+                        .with_context(|| format!("{self} is not installed: expected its folder in {variable}, which run.sh sets"))?,
+                );
                 self.peer(&built, folder.path(), readings)?
             }
         };
@@ -216,8 +217,8 @@ impl Consumer {
             if answer.starts_with("HTTP/1.1 200") {
                 return Ok(());
             }
-            if started.elapsed() > START {
-                bail!("the worker is not ready: {answer}");
+            if started.elapsed() > MAX_START {
+                bail!("expected the worker to be ready within {} s, found {answer}", MAX_START.as_secs());
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -10,8 +10,8 @@ use clap::ValueEnum;
 use crate::consumer::Kind;
 use crate::load::{Content, load, mixture};
 use crate::measure::thousands;
-use crate::packet::deliver;
 use crate::parts::{Broker, Queues};
+use crate::publisher::deliver;
 use crate::run::Bench;
 
 /// The process that is killed.
@@ -35,79 +35,77 @@ impl fmt::Display for Victim {
     }
 }
 
-/// Time until the consumer restarts. Broker and database are restarted at once, which takes about as long.
-const AWAY: Duration = Duration::from_secs(1);
+/// Time until the consumer restarts. Broker and database restart immediately, which takes about as long.
+const RESTART_DELAY: Duration = Duration::from_secs(1);
 
 /// The result of a load.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Left {
+pub struct Outcome {
     /// Valid acknowledged readings that are not in the table.
     lost: u64,
-    /// Duplicate rows of a key.
+    /// Duplicate rows.
     extra: u64,
     /// Rows made of malformed messages.
     malformed: u64,
-    /// Dead letters; none if the consumer has none.
-    letters: Option<u64>,
+    /// Dead letters. `None` if the consumer does not keep any.
+    dead_letters: Option<u64>,
 }
 
 /// The header of both tables.
-pub const HEAD: &str = "| | | lost | extra rows | rows of malformed messages | dead letters |\n|---|---|---:|---:|---:|---:|";
+pub const HEADER: &str = "| | | lost | extra rows | rows of malformed messages | dead letters |\n|---|---|---:|---:|---:|---:|";
 
-impl Left {
+impl Outcome {
     /// A line of the table.
     pub fn line(&self, scenario: &str, kind: Kind) -> String {
         let number = |value: u64| thousands(value as f64);
-        let letters = self.letters.map(number).unwrap_or_default();
-        format!("| {scenario} | {kind} | {} | {} | {} | {letters} |", number(self.lost), number(self.extra), number(self.malformed))
+        let dead_letters = self.dead_letters.map(number).unwrap_or_default();
+        format!("| {scenario} | {kind} | {} | {} | {} | {dead_letters} |", number(self.lost), number(self.extra), number(self.malformed))
     }
 }
 
 impl Bench {
     /// E: kills a process when two fifths of the load are acknowledged. The publisher continues as soon as it can.
-    pub async fn kill(&mut self, kind: Kind, victim: Victim, messages: u64) -> anyhow::Result<Left> {
+    pub async fn kill(&mut self, kind: Kind, victim: Victim, messages: u64) -> anyhow::Result<Outcome> {
         drop(kind.prepare(&self.database).await?);
         // Messages in the memory of a killed broker are lost for every consumer.
         let mut broker = Broker::start(Queues::Process)?;
         let mut consumer = kind.start(&broker, &self.database, 1)?;
         consumer.await_ready(&broker)?;
         let acknowledged = Arc::new(AtomicU64::new(0));
-        let (port, counter, packets) = (broker.port, acknowledged.clone(), load(messages, Content::Readings(1)));
-        let loader = tokio::task::spawn_blocking(move || deliver(port, packets, &counter));
+        let loader = tokio::spawn(deliver(broker.port, load(messages, Content::Readings(1)), acknowledged.clone()));
         while acknowledged.load(Ordering::Relaxed) < messages * 2 / 5 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         match victim {
             Victim::Consumer => {
                 consumer.process.kill()?;
-                tokio::time::sleep(AWAY).await;
+                tokio::time::sleep(RESTART_DELAY).await;
                 consumer = kind.start(&broker, &self.database, 1)?;
             }
             Victim::Database => self.database.restart().await?,
             Victim::Broker => broker.restart()?,
         }
-        loader.await?;
-        let left = self.left(kind, acknowledged.load(Ordering::Relaxed), messages).await;
+        loader.await??;
+        let outcome = self.outcome(kind, acknowledged.load(Ordering::Relaxed), messages).await;
         drop(consumer);
-        left
+        outcome
     }
 
     /// F: a load in which five percent of the messages are repeated, one percent is malformed, and one percent is late.
-    pub async fn mix(&self, kind: Kind, messages: u64) -> anyhow::Result<Left> {
+    pub async fn mix(&self, kind: Kind, messages: u64) -> anyhow::Result<Outcome> {
         drop(kind.prepare(&self.database).await?);
         let broker = Broker::start(self.queues)?;
         let consumer = kind.start(&broker, &self.database, 1)?;
         consumer.await_ready(&broker)?;
-        let (port, packets) = (broker.port, load(messages, Content::Mixed));
-        tokio::task::spawn_blocking(move || deliver(port, packets, &AtomicU64::new(0))).await?;
+        deliver(broker.port, load(messages, Content::Mixed), Arc::default()).await?;
         let (_, valid) = mixture(messages);
-        let left = self.left(kind, valid, valid).await;
+        let outcome = self.outcome(kind, valid, valid).await;
         drop(consumer);
-        left
+        outcome
     }
 
     /// Waits until no more rows arrive. `acknowledged` is the number of valid acknowledged readings, `messages` that of expected ones.
-    async fn left(&self, kind: Kind, acknowledged: u64, messages: u64) -> anyhow::Result<Left> {
+    async fn outcome(&self, kind: Kind, acknowledged: u64, messages: u64) -> anyhow::Result<Outcome> {
         let client = self.database.client().await?;
         self.settle(&client, messages).await?;
         let device = kind.device_column();
@@ -121,12 +119,12 @@ impl Bench {
             )
             .await?;
         let number = |index: usize| u64::try_from(row.get::<_, i64>(index));
-        let letters = if kind == Kind::Worker {
-            let letters: i64 = client.query_one("SELECT count(*) FROM fleetwright.dead_letter", &[]).await?.get(0);
-            Some(u64::try_from(letters)?)
+        let dead_letters = if kind == Kind::Worker {
+            let dead_letters: i64 = client.query_one("SELECT count(*) FROM fleetwright.dead_letter", &[]).await?.get(0);
+            Some(u64::try_from(dead_letters)?)
         } else {
             None
         };
-        Ok(Left { lost: acknowledged.saturating_sub(number(0)?), extra: number(1)?, malformed: number(2)?, letters })
+        Ok(Outcome { lost: acknowledged.saturating_sub(number(0)?), extra: number(1)?, malformed: number(2)?, dead_letters })
     }
 }

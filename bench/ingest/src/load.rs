@@ -1,9 +1,14 @@
 //! The published readings, and the same readings as rows of a COPY.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v5::Publish;
 use serde_json::{Value, json};
 
-use crate::packet::{DEVICES, publish};
+use crate::publisher::Load;
+
+/// Number of devices in the load.
+pub const DEVICES: u64 = 1_000;
 
 /// 2026-05-04T03:02:01.5Z in microseconds since 1970: the time of the first reading.
 const START: u64 = 1_777_863_721_500_000;
@@ -11,7 +16,7 @@ const START: u64 = 1_777_863_721_500_000;
 /// Time between two readings, in microseconds.
 const STEP: u64 = 50;
 
-/// Delay of a late reading, in microseconds: forty days, far before the chunk that is being written.
+/// Delay of a late reading, in microseconds: forty days, so that its row belongs to an old chunk.
 const LATE: u64 = 40 * 86_400_000_000;
 
 /// Seconds from 1970 to 2000, PostgreSQL's epoch.
@@ -57,9 +62,9 @@ pub fn mixture(messages: u64) -> (u64, u64) {
     (count(Part::Malformed), count(Part::Good) + count(Part::Late))
 }
 
-/// The packets of a load. The devices publish in turn.
-pub fn load(messages: u64, content: Content) -> Box<dyn Iterator<Item = Vec<u8>> + Send> {
-    let packets = (0..messages).map(move |message| {
+/// The messages of a load. The devices publish in turn.
+pub fn load(messages: u64, content: Content) -> Load {
+    let load = (0..messages).map(move |message| {
         let (device, payload) = match content {
             Content::Readings(1) => (message, reading(message, START + message * STEP)),
             Content::Readings(readings) => {
@@ -70,13 +75,15 @@ pub fn load(messages: u64, content: Content) -> Box<dyn Iterator<Item = Vec<u8>>
             Content::Live => (message, reading(message, now())),
             Content::Mixed => mixed(message),
         };
-        publish(message, &format!("devices/device-{}/telemetry", device % DEVICES), &payload)
+        let mut publish = Publish::new(format!("devices/device-{}/telemetry", device % DEVICES), QoS::AtLeastOnce, payload, None);
+        publish.pkid = u16::try_from(message % 65_535 + 1).unwrap_or(1);
+        publish
     });
     if content == Content::Live {
-        return Box::new(packets);
+        return Box::new(load);
     }
-    // Encoded in advance, so that the loader uses little processor time.
-    Box::new(packets.collect::<Vec<_>>().into_iter())
+    // Prepared in advance, so that the loader uses little processor time.
+    Box::new(load.collect::<Vec<_>>().into_iter())
 }
 
 fn mixed(message: u64) -> (u64, String) {
@@ -117,7 +124,7 @@ fn values(number: u64) -> (f64, f64) {
     ((number % 1_999) as f64 / 100.0, 20.0 + (number % 777) as f64 / 10.0)
 }
 
-/// A reading, some 112 bytes long.
+/// A reading of about 112 bytes.
 fn reading(number: u64, time: u64) -> String {
     let (rms, temperature) = values(number);
     format!(r#"{{"ts":{time},"rms":{rms},"temperature":{temperature},"state":"running","count":{number},"firmware":"2.14.3","rssi":-61}}"#)

@@ -2,19 +2,19 @@
 //! L1 is a binary COPY of the same rows into the same table, 10,000 rows per transaction; L2 is a subscriber that
 //! only counts and acknowledges.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is for people")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints its results")]
 #![allow(clippy::cast_precision_loss, reason = "rates")]
 
 mod consumer;
 mod faults;
 mod load;
 mod measure;
-mod packet;
 mod parts;
+mod publisher;
 mod run;
+mod subscriber;
 
 use std::fmt;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -23,9 +23,13 @@ use self::consumer::Kind;
 use self::faults::Victim;
 use self::load::{Content, mixture};
 use self::measure::{Line, Measured, median};
-use self::packet::Client as Mqtt;
-use self::parts::{Database, Queues, TOPIC, now};
+use self::parts::{Database, Queues, client_runtime, now};
 use self::run::Bench;
+use self::subscriber::Subscriber;
+
+/// As in the worker. It matters for the subscriber with the client library, which allocates for each message.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Readings per message in scenario B.
 const READINGS: u64 = 100;
@@ -58,9 +62,15 @@ struct Arguments {
     #[arg(long = "scenario", value_enum)]
     scenarios: Vec<Scenario>,
 
-    /// Consumers to measure; default: worker, Telegraf, Python and Node-RED, and in F all three Telegraf variants
+    /// Consumers to measure; default: worker, Telegraf, Python and Node-RED, and in F all three Telegraf variants; none if only
+    /// subscribers are given
     #[arg(long = "consumer", value_enum)]
     consumers: Vec<Kind>,
+
+    /// Subscribers to measure in A and C, which only count and acknowledge (L2); the first one is the limit; default: immediate, and
+    /// in A collecting
+    #[arg(long = "subscriber", value_enum)]
+    subscribers: Vec<Subscriber>,
 
     /// Where the broker stores the queues of A to D; default: in memory, then, for the worker, with durability Process
     #[arg(long, value_enum)]
@@ -72,13 +82,13 @@ struct Arguments {
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Scenario {
-    /// One reading a message
+    /// One reading per message
     A,
-    /// A hundred readings a message
+    /// One hundred readings per message
     B,
-    /// Drain of a queue
+    /// A consumer drains a queue
     C,
-    /// Paced at half of A: from publish to commit
+    /// Latency from publish to commit, at half of the rate in A
     D,
     /// Consumer, database and broker are killed under load
     E,
@@ -88,40 +98,38 @@ enum Scenario {
 
 #[derive(Subcommand)]
 enum Internal {
-    /// Counts and acknowledges (the process of L2)
+    /// The process of a counting subscriber
     #[command(hide = true)]
-    Count { port: u16, messages: u64, subscribe: String, pause_milliseconds: u64 },
+    Count { subscriber: Subscriber, port: u16, messages: u64, subscribe: String },
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    if let Some(Internal::Count { port, messages, subscribe, pause_milliseconds }) = arguments.command {
-        let pause = Duration::from_millis(pause_milliseconds);
-        return count(port, messages, subscribe == "true", (!pause.is_zero()).then_some(pause));
+    if let Some(Internal::Count { subscriber, port, messages, subscribe }) = arguments.command {
+        return count(subscriber, port, messages, subscribe == "true");
     }
+    tokio::runtime::Runtime::new()?.block_on(run(arguments))
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let database = Database::start().await?;
     let mut run = Run { bench: Bench { database, queues: Queues::Memory }, arguments };
     let queues = run.arguments.queues;
     run.rates(queues.unwrap_or(Queues::Memory), &run.consumers(&[])).await?;
     run.faults().await?;
-    if queues.is_none() {
+    if queues.is_none() && !run.only_subscribers() {
         run.rates(Queues::Process, &[Kind::Worker]).await?;
     }
     Ok(())
 }
 
-/// Counts, prints the time of the last message, and waits until its resource use has been read.
-fn count(port: u16, messages: u64, subscribe: bool, pause: Option<Duration>) -> anyhow::Result<()> {
-    let mut client = Mqtt::connect(port, "counter", false)?;
-    if subscribe {
-        // Otherwise the session is there already, and messages come at once.
-        client.subscribe(TOPIC)?;
-    }
-    client.count(messages, pause)?;
+/// Counts, prints the time of the last message, and waits until the benchmark has read its resource use.
+fn count(subscriber: Subscriber, port: u16, messages: u64, subscribe: bool) -> anyhow::Result<()> {
+    client_runtime()?.block_on(subscriber.count(port, messages, subscribe))?;
     eprintln!("{}", now());
-    std::thread::park();
-    Ok(())
+    loop {
+        std::thread::park();
+    }
 }
 
 /// A run of the benchmark.
@@ -135,14 +143,27 @@ impl Run {
         self.arguments.scenarios.is_empty() || self.arguments.scenarios.contains(&scenario)
     }
 
-    /// Whom to measure; says who is not there.
-    fn consumers(&self, beyond: &[Kind]) -> Vec<Kind> {
+    fn only_subscribers(&self) -> bool {
+        self.arguments.consumers.is_empty() && !self.arguments.subscribers.is_empty()
+    }
+
+    /// The selected subscribers, or the default ones.
+    fn subscribers(&self, default: &[Subscriber]) -> Vec<Subscriber> {
+        let selected = &self.arguments.subscribers;
+        if selected.is_empty() { default.to_vec() } else { selected.clone() }
+    }
+
+    /// The selected consumers; by default the usual ones and `more`. Prints which of them are not installed.
+    fn consumers(&self, more: &[Kind]) -> Vec<Kind> {
+        if self.only_subscribers() {
+            return Vec::new();
+        }
         let mut kinds = self.arguments.consumers.clone();
         if kinds.is_empty() {
-            kinds = [&[Kind::Worker, Kind::Telegraf, Kind::Python, Kind::NodeRed], beyond].concat();
+            kinds = [&[Kind::Worker, Kind::Telegraf, Kind::Python, Kind::NodeRed], more].concat();
         }
-        for kind in kinds.extract_if(.., |kind| !kind.is_there()) {
-            println!("{kind} is not measured: it could not be built here.\n");
+        for kind in kinds.extract_if(.., |kind| !kind.is_installed()) {
+            println!("{kind} is not measured: it could not be built on this machine.\n");
         }
         kinds
     }
@@ -154,26 +175,28 @@ impl Run {
         if [Scenario::A, Scenario::B, Scenario::C, Scenario::D].iter().all(|scenario| !self.wants(*scenario)) {
             return Ok(());
         }
-        let held = if queues == Queues::Memory { "in memory" } else { "durability Process" };
-        println!("Queues of the broker: {held}\n\n{}", measure::HEAD);
+        let storage = if queues == Queues::Memory { "in memory" } else { "durability Process" };
+        println!("Queues of the broker: {storage}\n\n{}", measure::HEADER);
         let mut paces = Vec::new();
         if self.wants(Scenario::A) {
-            let subjects = [&[Subject::Count, Subject::Gather], &*consumers(kinds)].concat();
-            paces = self.compare("A: one reading a message, messages/s", &subjects, messages, Content::Readings(1)).await?;
+            let limits = self.subscribers(&[Subscriber::Immediate, Subscriber::Collecting]);
+            let subjects: Vec<Subject> = limits.into_iter().map(Subject::Count).chain(kinds.iter().copied().map(Subject::Load)).collect();
+            paces = self.compare("A: one reading per message, messages/s", &subjects, messages, Content::Readings(1)).await?;
         }
-        if self.wants(Scenario::B) {
-            let subjects = [&[Subject::Copy], &*consumers(kinds)].concat();
-            self.compare("B: 100 readings a message, rows/s", &subjects, rows, Content::Readings(READINGS)).await?;
+        if self.wants(Scenario::B) && !self.only_subscribers() {
+            let subjects: Vec<Subject> = [Subject::Copy].into_iter().chain(kinds.iter().copied().map(Subject::Load)).collect();
+            self.compare("B: 100 readings per message, rows/s", &subjects, rows, Content::Readings(READINGS)).await?;
         }
         if self.wants(Scenario::C) {
-            let drains: Vec<Subject> = kinds.iter().map(|kind| Subject::Drain(*kind)).collect();
-            let subjects = [&[Subject::CountQueue], &*drains].concat();
+            let limits = self.subscribers(&[Subscriber::Immediate]);
+            let drains = kinds.iter().copied().map(Subject::Drain);
+            let subjects: Vec<Subject> = limits.into_iter().map(Subject::CountQueue).chain(drains).collect();
             self.compare("C: drain of a queue, messages/s", &subjects, queued, Content::Readings(1)).await?;
         }
         if self.wants(Scenario::D) {
             for kind in kinds {
                 let pace = paces.iter().find(|(measured, _)| measured == kind).map_or(PACE, |(_, rate)| rate / 2.0);
-                let name = format!("D: from publish to commit, at {} messages/s", measure::thousands(pace));
+                let name = format!("D: latency from publish to commit, at {} messages/s", measure::thousands(pace));
                 self.compare(&name, &[Subject::Pace(*kind, pace)], messages / 2, Content::Live).await?;
             }
         }
@@ -181,8 +204,8 @@ impl Run {
         Ok(())
     }
 
-    /// Measures these in turn, so that all of them see the same machine, and prints a line for each. The first one is the limit.
-    /// The rates of the consumers.
+    /// Measures the subjects one after another in each round, so that a change of the machine's speed affects all of them. Prints a
+    /// line for each. The first subject is the limit, unless it is a consumer. Returns the rates of the consumers.
     async fn compare(&mut self, name: &str, subjects: &[Subject], count: u64, content: Content) -> anyhow::Result<Vec<(Kind, f64)>> {
         let mut measured = vec![Vec::new(); subjects.len()];
         for _ in 0..self.arguments.rounds.max(1) {
@@ -194,8 +217,8 @@ impl Run {
         let found: Vec<(Subject, Measured)> = subjects.iter().copied().zip(medians).collect();
         let worker = found.iter().find(|(subject, _)| subject.kind() == Some(Kind::Worker)).map(|(_, measured)| *measured);
         let limit = found.first().filter(|(subject, _)| subject.kind().is_none()).map(|(_, measured)| *measured);
-        for (subject, measured) in &found {
-            let limit = if subject.is_limit() { None } else { limit };
+        for (index, (subject, measured)) in found.iter().enumerate() {
+            let limit = if index == 0 { None } else { limit };
             let worker = if subject.kind().is_none_or(|kind| kind == Kind::Worker) { None } else { worker };
             println!("{}", Line { scenario: name, name: subject, measured: *measured, limit, worker });
         }
@@ -206,22 +229,22 @@ impl Run {
     async fn faults(&mut self) -> anyhow::Result<()> {
         let messages = self.arguments.messages;
         if self.wants(Scenario::E) {
-            println!("{}", faults::HEAD);
+            println!("{}", faults::HEADER);
             for victim in [Victim::Consumer, Victim::Database, Victim::Broker] {
                 for kind in self.consumers(&[]) {
-                    let left = self.bench.kill(kind, victim, messages).await?;
-                    println!("{}", left.line(&format!("E: kill -9 of the {victim}"), kind));
+                    let outcome = self.bench.kill(kind, victim, messages).await?;
+                    println!("{}", outcome.line(&format!("E: kill -9 of the {victim}"), kind));
                 }
             }
             println!();
         }
         if self.wants(Scenario::F) {
             let (malformed, valid) = mixture(messages);
-            println!("{messages} messages, of which {malformed} are malformed; {valid} valid readings.\n\n{}", faults::HEAD);
+            println!("{messages} messages, of which {malformed} are malformed; {valid} valid readings.\n\n{}", faults::HEADER);
             self.bench.queues = Queues::Memory;
             for kind in self.consumers(&[Kind::TelegrafUnique, Kind::TelegrafTrigger]) {
-                let left = self.bench.mix(kind, messages).await?;
-                println!("{}", left.line("F: repeated, malformed, late", kind));
+                let outcome = self.bench.mix(kind, messages).await?;
+                println!("{}", outcome.line("F: repeated, malformed, late", kind));
             }
             println!();
         }
@@ -229,24 +252,21 @@ impl Run {
     }
 }
 
-/// What one measurement is of.
+/// The subject of a measurement.
 #[derive(Clone, Copy)]
 enum Subject {
-    /// L2
-    Count,
-    /// L2 that gathers its acknowledgements
-    Gather,
-    /// L2 of a drain
-    CountQueue,
+    /// L2 of A
+    Count(Subscriber),
+    /// L2 of C
+    CountQueue(Subscriber),
     /// L1
     Copy,
+    /// A consumer in A or B
     Load(Kind),
+    /// A consumer in C
     Drain(Kind),
+    /// A consumer in D, at this rate
     Pace(Kind, f64),
-}
-
-fn consumers(kinds: &[Kind]) -> Vec<Subject> {
-    kinds.iter().map(|kind| Subject::Load(*kind)).collect()
 }
 
 impl Subject {
@@ -257,15 +277,10 @@ impl Subject {
         }
     }
 
-    fn is_limit(self) -> bool {
-        matches!(self, Self::Count | Self::CountQueue | Self::Copy)
-    }
-
     async fn measure(self, bench: &Bench, count: u64, content: Content) -> anyhow::Result<Measured> {
         match self {
-            Self::Count => bench.count(count, false),
-            Self::Gather => bench.count(count, true),
-            Self::CountQueue => bench.count_queue(count),
+            Self::Count(subscriber) => bench.count(subscriber, count).await,
+            Self::CountQueue(subscriber) => bench.count_queue(subscriber, count).await,
             Self::Copy => bench.copy(count, READINGS).await,
             Self::Load(kind) => bench.load(kind, count, content, None).await,
             Self::Drain(kind) => bench.drain(kind, count).await,
@@ -277,8 +292,7 @@ impl Subject {
 impl fmt::Display for Subject {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Count | Self::CountQueue => formatter.write_str("L2: counting subscriber"),
-            Self::Gather => formatter.write_str("L2, acknowledging every 4 ms"),
+            Self::Count(subscriber) | Self::CountQueue(subscriber) => subscriber.fmt(formatter),
             Self::Copy => formatter.write_str("L1: COPY alone"),
             Self::Load(kind) | Self::Drain(kind) | Self::Pace(kind, _) => kind.fmt(formatter),
         }

@@ -24,7 +24,7 @@ pub struct Measured {
     pub lost: u64,
 }
 
-/// What the parts had used.
+/// Processor times at the beginning of a measurement, in seconds.
 pub struct Before {
     consumer: f64,
     broker: f64,
@@ -32,13 +32,13 @@ pub struct Before {
 }
 
 impl Before {
-    /// From now on.
+    /// Reads the processor times.
     pub fn now(consumer: Option<&Consumer>, broker: &Broker, database: &Database) -> anyhow::Result<Self> {
         let consumer = consumer.map(|consumer| consumer.process.usage()).transpose()?.map_or(0.0, |usage| usage.processor);
         Ok(Self { consumer, broker: broker.processor(), database: database.processor() })
     }
 
-    /// Until now: so many messages with so many rows, at this rate.
+    /// The measurement from then until now, with these numbers of messages and rows and this rate.
     pub fn until(
         &self,
         consumer: &Consumer,
@@ -60,28 +60,28 @@ impl Before {
     }
 }
 
-/// The median of several; of all else what belongs to it.
+/// The measurement with the median rate.
 pub fn median(mut measured: Vec<Measured>) -> Option<Measured> {
     measured.sort_by(|one, other| one.rate.total_cmp(&other.rate));
-    // The first of two is the slower one.
+    // Of two measurements the slower one.
     measured.get(measured.len().saturating_sub(1) / 2).copied()
 }
 
 /// The head of the table.
-pub const HEAD: &str = "| | | rate | of the limit | of the worker | consumer, a message | database, a row | broker, a message | consumer's memory |\n\
+pub const HEADER: &str = "| | | rate | relative to limit | relative to worker | consumer, per message | database, per row | broker, per message | memory |\n\
                         |---|---|---:|---:|---:|---:|---:|---:|---:|";
 
 /// A line of the table.
 pub struct Line<'a> {
-    /// What is measured.
+    /// The scenario.
     pub scenario: &'a str,
-    /// Whose it is.
+    /// The subject.
     pub name: &'a dyn fmt::Display,
-    /// What was measured.
+    /// The measurement.
     pub measured: Measured,
-    /// The limit.
+    /// The measurement of the limit.
     pub limit: Option<Measured>,
-    /// The worker's.
+    /// The measurement of the worker.
     pub worker: Option<Measured>,
 }
 

@@ -7,14 +7,19 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use bytes::Bytes;
 use clap::ValueEnum;
+use fleetwright::mqtt::login::Login;
 use tempfile::TempDir;
+use tokio::runtime::{self, Runtime};
 use tokio_postgres::{Client, NoTls};
 
-/// Maximum start time of a process.
-pub const START: Duration = Duration::from_mins(1);
+use crate::subscriber::Subscriber;
 
-/// What consumers subscribe to.
+/// Maximum start time of a process.
+pub const MAX_START: Duration = Duration::from_mins(1);
+
+/// The topic filter of the consumers.
 pub const TOPIC: &str = "devices/+/telemetry";
 
 /// A process that ends on drop.
@@ -33,14 +38,19 @@ pub struct Usage {
 }
 
 impl Process {
-    /// Starts it; what it says goes to a file.
+    /// Starts a process. Its standard error goes to the log.
     pub fn start(command: &mut Command, log: &Path) -> anyhow::Result<Self> {
         let log = File::options().create(true).append(true).open(log)?;
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("failed to start a part")?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("failed to start {}", command.get_program().display()))?;
         Ok(Self { child, interrupt: false })
     }
 
-    /// What it has used so far.
+    /// Its resource use since its start.
     pub fn usage(&self) -> anyhow::Result<Usage> {
         let id = self.child.id();
         let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
@@ -55,21 +65,21 @@ impl Process {
         let numbers = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         let processes = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         let children = processes.filter(|process| ticks(*process, 1..2).is_some_and(|parent| (parent * 100.0 - f64::from(id)).abs() < 0.5));
-        // Of the process itself also what its children used that have ended.
+        // Including the ended children of the process itself.
         ticks(id, 11..15).unwrap_or(0.0) + children.filter_map(|child| ticks(child, 11..13)).sum::<f64>()
     }
 
-    /// Kills it, as a failing machine would.
+    /// Kills the process with SIGKILL.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
-        // It is gone, and its number may be another's.
+        // The process identifier may belong to another process now.
         self.interrupt = false;
         Ok(())
     }
 }
 
-/// A sum of fields of `proc_pid_stat(5)`, which are hundredths of a second; counted from behind the name, so that field 14 is 11.
+/// A sum of fields of `proc_pid_stat(5)`, which are hundredths of a second. Counted after the name, so that field 14 has the index 11.
 fn ticks(process: u32, fields: std::ops::Range<usize>) -> Option<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     let values = stat.rsplit(')').next()?.split_whitespace().skip(fields.start).take(fields.len());
@@ -96,26 +106,26 @@ pub fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// Waits until somebody listens.
+/// Waits until a process listens on this port.
 pub fn await_port(port: u16) -> anyhow::Result<()> {
     let started = Instant::now();
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        ensure!(started.elapsed() < START, "nothing answers on port {port}");
+        ensure!(started.elapsed() < MAX_START, "nothing answers on port {port}");
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
 }
 
-/// Where the broker keeps its queues.
+/// Where the broker stores its queues.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Queues {
     /// In memory
     Memory,
-    /// On disk, so that a killed process loses nothing: `durability: Process` of a Gateway
+    /// On disk, so that the broker loses nothing if it is killed: `durability: Process` of a Gateway
     Process,
 }
 
-/// Mosquitto, with queues without bounds.
+/// Mosquitto with unlimited queues.
 pub struct Broker {
     /// Port.
     pub port: u16,
@@ -128,7 +138,7 @@ impl Broker {
     pub fn start(queues: Queues) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let port = free_port()?;
-        // As a Gateway of that durability renders it.
+        // As in the configuration of a Gateway with this durability.
         let persistence = match queues {
             Queues::Memory => "persistence false\n".to_owned(),
             Queues::Process => format!(
@@ -150,17 +160,21 @@ impl Broker {
         Process::start(Command::new(script()).args(["mosquitto", "-c"]).arg(folder.join("mosquitto.conf")), &folder.join("log"))
     }
 
-    /// Waits until somebody has subscribed.
+    /// Waits until a client has subscribed.
     pub fn await_subscriber(&self) -> anyhow::Result<()> {
         let started = Instant::now();
         while !std::fs::read_to_string(self.folder.path().join("log"))?.contains(TOPIC) {
-            ensure!(started.elapsed() < START, "nobody subscribes");
+            ensure!(
+                started.elapsed() < MAX_START,
+                "expected a subscription to {TOPIC} within {} s, found none in the broker's log",
+                MAX_START.as_secs()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
     }
 
-    /// Kills it and starts it again.
+    /// Kills the broker and starts it again.
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.process.kill()?;
         self.process = Self::run(self.folder.path())?;
@@ -173,7 +187,7 @@ impl Broker {
     }
 }
 
-/// PostgreSQL with TimescaleDB, synchronous to its disk.
+/// PostgreSQL with TimescaleDB. Commits are synchronous.
 pub struct Database {
     port: u16,
     process: Process,
@@ -202,28 +216,28 @@ impl Database {
     async fn await_answer(&self) -> anyhow::Result<()> {
         let started = Instant::now();
         while self.client().await.is_err() {
-            ensure!(started.elapsed() < START, "PostgreSQL does not answer");
+            ensure!(started.elapsed() < MAX_START, "PostgreSQL does not answer");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(())
     }
 
-    /// Kills it and starts it again.
+    /// Kills PostgreSQL and starts it again.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         self.process.kill()?;
         let started = Instant::now();
         loop {
-            // Refused while a process of the killed one still holds its shared memory.
+            // The start fails while a process of the killed server still uses its shared memory.
             self.process = Self::run(self.folder.path(), self.port)?;
             tokio::time::sleep(Duration::from_millis(500)).await;
             if self.process.child.try_wait()?.is_none() {
                 return self.await_answer().await;
             }
-            ensure!(started.elapsed() < START, "PostgreSQL does not start again");
+            ensure!(started.elapsed() < MAX_START, "PostgreSQL does not start again");
         }
     }
 
-    /// URI of its database.
+    /// URI of the database.
     pub fn uri(&self) -> String {
         format!("postgresql://postgres@127.0.0.1:{}/postgres?sslmode=disable", self.port)
     }
@@ -241,36 +255,60 @@ impl Database {
     }
 }
 
-/// A subscriber that counts and acknowledges, as a process of its own.
+/// The process of a counting subscriber.
 pub struct Counter {
-    /// Its process, which stays until it is dropped.
+    /// The process. It runs until it is dropped.
     pub process: Process,
     folder: TempDir,
 }
 
 impl Counter {
-    /// Starts it. It subscribes, or takes the session that is there; its session is kept by the broker as a worker's is.
-    /// Acknowledges what it reads, or what came within each `pause`.
-    pub fn start(broker: &Broker, messages: u64, subscribe: bool, pause: Option<Duration>) -> anyhow::Result<Self> {
+    /// Starts the process. It subscribes, or resumes the existing session.
+    pub fn start(subscriber: Subscriber, broker: &Broker, messages: u64, subscribe: bool) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let mut command = Command::new(std::env::current_exe()?);
-        let pause = pause.map_or(0, |pause| pause.as_millis());
-        command.args(["count", &broker.port.to_string(), &messages.to_string(), &subscribe.to_string(), &pause.to_string()]);
+        command.args(["count", &subscriber.argument(), &broker.port.to_string(), &messages.to_string(), &subscribe.to_string()]);
         Ok(Self { process: Process::start(&mut command, &folder.path().join("log"))?, folder })
     }
 
-    /// Waits for the last message, and says when it came, in seconds since 1970.
+    /// Waits for the last message. Returns its time, in seconds since 1970.
     pub fn await_end(&self) -> anyhow::Result<f64> {
         let started = Instant::now();
         loop {
-            let said = std::fs::read_to_string(self.folder.path().join("log"))?;
-            if let Some(line) = said.strip_suffix('\n') {
-                return line.parse().with_context(|| format!("the counter says: {line}"));
+            let log = std::fs::read_to_string(self.folder.path().join("log"))?;
+            if let Some(line) = log.strip_suffix('\n') {
+                return line.parse().with_context(|| format!("expected a time from the counting subscriber, found: {line}"));
             }
-            ensure!(started.elapsed() < 5 * START, "the counter does not get all messages");
+            ensure!(
+                started.elapsed() < 5 * MAX_START,
+                "the counting subscriber has not received all messages within {} s",
+                5 * MAX_START.as_secs()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// A login at the broker, which accepts any user name.
+pub fn login(port: u16, client_id: &str) -> Login {
+    Login {
+        host: Ipv4Addr::LOCALHOST.to_string(),
+        port,
+        client_id: client_id.to_owned(),
+        username: client_id.to_owned(),
+        password: Bytes::new(),
+        tls: None,
+    }
+}
+
+/// A runtime with one thread, because a client has one connection.
+pub fn client_runtime() -> std::io::Result<Runtime> {
+    runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// Runs a client on a thread of its own.
+pub async fn run_client<F: Future<Output = anyhow::Result<()>>>(client: impl FnOnce() -> F + Send + 'static) -> anyhow::Result<()> {
+    tokio::task::spawn_blocking(move || client_runtime()?.block_on(client())).await?
 }
 
 /// Seconds since 1970.

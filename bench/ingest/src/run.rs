@@ -10,53 +10,53 @@ use tokio_postgres::Client;
 use crate::consumer::Kind;
 use crate::load::{COPY_ROWS, Content, load, rows};
 use crate::measure::{Before, Measured};
-use crate::packet::Client as Mqtt;
-use crate::parts::{Broker, Counter, Database, Queues, TOPIC, now};
+use crate::parts::{Broker, Counter, Database, Queues, now};
+use crate::publisher::publish;
+use crate::subscriber::{Subscriber, create_session};
 
-/// How long nothing may be stored before the rest is taken for lost. Every consumer tries a database or a broker that was away
-/// again at least once in it.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time without new rows after which the missing rows are lost. Within this time, every consumer reconnects at least once to a
+/// database or a broker that was restarted.
+const MAX_WAIT: Duration = Duration::from_secs(10);
 
-/// How long nothing is stored before it is counted whether that is all.
+/// Time without new rows before they are counted.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// The window in which the second counting subscriber gathers its acknowledgements: the shortest time between two transactions
-/// of the worker.
-const GATHERING: Duration = Duration::from_millis(4);
-
-/// What measurements share.
+/// The components that all measurements share.
 pub struct Bench {
+    /// PostgreSQL.
     pub database: Database,
+    /// Where the broker stores its queues.
     pub queues: Queues,
 }
 
-/// What is stored.
+/// The stored rows.
 pub struct Stored {
+    /// Number of rows.
     pub rows: u64,
-    /// When the last row was committed, in seconds since 1970.
+    /// Time of the last commit, in seconds since 1970.
     pub last: f64,
 }
 
 impl Bench {
-    /// L2: a load that is counted and acknowledged, at each read or gathered.
-    pub fn count(&self, messages: u64, gathered: bool) -> anyhow::Result<Measured> {
+    /// L2 of A: a load that is counted and acknowledged.
+    pub async fn count(&self, subscriber: Subscriber, messages: u64) -> anyhow::Result<Measured> {
         let broker = Broker::start(self.queues)?;
-        let packets = load(messages, Content::Readings(1));
-        let counter = Counter::start(&broker, messages, true, gathered.then_some(GATHERING))?;
+        let load = load(messages, Content::Readings(1));
+        let counter = Counter::start(subscriber, &broker, messages, true)?;
         broker.await_subscriber()?;
         let begun = now();
-        Mqtt::connect(broker.port, "loader", true)?.publish(packets, None)?;
+        publish(broker.port, load, None).await?;
         Self::counted(&counter, &broker, messages, begun, 0.0)
     }
 
-    /// L2 of the drain: a queue that is counted and acknowledged.
-    pub fn count_queue(&self, messages: u64) -> anyhow::Result<Measured> {
+    /// L2 of C: a queue that is counted and acknowledged.
+    pub async fn count_queue(&self, subscriber: Subscriber, messages: u64) -> anyhow::Result<Measured> {
         let broker = Broker::start(self.queues)?;
-        // Makes the session.
-        Mqtt::connect(broker.port, "counter", false)?.subscribe(TOPIC)?;
-        Mqtt::connect(broker.port, "loader", true)?.publish(load(messages, Content::Readings(1)), None)?;
+        create_session(broker.port).await?;
+        broker.await_subscriber()?;
+        publish(broker.port, load(messages, Content::Readings(1)), None).await?;
         let (before, begun) = (broker.processor(), now());
-        let counter = Counter::start(&broker, messages, false, None)?;
+        let counter = Counter::start(subscriber, &broker, messages, false)?;
         Self::counted(&counter, &broker, messages, begun, before)
     }
 
@@ -87,18 +87,18 @@ impl Bench {
         Ok(Measured { rate, database: (self.database.processor() - before) * 1e6 / count as f64, ..Measured::default() })
     }
 
-    /// A, B and D: a consumer under load. Rows count.
+    /// A, B and D: a consumer under load. The rate is that of the rows.
     pub async fn load(&self, kind: Kind, rows: u64, content: Content, pace: Option<f64>) -> anyhow::Result<Measured> {
         let client = kind.prepare(&self.database).await?;
         let broker = Broker::start(self.queues)?;
         let readings = if let Content::Readings(readings) = content { readings } else { 1 };
         let consumer = kind.start(&broker, &self.database, readings)?;
         consumer.await_ready(&broker)?;
-        let (port, messages) = (broker.port, rows / readings);
-        let packets = load(messages, content);
+        let messages = rows / readings;
+        let load = load(messages, content);
         let before = Before::now(Some(&consumer), &broker, &self.database)?;
         let begun = now();
-        tokio::task::spawn_blocking(move || Mqtt::connect(port, "loader", true)?.publish(packets, pace)).await??;
+        publish(broker.port, load, pace).await?;
         let stored = self.settle(&client, rows).await?;
         let rate = stored.rows as f64 / (stored.last - begun);
         let measured = before.until(&consumer, &broker, &self.database, (messages, rows), rate)?;
@@ -106,16 +106,14 @@ impl Bench {
         Ok(Measured { latency, lost: rows.saturating_sub(stored.rows), ..measured })
     }
 
-    /// C: a consumer comes back to a full queue.
+    /// C: a consumer starts again, and its queue is full.
     pub async fn drain(&self, kind: Kind, messages: u64) -> anyhow::Result<Measured> {
         let client = kind.prepare(&self.database).await?;
         let broker = Broker::start(self.queues)?;
         let consumer = kind.start(&broker, &self.database, 1)?;
         consumer.await_ready(&broker)?;
         drop(consumer);
-        let packets = load(messages, Content::Readings(1));
-        let port = broker.port;
-        tokio::task::spawn_blocking(move || Mqtt::connect(port, "loader", true)?.publish(packets, None)).await??;
+        publish(broker.port, load(messages, Content::Readings(1)), None).await?;
         let before = Before::now(None, &broker, &self.database)?;
         let begun = now();
         let consumer = kind.start(&broker, &self.database, 1)?;
@@ -125,8 +123,8 @@ impl Bench {
         Ok(Measured { lost: messages.saturating_sub(stored.rows), ..measured })
     }
 
-    /// Waits until so many rows are stored, or no more come. The size of the table is looked at meanwhile, not the rows, for that
-    /// would take the database's processor.
+    /// Waits until this number of rows is stored, or no more arrive. Polls the size of the table, because counting the rows would use
+    /// the database's processor.
     pub async fn settle(&self, client: &Client, rows: u64) -> anyhow::Result<Stored> {
         let (mut size, mut since, mut counted) = (-1, Instant::now(), Instant::now());
         loop {
@@ -138,10 +136,10 @@ impl Bench {
                 (size, since) = (found, Instant::now());
             }
             let quiet = since.elapsed();
-            if quiet > QUIET && (counted.elapsed() > 2 * QUIET || quiet > PATIENCE) {
+            if quiet > QUIET && (counted.elapsed() > 2 * QUIET || quiet > MAX_WAIT) {
                 let count: i64 = client.query_one("SELECT count(*) FROM load", &[]).await?.get(0);
                 counted = Instant::now();
-                if u64::try_from(count)? >= rows || quiet > PATIENCE {
+                if u64::try_from(count)? >= rows || quiet > MAX_WAIT {
                     let last = "SELECT COALESCE(max(extract(epoch FROM pg_xact_commit_timestamp(xmin))), 0)::float8 FROM load";
                     return Ok(Stored { rows: u64::try_from(count)?, last: client.query_one(last, &[]).await?.get(0) });
                 }
@@ -151,7 +149,7 @@ impl Bench {
     }
 }
 
-/// From publish to commit, median and 99th percentile, in milliseconds.
+/// Latency from publish to commit: median and 99th percentile, in milliseconds.
 async fn latency(client: &Client) -> anyhow::Result<(f64, f64)> {
     let row = client
         .query_one(
@@ -161,5 +159,5 @@ async fn latency(client: &Client) -> anyhow::Result<(f64, f64)> {
         )
         .await?;
     let found: Vec<f64> = row.get(0);
-    found.first().zip(found.get(1)).map(|(middle, late)| (*middle, *late)).context("no row")
+    found.first().zip(found.get(1)).map(|(middle, late)| (*middle, *late)).context("expected two percentiles, found fewer")
 }
