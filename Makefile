@@ -1,38 +1,41 @@
-# What one does with Fleetwright. Each target is a script of scripts/ or e2e/, which says more.
+# The commands for users and developers. Each one runs a script in scripts/ or e2e/, which documents its options.
 .DEFAULT_GOAL := help
-.PHONY: help demo down shell logs test unit e2e fmt image crds
+.PHONY: help demo down shell logs test unit e2e fuzz fmt image crds
 
-help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: ## a living fleet on a local Kubernetes, from a fresh clone
+demo: ## start a demonstration fleet on a local Kubernetes
 	@scripts/demo.sh
 
-down: ## removes the demonstration, and leaves nothing behind
+down: ## remove the demonstration
 	@scripts/demo.sh down
 
-shell: ## a shell that reaches the fleet; or one command: make shell CMD='kubectl get fleet'
+shell: ## open a shell with access to the fleet; one command: make shell CMD='kubectl get fleet'
 	@CMD="$${CMD:-}"; scripts/demo.sh shell "$$CMD"
 
-logs: ## what the operator says
+logs: ## operator logs
 	@scripts/demo.sh logs
 
-test: ## everything that must hold; KEEP=1 leaves the cluster of the tests
+test: ## run all tests; KEEP=1 keeps the cluster
 	@scripts/test.sh
 
-unit: ## the quick tests alone: no cluster, no broker, no database
+unit: ## run the unit and property tests: no cluster, broker or database
 	@scripts/test.sh unit
 
-e2e: ## the tests on the local Kubernetes alone; TEST=name for some of them
+e2e: ## run the end-to-end tests on a local Kubernetes; TEST=name selects tests
 	@scripts/test.sh e2e
 
-fmt: ## formats the sources
+fuzz: ## fuzz all parsers, one minute each; TARGET=name selects one
+	@scripts/fuzz.sh $${TARGET:-}
+
+fmt: ## format the sources
 	@cargo fmt --all
 	@gofmt -w e2e/health e2e/cert-manager
 
-image: ## builds the images and prints where they are
+image: ## build the images and print their paths
 	@cargo build --locked --release --bin fleetwright
 	@e2e/images.sh archive fleetwright mosquitto timescaledb
 
-crds: ## writes the CRDs, and their reference, that the types of src/api make
+crds: ## generate the CRDs and their reference from the types in src/api
 	@cargo run --locked -- crds --output crds/ --reference docs/reference.md

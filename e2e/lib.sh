@@ -1,19 +1,19 @@
 # shellcheck shell=bash
-# What the scripts of this folder share: messages with times, the cache, system packages, the Debian base.
-# Source it; it sets ROOT (the clone) and CACHE (outside the clone, so that a second clone builds nothing again).
+# Functions of the scripts in this folder: messages with times, the cache, system packages, the Debian base.
+# Source it. It sets ROOT (the clone) and CACHE (outside the clone, so that several clones share it).
 
 shopt -s inherit_errexit
 
-# shellcheck disable=SC2034  # for those who source this
+# shellcheck disable=SC2034  # used by the scripts that source this file
 ROOT=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 CACHE=${FLEETWRIGHT_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/fleetwright}
-DEBIAN_SUITE=forky                     # the first Debian with Mosquitto 2.1, whose SQLite persistence outlives a kill
+DEBIAN_SUITE=forky                     # the first Debian release with Mosquitto 2.1, whose SQLite persistence survives a kill
 
 say()  { printf '%s\n' "$*" >&2; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-# step WHAT COMMAND... : says what is being done, does it, and says how long it took.
-# In a subshell, so that `set -e` holds inside COMMAND too (it would not before `||`): variables set there are gone after it.
+# step WHAT COMMAND... : runs COMMAND and prints how long it took.
+# COMMAND runs in a subshell, so that `set -e` works inside it (it would not before `||`). Its variables are lost.
 step() {
   local what=$1 started=$EPOCHREALTIME status; shift
   say "  $what ..."
@@ -25,14 +25,14 @@ step() {
   return "$status"
 }
 
-# since START : the seconds since then, START being an $EPOCHREALTIME.
+# since START : prints the seconds since START, a value of $EPOCHREALTIME.
 since() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN {printf "%.1f", b - a}'; }
 
-# short_hash: twelve characters that stand for what comes on standard input.
+# short_hash : prints the first twelve characters of the SHA-256 of standard input.
 short_hash() { sha256sum | cut -c1-12; }
 
-# cached NAME WHAT COMMAND... : prints nothing; leaves $CACHE/NAME, made by COMMAND, which gets the path to fill as its last argument.
-# One builder at a time; a build that was cut off leaves only a .partial behind, which the next one removes.
+# cached NAME WHAT COMMAND... : creates $CACHE/NAME unless it exists. COMMAND gets the path to create as its last argument.
+# A lock serializes concurrent builds. An interrupted build leaves a .partial, which the next build removes.
 cached() {
   local name=$1 what=$2 target=$CACHE/$1; shift 2
   [ -e "$target" ] && return
@@ -48,7 +48,7 @@ cached() {
 
 as_root() { [ "$(id -u)" -eq 0 ] || fail "$1 needs root (namespaces and mounts): run it as root"; }
 
-# need COMMAND=PACKAGE... or FILE=PACKAGE... : installs what is missing when it may, or names exactly what to install.
+# need COMMAND=PACKAGE... or FILE=PACKAGE... : installs missing packages as root; otherwise prints their names and fails.
 need() {
   local pair missing=()
   for pair in "$@"; do
@@ -64,13 +64,13 @@ need() {
 
 install_packages() {
   local log=$CACHE/apt.log
-  # Two runs at once would fail on apt's own lock: let the second one wait.
+  # The timeout makes a concurrent run wait for apt's lock.
   { apt-get -o DPkg::Lock::Timeout=600 update -q &&
     DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -qy --no-install-recommends "$@"; } >"$log" 2>&1 ||
     { tail -n 20 "$log" >&2; return 1; }
 }
 
-# debian_mirror: the mirror that this machine's own apt uses for Debian, for it is the one that is known to answer here.
+# debian_mirror : prints the Debian mirror that apt uses on this machine, because it is reachable.
 debian_mirror() {
   local mirror
   mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
@@ -80,7 +80,7 @@ debian_mirror() {
 
 base_hash() { printf '%s\n' "base 2 $DEBIAN_SUITE $(uname -m)" | short_hash; }
 
-# debian_base: prints the folder of a minimal Debian, made once.
+# debian_base : creates a minimal Debian once and prints its folder.
 debian_base() {
   local name; name=base-$(base_hash)
   need debootstrap=debootstrap /usr/share/keyrings/debian-archive-keyring.gpg=debian-archive-keyring 1>&2
@@ -90,13 +90,13 @@ debian_base() {
 
 make_debian_base() {
   local log=$CACHE/debootstrap.log folder
-  folder=$(mktemp -d /var/tmp/fleetwright-base.XXXXXX)     # debootstrap does not bear a space in its path
+  folder=$(mktemp -d /var/tmp/fleetwright-base.XXXXXX)     # debootstrap does not support spaces in this path
   chmod 755 "$folder"
-  # The script is `sid`, since an older debootstrap knows no newer release by its name and all of them are the same.
+  # The script `sid` serves every release; an older debootstrap has no script with the name of a newer release.
   debootstrap --variant=minbase --include=ca-certificates "$DEBIAN_SUITE" "$folder" "$(debian_mirror)" \
     /usr/share/debootstrap/scripts/sid >"$log" 2>&1 || { tail -n 20 "$log" >&2; rm -rf --one-file-system "$folder"; return 1; }
   mv "$folder" "$1"
-  # A mirror that is a frozen copy is older than the date until which its index says it is valid. No service starts in a chroot.
+  # The index of a frozen mirror has expired. policy-rc.d prevents packages from starting services in the chroot.
   echo 'Acquire::Check-Valid-Until "false";' >"$1/etc/apt/apt.conf.d/80frozen-mirror"
   printf '#!/bin/sh\nexit 101\n' >"$1/usr/sbin/policy-rc.d"; chmod 755 "$1/usr/sbin/policy-rc.d"
   rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/*

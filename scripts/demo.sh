@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a clone to a living fleet. `demo.sh down` removes all of it; `demo.sh shell [COMMAND]` opens a shell that reaches it;
-# `demo.sh logs` shows what the operator says.
+# Starts a demonstration fleet. `demo.sh down` removes it. `demo.sh shell [COMMAND]` opens a shell with access to it.
+# `demo.sh logs` prints the operator logs.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -9,22 +9,22 @@ NAMESPACE=fleet-demo
 
 demo() {
   local started=$EPOCHREALTIME
-  say "Fleetwright: the demonstration"
+  say "Fleetwright demonstration"
   build_and_start
   load_images
   step "namespace $NAMESPACE" make_namespace "$NAMESPACE"
   install_charts --set timescaledb.enabled=true --set "timescaledb.namespace=$NAMESPACE"
   step "apply config/demo" apply_fleet
-  step "the database answers" kubectl --namespace "$NAMESPACE" rollout status statefulset/timescaledb --timeout=180s
+  step "the database is ready" kubectl --namespace "$NAMESPACE" rollout status statefulset/timescaledb --timeout=180s
   step "gateways, devices and pipelines are Ready" wait_ready
-  step "the first rows arrive" await_rows
+  step "the first rows are stored" await_rows
   step "all devices are connected" await_connected
   show
   say ""
   say "Done in $(since "$started") s."
 }
 
-# Compiles Rust, and meanwhile builds the cluster's programs and images, which wait for the network more than for a processor.
+# Compiles Rust, and at the same time builds the cluster's programs and images, which mostly wait for the network.
 build_and_start() {
   local failed=0 background
   { cluster up && clients; } & background=$!
@@ -33,10 +33,10 @@ build_and_start() {
   return "$failed"
 }
 
-# clients : psql and those of Mosquitto, for `make shell`. A machine's own serve a cluster that is not local.
+# clients : installs psql and the Mosquitto clients for `make shell`. With another cluster the machine's own clients are used.
 clients() { [ "${CLUSTER:-local}" != local ] || "$ROOT/e2e/parts.sh" prepare >/dev/null; }
 
-# The simulator runs the image just built.
+# The simulator uses the image that was built before.
 apply_fleet() {
   in_cluster kubectl kustomize "$ROOT/config/demo" | sed "s#image: fleetwright\$#image: $FLEETWRIGHT_IMAGE#" |
     kubectl apply --server-side --field-manager=demo --force-conflicts -f - >/dev/null
@@ -50,7 +50,7 @@ wait_ready() {
   done
 }
 
-# sql STATEMENT [PSQL-ARGS...] : in the pod of the database, which is the way that every kind of cluster has.
+# sql STATEMENT [PSQL-ARGS...] : runs psql in the database pod, which works with every kind of cluster.
 sql() {
   local statement=$1 uri; shift
   uri=$(kubectl get secret timescale --namespace "$NAMESPACE" -o 'jsonpath={.data.uri}' | base64 -d)
@@ -66,7 +66,7 @@ await_rows() {
   return 1
 }
 
-# The totals of a Gateway follow its broker by a second or two.
+# The totals in the status of a Gateway are one or two seconds old.
 await_connected() {
   local totals='{range .items[*]}{.status.devices.connected} {.status.devices.declared}{"\n"}{end}' i
   for ((i = 0; i < 120; i++)); do
@@ -79,29 +79,29 @@ show() {
   local table; table=$(table)
   say ""
   kubectl get fleet --namespace "$NAMESPACE"
-  printf '\nThe newest rows of %s:\n' "$table"
+  printf '\nNewest rows of %s:\n' "$table"
   sql "SELECT * FROM \"$table\" ORDER BY time DESC LIMIT 5"
   sleep 5
   printf '%s rows per second over the last five seconds\n' "$(sql "SELECT round(count(*) / 5.0) FROM \"$table\" WHERE time > now() - interval '5 seconds'" -At)"
   cat <<TEXT
 
 Try next:
-  make shell CMD='kubectl get devices'              every device and what the broker made of it
-  make shell CMD='kubectl describe pipeline'        what a Pipeline says of itself
+  make shell CMD='kubectl get devices'              all devices and their state
+  make shell CMD='kubectl describe pipeline'        conditions and events of the Pipeline
   make shell CMD='psql -c "SELECT count(*) FROM $table"'
-and remove it all with: make down
+Remove the demonstration with: make down
 TEXT
 }
 
 down() {
   if [ "${CLUSTER:-local}" != current ]; then cluster down; return; fi
-  # The cluster stays: only what the demonstration brought goes.
+  # Keep the cluster: remove only the objects of the demonstration.
   step "namespace $NAMESPACE" kubectl delete namespace "$NAMESPACE" --ignore-not-found
   step "chart fleetwright" helm uninstall fleetwright --namespace "$SYSTEM_NAMESPACE" --ignore-not-found --wait
   step "chart fleetwright-crds" helm uninstall fleetwright-crds --namespace "$SYSTEM_NAMESPACE" --ignore-not-found
 }
 
-# shell [COMMAND] : psql finds the database by itself, kubectl and bare host names the demonstration's namespace.
+# shell [COMMAND] : psql connects to the demonstration's database; kubectl and short host names use its namespace.
 shell() {
   local uri
   uri=$(kubectl get secret timescale --namespace "$NAMESPACE" -o 'jsonpath={.data.uri}' 2>/dev/null | base64 -d) || true
@@ -111,7 +111,7 @@ shell() {
   clients
   export NAMESPACE
   if [ -n "${1:-}" ]; then exec "$CLUSTER_SH" exec bash -c "$1"; fi
-  say "kubectl, helm, psql, mosquitto_pub and mosquitto_sub reach the fleet in the namespace $NAMESPACE. Leave with exit."
+  say "kubectl, helm, psql, mosquitto_pub and mosquitto_sub have access to the fleet in the namespace $NAMESPACE. Close the shell with exit."
   exec "$CLUSTER_SH" exec bash -i
 }
 

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# What the demonstration and the tests share. Source it.
+# Functions of the demonstration and of the tests. Source it.
 . "$(dirname "${BASH_SOURCE[0]}")/../e2e/lib.sh"
 
 SYSTEM_NAMESPACE=fleetwright-system
 CLUSTER_SH=$ROOT/e2e/cluster/cluster.sh
 
-# instance KIND : a name that no other clone and no other kind has.
+# instance KIND : prints a cluster name that is unique for this clone and KIND.
 instance() { printf '%s-%s\n' "$1" "$(printf '%s' "$ROOT" | sha256sum | cut -c1-6)"; }
 
 cluster() { "$CLUSTER_SH" "$@"; }
@@ -19,7 +19,7 @@ release_binary() {
 }
 target_dir() { printf '%s\n' "${CARGO_TARGET_DIR:-$ROOT/target}"; }
 
-# load_images : sets FLEETWRIGHT_IMAGE, MOSQUITTO_IMAGE and TIMESCALEDB_IMAGE to their names in the cluster.
+# load_images : loads the images into the cluster; sets FLEETWRIGHT_IMAGE, MOSQUITTO_IMAGE and TIMESCALEDB_IMAGE to their names there.
 load_images() {
   local names
   BINARY=$(target_dir)/release/fleetwright; export BINARY
@@ -28,7 +28,7 @@ load_images() {
   export FLEETWRIGHT_IMAGE=${names[0]} MOSQUITTO_IMAGE=${names[1]} TIMESCALEDB_IMAGE=${names[2]}
 }
 
-# chart_values : the arguments that make the chart use the images just loaded.
+# chart_values : prints the helm arguments that select the loaded images.
 chart_values() {
   printf -- '--set\n%s\n' "image.repository=${FLEETWRIGHT_IMAGE%:*}" "image.tag=${FLEETWRIGHT_IMAGE##*:}" \
     "mosquitto.image=$MOSQUITTO_IMAGE" "timescaledb.image=$TIMESCALEDB_IMAGE"
@@ -37,14 +37,14 @@ chart_values() {
 # install_charts [HELM-ARGS...]
 install_charts() {
   local values; mapfile -t values < <(chart_values)
-  # Definitions that kubectl applied before are taken over, not refused.
+  # --take-ownership: helm adopts CRDs that kubectl applied before.
   step "chart fleetwright-crds" quietly helm upgrade --install fleetwright-crds "$ROOT/charts/fleetwright-crds" \
     --namespace "$SYSTEM_NAMESPACE" --create-namespace --take-ownership
   step "chart fleetwright" quietly helm upgrade --install fleetwright "$ROOT/charts/fleetwright" --namespace "$SYSTEM_NAMESPACE" \
     --wait --timeout 5m "${values[@]}" "$@"
 }
 
-# quietly COMMAND... : its output only when it fails.
+# quietly COMMAND... : prints the output only if COMMAND fails.
 quietly() {
   local log status=0; log=$(mktemp)
   "$@" >"$log" 2>&1 || { status=$?; cat "$log" >&2; }

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Everything that must hold. The last line counts the tests: `N passed, N failed`.
+# All tests. The last line counts them: `N passed, N failed`. docs/development.md says how long each part takes.
 #
-#   test.sh          all of it          test.sh unit   the quick ones: no cluster, no real parts
-#   test.sh e2e      those on the local Kubernetes alone
+#   test.sh          everything         test.sh unit   unit and property tests: no cluster, broker or database
+#   test.sh e2e      the end-to-end tests on a local Kubernetes
 #
-#   KEEP=1 leaves the cluster of the test run for a look; E2E_THREADS=N says how many of its tests run at once; TEST=name
-#   runs those whose names contain that.
+#   KEEP=1 keeps the cluster of the tests. E2E_THREADS=N: how many end-to-end tests run at the same time. TEST=name: only tests whose name
+#   contains it (unit, e2e).
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -13,73 +13,83 @@ INSTANCE=${INSTANCE:-$(instance test)}; export INSTANCE
 export FLEETWRIGHT_PARTS=$ROOT/e2e/parts.sh FLEETWRIGHT_BROKER=$ROOT/e2e/broker/broker.sh FLEETWRIGHT_HEALTH=$ROOT/e2e/health/health.sh FLEETWRIGHT_CLUSTER=$CLUSTER_SH
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 E2E_THREADS=${E2E_THREADS:-4}
-CARGO_DENY_VERSION=0.20.2
-WORKSPACE=(--locked --manifest-path "$ROOT/Cargo.toml")
-LOGS=$(mktemp -d) PASSED=0 FAILED=0 STARTED=$EPOCHREALTIME PREPARING='' USES_CLUSTER='' NUMBER=0
+LOGS=$(mktemp -d) STARTED=$EPOCHREALTIME BACKGROUND=() USES_CLUSTER=''
+. "$ROOT/scripts/checks.sh"
 
-# check WHAT COMMAND... : one test, which holds when COMMAND succeeds.
+# check WHAT COMMAND... : one test. It passes if COMMAND succeeds.
 check() {
   local what=$1; shift
   attempt "$what" "$@"
-  if [ "$STATUS" -eq 0 ]; then PASSED=$((PASSED + 1)); else FAILED=$((FAILED + 1)); show_end "$what"; fi
+  if [ "$STATUS" -eq 0 ]; then report 1 0; else report 0 1; show_end "$what"; fi
 }
 
-# cargo_tests WHAT COMMAND... : as many tests as cargo counts; a command that fails without a failed test is one.
+# cargo_tests WHAT COMMAND... : as many tests as cargo counts. A command that fails without a failed test counts as one.
 cargo_tests() {
   local what=$1 passed failed; shift
   attempt "$what" "$@"
   passed=$(sum_of passed "$LOG"); failed=$(sum_of failed "$LOG")
   if [ "$STATUS" -ne 0 ] && [ "$failed" -eq 0 ]; then failed=1; fi
-  say "  $passed passed, $failed failed"
-  PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed))
+  say "$what: $passed passed, $failed failed"
+  report "$passed" "$failed"
   [ "$failed" -eq 0 ] || show_end "$what"
 }
 
-# attempt WHAT COMMAND... : leaves the exit status in STATUS and the output in LOG. It is not to be called as a condition: there
-# bash would ignore `set -e` inside COMMAND.
+# report PASSED FAILED : adds to the totals. In a file, because some tests run in the background.
+report() { printf '%s %s\n' "$1" "$2" >>"$LOGS/counts"; }
+total() { awk -v column="$1" '{n += $column} END {print n + 0}' "$LOGS/counts" 2>/dev/null || echo 0; }
+
+# attempt WHAT COMMAND... : leaves the exit status in STATUS and the output in the file LOG. Do not call it as a condition: bash would
+# ignore `set -e` inside COMMAND.
 attempt() {
   local what=$1 started=$EPOCHREALTIME; shift
-  NUMBER=$((NUMBER + 1)) LOG=$LOGS/$NUMBER
-  say "$what"
-  set +e; (set -e; "$@") >"$LOG" 2>&1; STATUS=$?; set -e
-  say "  $([ "$STATUS" -eq 0 ] && echo ok || echo FAILED), $(since "$started") s"
+  LOG=$(mktemp "$LOGS/log.XXXXXX")
+  say "$what ..."
+  set +e; (set -e; "$@") >"$LOG" 2>&1 </dev/null; STATUS=$?; set -e
+  say "$what: $([ "$STATUS" -eq 0 ] && echo ok || echo FAILED), $(since "$started") s"
 }
 sum_of() { sed -nE "s/^test result: .* ([0-9]+) $1;.*/\1/p" "$2" | awk '{n += $1} END {print n + 0}'; }
 show_end() {
-  say "  ---- $1: the end of its output"
+  say "  ---- $1: the end of the output"
   grep -E '^(test .* FAILED|error|thread .* panicked)' "$LOG" | sort -u | head -n 40 | sed 's/^/  | /' >&2 || true
   tail -n "${LOG_LINES:-80}" "$LOG" | sed 's/^/  | /' >&2
 }
 
 finish() {
-  local status=$?
+  local status=$? passed failed group
   trap - EXIT INT TERM
   set +e
-  [ -z "$PREPARING" ] || [ -e "$LOGS/prepare.status" ] || kill -- "-$PREPARING" 2>/dev/null
+  for group in "${BACKGROUND[@]}"; do kill -- "-$group" 2>/dev/null; done
   if [ -n "$USES_CLUSTER" ]; then
-    if [ -n "${KEEP:-}" ]; then say "KEEP: the cluster stays: INSTANCE=$INSTANCE e2e/cluster/cluster.sh exec bash"; else cluster down; fi
+    if [ -n "${KEEP:-}" ]; then say "KEEP: the cluster is still running: INSTANCE=$INSTANCE e2e/cluster/cluster.sh exec bash"; else cluster down; fi
   fi
+  passed=$(total 1) failed=$(total 2)
   rm -rf "$LOGS"
-  if [ "$status" -ne 0 ]; then FAILED=$((FAILED + 1)); say "interrupted, or failed outside a test"; fi
+  if [ "$status" -ne 0 ]; then failed=$((failed + 1)); say "the run was interrupted, or a command outside the tests failed"; fi
   say "in $(since "$STARTED") s"
-  printf '%s passed, %s failed\n' "$PASSED" "$FAILED"
-  exit $((FAILED > 0))
+  printf '%s passed, %s failed\n' "$passed" "$failed"
+  exit $((failed > 0))
 }
 
-# In the background, at low priority: what the later tests need and what costs no Rust. In a process group of its own, so that
-# it can be ended as a whole.
-prepare() {
+# background COMMAND... : in a process group of its own, so that `finish` can end all of its processes. The process id is in $!.
+background() {
   set -m
-  ( trap 'echo $? >"$LOGS/prepare.status"' EXIT
-    nice -n 10 "$FLEETWRIGHT_PARTS" prepare
-    nice -n 10 "$ROOT/e2e/images.sh" archive mosquitto timescaledb
-    cluster up
-    nice -n 10 "$FLEETWRIGHT_HEALTH" --prepare
-    nice -n 10 "$ROOT/e2e/clients/sparkplug.sh" --prepare
-    nice -n 10 "$ROOT/e2e/clients/paho.sh" --prepare
-    nice -n 10 "$FLEETWRIGHT_CLUSTER" cert-manager --prepare ) >"$LOGS/prepare" 2>&1 </dev/null &
-  PREPARING=$!
+  "$@" </dev/null &
+  BACKGROUND+=($!)
   set +m
+}
+
+# What the end-to-end tests need besides Rust. At a low priority, because the compilation of the tests is on the critical path.
+prepare() {
+  set -e
+  trap 'echo $? >"$LOGS/prepare.status"' EXIT
+  exec >"$LOGS/prepare" 2>&1
+  nice -n 10 "$FLEETWRIGHT_PARTS" prepare
+  nice -n 10 "$ROOT/e2e/images.sh" archive mosquitto timescaledb
+  nice -n 5 "$CLUSTER_SH" up
+  nice -n 10 "$FLEETWRIGHT_HEALTH" --prepare
+  nice -n 10 "$ROOT/e2e/clients/sparkplug.sh" --prepare
+  nice -n 10 "$ROOT/e2e/clients/paho.sh" --prepare
+  nice -n 10 "$CLUSTER_SH" cert-manager --prepare
 }
 prepared() {
   until [ -e "$LOGS/prepare.status" ]; do sleep 0.2; done
@@ -87,83 +97,20 @@ prepared() {
   return "$(cat "$LOGS/prepare.status")"
 }
 
-install_deny() {
-  CARGO_TARGET_DIR=$CACHE/cargo-deny-target cargo install --quiet --locked --root "$1" --version "$CARGO_DENY_VERSION" cargo-deny
-  rm -rf "$CACHE/cargo-deny-target"
-}
-cargo_deny() {
-  local home=$CACHE/cargo-deny-$CARGO_DENY_VERSION
-  [ -e "$home" ] || cached "cargo-deny-$CARGO_DENY_VERSION" "build cargo-deny" install_deny
-  "$home/bin/cargo-deny" --manifest-path "$ROOT/Cargo.toml" check bans licenses sources
-}
-
-scripts_hold() {
-  need shellcheck=shellcheck
-  cd "$ROOT"; shellcheck -x -P SCRIPTDIR -S warning e2e/*.sh e2e/*/*.sh scripts/*.sh images/*.sh images/*/*.sh .ci/run
-}
-
-static_checks() {
-  check "format" cargo fmt --manifest-path "$ROOT/Cargo.toml" --all --check
-  check "shell scripts" scripts_hold
-  check "clippy" cargo clippy "${WORKSPACE[@]}" --workspace --all-targets -- -D warnings
-  check "dependencies: bans, licences, sources" cargo_deny
-}
-
-unit_tests() { cargo_tests "unit and property tests" cargo test "${WORKSPACE[@]}" --workspace --exclude fleetwright-e2e --lib --bins ${TEST:+"$TEST"}; }
-all_tests() { cargo_tests "unit, property and component tests, on real brokers and TimescaleDB" cargo test "${WORKSPACE[@]}" --workspace --exclude fleetwright-e2e --no-fail-fast; }
-health_tests() { check "health as Flux and Argo CD read it" go test -C "$ROOT/e2e/health" ./...; }
-
-chart_checks() {
-  local chart
-  for chart in fleetwright-crds fleetwright; do check "chart $chart: lint" in_cluster helm lint --strict "$ROOT/charts/$chart"; done
-  check "chart fleetwright-crds: rendered, as the API server sees it" rendered fleetwright-crds
-  check "chart fleetwright: rendered, as the API server sees it" rendered fleetwright
-  check "chart fleetwright with a database: rendered, as the API server sees it" rendered fleetwright --set timescaledb.enabled=true
-}
-
-# rendered CHART [HELM-ARGS...] : strictly validated by the API server, nothing stored.
-rendered() {
-  local chart=$1 values; shift
-  mapfile -t values < <(chart_values)
-  [ "$chart" = fleetwright ] || values=()
-  make_namespace "$SYSTEM_NAMESPACE"
-  # Not --namespace: kubectl refuses objects that name another.
-  helm template "$chart" "$ROOT/charts/$chart" --namespace "$SYSTEM_NAMESPACE" "${values[@]}" "$@" |
-    NAMESPACE=$SYSTEM_NAMESPACE in_cluster kubectl apply --dry-run=server --validate=strict -f -
-}
-
-demo_manifests() {
-  make_namespace fleet-demo
-  in_cluster kubectl kustomize "$ROOT/config/demo" | kubectl apply --dry-run=server --validate=strict -f -
-}
-
-# end_to_end : charts and tests on the cluster, whose name and images are in the environment.
-end_to_end() {
-  check "release binary" release_binary
-  check "local Kubernetes, images and parts" prepared
-  if ! load_images; then FAILED=$((FAILED + 1)); return; fi
-  [ "$1" = e2e ] || chart_checks
-  check "charts install" install_charts
-  [ "$1" = e2e ] || check "config/demo, as the API server sees it" demo_manifests
-  check "end-to-end tests compile" cargo test "${WORKSPACE[@]}" -p fleetwright-e2e --no-run
-  AUDIT_LOG=/var/lib/fleetwright/$INSTANCE/log/audit.json; export AUDIT_LOG
-  # Offline, because the cluster's network leads nowhere else.
-  cargo_tests "end-to-end tests" in_cluster cargo test "${WORKSPACE[@]}" --offline -p fleetwright-e2e --no-fail-fast -- \
-    --test-threads="$E2E_THREADS" ${TEST:+"$TEST"}
-}
-
 trap finish EXIT
 trap 'exit 130' INT TERM
 case ${1:-all} in
   unit) unit_tests ;;
-  e2e) USES_CLUSTER=1; prepare; end_to_end e2e ;;
+  e2e)
+    USES_CLUSTER=1; background prepare
+    end_to_end e2e ;;
   all)
-    USES_CLUSTER=1; prepare
+    USES_CLUSTER=1; background prepare
     static_checks
-    health_tests
-    "$FLEETWRIGHT_PARTS" prepare >/dev/null
-    "$FLEETWRIGHT_BROKER" --prepare
-    all_tests
-    end_to_end all ;;
+    compile_tests
+    # Both groups of tests wait more than they compute. The release binary is built while the component tests run.
+    background component_tests; components=$!
+    end_to_end all
+    wait "$components" || report 0 1 ;;
   *) fail "usage: test.sh [all|unit|e2e]" ;;
 esac

@@ -1,8 +1,9 @@
 //! Fleetwright: a Kubernetes operator for IoT fleets.
 //!
 //! Three custom resources, `Device`, `Gateway` and `Pipeline`, say what a fleet is; the roles of this one binary make it run.
-//! Dependencies point one way: `api` (a crate) knows nothing; `certificate`, `credential`, `decode` (a crate), `timescale`, `registry`
-//! know `api`; `operator`, `agent`, `ingest`, `check` and `simulate` know those and never one another.
+//! Dependencies point downwards: `api` (a crate) and `runtime` depend on nothing; `broker`, `certificate`, `database`, `decode` (a crate) and
+//! `mqtt` depend on those; `state` and `sink` depend on `database` and `decode`. The roles `operator`, `agent`, `ingest`, `check` and
+//! `simulate` depend on all of these and never on one another.
 
 pub use fleetwright_api as api;
 pub use fleetwright_decode as decode;
@@ -10,11 +11,12 @@ pub use fleetwright_decode as decode;
 pub mod configuration;
 pub mod runtime;
 
+pub mod broker;
 pub mod certificate;
-pub mod credential;
-pub mod presence;
-pub mod registry;
-pub mod timescale;
+pub mod database;
+pub mod mqtt;
+pub mod sink;
+pub mod state;
 
 pub mod agent;
 pub mod check;

@@ -19,21 +19,21 @@ use std::time::{Duration, Instant};
 
 use common::free_port;
 use common::mosquitto::{Mosquitto, PATIENCE, wait_until};
-use fleetwright::agent::driver::{BROKER_CHECK, Driver, Places};
-use fleetwright::agent::metrics::Metrics;
-use fleetwright::agent::presence::follow::Follower;
+use fleetwright::agent::driver::{BROKER_CHECK, BrokerPaths, Driver};
+use fleetwright::agent::metrics::AgentMetrics;
+use fleetwright::agent::presence::follow::LogFollower;
 use fleetwright::agent::presence::{self, Presence};
 use fleetwright::agent::presentation::Presented;
-use fleetwright::agent::session::Address;
+use fleetwright::agent::session::BrokerAddress;
 use fleetwright::agent::state::{Change, Origin, Subject};
 use fleetwright::api::Gateway;
 use fleetwright::api::device::{Access, Acl};
+use fleetwright::broker::credential::shard::{Data, Shard, revision};
+use fleetwright::broker::credential::{Entry, Password, hash};
 use fleetwright::certificate::fingerprint;
 use fleetwright::configuration::agent::{
     AgentConfiguration, CLIENT_AUTHORITIES_FILE, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FOLDER, RUNTIME_FOLDER, TlsListener,
 };
-use fleetwright::credential::shard::{Data, Shard, revision};
-use fleetwright::credential::{Entry, Password, hash};
 use fleetwright::operator::gateway::build::mosquitto_configuration;
 use fleetwright::operator::gateway::client_authority::ClientTrust;
 use fleetwright::operator::gateway::tls::Certificates;
@@ -57,7 +57,7 @@ struct Agent {
     proven: watch::Receiver<Option<BTreeMap<usize, String>>>,
     presented: watch::Receiver<Option<Presented>>,
     readiness: Readiness,
-    metrics: Arc<Metrics>,
+    metrics: Arc<AgentMetrics>,
     first_written: CancellationToken,
     _stop: DropGuard,
 }
@@ -65,15 +65,15 @@ struct Agent {
 impl Agent {
     fn start(folder: &Path, internal_port: u16, tls_listeners: &[TlsListener]) -> Self {
         let registry = prometheus::Registry::new();
-        let metrics = Arc::new(Metrics::register(&registry).unwrap());
+        let metrics = Arc::new(AgentMetrics::register(&registry).unwrap());
         let readiness = Readiness::awaiting([BROKER_CHECK]);
         let (changes, incoming) = mpsc::channel(16);
         let (proofs, proven) = watch::channel(None);
-        let places = Places {
+        let paths = BrokerPaths {
             configuration: folder.join("mosquitto.conf"),
             runtime: folder.join("run"),
             data: folder.join("data"),
-            broker: Address { host: "127.0.0.1".to_owned(), port: internal_port },
+            broker: BrokerAddress { host: "127.0.0.1".to_owned(), port: internal_port },
         };
         let (presentations, presented) = watch::channel(None);
         let configuration = AgentConfiguration {
@@ -83,12 +83,12 @@ impl Agent {
             host_names: vec!["127.0.0.1".to_owned()],
         };
         let presence = Presence::new();
-        let driver = Driver::new(places, &configuration, incoming, proofs, presentations, readiness.clone(), Arc::clone(&metrics))
+        let driver = Driver::new(paths, &configuration, incoming, proofs, presentations, readiness.clone(), Arc::clone(&metrics))
             .with_presence(presence.clone());
         let first_written = driver.first_written();
         let shutdown = CancellationToken::new();
-        let presence_metrics = presence::metrics::Metrics::register(&registry).unwrap();
-        let follower = Follower::new(&folder.join("log"), &folder.join("mosquitto.conf"), presence, presence_metrics);
+        let presence_metrics = presence::metrics::PresenceMetrics::register(&registry).unwrap();
+        let follower = LogFollower::new(&folder.join("log"), &folder.join("mosquitto.conf"), presence, presence_metrics);
         tokio::spawn(follower.run(shutdown.clone()));
         tokio::spawn(driver.run(shutdown.clone()));
         Self { registry, changes, proven, presented, readiness, metrics, first_written, _stop: shutdown.drop_guard() }
@@ -309,7 +309,7 @@ async fn the_session_of_a_worker_that_is_gone_ends_with_its_queue() {
 
     agent.hold(&users[..1]).await;
     wait_until("the end of its session", || agent.metrics.sessions_ended.get() == 1);
-    wait_until("files without it", || agent.metrics.proven.get() == agent.metrics.written.get() && agent.metrics.written.get() == 4);
+    wait_until("files without it", || agent.metrics.verified.get() == agent.metrics.written.get() && agent.metrics.written.get() == 4);
     assert!(!broker.publish(("_ingest_vibration", PASSWORD), &["-t", "x", "-m", "1"]).status.success());
     agent.hold(&users).await;
     let again = broker.subscribe(("_ingest_vibration", PASSWORD), &PERSISTENT);

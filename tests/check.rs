@@ -1,4 +1,4 @@
-//! The role `check`, as a process: what is on its standard input and output, and its exit status.
+//! The role `check` as a process: standard input, output and exit status.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -31,7 +31,7 @@ fn row(output: &Output) -> Vec<String> {
 }
 
 #[test]
-fn the_full_sample_makes_a_row_and_a_refusal() {
+fn the_full_sample_has_a_row_and_a_dead_letter() {
     let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/config/samples/pipeline-full.yaml");
     let topic = ["--topic", "plants/berlin/line-3/press-1", "--arrival", "2026-05-04T12:00:00Z"];
     let good = r#"{"header":{"ts":"2026-05-04T11:59:58.5+00:00"},"values":{"rms":32,"cycles":7},"tags":{"a":[1]}}"#;
@@ -56,7 +56,7 @@ fn the_full_sample_makes_a_row_and_a_refusal() {
 }
 
 #[test]
-fn arguments_that_make_no_sense_are_status_2() {
+fn invalid_arguments_exit_with_status_2() {
     for arguments in
         [&["-", "--topic", "a"][..], &["-", "--topic", "a", "--message", "{}"], &["/nowhere", "--topic", "a", "--message", "7"]]
     {

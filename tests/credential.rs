@@ -9,8 +9,8 @@ use std::path::Path;
 use common::free_port;
 use common::mosquitto::{Mosquitto, wait_until};
 use fleetwright::api::device::{Access, Acl};
-use fleetwright::credential::file::BrokerFiles;
-use fleetwright::credential::{Entry, Password, hash};
+use fleetwright::broker::credential::file::BrokerFiles;
+use fleetwright::broker::credential::{Entry, Password, hash};
 
 fn entry(username: &str, password: &Password, iterations: u32, acls: &[(&str, Access)]) -> Entry {
     let acls: Vec<Acl> = acls.iter().map(|(topic, access)| Acl { topic: (*topic).to_owned(), access: *access }).collect();

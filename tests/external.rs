@@ -1,4 +1,4 @@
-//! A real Mosquitto that is not ours: its own passwords, its own certificate, client identifiers that are no user names.
+//! An external broker: a Mosquitto with its own passwords and certificate, where client identifiers differ from user names.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper of a test fails by panicking")]
 
@@ -14,16 +14,16 @@ use common::postgres::Postgres;
 use common::worker::Chain;
 use fleetwright::api::Device;
 use fleetwright::api::device::ConnectionState;
-use fleetwright::credential::{Password, hash};
-use fleetwright::operator::device::fleet::SharedFleet;
+use fleetwright::broker::credential::{Password, hash};
+use fleetwright::mqtt::login::{ClientTls, Login};
+use fleetwright::operator::device::index::SharedDeviceIndex;
 use fleetwright::operator::device::key::GatewayKey;
-use fleetwright::operator::link::connections::Connections;
-use fleetwright::operator::link::external::cause;
-use fleetwright::operator::link::keep::{Ears, Link};
-use fleetwright::operator::link::metrics::Metrics;
-use fleetwright::operator::link::session::{Login, Tls, discard};
-use fleetwright::operator::presence::follow::News;
-use fleetwright::runtime::tls::{Verification, client_configuration};
+use fleetwright::operator::presence::follow::PresenceUpdate;
+use fleetwright::operator::twin_sync::connections::ReportedConnections;
+use fleetwright::operator::twin_sync::external::cause;
+use fleetwright::operator::twin_sync::metrics::TwinSyncMetrics;
+use fleetwright::operator::twin_sync::session::{TwinSession, discard};
+use fleetwright::operator::twin_sync::session_loop::{PresenceSubscription, SessionLoop, SyncError};
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::json;
 use tempfile::TempDir;
@@ -33,7 +33,7 @@ use tokio::time::{Instant, timeout};
 const FLEET: (&str, &str) = ("fleet", "open sesame");
 const PRESS: (&str, &str) = ("press-1", "of the press");
 
-/// A broker of somebody else, with a plain listener and one with TLS.
+/// An external broker with a listener without TLS and one with TLS.
 struct Foreign {
     broker: Mosquitto,
     tls_port: u16,
@@ -44,7 +44,7 @@ fn foreign() -> Foreign {
     foreign_with(|_| String::new())
 }
 
-/// The same, with more lines of configuration, for which there is a folder.
+/// The same, with further lines of configuration and a folder for their files.
 fn foreign_with(more: impl FnOnce(&TempDir) -> String) -> Foreign {
     let folder = tempfile::tempdir().unwrap();
     let key = KeyPair::generate().unwrap();
@@ -64,7 +64,7 @@ fn foreign_with(more: impl FnOnce(&TempDir) -> String) -> Foreign {
         more(&folder)
     );
     let broker = Mosquitto::start(folder, &configuration, port);
-    // It listens there later than at the first.
+    // The second listener starts after the first one.
     wait_until("the listener with TLS", || TcpStream::connect((Ipv4Addr::LOCALHOST, tls_port)).is_ok());
     Foreign { broker, tls_port, authority }
 }
@@ -75,35 +75,32 @@ fn write(folder: &TempDir, name: &str, content: &str) {
 
 impl Foreign {
     fn login(&self) -> Login {
-        let authorities = self.authority.clone().into_bytes();
-        let configuration = Arc::new(client_configuration(Verification::Authorities(&authorities)).unwrap());
         Login {
             host: "localhost".to_owned(),
             port: self.tls_port,
             client_id: "fwo0123456789abcdef".to_owned(),
             username: FLEET.0.to_owned(),
             password: Bytes::from_static(FLEET.1.as_bytes()),
-            tls: Some(Tls { authorities: Some(authorities), configuration }),
-            hears_connections: true,
+            tls: Some(ClientTls::verified_by(Some(self.authority.clone().into_bytes())).unwrap()),
         }
     }
 
-    fn say(&self, topic: &str, message: &str) {
+    fn publish_retained(&self, topic: &str, message: &str) {
         let output = self.broker.publish(PRESS, &["-r", "-t", topic, "-m", message]);
         assert!(output.status.success(), "{output:?}");
     }
 
-    /// Waits until it retains this for the device.
+    /// Waits until the broker retains this desired state.
     fn retains(&self, text: &str) {
         let subscriber = self.broker.subscribe(PRESS, &["-i", PRESS.0, "-t", "devices/press-1/desired"]);
         subscriber.wait_for(text);
     }
 }
 
-/// A link as the operator keeps it.
+/// A session as the operator runs it.
 struct Operator {
-    news: mpsc::Receiver<News>,
-    anew: Arc<Notify>,
+    updates: mpsc::Receiver<PresenceUpdate>,
+    resync: Arc<Notify>,
     changes: mpsc::UnboundedSender<Arc<str>>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -115,28 +112,28 @@ impl Drop for Operator {
 }
 
 impl Operator {
-    async fn start(foreign: &Foreign, fleet: SharedFleet) -> Self {
+    async fn start(foreign: &Foreign, index: SharedDeviceIndex) -> Self {
         let (changes, devices) = mpsc::unbounded_channel();
         let (reports, taken) = mpsc::channel(16);
-        let (sender, news) = mpsc::channel(16);
+        let (sender, updates) = mpsc::channel(16);
         let gateway = GatewayKey::new("fleet", "plant-1");
-        let anew = Arc::new(Notify::new());
-        let connections = Connections::new(gateway.clone(), Instant::now(), 0);
-        let ears = Ears { connections, news: sender, anew: Arc::clone(&anew) };
-        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let mut link = Link::new(gateway, fleet, devices, reports, metrics).with_ears(ears);
-        let session = Link::begin(&foreign.login()).await.unwrap();
+        let resync = Arc::new(Notify::new());
+        let connections = ReportedConnections::new(gateway.clone(), Instant::now(), 0);
+        let subscription = PresenceSubscription { connections, updates: sender, resync: Arc::clone(&resync) };
+        let metrics = TwinSyncMetrics::register(&prometheus::Registry::new()).unwrap();
+        let mut session_loop = SessionLoop::new(gateway, index, devices, reports, metrics).with_presence(subscription);
+        let session = session_loop.begin(&foreign.login()).await.unwrap();
         let task = tokio::spawn(async move {
-            link.run(session).await;
+            session_loop.run(session).await;
             drop(taken);
         });
-        Self { news, anew, changes, task }
+        Self { updates, resync, changes, task }
     }
 
-    /// What is told next: whether it is everything, and where which devices stand.
-    async fn told(&mut self) -> (bool, Vec<(String, ConnectionState)>) {
-        match timeout(PATIENCE, self.news.recv()).await.expect("news in time").unwrap() {
-            News::Heard { all, devices, .. } => {
+    /// The next presence message: whether it has all devices, and their states.
+    async fn next_news(&mut self) -> (bool, Vec<(String, ConnectionState)>) {
+        match timeout(PATIENCE, self.updates.recv()).await.expect("an update in time").unwrap() {
+            PresenceUpdate::Heard { all, devices, .. } => {
                 (all, devices.iter().map(|(device, connection)| (device.to_string(), connection.state)).collect())
             }
             other => panic!("{other:?}"),
@@ -145,64 +142,61 @@ impl Operator {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn desired_states_get_there_over_tls_and_devices_say_whether_they_are_connected() {
+async fn desired_states_and_presence_work_over_tls() {
     let foreign = foreign();
-    let fleet = SharedFleet::default();
-    foreign.say("devices/press-1/connection", "online");
-    let mut operator = Operator::start(&foreign, fleet.clone()).await;
+    let index = SharedDeviceIndex::default();
+    foreign.publish_retained("devices/press-1/connection", "online");
+    let mut operator = Operator::start(&foreign, index.clone()).await;
     let online = || vec![("press-1".to_owned(), ConnectionState::Online)];
-    assert_eq!(operator.told().await, (true, online()), "what it retains");
+    assert_eq!(operator.next_news().await, (true, online()), "the retained presence messages");
 
-    foreign.say("devices/press-1/connection", "offline");
-    assert_eq!(operator.told().await, (false, vec![("press-1".to_owned(), ConnectionState::Offline)]));
-    foreign.say("devices/press-1/connection", "no idea");
-    foreign.say("devices/press-1/connection", "online");
-    assert_eq!(operator.told().await, (false, online()), "what it cannot understand is nothing");
-    operator.anew.notify_one();
-    assert_eq!(operator.told().await, (true, online()), "all of it, when that is asked for");
+    foreign.publish_retained("devices/press-1/connection", "offline");
+    assert_eq!(operator.next_news().await, (false, vec![("press-1".to_owned(), ConnectionState::Offline)]));
+    foreign.publish_retained("devices/press-1/connection", "no idea");
+    foreign.publish_retained("devices/press-1/connection", "online");
+    assert_eq!(operator.next_news().await, (false, online()), "an unknown presence message is ignored");
+    operator.resync.notify_one();
+    assert_eq!(operator.next_news().await, (true, online()), "all devices after a request");
 
     let device = json!({
         "apiVersion": "fleetwright.io/v1alpha1", "kind": "Device",
         "metadata": {"name": "press-1", "namespace": "fleet", "uid": "1", "generation": 1},
         "spec": {"gatewayRef": {"name": "plant-1"}, "desired": {"samplingSeconds": 5}},
     });
-    fleet.lock().device_applied(&serde_json::from_value::<Device>(device).unwrap());
+    index.lock().device_applied(&serde_json::from_value::<Device>(device).unwrap());
     operator.changes.send("press-1".into()).unwrap();
     foreign.retains(r#"{"generation":1,"desired":{"samplingSeconds":5}}"#);
-    assert!(foreign.broker.log().contains("as fwo0123456789abcdef"), "{}", foreign.broker.log());
+    drop(operator);
+    assert!(foreign.broker.has_session(FLEET, "fwo0123456789abcdef"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_fails_says_why() {
+async fn a_failed_login_has_the_reason_of_its_cause() {
     let foreign = foreign();
     let stranger = KeyPair::generate().unwrap();
     let stranger = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&stranger).unwrap().pem();
-    let trusting_stranger = Arc::new(client_configuration(Verification::Authorities(stranger.as_bytes())).unwrap());
+    let other_authority = ClientTls::verified_by(Some(stranger.into_bytes())).unwrap();
     let plain = || Login { tls: None, ..foreign.login() };
     for (name, login, reason) in [
         ("another password", Login { password: Bytes::from_static(b"sesame"), ..foreign.login() }, "LoginRefused"),
-        (
-            "another authority",
-            Login { tls: Some(Tls { authorities: None, configuration: trusting_stranger }), ..foreign.login() },
-            "TlsFailed",
-        ),
+        ("another authority", Login { tls: Some(other_authority), ..foreign.login() }, "TlsFailed"),
         ("another name", Login { host: "127.0.0.1".to_owned(), ..foreign.login() }, "TlsFailed"),
         ("TLS where there is none", Login { port: foreign.broker.port, ..foreign.login() }, "TlsFailed"),
         ("no TLS where there is", plain(), "BrokerUnreachable"),
-        ("nobody there", Login { port: free_port(), ..plain() }, "BrokerUnreachable"),
-        ("nobody there with TLS", Login { port: free_port(), ..foreign.login() }, "BrokerUnreachable"),
+        ("closed port", Login { port: free_port(), ..plain() }, "BrokerUnreachable"),
+        ("closed port with TLS", Login { port: free_port(), ..foreign.login() }, "BrokerUnreachable"),
         ("no such host", Login { host: "nowhere.invalid".to_owned(), ..plain() }, "BrokerUnreachable"),
     ] {
-        let error = Link::begin(&login).await.expect_err(name);
+        let error = SyncError::from(TwinSession::begin(&login, 16, true).await.expect_err(name));
         let cause = cause(&login, &error);
-        assert_eq!(cause.reason, reason, "{name}: {}", cause.message);
+        assert_eq!(cause.reason.as_str(), reason, "{name}: {}", cause.message);
         assert!(!cause.message.contains("sesame"), "{}", cause.message);
     }
 }
 
-/// A broker that lets the operator log in, and nobody subscribe.
+/// A broker that accepts the login and refuses every subscription.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscription_that_is_refused_says_so() {
+async fn a_refused_subscription_has_its_own_reason() {
     let foreign = foreign_with(|folder| {
         let hash = hash::hash("uid", FLEET.0, &Password::given(FLEET.1.as_bytes()).unwrap(), 101);
         let [salt, password] = [3, 4].map(|part| hash.split('$').nth(part).unwrap().to_owned());
@@ -214,22 +208,22 @@ async fn a_subscription_that_is_refused_says_so() {
         format!("plugin /usr/lib/{arch}-linux-gnu/mosquitto_dynamic_security.so\nplugin_opt_config_file {path}/security.json\n")
     });
     let login = foreign.login();
-    let error = Link::begin(&login).await.err().unwrap_or_else(|| panic!("no subscription is allowed: {}", foreign.broker.log()));
+    let error = SyncError::from(TwinSession::begin(&login, 16, true).await.expect_err("no subscription is allowed"));
     let cause = cause(&login, &error);
-    assert_eq!(cause.reason, "SubscriptionRefused", "{}", cause.message);
+    assert_eq!(cause.reason.as_str(), "SubscriptionRefused", "{}", cause.message);
     assert!(cause.message.contains("devices/+/reported") && !cause.message.contains("sesame"), "{}", cause.message);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_nobody_reads_is_ended_with_all_that_it_holds() {
+async fn a_discarded_session_ends_with_its_queue() {
     let foreign = foreign();
     let reader = "fwi0123456789abcdef";
     let port = foreign.broker.port.to_string();
     let arguments = ["-p", &port, "-u", FLEET.0, "-P", FLEET.1, "-i", reader, "-c", "-x", "600", "-t", "devices/+/telemetry"];
     drop(foreign.broker.subscribe_bare(reader, &arguments));
-    foreign.say("devices/press-1/telemetry", "queued");
+    foreign.publish_retained("devices/press-1/telemetry", "queued");
     assert!(foreign.broker.has_session(FLEET, reader));
-    foreign.say("devices/press-1/telemetry", "queued");
+    foreign.publish_retained("devices/press-1/telemetry", "queued");
     discard(&Login { client_id: reader.to_owned(), ..foreign.login() }).await.unwrap();
     assert!(!foreign.broker.has_session(FLEET, reader));
     let wrong = Login { password: Bytes::from_static(b"sesame"), ..foreign.login() };
@@ -237,7 +231,7 @@ async fn a_session_that_nobody_reads_is_ended_with_all_that_it_holds() {
 }
 
 #[tokio::test]
-async fn a_worker_reads_it_with_the_login_of_the_files_and_loses_nothing() {
+async fn a_worker_with_a_login_from_files_loses_nothing() {
     let foreign = foreign();
     let gateway = json!({
         "name": "plant-1", "host": "localhost", "port": foreign.tls_port,
@@ -249,7 +243,7 @@ async fn a_worker_reads_it_with_the_login_of_the_files_and_loses_nothing() {
     let Foreign { broker, .. } = foreign;
     let mut chain = Chain::start_reading(broker, gateway, &files, "devices/{device}/telemetry", &decode, Postgres::shared().await).await;
     chain.worker.wait_not_ready("NotAuthorized");
-    // The Secret is put right, and the file follows.
+    // The Secret is corrected, and the file follows.
     chain.worker.write("gateways/plant-1/password", &format!("{}\n", FLEET.1));
     chain.worker.wait_ready();
     let start = 1_777_863_721_500_u64;
@@ -261,19 +255,20 @@ async fn a_worker_reads_it_with_the_login_of_the_files_and_loses_nothing() {
     publish(&chain, 0..100);
     chain.wait_for("SELECT count(*) FROM vibration", 100).await;
 
-    // While it is away the broker queues: more than fits into one record, or into one read.
+    // The broker queues more than one TLS record or one read holds.
     assert!(chain.worker.stop());
     publish(&chain, 100..2_100);
     chain.start_worker(None);
     chain.wait_for("SELECT count(*) FROM vibration", 2_100).await;
     assert_eq!(chain.count("SELECT count(*) FROM fleetwright.dead_letter").await, 0);
 
-    // And so it does when the broker itself is interrupted.
+    // The broker restarts.
     chain.broker.stop();
     chain.worker.wait_not_ready("gateway plant-1");
     chain.broker.start_again();
     chain.worker.wait_ready();
     publish(&chain, 2_100..2_200);
     chain.wait_for("SELECT count(*) FROM vibration", 2_200).await;
-    assert!(chain.broker.log().contains("as fwi0123456789abcdef (p5, c0, k20, u'fleet')"), "{}", chain.broker.log());
+    assert!(chain.worker.stop());
+    assert!(chain.broker.has_session(FLEET, "fwi0123456789abcdef"));
 }

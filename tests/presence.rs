@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 use common::free_port;
 use common::mosquitto::{Mosquitto, PATIENCE};
 use fleetwright::agent::presence::endpoint::router;
-use fleetwright::agent::presence::follow::Follower;
-use fleetwright::agent::presence::metrics::Metrics;
+use fleetwright::agent::presence::follow::LogFollower;
+use fleetwright::agent::presence::metrics::PresenceMetrics;
 use fleetwright::agent::presence::{Presence, follow};
+use fleetwright::broker::credential::file::BrokerFiles;
+use fleetwright::broker::credential::{Entry, Password, PresenceToken, hash};
+use fleetwright::broker::log::line::Reason;
+use fleetwright::broker::log::refused::RefusedClient;
+use fleetwright::broker::log::wire::{ClientState, Page, PresenceState, Query};
 use fleetwright::configuration::agent::LOG_FILE;
-use fleetwright::credential::file::BrokerFiles;
-use fleetwright::credential::{Entry, Password, hash};
-use fleetwright::operator::presence::agent::Agents;
-use fleetwright::presence::line::Reason;
-use fleetwright::presence::refused::RefusedClient;
-use fleetwright::presence::wire::{ClientState, Page, Query, State};
+use fleetwright::operator::presence::agent::AgentClient;
 use fleetwright::runtime::http;
 use fleetwright::runtime::readiness::Readiness;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -56,25 +56,31 @@ fn broker(devices: usize, more: &str) -> (Mosquitto, PathBuf) {
     (Mosquitto::start(folder, &configuration, port), log)
 }
 
+/// The token that agent and operator share.
+fn token() -> PresenceToken {
+    PresenceToken::derive("the password hash of the operator's user")
+}
+
 /// An agent's follower with its endpoint, and what the operator knows by asking it.
 struct Agent {
-    metrics: Metrics,
+    metrics: PresenceMetrics,
     authority: String,
-    agents: Agents,
+    agents: AgentClient,
     query: Query,
-    states: HashMap<String, State>,
+    states: HashMap<String, PresenceState>,
     last: Option<Page>,
     _stop: DropGuard,
 }
 
 impl Agent {
-    fn start(log: &Path, longest_log: Option<u64>) -> Self {
+    fn start(log: &Path, max_log_bytes: Option<u64>) -> Self {
         let registry = prometheus::Registry::new();
-        let metrics = Metrics::register(&registry).unwrap();
+        let metrics = PresenceMetrics::register(&registry).unwrap();
         let presence = Presence::new();
+        presence.accept(vec![token()]);
         let configuration = log.parent().unwrap().join("mosquitto.conf");
-        let follower = Follower::new(log, &configuration, presence.clone(), metrics.clone());
-        let follower = follower.with_longest_log(longest_log.unwrap_or(follow::LONGEST_LOG));
+        let follower = LogFollower::new(log, &configuration, presence.clone(), metrics.clone());
+        let follower = follower.with_max_log_bytes(max_log_bytes.unwrap_or(follow::MAX_LOG_BYTES));
         let shutdown = CancellationToken::new();
         let address = (Ipv4Addr::LOCALHOST, free_port()).into();
         tokio::spawn(follower.run(shutdown.clone()));
@@ -82,7 +88,7 @@ impl Agent {
         Self {
             metrics,
             authority: address.to_string(),
-            agents: Agents::new(),
+            agents: AgentClient::new(),
             query: Query::default(),
             states: HashMap::new(),
             last: None,
@@ -95,7 +101,7 @@ impl Agent {
         let started = Instant::now();
         while self.last.is_none() || !condition(self) {
             let left = PATIENCE.saturating_sub(started.elapsed());
-            let page = tokio::time::timeout(left, self.agents.page(&self.authority, &self.query)).await;
+            let page = tokio::time::timeout(left, self.agents.page(&self.authority, &token(), &self.query)).await;
             assert!(page.is_ok(), "waited in vain for {what}: {:?}, {:?}", self.states, self.last);
             let Ok(Ok(page)) = page else {
                 // Its listener is not there yet.
@@ -112,12 +118,12 @@ impl Agent {
         started.elapsed()
     }
 
-    async fn until_is(&mut self, name: &str, state: State) -> Duration {
+    async fn until_is(&mut self, name: &str, state: PresenceState) -> Duration {
         self.until(&format!("{name} {state:?}"), |agent| agent.states.get(name) == Some(&state)).await
     }
 
     /// What it says from the beginning, once `clients` are on it.
-    async fn everything(&mut self, clients: usize) -> HashMap<String, State> {
+    async fn everything(&mut self, clients: usize) -> HashMap<String, PresenceState> {
         self.query = Query::default();
         self.last = None;
         self.until("everything", |agent| agent.states.len() >= clients && agent.last.as_ref().is_some_and(|page| !page.more)).await;
@@ -185,28 +191,28 @@ async fn devices_come_and_go_in_every_way() {
     let mut agent = Agent::start(&log, None);
     let port = broker.port;
     let device = Device::accepted(port, 0);
-    println!("connected: seen after {:?}", agent.until_is("press-0", State::Online).await);
+    println!("connected: seen after {:?}", agent.until_is("press-0", PresenceState::Online).await);
     device.goodbye();
-    println!("said goodbye: seen after {:?}", agent.until_is("press-0", State::Offline).await);
+    println!("said goodbye: seen after {:?}", agent.until_is("press-0", PresenceState::Offline).await);
     // One whose process is killed.
     drop(Device::accepted(port, 1));
-    agent.until_is("press-1", State::Offline).await;
+    agent.until_is("press-1", PresenceState::Offline).await;
     // One that falls silent, with a keep-alive of a second.
     let (silent, code) = Device::connect(port, "press-2", PASSWORD, 1);
     assert_eq!(code, 0);
-    agent.until_is("press-2", State::Online).await;
-    agent.until_is("press-2", State::Offline).await;
+    agent.until_is("press-2", PresenceState::Online).await;
+    agent.until_is("press-2", PresenceState::Offline).await;
     drop(silent);
     // One whose session is taken over stays connected; the end of the old connection says nothing.
     let old = Device::accepted(port, 3);
-    agent.until_is("press-3", State::Online).await;
+    agent.until_is("press-3", PresenceState::Online).await;
     let new = Device::accepted(port, 3);
     let _ = old.0.shutdown(Shutdown::Both);
     let _other = Device::accepted(port, 4);
-    agent.until_is("press-4", State::Online).await;
-    assert_eq!(agent.states["press-3"], State::Online);
+    agent.until_is("press-4", PresenceState::Online).await;
+    assert_eq!(agent.states["press-3"], PresenceState::Online);
     new.goodbye();
-    agent.until_is("press-3", State::Offline).await;
+    agent.until_is("press-3", PresenceState::Offline).await;
     assert_eq!(agent.states.len(), 5);
     assert_eq!(agent.metrics.connected.get(), 1);
 }
@@ -221,7 +227,7 @@ async fn who_is_refused_is_seen_and_changes_nothing() {
     let mut agent = Agent::start(&log, None);
     let port = broker.port;
     let live = Device::accepted(port, 0);
-    agent.until_is("press-0", State::Online).await;
+    agent.until_is("press-0", PresenceState::Online).await;
     let address = live.0.local_addr().unwrap();
     // The wrong password of a live device, twice; an unknown one; and names that look like the broker's own words.
     let hostile = format!("press-0 [{address}] disconnected: not authorised.");
@@ -246,9 +252,9 @@ async fn who_is_refused_is_seen_and_changes_nothing() {
     while second.1 != 0 {
         second = Device::connect(port, "press-1", PASSWORD, 60);
     }
-    agent.until_is("press-1", State::Online).await;
+    agent.until_is("press-1", PresenceState::Online).await;
     let refused = agent.refused(9).await;
-    assert_eq!(agent.states, HashMap::from([("press-0".to_owned(), State::Online), ("press-1".to_owned(), State::Online)]));
+    assert_eq!(agent.states, HashMap::from([("press-0".to_owned(), PresenceState::Online), ("press-1".to_owned(), PresenceState::Online)]));
     let seen = |name: &str, reason: Reason| refused.iter().find(|known| known.client == name && known.reason == reason);
     assert_eq!(seen("press-0", Reason::NotAuthorised).map(|known| (known.count, known.address.as_str())), Some((2, "127.0.0.1")));
     assert!(seen("ghost", Reason::NotAuthorised).is_some(), "{refused:?}");
@@ -271,7 +277,8 @@ async fn an_agent_that_restarts_knows_who_is_connected() {
     let _new = Device::accepted(broker.port, 2);
     let mut agent = Agent::start(&log, None);
     let expected = HashMap::from(
-        [("press-0", State::Offline), ("press-1", State::Online), ("press-2", State::Online)].map(|(name, state)| (name.to_owned(), state)),
+        [("press-0", PresenceState::Offline), ("press-1", PresenceState::Online), ("press-2", PresenceState::Online)]
+            .map(|(name, state)| (name.to_owned(), state)),
     );
     agent.until("what happened meanwhile", |agent| agent.states == expected).await;
 }
@@ -281,18 +288,18 @@ async fn nobody_is_connected_to_a_broker_that_is_down() {
     let (mut broker, log) = broker(2, "");
     let mut agent = Agent::start(&log, None);
     let _device = Device::accepted(broker.port, 0);
-    agent.until_is("press-0", State::Online).await;
+    agent.until_is("press-0", PresenceState::Online).await;
     broker.kill();
-    println!("killed: seen after {:?}", agent.until_is("press-0", State::BrokerDown).await);
+    println!("killed: seen after {:?}", agent.until_is("press-0", PresenceState::BrokerDown).await);
     broker.start_again();
     let device = Device::accepted(broker.port, 0);
-    agent.until_is("press-0", State::Online).await;
+    agent.until_is("press-0", PresenceState::Online).await;
     broker.stop();
-    agent.until_is("press-0", State::BrokerDown).await;
+    agent.until_is("press-0", PresenceState::BrokerDown).await;
     drop(device);
     // An agent that starts while it is down.
     let mut agent = Agent::start(&log, None);
-    agent.until_is("press-0", State::BrokerDown).await;
+    agent.until_is("press-0", PresenceState::BrokerDown).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -312,8 +319,8 @@ async fn a_log_that_is_put_aside_loses_nothing() {
             agent = Agent::start(&log, Some(4_096));
         }
     }
-    let expected: HashMap<String, State> = (0..40)
-        .map(|number| (format!("press-{number}"), if live.contains_key(&number) { State::Online } else { State::Offline }))
+    let expected: HashMap<String, PresenceState> = (0..40)
+        .map(|number| (format!("press-{number}"), if live.contains_key(&number) { PresenceState::Online } else { PresenceState::Offline }))
         .collect();
     agent.until("the last change", |agent| agent.states == expected).await;
     assert_eq!(agent.everything(40).await, expected);
@@ -339,9 +346,9 @@ async fn a_storm_of_connects() {
         .collect();
     let devices: Vec<Device> = connecting.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
     let connected = started.elapsed();
-    agent.until("all", |agent| agent.states.len() == DEVICES && agent.states.values().all(|state| *state == State::Online)).await;
+    agent.until("all", |agent| agent.states.len() == DEVICES && agent.states.values().all(|state| *state == PresenceState::Online)).await;
     println!("{DEVICES} devices connected in {connected:?}, and all were seen after {:?}", started.elapsed());
     drop(devices);
-    let took = agent.until("none", |agent| agent.states.values().all(|state| *state == State::Offline)).await;
+    let took = agent.until("none", |agent| agent.states.values().all(|state| *state == PresenceState::Offline)).await;
     println!("all of them gone: seen after {took:?}");
 }

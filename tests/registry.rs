@@ -9,14 +9,17 @@ use std::time::{Duration, Instant};
 
 use common::postgres::Postgres;
 use fleetwright::api::{Device, PipelineSpec};
-use fleetwright::operator::device::fleet::SharedFleet;
+use fleetwright::configuration::pipeline::compile;
+use fleetwright::operator::device::index::SharedDeviceIndex;
 use fleetwright::operator::device::key::key_of;
-use fleetwright::operator::pipeline::database::{Database, Databases, RegistryState};
+use fleetwright::operator::pipeline::connection::RegistryState;
+use fleetwright::operator::pipeline::database::{Database, Databases};
 use fleetwright::operator::pipeline::registry::Devices;
-use fleetwright::registry::DeviceRow;
-use fleetwright::registry::fill::{change, sync};
-use fleetwright::timescale::schema::{Owner, desired};
-use fleetwright::timescale::{execute, system};
+use fleetwright::sink::timescale::execute;
+use fleetwright::state::owner::Owner;
+use fleetwright::state::registry::DeviceRow;
+use fleetwright::state::registry::fill::{change, sync};
+use fleetwright::state::system;
 use serde_json::json;
 use tokio::sync::broadcast;
 use tokio_postgres::Client;
@@ -40,7 +43,7 @@ impl Fixture {
         self.client.query_one(query, &[]).await.unwrap().get(0)
     }
 
-    /// Names, each with what is not as usual.
+    /// The names of the devices, each with its deviations from the default.
     async fn devices(&self, namespace: &str) -> String {
         let query = format!(
             "SELECT string_agg(concat(name, '@', gateway, CASE WHEN NOT enabled THEN ' disabled' END, CASE WHEN NOT declared THEN ' gone' END,
@@ -60,7 +63,7 @@ fn gone(name: &str, gateway: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn the_registry_becomes_what_is_declared() {
+async fn the_registry_has_the_declared_devices() {
     let fixture = Fixture::new().await;
     let client = &fixture.client;
     sync(client, "other", &[device("a")]).await.unwrap();
@@ -84,7 +87,7 @@ async fn the_registry_becomes_what_is_declared() {
 }
 
 #[tokio::test]
-async fn what_is_equal_is_not_written() {
+async fn unchanged_devices_are_not_written() {
     let fixture = Fixture::new().await;
     let devices: Vec<DeviceRow> = (0..100).map(|number| device(&format!("d{number}"))).collect();
     sync(&fixture.client, "n", &devices).await.unwrap();
@@ -106,7 +109,7 @@ async fn a_change_is_notified_once_and_no_change_is_not() {
     let client = postgres.client(&database).await;
     client.batch_execute("CREATE EXTENSION timescaledb").await.unwrap();
     client.batch_execute(&system::statements("public").join(";")).await.unwrap();
-    let (listener, mut connection) = fleetwright::timescale::connect::connect(&postgres.uri(&database), "listener").await.unwrap();
+    let (listener, mut connection) = fleetwright::database::connect::connect(&postgres.uri(&database), "listener").await.unwrap();
     let (notified, mut notifications) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
@@ -133,8 +136,8 @@ fn declared(name: &str, enabled: bool) -> Device {
     serde_json::from_value(object).unwrap()
 }
 
-/// Makes table and system tables, as the reconciler does when it looks.
-async fn bring_tables(database: &Database) {
+/// Creates the tables, as the reconciler does.
+async fn create_tables(database: &Database) {
     let spec: PipelineSpec = serde_json::from_value(json!({
         "source": {"topic": "devices/{device}/telemetry"},
         "decode": {"fields": [{"name": "rms", "type": "Float64"}]},
@@ -143,11 +146,11 @@ async fn bring_tables(database: &Database) {
     .unwrap();
     let owner = Owner { namespace: "n".to_owned(), pipeline: "p".to_owned() };
     let mut session = database.session().await.unwrap();
-    execute::apply(session.client().unwrap(), &desired(owner, &spec).unwrap()).await.unwrap();
+    execute::apply(session.client().unwrap(), &compile(owner, &spec, Ok(None)).unwrap().desired).await.unwrap();
     database.system_seen(&mut session, false);
 }
 
-/// Waits until the registry of the namespace is this.
+/// Waits until the registry of the namespace has these devices.
 async fn await_devices(client: &Client, expected: &str) {
     let query =
         "SELECT string_agg(concat(name, CASE WHEN NOT enabled THEN '-' END, CASE WHEN NOT declared THEN '!' END), ' ' ORDER BY name)
@@ -164,10 +167,10 @@ async fn await_devices(client: &Client, expected: &str) {
 }
 
 #[tokio::test]
-async fn the_registry_follows_the_devices_and_outlives_its_server() {
+async fn the_registry_follows_the_devices_and_survives_a_restart_of_the_database() {
     let postgres = Postgres::start().await;
     let name = postgres.create_database().await;
-    let devices = Devices { fleet: SharedFleet::default(), changes: broadcast::Sender::new(16), listed: CancellationToken::new() };
+    let devices = Devices { fleet: SharedDeviceIndex::default(), changes: broadcast::Sender::new(16), listed: CancellationToken::new() };
     let change = |device: &Device, gone: bool| {
         let mut fleet = devices.fleet.lock();
         if gone {
@@ -181,10 +184,15 @@ async fn the_registry_follows_the_devices_and_outlives_its_server() {
     let databases = Databases::new(devices.clone());
     let owner = Owner { namespace: "n".to_owned(), pipeline: "p".to_owned() };
     let database = databases.obtain(&owner, &postgres.uri(&name));
-    bring_tables(&database).await;
-    assert_eq!(database.registry(Duration::ZERO).await, RegistryState::Waiting, "an empty list means nothing before all is listed");
+    create_tables(&database).await;
+    assert_eq!(database.registry(), RegistryState::Waiting, "an empty list means nothing before all is listed");
     devices.listed.cancel();
-    assert_eq!(database.registry(Duration::from_secs(30)).await, RegistryState::Filled);
+    let filled = async {
+        while database.registry() != RegistryState::Filled {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), filled).await.unwrap();
 
     let client = postgres.client(&name).await;
     await_devices(&client, "a").await;
@@ -194,7 +202,7 @@ async fn the_registry_follows_the_devices_and_outlives_its_server() {
     await_devices(&client, "a! b c").await;
     change(&declared("a", false), false);
     await_devices(&client, "a- b c").await;
-    // More changes at once than the channel holds.
+    // More concurrent changes than the capacity of the channel.
     for number in 0..40 {
         change(&declared(&format!("x{number}"), true), false);
         change(&declared(&format!("x{number}"), true), true);
@@ -204,13 +212,13 @@ async fn the_registry_follows_the_devices_and_outlives_its_server() {
     postgres.kill();
     change(&declared("c", true), true);
     postgres.start_again().await;
-    // As the look for drift does every few seconds.
+    // As the drift detection does every few seconds.
     let until = Instant::now() + Duration::from_secs(30);
     while database.session().await.is_err() {
         assert!(Instant::now() < until, "no connection again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    bring_tables(&database).await;
+    create_tables(&database).await;
     let client = postgres.client(&name).await;
     client.batch_execute("DELETE FROM fleetwright.device WHERE name LIKE 'x%'").await.unwrap();
     await_devices(&client, "a- b- c!").await;

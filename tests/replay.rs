@@ -1,4 +1,4 @@
-//! Dead letters that are put through again, in a real TimescaleDB, while the worker runs.
+//! Replays of dead letters in a real TimescaleDB while the worker runs.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -32,7 +32,7 @@ fn replay(chain: &Chain, decode: &Value, arguments: &[&str]) {
     assert!(chain.replay(decode, arguments).wait_with_output().unwrap().status.success());
 }
 
-/// That many dead letters, of good messages.
+/// Creates this many dead letters of valid messages.
 async fn fill(chain: &Chain, count: i32) {
     chain
         .execute(&format!(
@@ -45,7 +45,7 @@ async fn fill(chain: &Chain, count: i32) {
 }
 
 #[tokio::test]
-async fn what_is_accepted_now_becomes_rows_once() {
+async fn accepted_messages_become_rows_once() {
     let chain = chain(&timed(10)).await;
     for payload in [
         r#"[{"ts":1777863721500,"rms":1},{"ts":1777863721501,"rms":11},{"ts":1777863721502,"rms":2}]"#,
@@ -90,7 +90,7 @@ async fn a_message_without_times_is_stored_whole_or_not_at_all() {
     let arrival = chain.count(&format!("{arrived} fleetwright.dead_letter")).await;
     for _ in 0..2 {
         replay(&chain, &of_arrival(100), &[]);
-        // What is a row in part stays: which part is a row, no key tells.
+        // A message that is partly stored stays a dead letter: no key identifies the stored readings.
         assert_eq!((chain.count(LETTERS).await, chain.count(ROWS).await), (1, 6));
         let first = chain.count(&format!("{arrived} vibration")).await;
         assert!((arrival..arrival + 10).contains(&first), "{first} is not the time of arrival, {arrival}");
@@ -98,7 +98,7 @@ async fn a_message_without_times_is_stored_whole_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn killed_or_run_twice_at_once_it_stores_each_row_once() {
+async fn a_killed_or_concurrent_replay_stores_each_row_once() {
     const COUNT: i32 = 60_000;
     let chain = chain(&timed(10)).await;
     fill(&chain, COUNT).await;
@@ -118,7 +118,7 @@ async fn killed_or_run_twice_at_once_it_stores_each_row_once() {
 }
 
 #[tokio::test]
-async fn filters_choose() {
+async fn filters_select_dead_letters() {
     let chain = chain(&timed(10)).await;
     fill(&chain, 90).await;
     let rows_by = |device: &str| format!("{ROWS} JOIN fleetwright.device ON id = device_id WHERE name = '{device}'");
@@ -136,32 +136,32 @@ async fn filters_choose() {
     assert_eq!((chain.count(LETTERS).await, chain.count(ROWS).await), (0, 90));
 }
 
-/// Starts the worker again, with this wish.
-fn wish(chain: &mut Chain, wish: &Value) {
+/// Restarts the worker with this request.
+fn request_replay(chain: &mut Chain, request: &Value) {
     assert!(chain.worker.stop());
-    chain.configure("replay", wish.clone());
+    chain.configure("replay", request.clone());
     chain.start_worker(None);
     chain.worker.wait_ready();
 }
 
 #[tokio::test]
-async fn a_pipeline_that_asks_for_a_replay_gets_it_once() {
+async fn a_requested_replay_runs_once() {
     let mut chain = chain(&timed(10)).await;
     fill(&chain, 90).await;
     chain.publish("devices/press-1/telemetry", "{");
     chain.wait_for(LETTERS, 91).await;
-    wish(&mut chain, &json!({"token": "a", "reasons": ["OutOfRange"]}));
+    request_replay(&mut chain, &json!({"token": "a", "reasons": ["OutOfRange"]}));
     let finished = "SELECT count(*) FROM fleetwright.pipeline_replay WHERE finished AND remaining = 0 AND refused = 0 AND stored =";
     chain.wait_for(&format!("{finished} 90"), 1).await;
     assert_eq!((chain.count(ROWS).await, chain.count(LETTERS).await), (90, 1));
 
     chain.execute("DELETE FROM vibration").await;
     fill(&chain, 10).await;
-    wish(&mut chain, &json!({"token": "a"}));
+    request_replay(&mut chain, &json!({"token": "a"}));
     common::mosquitto::wait_until("the word that it is done", || chain.worker.log().contains("this replay was done before"));
     assert_eq!((chain.count(ROWS).await, chain.count(LETTERS).await), (0, 11));
-    // What is refused again is counted, and stays.
-    wish(&mut chain, &json!({"token": "b"}));
+    // A message that is refused again is counted, and stays a dead letter.
+    request_replay(&mut chain, &json!({"token": "b"}));
     chain
         .wait_for("SELECT count(*) FROM fleetwright.pipeline_replay WHERE finished AND stored = 10 AND refused = 1 AND remaining = 0", 1)
         .await;
@@ -169,11 +169,11 @@ async fn a_pipeline_that_asks_for_a_replay_gets_it_once() {
 }
 
 #[tokio::test]
-async fn a_replay_that_was_asked_for_goes_on_after_a_kill_beside_what_arrives() {
+async fn a_requested_replay_continues_after_a_kill_while_messages_arrive() {
     const COUNT: i32 = 20_000;
     let mut chain = chain(&timed(10)).await;
     fill(&chain, COUNT).await;
-    wish(&mut chain, &json!({"token": "a"}));
+    request_replay(&mut chain, &json!({"token": "a"}));
     chain.publish("devices/press-1/telemetry", r#"{"ts":1777863700000,"rms":1}"#);
     chain.wait_for("SELECT count(*) FROM vibration WHERE time < '2026-05-04T03:02:01Z'", 1).await;
     let rows = format!("{ROWS} WHERE time > '2026-05-04T03:02:01Z'");

@@ -1,4 +1,4 @@
-//! Several workers that share the subscription at one broker: each message is stored, and once, whoever comes, goes or is killed.
+//! Several workers with a shared subscription at one broker: each message is stored exactly once while workers start, stop and are killed.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
@@ -25,11 +25,11 @@ fn gateway(port: u16, shared_by: Option<usize>) -> Value {
     json!({"name": "plant-1", "host": "127.0.0.1", "port": port, "external": external})
 }
 
-/// A chain whose worker reads the broker alone, in one session.
+/// A chain with one worker and one session.
 async fn chain() -> Chain {
     let broker = broker();
     let files = [("gateways/plant-1/username", "fleet"), ("gateways/plant-1/password", "password")];
-    // No key tells such readings apart: what came twice would be stored twice.
+    // Such readings have no unique key: a message that arrives twice would be stored twice.
     let decode = json!({"fields": [{"name": "count", "type": "Int64"}]});
     let gateway = gateway(broker.port, None);
     let chain = Chain::start_reading(broker, gateway, &files, "devices/{device}/telemetry", &decode, Postgres::shared().await).await;
@@ -37,7 +37,7 @@ async fn chain() -> Chain {
     chain
 }
 
-/// Publishes on and on, some thousand messages a second; every tenth is a dead letter.
+/// Publishes continuously, some thousand messages per second; every tenth is a dead letter.
 fn publish(chain: &Chain) -> Publisher {
     Publisher::start(chain.broker.port, "press-1", |number| {
         std::thread::sleep(Duration::from_micros(100));
@@ -46,13 +46,12 @@ fn publish(chain: &Chain) -> Publisher {
     })
 }
 
-/// The pods' workers as the operator would have them: all that there are, of this configuration.
-impl Fleet {
+impl WorkerSet {
     fn share(&mut self, shared_by: Option<usize>) {
         self.chain.configure("gateways", json!([gateway(self.chain.broker.port, shared_by)]));
     }
 
-    /// One after the other, the last first, as a StatefulSet does.
+    /// Restarts the workers in descending order, as a StatefulSet does.
     fn roll(&mut self) {
         for (ordinal, worker) in self.others.iter_mut().enumerate().rev() {
             let ordinal = i32::try_from(ordinal + 1).unwrap();
@@ -65,7 +64,7 @@ impl Fleet {
         self.chain.worker.wait_ready();
     }
 
-    /// Waits until a worker stores more of what comes by this session.
+    /// Waits until a worker stores further messages of this session.
     fn progress(&self, ordinal: usize, session: &str) {
         let worker = if ordinal == 0 { &self.chain.worker } else { &self.others[ordinal - 1] };
         let rows = || rows(worker, session);
@@ -75,7 +74,8 @@ impl Fleet {
     }
 }
 
-struct Fleet {
+/// The workers of a Pipeline, as the operator runs them.
+struct WorkerSet {
     chain: Chain,
     others: Vec<Worker>,
 }
@@ -85,68 +85,72 @@ fn rows(worker: &Worker, session: &str) -> f64 {
     if worker.get("/metrics").1.contains(&name) { worker.metric(&name) } else { 0.0 }
 }
 
-fn has_session(fleet: &Fleet, number: i32) -> bool {
-    fleet.chain.broker.has_session(("fleet", "password"), &external_session_client(CLIENT, number))
+fn has_session(workers: &WorkerSet, number: i32) -> bool {
+    workers.chain.broker.has_session(("fleet", "password"), &external_session_client(CLIENT, number))
 }
 
 #[tokio::test]
-async fn workers_that_come_go_and_are_killed_share_a_broker_and_lose_and_double_nothing() {
-    let mut fleet = Fleet { chain: chain().await, others: Vec::new() };
-    let publisher = publish(&fleet.chain);
-    fleet.progress(0, "plant-1");
+async fn workers_with_a_shared_subscription_store_messages_exactly_once() {
+    let mut workers = WorkerSet { chain: chain().await, others: Vec::new() };
+    let publisher = publish(&workers.chain);
+    workers.progress(0, "plant-1");
 
-    // Sharing begins: two more workers come, and wait until the first one shares.
-    fleet.share(Some(3));
-    fleet.chain.spread(&SESSIONS, 3).await;
-    fleet.others = (1..3).map(|ordinal| fleet.chain.one_more_worker(ordinal)).collect();
-    fleet.others.iter().for_each(Worker::wait_ready);
-    fleet.progress(0, "plant-1");
-    fleet.roll();
+    // Sharing begins: two more workers start, and wait until the first one shares.
+    workers.share(Some(3));
+    workers.chain.spread(&SESSIONS, 3).await;
+    workers.others = (1..3).map(|ordinal| workers.chain.one_more_worker(ordinal)).collect();
+    workers.others.iter().for_each(Worker::wait_ready);
+    workers.progress(0, "plant-1");
+    workers.roll();
     for (ordinal, session) in SESSIONS.into_iter().enumerate() {
-        fleet.progress(ordinal, session);
+        workers.progress(ordinal, session);
     }
 
     // One is killed.
-    fleet.others[0].kill();
-    fleet.chain.restart(&mut fleet.others[0], 1);
-    fleet.progress(1, "plant-1/1");
+    workers.others[0].kill();
+    workers.chain.restart(&mut workers.others[0], 1);
+    workers.progress(1, "plant-1/1");
 
-    // One goes: another reads its session on.
-    fleet.chain.spread(&SESSIONS, 2).await;
-    assert!(fleet.others[1].stop());
-    let log = |fleet: &Fleet| fleet.chain.worker.log().matches("logged in").count() + fleet.others[0].log().matches("logged in").count();
-    let before = log(&fleet);
-    fleet.others.pop();
-    wait_until("the session's next worker", || log(&fleet) > before || rows(&fleet.chain.worker, "plant-1/2") > 0.0);
+    // A worker stops: another one claims its session.
+    workers.chain.spread(&SESSIONS, 2).await;
+    assert!(workers.others[1].stop());
+    workers.others.pop();
+    wait_until("the next worker of the session", || {
+        [&workers.chain.worker, &workers.others[0]].into_iter().any(|worker| rows(worker, "plant-1/2") > 0.0)
+    });
 
-    // Two sessions are enough: what the third holds is read, and it ends.
-    fleet.chain.spread(&SESSIONS[..2], 2).await;
-    fleet.share(Some(2));
-    fleet.roll();
-    fleet.chain.wait_for("SELECT count(*) FROM fleetwright.session WHERE session = 'plant/vibration/plant-1/2'", 0).await;
-    assert!(!has_session(&fleet, 2));
-    fleet.progress(1, "plant-1/1");
+    // Two sessions are configured: the third one is drained and ended.
+    workers.chain.spread(&SESSIONS[..2], 2).await;
+    workers.share(Some(2));
+    workers.roll();
+    workers.chain.wait_for("SELECT count(*) FROM fleetwright.session WHERE session = 'plant/vibration/plant-1/2'", 0).await;
+    assert!(!has_session(&workers, 2));
+    workers.progress(1, "plant-1/1");
 
-    // Sharing ends: the first session waits until the other has.
-    fleet.chain.execute("UPDATE fleetwright.assignment SET worker = 1 - worker").await;
-    fleet.progress(1, "plant-1");
-    fleet.progress(0, "plant-1/1");
-    fleet.chain.spread(&SESSIONS[..1], 2).await;
-    fleet.share(None);
-    fleet.roll();
-    fleet.chain.wait_for("SELECT count(*) FROM fleetwright.session", 1).await;
-    assert!(!has_session(&fleet, 1));
-    fleet.chain.wait_for("SELECT count(*) FROM fleetwright.session WHERE topic_filters = '{devices/+/telemetry}'", 1).await;
-    fleet.progress(1, "plant-1");
+    // Sharing ends: the first session waits until the other one has ended.
+    workers.chain.execute("UPDATE fleetwright.assignment SET worker = 1 - worker").await;
+    workers.progress(1, "plant-1");
+    workers.progress(0, "plant-1/1");
+    workers.chain.spread(&SESSIONS[..1], 2).await;
+    workers.share(None);
+    workers.roll();
+    workers.chain.wait_for("SELECT count(*) FROM fleetwright.session", 1).await;
+    assert!(!has_session(&workers, 1));
+    workers.chain.wait_for("SELECT count(*) FROM fleetwright.session WHERE topic_filters = '{devices/+/telemetry}'", 1).await;
+    workers.progress(1, "plant-1");
 
     let outcome = publisher.finish();
-    assert!(outcome.repeated.is_empty(), "the broker was there all the time");
+    assert!(outcome.repeated.is_empty(), "the broker was available all the time");
     let (bad, good): (Vec<u64>, Vec<u64>) = outcome.acknowledged.iter().partition(|number| *number % 10 == 3);
-    let chain = &mut fleet.chain;
+    let chain = &mut workers.chain;
     chain.wait_for("SELECT count(DISTINCT count) FROM vibration", i64::try_from(good.len()).unwrap()).await;
     chain.wait_for("SELECT count(DISTINCT payload) FROM fleetwright.dead_letter", i64::try_from(bad.len()).unwrap()).await;
-    assert!(chain.worker.stop() && fleet.others[0].stop(), "{}", chain.worker.log());
-    assert_eq!(chain.count("SELECT count(*) FROM vibration").await, i64::try_from(good.len()).unwrap(), "rows, once each");
-    assert_eq!(chain.count("SELECT count(*) FROM fleetwright.dead_letter").await, i64::try_from(bad.len()).unwrap(), "letters, once each");
+    assert!(chain.worker.stop() && workers.others[0].stop(), "{}", chain.worker.log());
+    assert_eq!(chain.count("SELECT count(*) FROM vibration").await, i64::try_from(good.len()).unwrap(), "each row once");
+    assert_eq!(
+        chain.count("SELECT count(*) FROM fleetwright.dead_letter").await,
+        i64::try_from(bad.len()).unwrap(),
+        "each dead letter once"
+    );
     assert_eq!(chain.count("SELECT count(*) FROM fleetwright.acknowledgement WHERE session <> 'plant/vibration/plant-1'").await, 0);
 }

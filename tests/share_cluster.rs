@@ -1,5 +1,5 @@
-//! Several workers that share the subscription at a broker that is a cluster: each message that a node has acknowledged is stored, and
-//! once, whichever nodes the sessions and the devices are at, and wherever a session goes next.
+//! Several workers with a shared subscription at a clustered broker: each message that a node has acknowledged is stored exactly once,
+//! for all nodes of sessions and devices, and after sessions move between nodes.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
@@ -15,25 +15,25 @@ use common::publisher::Publisher;
 use common::worker::{Chain, Worker};
 use serde_json::json;
 
-/// Nodes of the cluster, and workers that read it.
+/// The number of cluster nodes and of workers.
 const NODES: usize = 3;
 
 /// The sessions that share.
 const SESSIONS: [&str; NODES] = ["plant-1", "plant-1/1", "plant-1/2"];
 
-struct Fleet {
+struct WorkerSet {
     chain: Chain<Cluster>,
     others: Vec<Worker>,
     publishers: Vec<Publisher>,
 }
 
-impl Fleet {
+impl WorkerSet {
     async fn start() -> Self {
         let cluster = Cluster::start(NODES);
         let external = json!({"clientId": "fwi0123456789abcdef", "tls": false, "authorities": false, "sharedBy": NODES});
         let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": cluster.balancer.port, "external": external});
         let files = [("gateways/plant-1/username", "fleet"), ("gateways/plant-1/password", "password")];
-        // No key tells such readings apart: what came twice would be stored twice.
+        // Such readings have no unique key: a message that arrives twice would be stored twice.
         let decode = json!({"fields": [{"name": "count", "type": "Int64"}]});
         let mut chain =
             Chain::start_reading(cluster, gateway, &files, "devices/{device}/telemetry", &decode, Postgres::shared().await).await;
@@ -41,13 +41,13 @@ impl Fleet {
         chain.spread(&SESSIONS, 3).await;
         let others: Vec<Worker> = (1..3).map(|ordinal| chain.one_more_worker(ordinal)).collect();
         others.iter().for_each(Worker::wait_ready);
-        // One more worker, and with it one more session, is ready before it has the session.
-        let fleet = Self { chain, others, publishers: Vec::new() };
-        fleet.chain.wait_for("SELECT count(*) FROM fleetwright.session WHERE topic_filters[1] LIKE '$share/%'", 3).await;
-        fleet
+        // A worker is ready before it has claimed its session.
+        let workers = Self { chain, others, publishers: Vec::new() };
+        workers.chain.wait_for("SELECT count(*) FROM fleetwright.session WHERE topic_filters[1] LIKE '$share/%'", 3).await;
+        workers
     }
 
-    /// Devices at each node, some hundred messages a second each; every tenth is a dead letter.
+    /// Devices at each node, some hundred messages per second each; every tenth is a dead letter.
     fn publish(&mut self) {
         let devices = self.chain.broker.ports.iter().enumerate().map(|(node, port)| {
             Publisher::start(*port, &format!("press-{}", node + 1), move |number| {
@@ -60,7 +60,7 @@ impl Fleet {
         self.publishers = devices.collect();
     }
 
-    /// Waits until each node has acknowledged so many more.
+    /// Waits until each node has acknowledged this number of further messages.
     fn more(&self, count: u64) {
         for publisher in &self.publishers {
             let until = publisher.acknowledged() + count;
@@ -68,7 +68,7 @@ impl Fleet {
         }
     }
 
-    /// Waits until a worker stores more of what comes by this session.
+    /// Waits until a worker stores further messages of this session.
     fn progress(&self, ordinal: usize, session: &str) {
         let worker = if ordinal == 0 { &self.chain.worker } else { &self.others[ordinal - 1] };
         let name = format!("fleetwright_ingest_rows_total{{gateway=\"{session}\"}}");
@@ -83,12 +83,12 @@ impl Fleet {
         }
     }
 
-    /// Ends the publishers, and holds what is stored against what was acknowledged.
-    async fn judge(mut self) {
+    /// Stops the publishers, and compares the stored with the acknowledged messages.
+    async fn check(mut self) {
         let (mut good, mut bad) = (BTreeSet::new(), BTreeSet::new());
         for (node, publisher) in self.publishers.drain(..).enumerate() {
             let outcome = publisher.finish();
-            assert!(outcome.repeated.is_empty(), "the nodes were there all the time");
+            assert!(outcome.repeated.is_empty(), "the nodes were available all the time");
             let numbers = outcome.acknowledged.into_iter().map(|number| number * NODES as u64 + node as u64);
             for number in numbers {
                 if number % 10 == 3 {
@@ -103,46 +103,46 @@ impl Fleet {
         chain.wait_for("SELECT count(DISTINCT count) FROM vibration", good).await;
         chain.wait_for("SELECT count(DISTINCT payload) FROM fleetwright.dead_letter", bad).await;
         assert!(chain.worker.stop() && self.others.iter_mut().all(Worker::stop), "{}", chain.worker.log());
-        assert_eq!(chain.count("SELECT count(*) FROM vibration").await, good, "rows, once each");
-        assert_eq!(chain.count("SELECT count(*) FROM fleetwright.dead_letter").await, bad, "letters, once each");
+        assert_eq!(chain.count("SELECT count(*) FROM vibration").await, good, "each row once");
+        assert_eq!(chain.count("SELECT count(*) FROM fleetwright.dead_letter").await, bad, "each dead letter once");
     }
 }
 
-/// What RMQTT 0.24 loses by itself is avoided: the message that it sends at the moment in which a connection turns out to be broken, so that
-/// each connection ends in order for it; and what comes while the only session of a group that is connected moves to another node, so that
-/// one of them moves at a time.
+/// The test avoids two cases in which RMQTT 0.24 itself loses messages: a message that it sends while it detects a broken connection (so each
+/// connection ends in order), and messages that arrive while the only connected session of a group moves to another node (so one session
+/// moves at a time).
 #[tokio::test]
-async fn workers_share_the_nodes_of_a_cluster_and_lose_and_double_nothing() {
-    let mut fleet = Fleet::start().await;
-    fleet.publish();
-    fleet.all_progress();
+async fn workers_at_a_clustered_broker_store_messages_exactly_once() {
+    let mut workers = WorkerSet::start().await;
+    workers.publish();
+    workers.all_progress();
 
-    // A worker is killed, and the next one comes by another node.
+    // A worker is killed, and the next one connects to another node.
     for other in [0, 1] {
-        fleet.more(200);
-        fleet.others[other].kill();
-        fleet.more(200);
-        fleet.chain.restart(&mut fleet.others[other], i32::try_from(other + 1).unwrap());
-        fleet.all_progress();
+        workers.more(200);
+        workers.others[other].kill();
+        workers.more(200);
+        workers.chain.restart(&mut workers.others[other], i32::try_from(other + 1).unwrap());
+        workers.all_progress();
     }
 
     // A connection breaks.
     for _ in 0..4 {
-        fleet.more(200);
-        fleet.chain.broker.balancer.cut_oldest();
-        fleet.all_progress();
+        workers.more(200);
+        workers.chain.broker.balancer.cut_oldest();
+        workers.all_progress();
     }
 
-    // The database takes nothing for a while.
-    let holder = fleet.chain.postgres.client(&fleet.chain.database).await;
+    // The database blocks for a while.
+    let holder = workers.chain.postgres.client(&workers.chain.database).await;
     holder.batch_execute("BEGIN; LOCK TABLE vibration IN SHARE MODE").await.unwrap();
-    fleet.more(1_000);
+    workers.more(1_000);
     holder.batch_execute("COMMIT").await.unwrap();
-    fleet.all_progress();
+    workers.all_progress();
 
-    // A worker goes, and another reads its session on.
-    fleet.chain.spread(&SESSIONS, 2).await;
-    assert!(fleet.others.pop().unwrap().stop());
-    fleet.more(200);
-    fleet.judge().await;
+    // A worker stops, and another one claims its session.
+    workers.chain.spread(&SESSIONS, 2).await;
+    assert!(workers.others.pop().unwrap().stop());
+    workers.more(200);
+    workers.check().await;
 }

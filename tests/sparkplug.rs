@@ -1,4 +1,4 @@
-//! Sparkplug B as a public client library speaks it, through a real broker into a real table.
+//! Sparkplug B of a public client library, through a real broker into a real table.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
@@ -16,10 +16,11 @@ use common::worker::{Chain, broker_configuration};
 use fleetwright::api::Pipeline;
 use fleetwright::api::condition::Cause;
 use fleetwright::api::device::{Access, Acl};
-use fleetwright::credential::file::BrokerFiles;
-use fleetwright::credential::{Entry, Password, hash};
-use fleetwright::operator::apply::owner_reference;
+use fleetwright::api::reason::Reason;
+use fleetwright::broker::credential::file::BrokerFiles;
+use fleetwright::broker::credential::{Entry, Password, hash};
 use fleetwright::operator::device::secret::read_workers;
+use fleetwright::operator::kubernetes::apply::owner_reference;
 use fleetwright::operator::pipeline::build::credentials;
 use fleetwright::operator::pipeline::observe::{DatabaseView, Observed};
 use fleetwright::operator::pipeline::validate::validate;
@@ -81,7 +82,7 @@ fn workers(pipeline: &str, topic: &str, decode: &Value) -> Entry {
         "spec": {"source": {"topic": topic}, "decode": decode, "sink": sink},
     }))
     .unwrap();
-    let none = || Cause::new("DatabaseUnavailable", "not asked");
+    let none = || Cause::new(Reason::DatabaseUnavailable, "not asked");
     let observed = Observed {
         gateways: [("plant-1".to_owned(), [].into())].into(),
         externals: [].into(),
@@ -114,7 +115,7 @@ fn broker(users: &[Entry]) -> Mosquitto {
 }
 
 #[tokio::test]
-async fn an_edge_node_is_understood_by_alias_and_asked_for_a_birth_that_was_missed() {
+async fn metrics_by_alias_are_stored_and_a_missed_birth_causes_a_rebirth_command() {
     let fields = json!([{"name": "pressure", "type": "Float64", "metric": "Inputs/Pressure"}, {"name": "level", "type": "Int64"}]);
     let decode = json!({"format": "SparkplugB", "fields": fields});
     let topic = "spBv1.0/{line}/+/{node}/{device}";
@@ -148,7 +149,7 @@ async fn an_edge_node_is_understood_by_alias_and_asked_for_a_birth_that_was_miss
     node.command("data 7", "sent");
     chain.wait_for(&data(7), 1).await;
 
-    // A message is lost; the node is not asked again within the minute.
+    // A message is lost; the node receives no second command within the minute.
     node.command("lose", "lost");
     node.command("data 8", "sent");
     chain.wait_for(&data(8), 1).await;
@@ -157,7 +158,7 @@ async fn an_edge_node_is_understood_by_alias_and_asked_for_a_birth_that_was_miss
     assert!((count("rebirths") - 1.0).abs() < f64::EPSILON);
     assert_eq!(chain.count("SELECT count(*) FROM fleetwright.dead_letter").await, 1);
 
-    // Nobody else's worker may ask a node for anything, and this one for nothing but commands.
+    // The worker of another Pipeline may not publish to the nodes, and this one commands only.
     let watcher = chain.broker.subscribe(("watcher", PASSWORD), &["-i", "watcher", "-t", "spBv1.0/plant/+/node-2"]);
     for (worker, kind, message) in
         [("other", "NCMD", "of another"), ("vibration", "NDATA", "no command"), ("vibration", "NCMD", "a command of its own")]

@@ -1,4 +1,4 @@
-//! Far more bad messages than good ones, between a real Mosquitto and a real TimescaleDB.
+//! Many malformed messages and few valid ones, between a real Mosquitto and a real TimescaleDB.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -9,9 +9,9 @@ use common::publisher::Publisher;
 use common::worker::Chain;
 use serde_json::json;
 
-/// 95 of 100 messages are malformed, and one more has its time missing. The worker is killed twice meanwhile.
+/// 95 of 100 messages are malformed, and one has no time. The worker is killed twice meanwhile.
 #[tokio::test]
-async fn a_storm_of_bad_messages_is_bounded_and_counted_and_the_good_ones_are_rows() {
+async fn dead_letters_are_bounded_and_counted_while_valid_messages_are_stored() {
     const BYTES_PER_HOUR: i64 = 256 * 1024;
     let decode = json!({
         "time": {"pointer": "/ts", "unit": "Milliseconds"},
@@ -39,7 +39,7 @@ async fn a_storm_of_bad_messages_is_bounded_and_counted_and_the_good_ones_are_ro
     let outcome = publisher.finish();
     let of = |wanted: fn(u64) -> bool| i64::try_from(outcome.acknowledged.iter().filter(|number| wanted(**number % 100)).count()).unwrap();
     chain.wait_for("SELECT count(*) FROM vibration", of(|rest| rest < 4)).await;
-    // Each is kept or counted once.
+    // Each dead letter is stored or counted once.
     let counted = |reason: &str| {
         format!("SELECT coalesce(sum(kept + discarded), 0)::bigint FROM fleetwright.dead_letter_count WHERE reason = '{reason}'")
     };
@@ -47,11 +47,11 @@ async fn a_storm_of_bad_messages_is_bounded_and_counted_and_the_good_ones_are_ro
     chain.wait_for(&counted("MissingTime"), of(|rest| rest == 4)).await;
     let kept = "SELECT sum(kept)::bigint FROM fleetwright.dead_letter_count";
     assert_eq!(chain.count(kept).await, chain.count("SELECT count(*) FROM fleetwright.dead_letter").await);
-    // The rare reason has a share of its own: some of it is there, though the storm began long before.
+    // The rare reason has its own share of the quota, so some of its dead letters are stored.
     assert!(chain.count("SELECT count(*) FROM fleetwright.dead_letter WHERE reason = 'MissingTime'").await >= 5);
     let hours = chain.count("SELECT count(DISTINCT hour) FROM fleetwright.dead_letter_count").await;
     let bytes = chain.count("SELECT sum(kept_bytes)::bigint FROM fleetwright.dead_letter_count").await;
-    // Two connections that write at once do not see one another: each may take what is left.
+    // Two concurrent transactions do not see each other: each may use the remaining quota.
     assert!(bytes <= hours * 2 * BYTES_PER_HOUR, "{bytes}");
     let measured = chain
         .count("SELECT sum(octet_length(topic) + octet_length(payload) + octet_length(detail))::bigint FROM fleetwright.dead_letter")

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use common::postgres::Postgres;
 use fleetwright::api::PipelineSpec;
 use fleetwright::api::pipeline::DeletionPolicy;
-use fleetwright::timescale::connect::{connect, drive};
-use fleetwright::timescale::dead_letter::{self, DeadLetters};
-use fleetwright::timescale::execute::{apply, look, release};
-use fleetwright::timescale::plan::plan;
-use fleetwright::timescale::retention::{Swept, sweep};
-use fleetwright::timescale::schema::{Desired, Owner, desired};
+use fleetwright::configuration::pipeline::compile;
+use fleetwright::database::connect::{connect, drive};
+use fleetwright::sink::timescale::execute::{apply, observe_schema, release};
+use fleetwright::sink::timescale::plan::plan;
+use fleetwright::sink::timescale::schema::Desired;
+use fleetwright::state::dead_letter::{self, DeadLetters};
+use fleetwright::state::dead_letter_retention::{Swept, sweep};
+use fleetwright::state::owner::Owner;
 use proptest::prelude::Strategy;
 use proptest::sample::{select, subsequence};
 use proptest::strategy::ValueTree;
@@ -41,11 +43,11 @@ impl Fixture {
     }
 
     async fn steps_left(&self, desired: &Desired) -> usize {
-        plan(desired, &look(&self.client, &desired.table.name).await.unwrap()).unwrap().steps.len()
+        plan(desired, &observe_schema(&self.client, &desired.table.name).await.unwrap()).unwrap().steps.len()
     }
 
     async fn refusal(&mut self, desired: &Desired) -> &'static str {
-        apply(&mut self.client, desired).await.unwrap_err().reason()
+        apply(&mut self.client, desired).await.unwrap_err().reason().as_str()
     }
 
     async fn execute(&self, statement: &str) {
@@ -68,7 +70,7 @@ fn wanted(fields: &Value, chunk_interval: &str) -> Desired {
         "sink": {"timescale": {"connectionSecret": {"name": "db"}, "table": "vibration", "chunkInterval": chunk_interval}},
     }))
     .unwrap();
-    desired(owner("vibration"), &spec).unwrap()
+    compile(owner("vibration"), &spec, Ok(None)).unwrap().desired
 }
 
 fn every_type() -> Value {
@@ -81,7 +83,7 @@ fn every_type() -> Value {
 }
 
 #[tokio::test]
-async fn an_empty_database_becomes_a_hypertable_and_stays() {
+async fn an_empty_database_gets_a_hypertable_and_the_next_plan_is_empty() {
     let mut fixture = Fixture::new().await;
     let desired = wanted(&every_type(), "1d");
     assert!(fixture.apply(&desired).await > 0);
@@ -119,14 +121,14 @@ async fn drift_is_repaired() {
         "DROP EXTENSION timescaledb CASCADE; DROP TABLE IF EXISTS vibration, fleetwright.dead_letter",
     ] {
         fixture.execute(damage).await;
-        assert!(fixture.steps_left(&desired).await > 0, "{damage} goes unseen");
+        assert!(fixture.steps_left(&desired).await > 0, "{damage} is not seen");
         assert!(fixture.apply(&desired).await > 0, "{damage}");
         assert_eq!(fixture.steps_left(&desired).await, 0, "{damage}");
     }
 }
 
 #[tokio::test]
-async fn a_changed_spec_adds_columns_and_takes_none_away() {
+async fn a_changed_spec_adds_columns_and_removes_none() {
     let mut fixture = Fixture::new().await;
     fixture.apply(&wanted(&json!([{"name": "rms", "type": "Float64"}]), "1d")).await;
     fixture.execute("INSERT INTO vibration (time, device_id, rms) VALUES ('2026-01-01Z', 1, 0.5)").await;
@@ -139,11 +141,15 @@ async fn a_changed_spec_adds_columns_and_takes_none_away() {
 
     let retyped = wanted(&json!([{"name": "rms", "type": "Text"}, {"name": "new", "type": "Text"}]), "12h");
     assert_eq!(fixture.refusal(&retyped).await, "TypeConflict");
-    assert_eq!(look(&fixture.client, "vibration").await.unwrap().table.unwrap().columns.len(), 5, "nothing of a refused plan is done");
+    assert_eq!(
+        observe_schema(&fixture.client, "vibration").await.unwrap().table.unwrap().columns.len(),
+        5,
+        "nothing of a refused plan is done"
+    );
 }
 
 #[tokio::test]
-async fn the_table_of_another_is_not_taken() {
+async fn a_table_of_another_owner_is_refused() {
     let mut fixture = Fixture::new().await;
     fixture.execute("CREATE TABLE vibration (time timestamptz NOT NULL, device_id integer NOT NULL, mine text)").await;
     let desired = wanted(&every_type(), "1d");
@@ -193,14 +199,17 @@ async fn a_deleted_pipeline_leaves_or_drops_its_table() {
 }
 
 #[tokio::test]
-async fn release_from_a_database_that_never_was_touched() {
+async fn release_from_an_empty_database_does_nothing() {
     let mut fixture = Fixture::new().await;
     release(&mut fixture.client, &owner("vibration"), "vibration", DeletionPolicy::Delete).await.unwrap();
-    assert_eq!(look(&fixture.client, "vibration").await.unwrap(), fleetwright::timescale::observe::Observed::default());
+    assert_eq!(
+        observe_schema(&fixture.client, "vibration").await.unwrap(),
+        fleetwright::sink::timescale::observe::ObservedSchema::default()
+    );
 }
 
 #[tokio::test]
-async fn what_the_user_may_not_do_is_said() {
+async fn missing_permissions_are_reported() {
     let fixture = Fixture::new().await;
     fixture.execute("CREATE ROLE limited_role; GRANT limited_role TO postgres").await;
     let mut limited = Fixture { postgres: fixture.postgres.clone(), database: fixture.database, client: fixture.client };
@@ -212,7 +221,7 @@ async fn what_the_user_may_not_do_is_said() {
 }
 
 #[tokio::test]
-async fn a_locked_table_is_waited_for_briefly() {
+async fn a_locked_table_fails_after_a_short_wait() {
     let mut fixture = Fixture::new().await;
     fixture.apply(&wanted(&json!([{"name": "rms", "type": "Float64"}]), "1d")).await;
     let database = fixture.text("SELECT current_database()::text").await.unwrap();
@@ -225,7 +234,7 @@ async fn a_locked_table_is_waited_for_briefly() {
 }
 
 #[tokio::test]
-async fn two_at_once_both_succeed() {
+async fn concurrent_changes_both_succeed() {
     let postgres = Postgres::shared().await;
     let database = postgres.create_database().await;
     let (mut one, mut two) = (postgres.client(&database).await, postgres.client(&database).await);
@@ -237,7 +246,7 @@ async fn two_at_once_both_succeed() {
 }
 
 #[tokio::test]
-async fn any_sequence_of_specs_leaves_a_plan_that_is_empty() {
+async fn after_any_sequence_of_specs_the_next_plan_is_empty() {
     let mut fixture = Fixture::new().await;
     let all = vec![("a", "Float64"), ("b", "Int64"), ("c", "Boolean"), ("d", "Text"), ("order", "Text")];
     let specs = (subsequence(all, 1..=5), select(vec!["1d", "90m", "2w"]), select(vec![None, Some("m/s"), Some("it's")]));
@@ -251,7 +260,7 @@ async fn any_sequence_of_specs_leaves_a_plan_that_is_empty() {
     }
 }
 
-/// Gives the server a certificate that nobody vouches for, and a user with a password.
+/// Gives the server a self-signed certificate, and a user with a password.
 async fn serve_tls(postgres: &Postgres) -> Client {
     let certificate = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let client = postgres.client("postgres").await;
@@ -265,7 +274,7 @@ async fn serve_tls(postgres: &Postgres) -> Client {
 }
 
 #[tokio::test]
-async fn connections_are_encrypted_as_their_uri_says() {
+async fn connections_are_encrypted_as_their_uri_requires() {
     let postgres = Postgres::start().await;
     let uri = |user: &str, mode: &str| postgres.uri_text("postgres").replace("postgres@", &format!("{user}@")).replace("disable", mode);
     let refused = connect(&uri("postgres", "require").parse().unwrap(), "test").await.err().unwrap();
@@ -289,13 +298,13 @@ async fn connections_are_encrypted_as_their_uri_says() {
                 drive(connection);
                 Ok(client.query_one("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).await.unwrap().get(0))
             }
-            Err(error) => Err(error.reason()),
+            Err(error) => Err(error.reason().as_str()),
         };
         assert_eq!(found, expected, "{user} {mode}");
     }
 }
 
-/// A Pipeline with a table of its name that keeps dead letters so long.
+/// A Pipeline with a table of its name and this retention of dead letters.
 fn keeping(pipeline: &str, retention: &str) -> Desired {
     let spec: PipelineSpec = serde_json::from_value(json!({
         "source": {"topic": "{device}/telemetry"},
@@ -304,10 +313,10 @@ fn keeping(pipeline: &str, retention: &str) -> Desired {
         "deadLetters": {"retention": retention},
     }))
     .unwrap();
-    desired(owner(pipeline), &spec).unwrap()
+    compile(owner(pipeline), &spec, Ok(None)).unwrap().desired
 }
 
-/// So many dead letters of that age, and their count.
+/// Inserts dead letters of this age, and their count.
 async fn refuse(fixture: &Fixture, pipeline: &str, age: &str, count: u64) {
     fixture
         .execute(&format!(
@@ -324,7 +333,7 @@ async fn ages(fixture: &Fixture, pipeline: &str) -> String {
 }
 
 #[tokio::test]
-async fn dead_letters_go_when_their_pipeline_keeps_them_no_longer() {
+async fn dead_letters_are_deleted_after_the_retention_of_their_pipeline() {
     let mut fixture = Fixture::new().await;
     fixture.apply(&keeping("month", "30d")).await;
     fixture.apply(&keeping("hour", "1h")).await;
@@ -342,7 +351,7 @@ async fn dead_letters_go_when_their_pipeline_keeps_them_no_longer() {
     for (pipeline, expected) in [("month", "2d,2h,1m"), ("hour", "1m"), ("gone", "2h,1m")] {
         assert_eq!(ages(&fixture, pipeline).await, expected, "{pipeline}");
     }
-    // What is in somebody else's hands is not waited for, and goes the next time.
+    // Locked rows are skipped, and deleted by the next sweep.
     refuse(&fixture, "hour", "2h", 1).await;
     let other = fixture.postgres.client(&fixture.database).await;
     other.batch_execute("BEGIN; SELECT FROM fleetwright.dead_letter WHERE pipeline = 'hour' AND detail = '2h' FOR UPDATE").await.unwrap();
@@ -356,7 +365,7 @@ async fn dead_letters_go_when_their_pipeline_keeps_them_no_longer() {
 }
 
 #[tokio::test]
-async fn dead_letters_of_a_table_that_is_deleted_go_with_it() {
+async fn dead_letters_are_deleted_with_their_table() {
     let mut fixture = Fixture::new().await;
     for pipeline in ["left", "deleted"] {
         fixture.apply(&keeping(pipeline, "30d")).await;
@@ -371,7 +380,7 @@ async fn dead_letters_of_a_table_that_is_deleted_go_with_it() {
 }
 
 #[tokio::test]
-async fn the_tables_of_version_3_are_brought_to_this_one() {
+async fn the_tables_of_version_3_are_upgraded() {
     let mut fixture = Fixture::new().await;
     let desired = keeping("month", "30d");
     fixture.apply(&desired).await;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A node of a clustered broker in the foreground; see src/main.rs for its arguments.
-# Builds the program once a machine. `broker.sh --prepare` only builds it.
+# Runs a node of the clustered broker in the foreground; src/main.rs documents the arguments.
+# Builds the program once on each machine. `broker.sh --prepare` only builds it.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -15,5 +15,5 @@ build() {
   rm -rf "$target"
 }
 
-[ -e "$CACHE/$name" ] || cached "$name" "the clustered broker (about 4 minutes the first time)" build
+[ -e "$CACHE/$name" ] || cached "$name" "build the clustered broker, once" build
 [ "${1:-}" = --prepare ] || exec "$CACHE/$name" "$@"

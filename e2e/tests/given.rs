@@ -32,7 +32,7 @@ fn what_cannot_be_a_password_is_told_and_harms_that_device_alone() {
             ("huge", "InvalidPassword"),
             ("control", "InvalidPassword"),
             ("break", "InvalidPassword"),
-            ("none", "SecretKeyMissing"),
+            ("none", "SecretKeyNotFound"),
             ("absent", "SecretNotFound"),
         ] {
             let condition = fleet.condition("Device", name, "Accepted", "False", reason).await?;

@@ -1,4 +1,4 @@
-//! The agent's loop: news -> files -> reload -> proof -> report. Knows nothing of Kubernetes.
+//! The agent's loop: news -> files -> reload -> verification -> report. Knows nothing of Kubernetes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,16 +13,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::files::{self, WriteFile};
-use super::metrics::Metrics;
+use super::metrics::AgentMetrics;
 use super::presence::Presence;
 use super::presentation::{Presentation, Presented};
 use super::process;
-use super::session::{Address, LoginError, Session, end_session};
-use super::state::{Change, Content, Refusal, State, Waiting};
+use super::session::{BrokerAddress, CanarySession, LoginError, end_session};
+use super::state::{AgentState, BrokerContent, Change, ChangeError, MissingSecret};
 use crate::api::name::CANARY_USERNAME;
+use crate::broker::credential::Password;
+use crate::broker::credential::entry::EntryError;
 use crate::configuration::agent::AgentConfiguration;
-use crate::credential::Password;
-use crate::credential::entry::EntryError;
+use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 use crate::runtime::readiness::Readiness;
 
@@ -30,25 +31,24 @@ use crate::runtime::readiness::Readiness;
 pub const BROKER_CHECK: &str = "broker";
 
 /// Changes are gathered until none has come for this long …
-const QUIET: Duration = Duration::from_millis(20);
+const BATCH_QUIET: Duration = Duration::from_millis(20);
 
 /// … or the first of them is this old. The operator gathers too: this is for what comes in several Secrets.
-const LONGEST_GATHERING: Duration = Duration::from_millis(80);
+const MAX_BATCH_AGE: Duration = Duration::from_millis(80);
 
-/// The pauses between two logins that prove: the first is about what a reload takes with few clients, and each is twice
-/// the one before.
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// Delays between two verification logins. The initial delay is about the duration of a reload with few clients.
+const INITIAL_DELAY: Duration = Duration::from_millis(5);
+const MAX_DELAY: Duration = Duration::from_millis(250);
 
-/// A reload that is not proven after this long is asked for again, and shows.
-const WORTH_TELLING: Duration = Duration::from_secs(10);
+/// A reload that is not verified after this long is asked for again, and shows.
+const REPORT_AFTER: Duration = Duration::from_secs(10);
 
 /// A session that could not be ended is tried again after this long.
-const END_SESSION_AGAIN: Duration = Duration::from_secs(5);
+const END_SESSION_RETRY: Duration = Duration::from_secs(5);
 
 /// Where things are.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub struct BrokerPaths {
     /// Mosquitto's configuration, by which its process is found.
     pub configuration: PathBuf,
     /// Where Mosquitto's files are written.
@@ -56,7 +56,7 @@ pub struct Places {
     /// The broker's volume.
     pub data: PathBuf,
     /// The broker's internal listener.
-    pub broker: Address,
+    pub broker: BrokerAddress,
 }
 
 /// What the loop cannot go on without.
@@ -72,77 +72,79 @@ pub enum DriveError {
 
 /// The files as they were last written.
 #[derive(Debug)]
-struct Written {
-    content: Content,
+struct WrittenFiles {
+    content: BrokerContent,
     canary: Password,
     /// When the first change came that led to them.
     since: Instant,
-    /// Whether the broker has proven them, if only an earlier process of it.
-    proven: bool,
+    /// Whether the broker has verified them, if only an earlier process of it.
+    verified: bool,
 }
 
 /// Where the broker stands with the files.
 #[derive(Debug)]
-enum Proof {
+enum Verification {
     /// It has not accepted the canary's login yet.
-    Outstanding {
+    Pending {
         /// When it was last told to reload, if it was.
         signalled: Option<Instant>,
-        pause: Duration,
+        backoff: Backoff,
         next: Instant,
     },
     /// It has; with the session.
-    Given(Session),
+    Verified(CanarySession),
 }
 
 /// The state of the loop.
 pub struct Driver {
-    places: Places,
-    state: State,
+    paths: BrokerPaths,
+    state: AgentState,
     changes: mpsc::Receiver<Change>,
-    proven: watch::Sender<Option<BTreeMap<usize, String>>>,
-    written: Option<Written>,
-    proof: Proof,
+    verified: watch::Sender<Option<BTreeMap<usize, String>>>,
+    written: Option<WrittenFiles>,
+    verification: Verification,
     presentation: Presentation,
+    presence: Presence,
     generation: i64,
     end_sessions_at: Option<Instant>,
     first_written: CancellationToken,
     readiness: Readiness,
-    metrics: Arc<Metrics>,
+    metrics: Arc<AgentMetrics>,
 }
 
 impl Driver {
-    /// A driver that takes news from `changes`, and tells in `proven` which revision of each shard the broker has proven, and in
+    /// A driver that takes news from `changes`, and tells in `verified` which revision of each shard the broker has verified, and in
     /// `presented` which certificates.
     #[must_use]
     pub fn new(
-        places: Places,
+        paths: BrokerPaths,
         configuration: &AgentConfiguration,
         changes: mpsc::Receiver<Change>,
-        proven: watch::Sender<Option<BTreeMap<usize, String>>>,
+        verified: watch::Sender<Option<BTreeMap<usize, String>>>,
         presented: watch::Sender<Option<Presented>>,
         readiness: Readiness,
-        metrics: Arc<Metrics>,
+        metrics: Arc<AgentMetrics>,
     ) -> Self {
         let secrets = configuration.tls_secrets();
-        let written = files::written_certificates(&places.runtime, &secrets);
+        let written = files::written_certificates(&paths.runtime, &secrets);
         let secrets: Vec<String> = secrets.into_iter().collect();
-        let mut state = State::new(&secrets, files::remembered_workers(&places.data)).with_host_names(&configuration.host_names);
+        let mut state = AgentState::new(&secrets, files::remembered_workers(&paths.data)).with_host_names(&configuration.host_names);
         for change in written {
             // What cannot be used is as good as not there.
-            let _ = state.absorb(change, Timestamp::now());
+            let _ = state.apply(change, Timestamp::now());
         }
-        let presentation = Presentation::new(&places.broker.host, &configuration.tls_listeners, presented);
-        let proof = outstanding(None);
+        let presentation = Presentation::new(&paths.broker.host, &configuration.tls_listeners, presented);
+        let verification = pending(None);
         let first_written = CancellationToken::new();
         Self {
-            places,
+            paths,
             state,
             changes,
-            proven,
+            verified,
             written: None,
-            proof,
+            verification,
             presentation,
+            presence: Presence::new(),
             generation: 0,
             end_sessions_at: None,
             first_written,
@@ -151,10 +153,11 @@ impl Driver {
         }
     }
 
-    /// The same, which says beforehand which refused clients are its own.
+    /// Announces its own handshakes to `presence`, and gives it the tokens of the operator.
     #[must_use]
     pub fn with_presence(mut self, presence: Presence) -> Self {
-        self.presentation = self.presentation.with_presence(presence);
+        self.presentation = self.presentation.with_presence(presence.clone());
+        self.presence = presence;
         self
     }
 
@@ -170,57 +173,57 @@ impl Driver {
     /// When a file cannot be written.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), DriveError> {
         loop {
-            let next_login = match &self.proof {
-                Proof::Outstanding { next, .. } if self.written.is_some() => Some(*next),
+            let next_login = match &self.verification {
+                Verification::Pending { next, .. } if self.written.is_some() => Some(*next),
                 _ => None,
             };
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 Some(change) = self.changes.recv() => {
                     let since = Instant::now();
-                    self.gather(change, since).await;
+                    self.batch(change, since).await;
                     self.write_if_changed(since)?;
                 }
-                reason = ended(&mut self.proof) => {
+                reason = ended(&mut self.verification) => {
                     info!(reason, "the broker ended the agent's session: proving again");
                     self.readiness.fails(BROKER_CHECK, "the broker ended the agent's session");
                     self.presentation.forget();
-                    self.proof = outstanding(None);
+                    self.verification = pending(None);
                 }
                 () = until(self.state.next_due()) => {
                     for change in self.state.take_due(Timestamp::now()) {
-                        self.absorb(change);
+                        self.apply(change);
                     }
                     self.write_if_changed(Instant::now())?;
                 }
                 () = at(self.presentation.due()) => {
                     let none = BTreeMap::new();
                     let certificates = self.written.as_ref().map_or(&none, |written| &written.content.certificates);
-                    self.presentation.look(certificates).await;
+                    self.presentation.observe(certificates).await;
                 }
-                () = at(next_login) => self.prove().await?,
+                () = at(next_login) => self.verify().await?,
                 () = at(self.end_sessions_at) => self.end_sessions().await?,
             }
         }
     }
 
     /// Takes over a change, and those that follow closely.
-    async fn gather(&mut self, first: Change, since: Instant) {
-        self.absorb(first);
+    async fn batch(&mut self, first: Change, since: Instant) {
+        self.apply(first);
         loop {
-            let until = (Instant::now() + QUIET).min(since + LONGEST_GATHERING);
+            let until = (Instant::now() + BATCH_QUIET).min(since + MAX_BATCH_AGE);
             match timeout_at(until, self.changes.recv()).await {
-                Ok(Some(change)) => self.absorb(change),
+                Ok(Some(change)) => self.apply(change),
                 Ok(None) | Err(_) => return,
             }
         }
     }
 
-    fn absorb(&mut self, change: Change) {
-        let Err(refusal) = self.state.absorb(change, Timestamp::now()) else { return };
+    fn apply(&mut self, change: Change) {
+        let Err(refusal) = self.state.apply(change, Timestamp::now()) else { return };
         let content = match refusal {
-            Refusal::Shard { .. } | Refusal::ShardDeleted { .. } => "shard",
-            Refusal::Certificate { .. } | Refusal::CertificateMissing { .. } => "certificate",
+            ChangeError::Shard { .. } | ChangeError::ShardDeleted { .. } => "shard",
+            ChangeError::Certificate { .. } | ChangeError::CertificateMissing { .. } => "certificate",
         };
         self.metrics.refused.with_label_values(&[content]).inc();
         warn!("{}", chain(&refusal));
@@ -231,38 +234,39 @@ impl Driver {
         let content = match self.state.content() {
             Ok(content) => content,
             Err(waiting) => {
-                self.tell_waiting(&waiting);
+                self.log_missing(&waiting);
                 return Ok(());
             }
         };
         if self.written.as_ref().is_some_and(|written| written.content == content) {
             return Ok(());
         }
+        self.presence.accept(self.state.presence_tokens());
         let canary = Password::generate();
         let files = self.state.files(&content, &canary)?;
         // Remembered first: a worker that could log in and is not remembered might leave a session for good.
-        files::remember_workers(&self.places.data, &self.state.workers())?;
-        files::write_all(&self.places.runtime, &content, &files)?;
+        files::remember_workers(&self.paths.data, &self.state.workers())?;
+        files::write_all(&self.paths.runtime, &content, &files)?;
         self.generation += 1;
         self.metrics.written.set(self.generation);
         info!(generation = self.generation, shards = content.revisions.len(), departed = content.departed.len(), "files written");
-        // What was on its way and is not proven yet is as old as its own first change.
-        let since = self.written.take().filter(|written| !written.proven).map_or(since, |written| written.since);
-        self.written = Some(Written { content, canary, since, proven: false });
+        // What was on its way and is not verified yet is as old as its own first change.
+        let since = self.written.take().filter(|written| !written.verified).map_or(since, |written| written.since);
+        self.written = Some(WrittenFiles { content, canary, since, verified: false });
         self.first_written.cancel();
         // A broker that has answered takes the signal; another may be starting, and is asked first.
-        let answered = match &self.proof {
-            Proof::Given(_) => true,
-            Proof::Outstanding { signalled, .. } => signalled.is_some(),
+        let answered = match &self.verification {
+            Verification::Verified(_) => true,
+            Verification::Pending { signalled, .. } => signalled.is_some(),
         };
-        self.proof = outstanding(None);
+        self.verification = pending(None);
         if answered {
             self.reload();
         }
         Ok(())
     }
 
-    fn tell_waiting(&self, waiting: &Waiting) {
+    fn log_missing(&self, waiting: &MissingSecret) {
         if self.written.is_none() {
             self.readiness.fails(BROKER_CHECK, waiting.to_string());
             info!("waiting: {waiting}");
@@ -272,54 +276,53 @@ impl Driver {
     }
 
     fn reload(&mut self) {
-        match process::reload(&self.places.configuration) {
+        match process::reload(&self.paths.configuration) {
             Ok(()) => {
                 self.metrics.reloads.inc();
-                self.proof = outstanding(Some(Instant::now()));
+                self.verification = pending(Some(Instant::now()));
             }
             Err(error) => warn!("{}", chain(&error)),
         }
     }
 
     /// One login with the password that only the last files have.
-    async fn prove(&mut self) -> Result<(), DriveError> {
-        let (Some(written), Proof::Outstanding { signalled, pause, .. }) = (&self.written, &self.proof) else { return Ok(()) };
-        let (signalled, pause) = (*signalled, *pause);
-        match Session::login(&self.places.broker, CANARY_USERNAME, &written.canary, &self.metrics).await {
+    async fn verify(&mut self) -> Result<(), DriveError> {
+        let (Some(written), Verification::Pending { signalled, .. }) = (&self.written, &self.verification) else { return Ok(()) };
+        let signalled = *signalled;
+        match CanarySession::login(&self.paths.broker, CANARY_USERNAME, &written.canary, &self.metrics).await {
             Ok(session) => {
-                if !written.proven {
-                    self.metrics.change_to_proof.observe(written.since.elapsed().as_secs_f64());
+                if !written.verified {
+                    self.metrics.change_to_verified.observe(written.since.elapsed().as_secs_f64());
                 }
                 if let Some(signalled) = signalled {
-                    self.metrics.reload_to_proof.observe(signalled.elapsed().as_secs_f64());
+                    self.metrics.reload_to_verified.observe(signalled.elapsed().as_secs_f64());
                 }
-                self.proof = Proof::Given(session);
-                self.proven_now();
+                self.verification = Verification::Verified(session);
+                self.mark_verified();
                 return self.end_sessions().await;
             }
             // It runs and has read other files: told now, or (should the signal have been lost) told again.
-            Err(LoginError::Refused { .. }) if signalled.is_none_or(|at| at.elapsed() >= WORTH_TELLING) => self.reload(),
+            Err(LoginError::Refused { .. }) if signalled.is_none_or(|at| at.elapsed() >= REPORT_AFTER) => self.reload(),
             Err(error) => debug!("{}", chain(&error)),
         }
-        if written_for(self.written.as_ref()) >= WORTH_TELLING {
+        if time_since_written(self.written.as_ref()) >= REPORT_AFTER {
             self.readiness.fails(BROKER_CHECK, "the broker does not accept the agent's login");
         }
-        if let Proof::Outstanding { pause: next_pause, next, .. } = &mut self.proof {
-            *next = Instant::now() + pause;
-            *next_pause = (pause * 2).min(LONGEST_PAUSE);
+        if let Verification::Pending { backoff, next, .. } = &mut self.verification {
+            *next = Instant::now() + backoff.next_delay();
         }
         Ok(())
     }
 
-    fn proven_now(&mut self) {
+    fn mark_verified(&mut self) {
         let Some(written) = &mut self.written else { return };
-        written.proven = true;
-        info!(generation = self.generation, "the broker has proven to hold the files");
-        self.metrics.proven.set(self.generation);
+        written.verified = true;
+        info!(generation = self.generation, "the broker has verified to hold the files");
+        self.metrics.verified.set(self.generation);
         self.readiness.holds(BROKER_CHECK);
         self.presentation.expect(&written.content.certificates);
         let revisions = Some(written.content.revisions.clone());
-        self.proven.send_if_modified(|known| {
+        self.verified.send_if_modified(|known| {
             *known != revisions && {
                 known.clone_from(&revisions);
                 true
@@ -330,10 +333,10 @@ impl Driver {
     /// Ends the sessions of workers that are gone, so that no queue grows for nobody; then they vanish from the files.
     async fn end_sessions(&mut self) -> Result<(), DriveError> {
         self.end_sessions_at = None;
-        let (Some(written), Proof::Given(_)) = (&self.written, &self.proof) else { return Ok(()) };
+        let (Some(written), Verification::Verified(_)) = (&self.written, &self.verification) else { return Ok(()) };
         let departed = written.content.departed.clone();
         for (worker, password) in &departed {
-            match end_session(&self.places.broker, worker, password).await {
+            match end_session(&self.paths.broker, worker, password).await {
                 Ok(()) => {
                     info!(worker, "ended the session of a worker that is gone");
                     self.metrics.sessions_ended.inc();
@@ -341,7 +344,7 @@ impl Driver {
                 }
                 Err(error) => {
                     warn!(worker, "failed to end the session of a worker that is gone, trying again: {}", chain(&error));
-                    self.end_sessions_at = Some(Instant::now() + END_SESSION_AGAIN);
+                    self.end_sessions_at = Some(Instant::now() + END_SESSION_RETRY);
                 }
             }
         }
@@ -349,18 +352,18 @@ impl Driver {
     }
 }
 
-fn outstanding(signalled: Option<Instant>) -> Proof {
-    Proof::Outstanding { signalled, pause: FIRST_PAUSE, next: Instant::now() }
+fn pending(signalled: Option<Instant>) -> Verification {
+    Verification::Pending { signalled, backoff: Backoff::new(INITIAL_DELAY, MAX_DELAY), next: Instant::now() }
 }
 
-fn written_for(written: Option<&Written>) -> Duration {
+fn time_since_written(written: Option<&WrittenFiles>) -> Duration {
     written.map_or(Duration::ZERO, |written| written.since.elapsed())
 }
 
-async fn ended(proof: &mut Proof) -> String {
-    match proof {
-        Proof::Given(session) => session.ended().await,
-        Proof::Outstanding { .. } => std::future::pending().await,
+async fn ended(verification: &mut Verification) -> String {
+    match verification {
+        Verification::Verified(session) => session.ended().await,
+        Verification::Pending { .. } => std::future::pending().await,
     }
 }
 

@@ -10,11 +10,11 @@ use k8s_openapi::ByteString;
 use thiserror::Error;
 use tracing::warn;
 
-use super::state::{Change, Content, Origin, Subject};
+use super::state::{BrokerContent, Change, Origin, Subject};
+use crate::broker::credential::file::BrokerFiles;
 use crate::configuration::agent::{
     ACL_FILE, CERTIFICATE_KEYS_FILE, PASSWORD_FILE, PREVIOUS_PASSWORD_FILE, TLS_CERTIFICATE, TLS_KEY, tls_folder,
 };
-use crate::credential::file::BrokerFiles;
 
 /// For the owner alone, who Mosquitto is too.
 const FILE_MODE: u32 = 0o600;
@@ -38,7 +38,7 @@ pub struct WriteFile {
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn write_all(folder: &Path, content: &Content, files: &BrokerFiles) -> Result<(), WriteFile> {
+pub fn write_all(folder: &Path, content: &BrokerContent, files: &BrokerFiles) -> Result<(), WriteFile> {
     for (secret, certificate) in &content.certificates {
         let folder = folder.join(tls_folder(secret));
         write(&folder.join(TLS_CERTIFICATE), &certificate.chain)?;

@@ -11,21 +11,21 @@ use super::presentation::Presented;
 use crate::configuration::agent::Fullness;
 
 /// Seconds until a change is proven; the target is one second from a Device to the broker.
-const PROOF_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
+const VERIFICATION_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
 
 /// The metrics of an agent.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct AgentMetrics {
     /// Reloads that the broker was told to make.
     pub reloads: IntCounter,
     /// From the first change of a generation until the broker has proven it.
-    pub change_to_proof: Histogram,
+    pub change_to_verified: Histogram,
     /// From the signal to the proof.
-    pub reload_to_proof: Histogram,
+    pub reload_to_verified: Histogram,
     /// Generation of the files.
     pub written: IntGauge,
     /// Generation that the broker has proven.
-    pub proven: IntGauge,
+    pub verified: IntGauge,
     /// Secrets that could not be used, by what they hold.
     pub refused: IntCounterVec,
     /// Sessions of workers that are gone, ended.
@@ -45,7 +45,7 @@ pub struct Metrics {
     has_dropped: watch::Sender<bool>,
 }
 
-impl Metrics {
+impl AgentMetrics {
     /// Registers them.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl Metrics {
         let gauge = |name: &str, help: &str| registered(registry, IntGauge::new(name, help)?);
         let counter = |name: &str, help: &str| registered(registry, IntCounter::new(name, help)?);
         let histogram = |name: &str, help: &str| {
-            registered(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(PROOF_BUCKETS.to_vec()))?)
+            registered(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(VERIFICATION_BUCKETS.to_vec()))?)
         };
         let by_bound = |name: &str, help: &str| {
             let gauge = registered(registry, IntGaugeVec::new(Opts::new(name, help), &["bound"])?)?;
@@ -65,13 +65,13 @@ impl Metrics {
         };
         Ok(Self {
             reloads: counter("fleetwright_agent_reloads_total", "Reloads that the broker was told to make.")?,
-            change_to_proof: histogram(
+            change_to_verified: histogram(
                 "fleetwright_agent_change_to_proof_seconds",
                 "From the first change of a generation until the broker has proven it.",
             )?,
-            reload_to_proof: histogram("fleetwright_agent_reload_to_proof_seconds", "From the signal to reload to the proof.")?,
+            reload_to_verified: histogram("fleetwright_agent_reload_to_proof_seconds", "From the signal to reload to the proof.")?,
             written: gauge("fleetwright_agent_generation_written", "Generation of the broker's files, since the agent started.")?,
-            proven: gauge("fleetwright_agent_generation_proven", "Generation that the broker has proven to hold.")?,
+            verified: gauge("fleetwright_agent_generation_proven", "Generation that the broker has proven to hold.")?,
             refused: registered(
                 registry,
                 IntCounterVec::new(Opts::new("fleetwright_agent_refused_total", "Secrets that could not be used."), &["content"])?,
@@ -139,7 +139,7 @@ impl Metrics {
 }
 
 /// Keeps the gauge of certificates, until the sender is gone.
-pub async fn follow_presented(metrics: Arc<Metrics>, mut presented: watch::Receiver<Option<Presented>>) {
+pub async fn follow_presented(metrics: Arc<AgentMetrics>, mut presented: watch::Receiver<Option<Presented>>) {
     while presented.changed().await.is_ok() {
         let presented = presented.borrow_and_update().clone().unwrap_or_default();
         metrics.certificate_expiry.reset();

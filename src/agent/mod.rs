@@ -24,15 +24,16 @@ use anyhow::Context;
 use clap::Args;
 use kube::{Client, Config};
 use prometheus::Registry;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use self::driver::{BROKER_CHECK, Driver, Places};
-use self::metrics::Metrics;
+use self::driver::{BROKER_CHECK, BrokerPaths, Driver};
+use self::metrics::AgentMetrics;
 use self::presence::Presence;
-use self::presence::follow::Follower;
-use self::session::Address;
+use self::presence::follow::LogFollower;
+use self::session::BrokerAddress;
 use crate::api::name::INTERNAL_MQTT_PORT;
 use crate::configuration::agent::{
     AgentConfiguration, CONFIGURATION_FOLDER, DATA_FOLDER, FILE, LOG_FOLDER, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER,
@@ -42,7 +43,7 @@ use crate::runtime::http;
 use crate::runtime::readiness::Readiness;
 
 /// News that wait for the driver. A full channel slows the watches down, and nothing is lost.
-const BACKLOG: usize = 128;
+const MAX_QUEUED_CHANGES: usize = 128;
 
 /// Arguments of the role `agent`.
 #[derive(Args, Clone, Debug)]
@@ -85,33 +86,36 @@ pub struct Arguments {
 /// # Errors
 /// When the configuration cannot be read, a file cannot be written, or the endpoint's address is taken.
 pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::Result<()> {
+    // The containers of the pod share a user and a process namespace. Without this the broker could read the agent's token through
+    // /proc/<pid>/root; with it that takes the capability CAP_SYS_PTRACE, which no container of the pod has.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("failed to make the agent's process not dumpable")?;
     let configuration = read_configuration(&arguments.configuration.join(FILE))?;
     let registry = Registry::new();
-    let metrics = Arc::new(Metrics::register(&registry)?);
+    let metrics = Arc::new(AgentMetrics::register(&registry)?);
     let readiness = Readiness::awaiting([BROKER_CHECK]);
-    let (changes, incoming) = mpsc::channel(BACKLOG);
+    let (changes, incoming) = mpsc::channel(MAX_QUEUED_CHANGES);
     let (proven, proofs) = watch::channel(None);
     let presence = Presence::new();
     let configured = arguments.configuration.join(MOSQUITTO_FILE);
-    let presence_metrics = presence::metrics::Metrics::register(&registry)?;
-    tokio::spawn(Follower::new(&arguments.log, &configured, presence.clone(), presence_metrics).run(shutdown.clone()));
+    let presence_metrics = presence::metrics::PresenceMetrics::register(&registry)?;
+    tokio::spawn(LogFollower::new(&arguments.log, &configured, presence.clone(), presence_metrics).run(shutdown.clone()));
     let (presented, presentations) = watch::channel(None);
     tokio::spawn(metrics::follow_presented(Arc::clone(&metrics), presentations.clone()));
-    let places = Places {
+    let paths = BrokerPaths {
         configuration: configured,
         runtime: arguments.runtime,
         data: arguments.data,
-        broker: Address { host: arguments.broker_host, port: arguments.broker_port },
+        broker: BrokerAddress { host: arguments.broker_host, port: arguments.broker_port },
     };
-    let driver = Driver::new(places, &configuration, incoming, proven, presented, readiness.clone(), Arc::clone(&metrics))
+    let driver = Driver::new(paths, &configuration, incoming, proven, presented, readiness.clone(), Arc::clone(&metrics))
         .with_presence(presence.clone());
     let first_written = driver.first_written();
     let client = client().await;
     if let Some(client) = client.clone() {
         let (told, fullness) = watch::channel(None);
         tokio::spawn(fullness::settle(metrics.fullness(), told));
-        let news = report::News { proven: proofs, presented: presentations, has_dropped: metrics.has_dropped(), fullness };
-        tokio::spawn(report::run(client, configuration.clone(), news));
+        let inputs = report::ReportInputs { proven: proofs, presented: presentations, has_dropped: metrics.has_dropped(), fullness };
+        tokio::spawn(report::run(client, configuration.clone(), inputs));
     }
     tokio::spawn(source::run(client, configuration, arguments.secrets, changes));
     // Mosquitto starts when the startup probe succeeds, so that there is no endpoint before its files are there.

@@ -2,7 +2,7 @@
 //!
 //! One for each kind of key: Mosquitto (2.1.2) loads a certificate into the TLS context that it has, and OpenSSL keeps one of each
 //! kind there. Of a renewal that changes the kind the former certificate stays beside the new one until the broker starts anew, and
-//! is what some clients, or even most, are shown.
+//! is what some clients, or even most, are presented_by.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,18 +23,19 @@ use super::presence::Presence;
 use crate::certificate::fingerprint;
 use crate::certificate::server::{CertificateError, ServerCertificate, validity};
 use crate::configuration::agent::{PresentedCertificate, TlsListener};
+use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 use crate::runtime::tls::{KeyKind, TlsError, Verification, client_configuration};
 
 /// The longest a handshake may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The pauses after a handshake that did not show what it should: each twice the one before.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Delays after a handshake that did not present the expected certificate.
+const INITIAL_DELAY: Duration = Duration::from_millis(50);
+const MAX_DELAY: Duration = Duration::from_secs(30);
 
 /// What is still not presented after this long shows in the log.
-const WORTH_TELLING: Duration = Duration::from_secs(10);
+const REPORT_AFTER: Duration = Duration::from_secs(10);
 
 /// By the name of the Secret that a certificate should have come from.
 pub type Presented = BTreeMap<String, PresentedCertificate>;
@@ -91,19 +92,28 @@ pub struct Presentation {
     presented: watch::Sender<Option<Presented>>,
     /// Where refusals are counted, those of these handshakes apart.
     presence: Presence,
-    /// Fingerprints by Secret, once every listener has shown these and no others.
+    /// Fingerprints by Secret, once every listener has presented_by these and no others.
     settled: Option<BTreeMap<String, String>>,
     next: Option<Instant>,
-    pause: Duration,
+    backoff: Backoff,
     since: Option<Instant>,
 }
 
 impl Presentation {
-    /// Of these listeners on `host`, an IP address. Tells in `presented` what was seen; `None` before the first look.
+    /// Of these listeners on `host`, an IP address. Tells in `presented` what was seen; `None` before the first observe.
     #[must_use]
     pub fn new(host: &str, listeners: &[TlsListener], presented: watch::Sender<Option<Presented>>) -> Self {
         let (host, listeners, presence) = (host.to_owned(), listeners.to_vec(), Presence::new());
-        Self { host, listeners, presented, presence, settled: None, next: None, pause: FIRST_PAUSE, since: None }
+        Self {
+            host,
+            listeners,
+            presented,
+            presence,
+            settled: None,
+            next: None,
+            backoff: Backoff::new(INITIAL_DELAY, MAX_DELAY),
+            since: None,
+        }
     }
 
     /// The same, which says there which refused clients are its own.
@@ -118,26 +128,26 @@ impl Presentation {
         self.settled = None;
     }
 
-    /// The broker says that it has read its files: time to look, where it was not seen to present these before.
+    /// The broker says that it has read its files: time to observe, where it was not seen to present these before.
     pub fn expect(&mut self, certificates: &BTreeMap<String, ServerCertificate>) {
         if self.settled.as_ref() == Some(&fingerprints(certificates)) {
             return;
         }
         self.settled = None;
         self.next = Some(Instant::now());
-        self.pause = FIRST_PAUSE;
+        self.backoff.reset();
         self.since = self.next;
     }
 
-    /// When to look.
+    /// When to observe.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         self.next
     }
 
-    /// Looks at all listeners, and again later where one does not present its certificate of these.
-    pub async fn look(&mut self, certificates: &BTreeMap<String, ServerCertificate>) {
-        let seen = join_all(self.listeners.iter().map(|listener| shown(&self.host, listener.port, &self.presence))).await;
+    /// Looks at all listeners, and again schedule_retry where one does not present its certificate of these.
+    pub async fn observe(&mut self, certificates: &BTreeMap<String, ServerCertificate>) {
+        let seen = join_all(self.listeners.iter().map(|listener| presented_by(&self.host, listener.port, &self.presence))).await;
         let mut presented = self.presented.borrow().clone().unwrap_or_default();
         presented.retain(|secret, _| certificates.contains_key(secret));
         let mut outstanding = Vec::new();
@@ -146,11 +156,11 @@ impl Presentation {
             match seen {
                 Ok(seen) => {
                     let wanted = certificates.get(secret).map(|certificate| certificate.fingerprint.as_str());
-                    let Some((seen, wanted)) = judge(seen, wanted) else { continue };
+                    let Some((seen, wanted)) = classify(seen, wanted) else { continue };
                     if !wanted {
                         outstanding.push(format!("port {port} presents another certificate than that of Secret {secret}"));
                     }
-                    // One listener that lags behind is what there is to tell.
+                    // One listener that lags behind is what there is to publish.
                     if *settled.get(secret.as_str()).unwrap_or(&true) {
                         presented.insert(secret.clone(), seen);
                     }
@@ -162,25 +172,23 @@ impl Presentation {
                 }
             }
         }
-        self.tell(presented);
+        self.publish(presented);
         self.settled = outstanding.is_empty().then(|| fingerprints(certificates));
-        self.next = self.later(&outstanding);
+        self.next = self.schedule_retry(&outstanding);
     }
 
-    fn later(&mut self, outstanding: &[String]) -> Option<Instant> {
+    fn schedule_retry(&mut self, outstanding: &[String]) -> Option<Instant> {
         if outstanding.is_empty() {
             return None;
         }
-        if self.since.is_some_and(|since| since.elapsed() >= WORTH_TELLING) {
+        if self.since.is_some_and(|since| since.elapsed() >= REPORT_AFTER) {
             warn!(outstanding = outstanding.join("; "), "the broker does not present what it should");
             self.since = None;
         }
-        let next = Instant::now() + self.pause;
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        Some(next)
+        Some(Instant::now() + self.backoff.next_delay())
     }
 
-    fn tell(&self, presented: Presented) {
+    fn publish(&self, presented: Presented) {
         self.presented.send_if_modified(|known| {
             let news = known.as_ref() != Some(&presented);
             if news {
@@ -197,8 +205,8 @@ fn fingerprints(certificates: &BTreeMap<String, ServerCertificate>) -> BTreeMap<
     certificates.iter().map(|(secret, certificate)| (secret.clone(), certificate.fingerprint.clone())).collect()
 }
 
-/// What there is to tell of a listener that showed these, and whether it shows what is wanted and nothing else.
-fn judge(mut seen: Vec<PresentedCertificate>, wanted: Option<&str>) -> Option<(PresentedCertificate, bool)> {
+/// What there is to publish of a listener that showed these, and whether it shows what is wanted and nothing else.
+fn classify(mut seen: Vec<PresentedCertificate>, wanted: Option<&str>) -> Option<(PresentedCertificate, bool)> {
     let Some(position) = seen.iter().position(|one| Some(one.fingerprint.as_str()) == wanted) else {
         return seen.pop().map(|other| (other, false));
     };
@@ -209,20 +217,20 @@ fn judge(mut seen: Vec<PresentedCertificate>, wanted: Option<&str>) -> Option<(P
 }
 
 /// The certificates that a listener presents, and has the keys of: at least one.
-async fn shown(host: &str, port: u16, presence: &Presence) -> Result<Vec<PresentedCertificate>, HandshakeError> {
-    let mut shown = Vec::new();
+async fn presented_by(host: &str, port: u16, presence: &Presence) -> Result<Vec<PresentedCertificate>, HandshakeError> {
+    let mut presented_by = Vec::new();
     let mut refusal = None;
     // One after the other: each takes one of the listener's connections.
     for kind in KeyKind::ALL {
         match handshake(host, port, kind, presence).await {
-            Ok(certificate) => shown.push(certificate),
+            Ok(certificate) => presented_by.push(certificate),
             Err(error) if error.is_refusal() => refusal = Some(error),
             Err(error) => return Err(error),
         }
     }
     match refusal {
-        Some(refusal) if shown.is_empty() => Err(refusal),
-        _ => Ok(shown),
+        Some(refusal) if presented_by.is_empty() => Err(refusal),
+        _ => Ok(presented_by),
     }
 }
 
@@ -251,21 +259,21 @@ mod tests {
 
     #[test]
     fn what_is_told_of_a_listener() {
-        let shown = |fingerprint: &str, year: u8| PresentedCertificate {
+        let presented_by = |fingerprint: &str, year: u8| PresentedCertificate {
             fingerprint: fingerprint.to_owned(),
             not_after: Time(format!("20{year}-01-01T00:00:00Z").parse().unwrap()),
             former_not_after: None,
         };
-        let beside = PresentedCertificate { former_not_after: Some(shown("old", 30).not_after), ..shown("new", 40) };
+        let beside = PresentedCertificate { former_not_after: Some(presented_by("old", 30).not_after), ..presented_by("new", 40) };
         for (seen, told) in [
             (vec![], None),
-            (vec![shown("new", 40)], Some((shown("new", 40), true))),
-            (vec![shown("old", 30)], Some((shown("old", 30), false))),
-            (vec![shown("old", 30), shown("new", 40)], Some((beside.clone(), false))),
-            (vec![shown("new", 40), shown("old", 30)], Some((beside, false))),
+            (vec![presented_by("new", 40)], Some((presented_by("new", 40), true))),
+            (vec![presented_by("old", 30)], Some((presented_by("old", 30), false))),
+            (vec![presented_by("old", 30), presented_by("new", 40)], Some((beside.clone(), false))),
+            (vec![presented_by("new", 40), presented_by("old", 30)], Some((beside, false))),
         ] {
-            assert_eq!(judge(seen, Some("new")), told);
+            assert_eq!(classify(seen, Some("new")), told);
         }
-        assert_eq!(judge(vec![shown("new", 40)], None), Some((shown("new", 40), false)), "nothing is wanted");
+        assert_eq!(classify(vec![presented_by("new", 40)], None), Some((presented_by("new", 40), false)), "nothing is wanted");
     }
 }

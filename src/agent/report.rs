@@ -8,24 +8,25 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::presentation::Presented;
 use crate::api::name::agent_report;
 use crate::configuration::agent::{AgentConfiguration, AgentReport, Fullness, REPORT_KEY};
+use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 
 /// The longest a call to the API server may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The pauses after a failure: each twice the one before, and half of it by chance.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Delays after a failed call.
+const INITIAL_DELAY: Duration = Duration::from_millis(200);
+const MAX_DELAY: Duration = Duration::from_secs(10);
 
 /// What is reported. `None`: nothing is known yet.
 #[derive(Debug)]
-pub struct News {
+pub struct ReportInputs {
     /// For each shard, the revision that the broker has proven to hold.
     pub proven: watch::Receiver<Option<BTreeMap<usize, String>>>,
     /// The certificates that it presents.
@@ -37,17 +38,17 @@ pub struct News {
 }
 
 /// What is not known before an agent that has just started has looked stays as the one before it said.
-struct Report {
+struct ObservedReport {
     shards: BTreeMap<usize, String>,
     certificates: Option<Presented>,
     messages_dropped: bool,
     fullness: Option<Fullness>,
 }
 
-impl News {
+impl ReportInputs {
     /// `None` before anything is proven.
-    fn report(&mut self) -> Option<Report> {
-        Some(Report {
+    fn report(&mut self) -> Option<ObservedReport> {
+        Some(ObservedReport {
             certificates: self.presented.borrow_and_update().clone(),
             messages_dropped: *self.has_dropped.borrow_and_update(),
             fullness: self.fullness.borrow_and_update().clone(),
@@ -65,31 +66,30 @@ impl News {
     }
 }
 
-/// Reports all news, until one of their senders is gone.
-pub async fn run(client: Client, configuration: AgentConfiguration, mut news: News) {
+/// Reports all inputs, until one of their senders is gone.
+pub async fn run(client: Client, configuration: AgentConfiguration, mut inputs: ReportInputs) {
     let api = Api::<ConfigMap>::namespaced(client, &configuration.namespace);
     let name = agent_report(&configuration.gateway);
     let mut known: Option<String> = None;
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(INITIAL_DELAY, MAX_DELAY);
     loop {
-        if let Some(report) = news.report()
-            && let Err(error) = tell(&api, &name, report, &mut known).await
+        if let Some(report) = inputs.report()
+            && let Err(error) = write(&api, &name, report, &mut known).await
         {
             warn!(error, "failed to report to the operator: trying again");
             known = None;
-            sleep(pause / 2 + (pause / 2).mul_f64(rand::random())).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            backoff.wait().await;
             continue;
         }
-        pause = FIRST_PAUSE;
-        if news.changed().await.is_err() {
+        backoff.reset();
+        if inputs.changed().await.is_err() {
             return;
         }
     }
 }
 
 /// Writes the report where the API server has another. `known` is what it has, as far as that is known.
-async fn tell(api: &Api<ConfigMap>, name: &str, report: Report, known: &mut Option<String>) -> Result<(), String> {
+async fn write(api: &Api<ConfigMap>, name: &str, report: ObservedReport, known: &mut Option<String>) -> Result<(), String> {
     if known.is_none() {
         let found = call(api.get(name)).await?;
         *known = found.data.and_then(|mut data| data.remove(REPORT_KEY));

@@ -1,85 +1,90 @@
-//! Logins at the broker: the canary's, which proves and then watches, and those that end the sessions of others.
+//! The agent's logins at the broker: the canary, which proves the credentials and reads the broker's counters, and logins that end the
+//! sessions of other users.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use rumqttc::{AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, Incoming, MqttOptions, QoS, SessionMode, StateError};
+use rumqttc::{AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, Incoming, QoS};
 use thiserror::Error;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::fullness::{self, BOUNDS, FULL, REFUSED};
-use super::metrics::Metrics;
-use crate::credential::Password;
+use super::metrics::AgentMetrics;
+use crate::broker::credential::Password;
+use crate::mqtt::client::{self, ClientSettings, connect};
+use crate::mqtt::login::{BrokerSession, Login};
 
-/// The longest a login may take. A broker that reloads answers after that: measured, under a second for 15,000 clients.
+/// How long a login may take. A reload blocks the broker for less than a second with 15,000 clients (measured).
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Seconds between signs of life: a broker that hangs is noticed in one and a half of them.
+/// The keep alive interval, in seconds. A broker that hangs is detected after one and a half times that.
 const KEEP_ALIVE_SECONDS: u16 = 10;
 
-/// The broker's counters that are followed; it publishes them every ten seconds where they changed, and keeps them retained.
+/// The agent publishes nothing, and subscribes to fewer topics than this.
+const MAX_REQUESTS: usize = 16;
+
+/// The broker's counters. It publishes changed counters every ten seconds, as retained messages.
 const DROPPED: &str = "$SYS/broker/publish/messages/dropped";
 const CONNECTED: &str = "$SYS/broker/clients/connected";
 const STORED: &str = "$SYS/broker/store/messages/bytes";
 const HEAP: &str = "$SYS/broker/heap/current";
 
-/// Where the broker is.
+/// The address of the broker.
 #[derive(Clone, Debug)]
-pub struct Address {
-    /// Host name or address.
+pub struct BrokerAddress {
+    /// Host name or IP address.
     pub host: String,
-    /// Port.
+    /// TCP port.
     pub port: u16,
 }
 
-/// Why a login did not succeed.
+/// Why a login failed.
 #[derive(Debug, Error)]
 pub enum LoginError {
-    /// The broker answered, and said no: it has not read this user's password.
+    /// The broker refused the login: it has not loaded this user's password.
     #[error("the broker refused the login of {username:?} ({code:?})")]
     Refused {
-        /// Who.
+        /// The user name.
         username: String,
-        /// What it said.
+        /// The reason code of the CONNACK.
         code: ConnectReturnCode,
     },
 
-    /// The broker did not answer.
-    #[error("failed to reach the broker at {}:{}", address.host, address.port)]
-    Reach {
-        /// Where.
-        address: Address,
-        /// Why.
-        #[source]
-        source: Box<ConnectionError>,
-    },
+    /// The broker did not accept or answer the connection.
+    #[error(transparent)]
+    Connect(client::LoginError),
 
-    /// The broker took too long.
+    /// The broker did not close the connection in time.
     #[error("the broker did not answer within {} s", LOGIN_TIMEOUT.as_secs())]
     Timeout,
 }
 
-/// The canary's session. It ends when this is dropped.
+/// The canary's session. Dropping it ends the connection.
 #[derive(Debug)]
-pub struct Session {
+pub struct CanarySession {
     watching: JoinHandle<ConnectionError>,
 }
 
-impl Session {
-    /// Logs in, and from then on keeps the broker's counters in `metrics`.
+impl CanarySession {
+    /// Logs in, and updates `metrics` from the broker's counters until the session ends.
     ///
     /// # Errors
-    /// When the broker does not accept the login.
-    pub async fn login(address: &Address, username: &str, password: &Password, metrics: &Arc<Metrics>) -> Result<Self, LoginError> {
-        let (client, mut events) = connect(address, username, password).await?;
+    /// If the broker does not accept the login.
+    pub async fn login(
+        address: &BrokerAddress,
+        username: &str,
+        password: &Password,
+        metrics: &Arc<AgentMetrics>,
+    ) -> Result<Self, LoginError> {
+        let (client, mut events) = log_in(address, username, password).await?;
         let metrics = Arc::clone(metrics);
         let watching = tokio::spawn(async move {
             let refused = BOUNDS.map(|bound| format!("{REFUSED}{bound}"));
             for topic in [DROPPED, CONNECTED, STORED, HEAP, FULL].into_iter().chain(refused.iter().map(String::as_str)) {
-                // Queued only, and there is room for all.
+                // This only queues the request, and the queue has room for all of them.
                 if let Err(error) = client.subscribe(topic, QoS::AtMostOnce).await {
-                    tracing::warn!(%error, topic, "failed to follow a counter of the broker");
+                    tracing::warn!(%error, topic, "failed to subscribe to a counter of the broker");
                 }
             }
             loop {
@@ -93,7 +98,7 @@ impl Session {
         Ok(Self { watching })
     }
 
-    /// Returns when the broker has ended the session, with the reason.
+    /// Waits until the session has ended. Returns the reason.
     pub async fn ended(&mut self) -> String {
         match (&mut self.watching).await {
             Ok(error) => error.to_string(),
@@ -102,62 +107,52 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for CanarySession {
     fn drop(&mut self) {
         self.watching.abort();
     }
 }
 
-/// Ends the session of a user, with its queue: logs in with a clean start, and leaves.
+/// Ends the session of a user, with its queue, by a login with a clean start.
 ///
 /// # Errors
-/// When the broker does not accept the login.
-pub async fn end_session(address: &Address, username: &str, password: &Password) -> Result<(), LoginError> {
-    let (client, mut events) = connect(address, username, password).await?;
-    let leave = async {
-        // The session ends with the connection, whether or not the broker hears the farewell.
+/// If the broker does not accept the login.
+pub async fn end_session(address: &BrokerAddress, username: &str, password: &Password) -> Result<(), LoginError> {
+    let (client, mut events) = log_in(address, username, password).await?;
+    let disconnect = async {
+        // The session ends with the connection, even if the broker does not receive the DISCONNECT.
         let _ = client.disconnect().await;
         while events.poll().await.is_ok() {}
     };
-    timeout(LOGIN_TIMEOUT, leave).await.map_err(|_| LoginError::Timeout)
+    timeout(LOGIN_TIMEOUT, disconnect).await.map_err(|_| LoginError::Timeout)
 }
 
-/// A connection with a clean start that the broker has accepted.
-async fn connect(address: &Address, username: &str, password: &Password) -> Result<(AsyncClient, EventLoop), LoginError> {
-    // The broker takes the user name for the client identifier, whatever is sent.
-    let mut options = MqttOptions::new(username, (address.host.as_str(), address.port));
-    options.set_credentials(username, password.expose().to_owned());
-    options.set_keep_alive(KEEP_ALIVE_SECONDS);
-    options.set_session_mode(SessionMode::Clean);
-    // Nothing is published. Without a limit the client makes room for 65,535 messages at each login, which are 14 MB.
-    options.set_outgoing_inflight_upper_limit(1);
-    let (client, mut events) = AsyncClient::builder(options).capacity(16).build();
-    let accepted = async {
-        loop {
-            match events.poll().await {
-                Ok(Event::Incoming(Incoming::ConnAck(_))) => return Ok(()),
-                Ok(_) => {}
-                Err(error) => return Err(error),
-            }
-        }
+/// Logs in with a clean start.
+async fn log_in(address: &BrokerAddress, username: &str, password: &Password) -> Result<(AsyncClient, EventLoop), LoginError> {
+    // The broker uses the user name as the client identifier.
+    let login = Login {
+        host: address.host.clone(),
+        port: address.port,
+        client_id: username.to_owned(),
+        username: username.to_owned(),
+        password: password.expose().to_owned().into(),
+        tls: None,
     };
-    match timeout(LOGIN_TIMEOUT, accepted).await {
-        Ok(Ok(())) => Ok((client, events)),
-        Ok(Err(error)) => Err(login_error(address, username, error)),
-        Err(_) => Err(LoginError::Timeout),
-    }
+    let settings = ClientSettings {
+        session: BrokerSession::Clean,
+        keep_alive_seconds: KEEP_ALIVE_SECONDS,
+        max_packet_bytes: None,
+        max_outgoing: 1,
+        max_requests: MAX_REQUESTS,
+        connect_timeout: LOGIN_TIMEOUT,
+    };
+    connect(&login, &settings).await.map_err(|error| match error.refusal() {
+        Some(code) => LoginError::Refused { username: username.to_owned(), code },
+        None => LoginError::Connect(error),
+    })
 }
 
-fn login_error(address: &Address, username: &str, error: ConnectionError) -> LoginError {
-    match error {
-        ConnectionError::ConnectionRefused(code) | ConnectionError::MqttState(StateError::ConnFail { reason: code }) => {
-            LoginError::Refused { username: username.to_owned(), code }
-        }
-        source => LoginError::Reach { address: address.clone(), source: Box::new(source) },
-    }
-}
-
-fn observe(metrics: &Metrics, topic: &[u8], payload: &[u8]) {
+fn observe(metrics: &AgentMetrics, topic: &[u8], payload: &[u8]) {
     let (Ok(topic), Ok(text)) = (std::str::from_utf8(topic), std::str::from_utf8(payload)) else { return };
     if topic == FULL {
         if let Some(seen) = fullness::parse(text) {

@@ -17,36 +17,36 @@ use tracing::{info, warn};
 
 use super::state::{Change, Origin, Subject};
 use crate::api::name::{MAX_SHARDS, auth_shard};
+use crate::broker::credential::shard::{self, ACLS_KEY, CERTIFICATE_KEYS_KEY, COUNT_KEY, Data, PASSWORDS_KEY};
 use crate::configuration::agent::{AgentConfiguration, TLS_CERTIFICATE, TLS_KEY, shard_folder, tls_folder};
-use crate::credential::shard::{self, ACLS_KEY, CERTIFICATE_KEYS_KEY, COUNT_KEY, Data, PASSWORDS_KEY};
 use crate::runtime::error::chain;
 
 /// How long the API server has for its first answers before the volume stands in. The volume is a minute behind.
-const PATIENCE: Duration = Duration::from_secs(3);
+const API_SERVER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Sends news of the Gateway's Secrets until the receiver is gone. Those of the volume come once, where the API server has
 /// not told of all of them in time.
 pub async fn run(client: Option<Client>, configuration: AgentConfiguration, secrets: PathBuf, changes: mpsc::Sender<Change>) {
-    let heard = watch::Sender::new(std::collections::BTreeSet::new());
-    let fallback = fall_back(&configuration, &secrets, heard.subscribe(), &changes);
+    let received = watch::Sender::new(std::collections::BTreeSet::new());
+    let fallback = fall_back(&configuration, &secrets, received.subscribe(), &changes);
     let Some(client) = client else { return fallback.await };
     let api = Api::<Secret>::namespaced(client, &configuration.namespace);
-    let relay = Relay { api, gateway: configuration.gateway.clone(), changes: changes.clone(), heard };
+    let watcher_task = SecretWatcher { api, gateway: configuration.gateway.clone(), changes: changes.clone(), received };
     let secrets: Vec<String> = configuration.tls_secrets().into_iter().collect();
-    tokio::join!(fallback, relay.run(&secrets));
+    tokio::join!(fallback, watcher_task.run(&secrets));
 }
 
 /// Tells what the volume holds of all that the API server has not told of.
 async fn fall_back(
     configuration: &AgentConfiguration,
     secrets: &Path,
-    heard: watch::Receiver<std::collections::BTreeSet<Subject>>,
+    received: watch::Receiver<std::collections::BTreeSet<Subject>>,
     changes: &mpsc::Sender<Change>,
 ) {
-    sleep(PATIENCE).await;
+    sleep(API_SERVER_TIMEOUT).await;
     let tls_secrets: Vec<String> = configuration.tls_secrets().into_iter().collect();
     let mounted = mounted(secrets, &tls_secrets);
-    let missing: Vec<Change> = mounted.into_iter().filter(|change| !heard.borrow().contains(&change.subject)).collect();
+    let missing: Vec<Change> = mounted.into_iter().filter(|change| !received.borrow().contains(&change.subject)).collect();
     if !missing.is_empty() {
         info!(secrets = missing.len(), "the API server has not told of these Secrets yet: taking them from the pod's volume");
     }
@@ -73,27 +73,27 @@ pub fn mounted(folder: &Path, tls_secrets: &[String]) -> Vec<Change> {
 }
 
 /// Follows Secrets at the API server, each by its name: a Role can allow no more than that.
-struct Relay {
+struct SecretWatcher {
     api: Api<Secret>,
     gateway: String,
     changes: mpsc::Sender<Change>,
-    heard: watch::Sender<std::collections::BTreeSet<Subject>>,
+    received: watch::Sender<std::collections::BTreeSet<Subject>>,
 }
 
-impl Relay {
+impl SecretWatcher {
     async fn run(self, tls_secrets: &[String]) {
         let (count, mut counts) = watch::channel(1_usize);
         let mut fixed = JoinSet::new();
         for secret in tls_secrets {
-            fixed.spawn(self.follow(Subject::Tls(secret.clone()), secret.clone(), None));
+            fixed.spawn(self.watch_secret(Subject::Tls(secret.clone()), secret.clone(), None));
         }
-        fixed.spawn(self.follow(Subject::Shard(0), auth_shard(&self.gateway, 0), Some(count)));
+        fixed.spawn(self.watch_secret(Subject::Shard(0), auth_shard(&self.gateway, 0), Some(count)));
         let mut others: BTreeMap<usize, tokio::task::AbortHandle> = BTreeMap::new();
         let mut tasks = JoinSet::new();
         while counts.changed().await.is_ok() {
             let count = *counts.borrow_and_update();
             for number in (1..count).filter(|number| !others.contains_key(number)).collect::<Vec<_>>() {
-                let following = self.follow(Subject::Shard(number), auth_shard(&self.gateway, number), None);
+                let following = self.watch_secret(Subject::Shard(number), auth_shard(&self.gateway, number), None);
                 others.insert(number, tasks.spawn(following));
             }
             for (_, surplus) in others.split_off(&count.max(1)) {
@@ -103,8 +103,8 @@ impl Relay {
     }
 
     /// Sends news of one Secret until the receiver is gone. Shard 0 also tells how many shards there are.
-    fn follow(&self, subject: Subject, name: String, count: Option<watch::Sender<usize>>) -> impl Future<Output = ()> + use<> {
-        let (changes, heard) = (self.changes.clone(), self.heard.clone());
+    fn watch_secret(&self, subject: Subject, name: String, count: Option<watch::Sender<usize>>) -> impl Future<Output = ()> + use<> {
+        let (changes, received) = (self.changes.clone(), self.received.clone());
         let config = Config::default().fields(&format!("metadata.name={name}"));
         let events = watcher(self.api.clone(), config).default_backoff();
         async move {
@@ -123,14 +123,14 @@ impl Relay {
                     Ok(Event::InitDone) if listed => continue,
                     Ok(Event::InitDone | Event::Delete(_)) => None,
                     Err(error) => {
-                        warn!(secret = name, error = chain(&error), "failed to follow a Secret: trying again");
+                        warn!(secret = name, error = chain(&error), "failed to watch_secret a Secret: trying again");
                         continue;
                     }
                 };
                 if let (Some(count), Some(number)) = (&count, data.as_ref().and_then(shard::declared_count)) {
                     count.send_if_modified(|known| std::mem::replace(known, number) != number);
                 }
-                heard.send_if_modified(|heard| heard.insert(subject.clone()));
+                received.send_if_modified(|received| received.insert(subject.clone()));
                 if changes.send(Change { subject: subject.clone(), data, origin: Origin::ApiServer }).await.is_err() {
                     return;
                 }

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use thiserror::Error;
 
-use crate::api::name::INGEST_USERNAME_PREFIX;
+use crate::api::name::{INGEST_USERNAME_PREFIX, LINK_USERNAME};
+use crate::broker::credential::entry::EntryError;
+use crate::broker::credential::file::BrokerFiles;
+use crate::broker::credential::shard::{self, Data, Incomplete, Shard, ShardError};
+use crate::broker::credential::{Entry, Password, PresenceToken, hash};
 use crate::certificate::server::{CertificateError, ServerCertificate};
 use crate::configuration::agent::{TLS_CERTIFICATE, TLS_KEY};
-use crate::credential::entry::EntryError;
-use crate::credential::file::BrokerFiles;
-use crate::credential::shard::{self, Data, Incomplete, Shard, ShardError};
-use crate::credential::{Entry, Password, hash};
 
 /// News of a Secret. `data` is `None` where the API server says that there is no such Secret.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ pub enum Origin {
 
 /// News that cannot be used. What was there before stays.
 #[derive(Debug, Error)]
-pub enum Refusal {
+pub enum ChangeError {
     /// A shard that the operator did not write.
     #[error("shard {number} is not used, and what it held before stays: its Secret was changed by someone else")]
     Shard {
@@ -82,7 +82,7 @@ pub enum Refusal {
 
 /// What must become known before the broker can be given anything.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
-pub enum Waiting {
+pub enum MissingSecret {
     /// A shard.
     #[error(transparent)]
     Shard(#[from] Incomplete),
@@ -97,7 +97,7 @@ pub enum Waiting {
 
 /// What the agent knows.
 #[derive(Debug, Default)]
-pub struct State {
+pub struct AgentState {
     shards: BTreeMap<usize, Shard>,
     revisions: BTreeMap<usize, String>,
     /// Shards whose present content came from the API server.
@@ -115,7 +115,7 @@ pub struct State {
 
 /// What tells one content of the broker from another.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Content {
+pub struct BrokerContent {
     /// For each shard, by number, its revision.
     pub revisions: BTreeMap<usize, String>,
 
@@ -126,7 +126,7 @@ pub struct Content {
     pub departed: BTreeMap<String, Password>,
 }
 
-impl State {
+impl AgentState {
     /// Knows nothing but the names of the Secrets with certificates, and the users of workers that may have a session.
     pub fn new(tls_secrets: &[String], workers: impl IntoIterator<Item = String>) -> Self {
         Self {
@@ -163,22 +163,22 @@ impl State {
     ///
     /// # Errors
     /// When they cannot be used; what was there before stays.
-    pub fn absorb(&mut self, change: Change, now: Timestamp) -> Result<(), Refusal> {
+    pub fn apply(&mut self, change: Change, now: Timestamp) -> Result<(), ChangeError> {
         match change.subject {
-            Subject::Shard(number) => self.absorb_shard(number, change.data.as_ref(), change.origin),
-            Subject::Tls(secret) => self.absorb_certificate(secret, change.data.as_ref(), now),
+            Subject::Shard(number) => self.apply_shard(number, change.data.as_ref(), change.origin),
+            Subject::Tls(secret) => self.apply_certificate(secret, change.data.as_ref(), now),
         }
     }
 
-    fn absorb_shard(&mut self, number: usize, data: Option<&Data>, origin: Origin) -> Result<(), Refusal> {
+    fn apply_shard(&mut self, number: usize, data: Option<&Data>, origin: Origin) -> Result<(), ChangeError> {
         let Some(data) = data else {
             if self.shards.contains_key(&number) {
-                return Err(Refusal::ShardDeleted { number });
+                return Err(ChangeError::ShardDeleted { number });
             }
             self.vacant |= number == 0 && origin == Origin::ApiServer;
             return Ok(());
         };
-        let shard = Shard::parse(data).map_err(|source| Refusal::Shard { number, source })?;
+        let shard = Shard::parse(data).map_err(|source| ChangeError::Shard { number, source })?;
         if number == 0 {
             self.vacant = false;
             // What lies beyond would be stale if it ever came back.
@@ -194,24 +194,24 @@ impl State {
         Ok(())
     }
 
-    fn absorb_certificate(&mut self, secret: String, data: Option<&Data>, now: Timestamp) -> Result<(), Refusal> {
+    fn apply_certificate(&mut self, secret: String, data: Option<&Data>, now: Timestamp) -> Result<(), ChangeError> {
         // Only those that a listener names are followed.
         let Some(known) = self.certificates.get_mut(&secret) else { return Ok(()) };
         self.early.remove(&secret);
         let value = |key: &str| data.and_then(|data| data.get(key)).map(|value| value.0.as_slice());
         let (Some(chain), Some(key)) = (value(TLS_CERTIFICATE), value(TLS_KEY)) else {
-            return Err(Refusal::CertificateMissing { secret });
+            return Err(ChangeError::CertificateMissing { secret });
         };
         let certificate = match ServerCertificate::parse(chain, key) {
             Ok(certificate) => certificate,
-            Err(source) => return Err(Refusal::Certificate { secret, source }),
+            Err(source) => return Err(ChangeError::Certificate { secret, source }),
         };
         match certificate.check(now, &self.host_names) {
             Err(source) if known.is_some() => {
                 if let (CertificateError::NotYetValid { not_before }, Some(data)) = (&source, data) {
                     self.early.insert(secret.clone(), (data.clone(), *not_before));
                 }
-                Err(Refusal::Certificate { secret, source })
+                Err(ChangeError::Certificate { secret, source })
             }
             // Without any certificate the broker does not start at all, and its other listeners neither.
             Ok(()) | Err(_) => {
@@ -225,7 +225,7 @@ impl State {
     ///
     /// # Errors
     /// When it is too early to tell.
-    pub fn content(&mut self) -> Result<Content, Waiting> {
+    pub fn content(&mut self) -> Result<BrokerContent, MissingSecret> {
         let users: BTreeSet<String> = match shard::assemble(&self.shards) {
             Ok(users) => users.into_keys().map(str::to_owned).collect(),
             Err(_) if self.vacant => BTreeSet::new(),
@@ -233,7 +233,7 @@ impl State {
         };
         let missing = self.certificates.iter().find(|(_, certificate)| certificate.is_none());
         if let Some((secret, _)) = missing {
-            return Err(Waiting::Certificate { secret: secret.clone() });
+            return Err(MissingSecret::Certificate { secret: secret.clone() });
         }
         for worker in users.iter().filter(|user| user.starts_with(INGEST_USERNAME_PREFIX)) {
             self.workers.entry(worker.clone()).or_insert_with(Password::generate);
@@ -241,7 +241,7 @@ impl State {
         // From a volume a worker that is new may be missing, and one session ended too many is messages lost.
         let certain = !self.vacant && self.shards.keys().all(|number| self.confirmed.contains(number));
         let departed = |(worker, _): &(&String, &Password)| certain && !users.contains(*worker);
-        Ok(Content {
+        Ok(BrokerContent {
             revisions: self.revisions.clone(),
             certificates: self.certificates.iter().filter_map(|(secret, known)| Some((secret.clone(), known.clone()?))).collect(),
             departed: self.workers.iter().filter(departed).map(|(worker, password)| (worker.clone(), password.clone())).collect(),
@@ -252,7 +252,7 @@ impl State {
     ///
     /// # Errors
     /// When a remembered worker has no valid name.
-    pub fn files(&self, content: &Content, canary: &Password) -> Result<BrokerFiles, EntryError> {
+    pub fn files(&self, content: &BrokerContent, canary: &Password) -> Result<BrokerFiles, EntryError> {
         let departed = content.departed.iter().map(|(worker, password)| {
             // With no rule of its own it can do nothing but connect.
             Entry::new(worker, &hash::hash("", worker, password, hash::GENERATED_ITERATIONS), &[])
@@ -260,6 +260,13 @@ impl State {
         let departed = departed.collect::<Result<Vec<_>, _>>()?;
         let users = shard::assemble(&self.shards).unwrap_or_default();
         BrokerFiles::new(users.into_values().chain(&departed), canary)
+    }
+
+    /// Tokens with which the operator may read `/presence`; none before its user is known.
+    #[must_use]
+    pub fn presence_tokens(&self) -> Vec<PresenceToken> {
+        let users = shard::assemble(&self.shards).unwrap_or_default();
+        users.get(LINK_USERNAME).map(|operator| PresenceToken::of(operator).collect()).unwrap_or_default()
     }
 
     /// The session of a worker that is gone has been ended.

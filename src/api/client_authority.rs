@@ -10,11 +10,11 @@ pub struct ClientAuthority {
     /// Secret of type `kubernetes.io/tls` in this namespace with a certificate authority: `tls.crt` (its own certificate first,
     /// and after each certificate the one that issued it) and `tls.key`. What cert-manager writes for a Certificate with `isCA:
     /// true` is used as it is (with `privateKey.rotationPolicy: Never`, so that it stays the same authority when it is renewed).
-    /// The operator reads the key to sign with it; neither the broker nor any device ever gets it. Clients are trusted whose
-    /// certificates `tls.crt` or `ca.crt` lead to; one of these has to be a root (signed by itself). Of a Secret that cannot be
-    /// used the condition `ClientAuthorityValid` tells, and the broker goes on with what it has. When another authority takes its
-    /// place, each Device gets a new certificate, and the broker restarts; put the certificate of the one before into `ca.crt`,
-    /// beside the new one, for as long as devices take to fetch theirs.
+    /// The operator reads the key and signs with it; neither the broker nor a device gets it. The broker trusts clients whose
+    /// certificate chain ends in `tls.crt` or `ca.crt`; one of these certificates has to be a root (signed by itself). If the Secret
+    /// is not usable, the condition `ClientAuthorityValid` is False, and the broker keeps the authorities that it has. When the
+    /// authority is replaced, each Device gets a new certificate, and the broker restarts. Keep the certificate of the previous
+    /// authority in `ca.crt`, together with the new one, until all devices have fetched their new certificates.
     #[schemars(length(min = 1, max = 253))]
     pub secret_name: String,
 
@@ -26,11 +26,11 @@ pub struct ClientAuthority {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer_ref: Option<IssuerReference>,
 
-    /// For how long a device's certificate is valid, such as `90d`: a number and `s`, `m`, `h`, `d` or `w`; never longer than the
+    /// For how long a device's certificate is valid, such as `90d` or `12h`; never longer than the
     /// authority's own, and with an issuer no longer than that gives. When two thirds of that are over, at the latest, the Device's
     /// status holds a new one, and the device has the last third to fetch it.
     #[serde(default = "default_validity")]
-    #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[smhdw]$"))]
+    #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
     pub validity: String,
 }
 

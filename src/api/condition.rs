@@ -1,75 +1,70 @@
 //! Conditions as Flux, Helm, Argo CD and `kubectl wait` read them: from a verdict to a list of `metav1.Condition`.
 //!
 //! The rules are those of kstatus (<https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md>): while
-//! `Ready` is not True exactly one of `Reconciling` and `Stalled` is there and True; once it is, neither is there.
+//! `Ready` is not True, exactly one of `Reconciling` and `Stalled` is present and True; otherwise neither is present.
 
+use super::reason::Reason;
 use k8s_controller::conditions::{self, ConditionStatus, DesiredCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 /// The sum of all other conditions.
 pub const READY: &str = "Ready";
 
-/// The operator is at work, or waits for something other than a change of this very object.
+/// The operator works on the object, or waits for something other than a change of the object.
 pub const RECONCILING: &str = "Reconciling";
 
-/// Nothing will happen until this very object is changed.
+/// The operator waits for a change of the object.
 pub const STALLED: &str = "Stalled";
 
-/// The spec can be carried out.
+/// The spec is valid.
 pub const ACCEPTED: &str = "Accepted";
 
 /// The broker runs and has accepted a login.
 pub const BROKER_AVAILABLE: &str = "BrokerAvailable";
 
-/// The broker presents certificates that clients can accept. There only where a listener has TLS.
+/// The broker presents certificates that clients can accept. Present only if a listener has TLS.
 pub const CERTIFICATE_VALID: &str = "CertificateValid";
 
-/// The Secret of a Gateway's client authority holds one that can sign. There only where the Gateway names one.
+/// The Secret of the Gateway's client authority can sign. Present only if the Gateway has one.
 pub const CLIENT_AUTHORITY_VALID: &str = "ClientAuthorityValid";
 
-/// Reason of [`CERTIFICATE_VALID`] and of [`CLIENT_AUTHORITY_VALID`] that is True, and calls for action all the same.
-pub const CERTIFICATE_EXPIRES_SOON: &str = "CertificateExpiresSoon";
-
-/// The broker dropped messages because a limit of the Gateway was reached. There only once it happened.
+/// The broker dropped messages because a limit of the Gateway was reached. Present after the first time.
 pub const MESSAGES_DROPPED: &str = "MessagesDropped";
 
-/// The broker takes no messages, because something of it is full. There only once it happened.
+/// The broker accepts no messages, because a queue, its memory or its volume is full. Present after the first time.
 pub const BROKER_FULL: &str = "BrokerFull";
 
-/// The broker has proven that it holds the device's credential.
+/// The operator has verified that the broker has the device's credential.
 pub const CREDENTIALS_LIVE: &str = "CredentialsLive";
 
-/// The device reports what is desired of it.
+/// The device reports the desired state.
 pub const SYNCED: &str = "Synced";
 
-/// The hypertable is as the spec wants it.
+/// The hypertable is as the spec says.
 pub const TABLE_READY: &str = "TableReady";
 
-/// The workers hold their sessions and have proven that they can write.
+/// The workers have their sessions and have verified that they can write.
 pub const WORKERS_AVAILABLE: &str = "WorkersAvailable";
 
-/// More messages were refused than are kept as dead letters. There only where it happened in the last 24 hours.
+/// More messages were rejected than are kept as dead letters. Present only if this happened in the last 24 hours.
 pub const DEAD_LETTERS_DISCARDED: &str = "DeadLettersDiscarded";
 
-/// Reason of [`DEAD_LETTERS_DISCARDED`], which is True and calls for action.
-pub const TOO_MANY_REFUSED: &str = "TooManyRefused";
-
-/// The replay of the spec is done. There only where the spec asks for one.
+/// The replay is complete. Present only with `spec.replay`.
 pub const REPLAYED: &str = "Replayed";
 
 /// A machine-readable `CamelCase` reason with a message for people: what was expected, what was found, what to do.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Cause {
-    /// Reason: one of a bounded set, since it also labels metrics and events.
-    pub reason: &'static str,
+    /// Reason.
+    pub reason: Reason,
 
-    /// Message. Holds nothing that changes from one look to the next (no times, no counters), else every look is a write.
+    /// Message. Without times and counters, because each change of it is a write to the API server.
     pub message: String,
 }
 
 impl Cause {
     /// A cause from its two parts.
-    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
 }
@@ -89,7 +84,7 @@ pub struct Finding {
 
 impl Finding {
     /// A condition that is True.
-    pub fn holds(condition: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+    pub fn holds(condition: &'static str, reason: Reason, message: impl Into<String>) -> Self {
         Self { condition, holds: Some(true), cause: Cause::new(reason, message) }
     }
 
@@ -99,20 +94,20 @@ impl Finding {
         Self { condition, holds: Some(false), cause }
     }
 
-    /// A condition that nobody can tell yet.
+    /// A condition that is Unknown.
     #[must_use]
     pub fn unknown(condition: &'static str, cause: Cause) -> Self {
         Self { condition, holds: None, cause }
     }
 }
 
-/// Whether an object is ready, and if not, who has to do something.
+/// Whether an object is ready, and if not, what it waits for.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Readiness {
-    /// Everything holds.
+    /// All conditions of the kind are True.
     Ready(Cause),
 
-    /// The operator is at work, or waits for something other than a change of this object.
+    /// The operator works on the object, or waits for something other than a change of the object.
     Reconciling(Cause),
 
     /// Waits for a change of this object.
@@ -121,8 +116,8 @@ pub enum Readiness {
 
 /// The conditions of an object at one generation: `previous`, with what was found and how ready that makes it.
 ///
-/// Transition times are kept where a status does not change, so that the result equals `previous` when nothing did.
-/// Conditions that are in `previous` but neither found nor of the three above are left out.
+/// A transition time stays while the status stays, so that the result equals `previous` if nothing changed.
+/// Conditions of `previous` that are neither in `findings` nor among the three above are removed.
 #[must_use]
 pub fn conditions(previous: &[Condition], generation: i64, findings: &[Finding], readiness: &Readiness) -> Vec<Condition> {
     let mut list = previous.to_vec();
@@ -154,7 +149,8 @@ pub fn conditions(previous: &[Condition], generation: i64, findings: &[Finding],
 }
 
 fn set(list: &mut Vec<Condition>, generation: i64, type_: &str, status: ConditionStatus, cause: &Cause) {
-    let desired = DesiredCondition::new(type_, status, cause.reason, bounded(&cause.message)).observed_generation(Some(generation));
+    let desired =
+        DesiredCondition::new(type_, status, cause.reason.as_str(), bounded(&cause.message)).observed_generation(Some(generation));
     // Whether anything changed is seen by comparing whole statuses before the write.
     let _ = conditions::set(list, desired);
 }
@@ -179,7 +175,7 @@ mod tests {
     use super::*;
 
     fn reconciling() -> Readiness {
-        Readiness::Reconciling(Cause::new("GatewayNotFound", "no Gateway plant-1"))
+        Readiness::Reconciling(Cause::new(Reason::GatewayNotFound, "no Gateway plant-1"))
     }
 
     fn types(list: &[Condition]) -> Vec<(&str, &str)> {
@@ -190,33 +186,34 @@ mod tests {
     fn not_ready_has_exactly_one_of_reconciling_and_stalled() {
         let first = conditions(&[], 1, &[], &reconciling());
         assert_eq!(types(&first), [("Ready", "False"), ("Reconciling", "True")]);
-        let second = conditions(&first, 1, &[], &Readiness::Stalled(Cause::new("Invalid", "")));
+        let second = conditions(&first, 1, &[], &Readiness::Stalled(Cause::new(Reason::InvalidSpec, "")));
         assert_eq!(types(&second), [("Ready", "False"), ("Stalled", "True")]);
     }
 
     #[test]
     fn ready_has_neither() {
-        let first = conditions(&[], 1, &[Finding::fails(ACCEPTED, Cause::new("X", ""))], &reconciling());
-        let second = conditions(&first, 2, &[Finding::holds(ACCEPTED, "Accepted", "")], &Readiness::Ready(Cause::new("Ready", "")));
+        let first = conditions(&[], 1, &[Finding::fails(ACCEPTED, Cause::new(Reason::NotAccepted, ""))], &reconciling());
+        let second =
+            conditions(&first, 2, &[Finding::holds(ACCEPTED, Reason::Accepted, "")], &Readiness::Ready(Cause::new(Reason::Ready, "")));
         assert_eq!(types(&second), [("Accepted", "True"), ("Ready", "True")]);
         assert!(second.iter().all(|c| c.observed_generation == Some(2)));
     }
 
     #[test]
     fn looking_again_changes_nothing() {
-        let first = conditions(&[], 1, &[Finding::unknown(ACCEPTED, Cause::new("X", "y"))], &reconciling());
-        assert_eq!(conditions(&first, 1, &[Finding::unknown(ACCEPTED, Cause::new("X", "y"))], &reconciling()), first);
+        let first = conditions(&[], 1, &[Finding::unknown(ACCEPTED, Cause::new(Reason::NotAccepted, "y"))], &reconciling());
+        assert_eq!(conditions(&first, 1, &[Finding::unknown(ACCEPTED, Cause::new(Reason::NotAccepted, "y"))], &reconciling()), first);
     }
 
     #[test]
     fn a_condition_that_is_no_longer_found_goes() {
-        let first = conditions(&[], 1, &[Finding::holds(MESSAGES_DROPPED, "X", "")], &reconciling());
+        let first = conditions(&[], 1, &[Finding::holds(MESSAGES_DROPPED, Reason::QueueLimitReached, "")], &reconciling());
         assert_eq!(types(&conditions(&first, 1, &[], &reconciling())), [("Ready", "False"), ("Reconciling", "True")]);
     }
 
     #[test]
     fn long_messages_are_cut_on_a_character() {
-        let list = conditions(&[], 1, &[], &Readiness::Stalled(Cause::new("X", "ü".repeat(5000))));
+        let list = conditions(&[], 1, &[], &Readiness::Stalled(Cause::new(Reason::NotAccepted, "ü".repeat(5000))));
         assert_eq!(list[0].message.chars().count(), 1025);
     }
 }

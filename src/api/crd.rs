@@ -16,8 +16,8 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
     [Gateway::crd(), Device::crd(), Pipeline::crd()].into_iter().map(with_status_default).collect()
 }
 
-/// Adds `status: {default: {}}`, so that a fresh object has a status with `observedGeneration: -1` and nobody takes
-/// it for healthy before the operator has looked at it. A default inside an object that is absent has no effect.
+/// Adds `status: {default: {}}`, so that a new object has a status with `observedGeneration: -1` and does not count as
+/// healthy before its first reconciliation. A default inside an object that is absent has no effect.
 fn with_status_default(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut definition.spec.versions {
         let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());

@@ -30,7 +30,7 @@ pub enum DeadLetterReason {
     UnknownDevice,
     /// The device is disabled.
     DisabledDevice,
-    /// The device belongs to another gateway than the one that the message came by.
+    /// The device belongs to another Gateway than the one that received the message.
     WrongGateway,
     /// The topic is not of the Pipeline's form.
     TopicMismatch,
@@ -85,10 +85,10 @@ impl DeadLetterReason {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeadLetters {
-    /// How long a refused message is kept: a number with `m`, `h`, `d` or `w`. The operator deletes what is older, some minutes
+    /// How long a refused message is kept: a duration such as `1h30m`, `7d` or `2w`. The operator deletes what is older, some minutes
     /// late at most. What a deleted Pipeline leaves is kept as long; with the deletion policy `Delete` it goes with the table.
     #[serde(default = "default_retention")]
-    #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[mhdw]$"))]
+    #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::MINUTES_PATTERN))]
     pub retention: String,
 
     /// The most bytes of refused messages that are kept in an hour, in all workers together, what the database needs for each
@@ -122,18 +122,18 @@ fn default_max_bytes_per_hour() -> ResourceQuantity {
     "32Mi".into()
 }
 
-/// A wish that dead letters be put through the Pipeline again, as it is by then. What is accepted becomes rows, and is no dead letter
-/// any more; what is refused again stays one, with the reason of this time.
+/// A request to process dead letters again with the current spec of the Pipeline. An accepted message becomes rows, and its dead
+/// letter is removed. A message that is rejected again stays a dead letter, with the new reason.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("!has(self.since) || !has(self.until) || self.since < self.until", "since must be before until"))]
 pub struct Replay {
-    /// Any text, for instance a date or a ticket. Each new one starts a replay of the dead letters that are there at that moment, by
-    /// the first worker, beside its other work; it goes on where it was after a restart. One that was there before starts nothing.
+    /// Any text, for instance a date or a ticket number. A new token starts a replay of the dead letters that exist at that moment. The
+    /// first worker runs it beside its other work, and resumes it after a restart. A token that was used before starts no replay.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?$"))]
     pub token: String,
 
-    /// Only what was refused for one of these reasons. Left out or empty: for any.
+    /// Replays only messages that were rejected for one of these reasons. Default: for any reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 14))]
     pub reasons: Vec<DeadLetterReason>,
@@ -163,7 +163,7 @@ pub enum ReplayState {
     Finished,
 }
 
-/// A replay, as seen. While it is under way the numbers are told in tenths of the whole.
+/// The progress of a replay. While it runs, the numbers are updated at each tenth of the whole.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReplayStatus {

@@ -77,16 +77,16 @@ pub struct TimeField {
     #[serde(default)]
     pub unit: TimeUnit,
 
-    /// How old a reading may be when it arrives: a number with `s`, `m`, `h`, `d` or `w`. An older one is refused (`TimeOutOfRange`). Left out:
+    /// How old a reading may be when it arrives: a duration such as `90s`, `1h30m` or `7d`. An older one is refused (`TimeOutOfRange`). Left out:
     /// any age, back to the year 2000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[smhdw]$"))]
+    #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
     pub max_age: Option<String>,
 
-    /// How far in the future a reading may be timed when it arrives: a number with `s`, `m`, `h`, `d` or `w`. One beyond is refused
+    /// How far in the future a reading may be timed when it arrives: a duration such as `90s`, `1h30m` or `7d`. One beyond is refused
     /// (`TimeOutOfRange`): its clock is wrong.
     #[serde(default = "default_max_ahead")]
-    #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[smhdw]$"))]
+    #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
     pub max_ahead: String,
 }
 

@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::condition::Cause;
+use super::reason::Reason;
 use super::reference::DescriptorReference;
 
 /// The longest FileDescriptorSet, in bytes: in base64 it stands in the ConfigMap of the workers, which holds 1 MiB.
@@ -16,19 +17,19 @@ pub fn read(map: Option<ConfigMap>, reference: &DescriptorReference) -> Result<V
     let DescriptorReference { name, key } = reference;
     let Some(map) = map else {
         let message = format!("there is no ConfigMap {name} in this namespace: kubectl create configmap {name} --from-file={key}");
-        return Err(Cause::new("DescriptorNotFound", message));
+        return Err(Cause::new(Reason::DescriptorNotFound, message));
     };
     let Some(value) = map.binary_data.and_then(|mut data| data.remove(key)) else {
         let message =
             format!("ConfigMap {name} has no key {key} in binaryData: kubectl create configmap {name} --from-file={key} puts it there");
-        return Err(Cause::new("DescriptorNotFound", message));
+        return Err(Cause::new(Reason::DescriptorNotFound, message));
     };
     if value.0.len() > MOST_DESCRIPTOR {
         let message = format!(
             "ConfigMap {name}, key {key}: expected at most {MOST_DESCRIPTOR} bytes, found {}; write it without --include_source_info",
             value.0.len()
         );
-        return Err(Cause::new("DescriptorTooLarge", message));
+        return Err(Cause::new(Reason::DescriptorTooLarge, message));
     }
     Ok(value.0)
 }
@@ -52,7 +53,7 @@ mod tests {
             (map("descriptor.pb", MOST_DESCRIPTOR), None),
         ] {
             let reference = DescriptorReference { name: "schema".to_owned(), key: "descriptor.pb".to_owned() };
-            assert_eq!(read(map, &reference).err().map(|cause| cause.reason), reason);
+            assert_eq!(read(map, &reference).err().map(|cause| cause.reason.as_str()), reason);
         }
     }
 }

@@ -134,16 +134,16 @@ pub struct PasswordAuthentication {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PasswordRotation {
-    /// Age at which the password is replaced, such as `90d`: a number and `s`, `m`, `h`, `d` or `w`. Devices of one age get
+    /// Age at which the password is replaced, such as `90d` or `12h`. Devices of one age get
     /// theirs one after the other in the last tenth of it. Left out: only on request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[smhdw]$"))]
+    #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
     pub every: Option<String>,
 
     /// For how long the broker accepts the replaced password beside the new one, such as `1h`: the time that the device has to
     /// fetch the new one. Then a session that was opened with the old one ends.
     #[serde(default = "default_overlap")]
-    #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[smhdw]$"))]
+    #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
     pub overlap: String,
 }
 
@@ -153,21 +153,6 @@ fn default_overlap() -> String {
 
 /// Seconds for which a replaced password is accepted where a Device says nothing else.
 pub const DEFAULT_OVERLAP_SECONDS: i64 = 3600;
-
-/// Seconds of a duration such as `90d`; `None` where it is none.
-#[must_use]
-pub fn duration_seconds(text: &str) -> Option<i64> {
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        "w" => 604_800,
-        _ => return None,
-    };
-    number.parse::<i64>().ok().filter(|number| *number > 0)?.checked_mul(seconds)
-}
 
 /// What a device may do beyond its own topics.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
@@ -208,7 +193,7 @@ pub enum Access {
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceStatus {
-    /// The generation of the spec that this status describes; -1 before the first look.
+    /// The generation of the spec that this status describes; -1 before the first reconciliation.
     #[serde(default = "unobserved")]
     pub observed_generation: i64,
 
@@ -225,12 +210,11 @@ pub struct DeviceStatus {
     pub certificate: Option<DeviceCertificate>,
 
     /// Whether the device is connected, from the broker's own record of connects and disconnects; where the Gateway's broker is
-    /// external, from what the device publishes (see the Gateway's `spec.external`). Left out until it has
-    /// connected for the first time. A device that comes or goes shows at once. One that keeps coming and going shows once it
-    /// has stayed as it is for a while (5 seconds at first, 10 minutes at most), and so does one that goes together with many,
-    /// as when a broker restarts (30 seconds): an interruption that is over before does not show, and `since` stays. All
-    /// Devices together get so many writes a second as the operator is allowed (the chart's `presence.writesPerSecond`); a
-    /// change that is over before its turn does not show either.
+    /// external, from what the device publishes (see the Gateway's `spec.external`). Absent until the device has connected for the
+    /// first time. The first change is written at once. If a device connects and disconnects repeatedly, a change is written after
+    /// the device has been stable for 5 seconds at first and 10 minutes at most. If many devices disconnect together, as in a restart
+    /// of the broker, it is written after 30 seconds. A shorter interruption is not written, and `since` keeps its value. The chart's
+    /// `presence.writesPerSecond` limits the writes of all Devices together; a change that has reverted before its write is skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<DeviceConnection>,
 
@@ -238,16 +222,16 @@ pub struct DeviceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub desired: Option<DesiredStatus>,
 
-    /// What the device last said of itself. Written some seconds apart at most, whatever the device sends.
+    /// The last reported state of the device. Written every few seconds at most, however often the device sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reported: Option<ReportedStatus>,
 
-    /// `Accepted`: the spec can be carried out. `CredentialsLive`: the broker has proven that it holds the credential and
-    /// the ACL of this very spec; Unknown (`ManagedElsewhere`) where the Gateway's broker is external, for then they are left to
-    /// that broker, and `Ready` means that the operator has reached it. `Ready`: both; or, for a disabled device, the broker has proven that it refuses it
-    /// (reason `Disabled`). `Reconciling` or `Stalled`: why it is not. `Synced`, where `spec.desired` is given: the device
+    /// `Accepted`: the spec is valid. `CredentialsLive`: the operator has verified that the broker has the credential and the ACL of
+    /// this generation; Unknown (`ManagedElsewhere`) if the Gateway's broker is external, because that broker manages both, and
+    /// `Ready` then means that the operator has reached it. `Ready`: both are True; for a disabled device, the broker refuses its login
+    /// (reason `Disabled`). `Reconciling` or `Stalled`: why the Device is not ready. `Synced`, if `spec.desired` is set: the device
     /// has reported the generation of the desired state or, without a generation, each of its members. `Ready` does not
-    /// depend on it: a device that is switched off for a month must not hold up a rollout.
+    /// depend on it, so that a device that is switched off for a month does not block a rollout.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

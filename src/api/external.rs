@@ -32,7 +32,7 @@ pub struct ExternalBroker {
 
 /// A subscription that several sessions of each Pipeline share (MQTT 5.0, section 4.8.2): they subscribe to `$share/<group>/<filter>`,
 /// with a group of the Pipeline's own, and the broker gives each message to one of them. `workers.replicas` of the Pipeline spreads
-/// the sessions over workers; one that another worker takes over goes on where it was.
+/// the sessions over workers; a worker that takes over a session continues where the previous worker stopped.
 ///
 /// - The broker has to offer shared subscriptions with QoS 1, as EMQX, HiveMQ, VerneMQ, NanoMQ, Mosquitto and the clouds' brokers do, and
 ///   to let the login of `credentialsSecret` subscribe to them.

@@ -11,8 +11,8 @@ pub use super::listener::{Listener, ListenerAuthentication, ListenerTls, Protoco
 use super::resources::{ComputeResources, ResourceQuantity};
 use super::unobserved;
 
-/// A Gateway is one MQTT broker for a site or a region: the operator runs a Mosquitto for it, with its storage,
-/// Services, credentials and limits; or `external` names one that runs elsewhere. Devices name the Gateway they connect to;
+/// A Gateway is one MQTT broker for a site or a region: the operator runs Mosquitto for it, with its storage,
+/// Services, credentials and limits; or `external` has the address of an existing broker. Devices name the Gateway they connect to;
 /// Pipelines select the Gateways they read.
 #[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[kube(
@@ -26,7 +26,7 @@ use super::unobserved;
     status = "GatewayStatus",
     derive = "PartialEq",
     validation = ("size(self.metadata.name) <= 40", "a Gateway's name has at most 40 characters, since the names of its pods and Services derive from it"),
-    validation = ("has(self.spec.external) == has(oldSelf.spec.external)", "a Gateway is either a broker that the operator runs or an external one, for good: create another Gateway"),
+    validation = ("has(self.spec.external) == has(oldSelf.spec.external)", "a Gateway is either a broker that the operator runs or an external one: create another Gateway"),
     validation = ("has(self.spec.clientAuthority) || !self.spec.listeners.exists(l, has(l.tls) && l.tls.authentication != 'Password')", "a listener whose tls.authentication asks for certificates needs spec.clientAuthority, which says who signs them"),
     validation = ("!self.metadata.name.contains('.')", "a Gateway's name has no dots, since its Service carries the same name"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
@@ -37,7 +37,7 @@ use super::unobserved;
     printcolumn(name = "Certificate", type_ = "string", json_path = ".status.certificate.notAfter", priority = 1),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    doc = "A Gateway is one MQTT broker for a site or a region: the operator runs a Mosquitto for it, with its storage, Services, credentials and limits; or `external` names one that runs elsewhere. Devices name the Gateway they connect to; Pipelines select the Gateways they read."
+    doc = "A Gateway is one MQTT broker for a site or a region: the operator runs Mosquitto for it, with its storage, Services, credentials and limits; or `external` has the address of an existing broker. Devices name the Gateway they connect to; Pipelines select the Gateways they read."
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("!has(self.external) || (self.listeners.size() == 1 && self.listeners.all(l, l.name == 'mqtt' && l.port == 1883 && !has(l.tls)))", "an external broker has its own listeners: leave out listeners"))]
@@ -48,15 +48,15 @@ use super::unobserved;
 #[x_kube(validation = ("!has(self.external) || (self.resources.limits.size() == 1 && self.resources.requests.size() == 2 && self.resources.limits['memory'] == '512Mi' && self.resources.requests['memory'] == '64Mi' && self.resources.requests['cpu'] == '50m')", "an external broker has its own resources: leave out resources"))]
 #[x_kube(validation = ("!has(self.external) || (self.service.type == 'ClusterIP' && !has(self.service.annotations) && !has(self.service.hostNames))", "an external broker has no Service: leave out service"))]
 pub struct GatewaySpec {
-    /// A broker that runs elsewhere, instead of one that the operator runs; then leave out `listeners`, `storage`, `durability`,
-    /// `limits`, `resources` and `service`, whose defaults mean nothing. A Gateway cannot turn from one into the other.
+    /// An existing broker that the operator does not run. Then leave out `listeners`, `storage`, `durability`, `limits`, `resources`
+    /// and `service`; their defaults have no effect. This field cannot be added or removed later.
     ///
-    /// Desired and reported state and Pipelines work as with any Gateway. Credentials and access rights of devices are left to
-    /// that broker: no Secret is made for them, and their condition `CredentialsLive` is Unknown with the reason `ManagedElsewhere`.
-    /// A Device that asks for a certificate (`authentication.x509`) is not accepted, for nobody here signs it.
-    /// Devices say themselves whether they are connected: each publishes the retained message `online` at
-    /// `devices/<name>/connection` once it has connected, and leaves there, as its last will (retained), `offline`. Of one that
-    /// does not, nobody knows.
+    /// Desired and reported state and Pipelines work as with any Gateway. That broker manages
+    /// the credentials and access rights of devices: the operator creates no Secret for them, and their condition `CredentialsLive` is
+    /// Unknown with the reason `ManagedElsewhere`. A Device with `authentication.x509` is not accepted, because there is no authority
+    /// to sign its certificate. Devices report whether they are connected: each publishes the retained message `online` to
+    /// `devices/<name>/connection` after it has connected, with `offline` as its retained last will. The connection of a device that
+    /// does not do this is unknown.
     ///
     /// Operator and workers log in with client identifiers of their own, `fwo` and `fwi` with 16 hexadecimal digits; the broker
     /// has to let them differ from the user name. Their sessions outlive a connection: the operator's for ten minutes, a
@@ -256,16 +256,16 @@ pub enum ServiceType {
     LoadBalancer,
 }
 
-/// What the operator has seen of a Gateway.
+/// The observed state of a Gateway.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayStatus {
-    /// The generation of the spec that this status describes; -1 before the first look.
+    /// The generation of the spec that this status describes; -1 before the first reconciliation.
     #[serde(default = "unobserved")]
     pub observed_generation: i64,
 
-    /// Host name under which clients inside the cluster reach the broker; the ports are those of the listeners. Of an external
-    /// broker: its address.
+    /// Host name of the broker for clients inside the cluster; the ports are those of the listeners. For an external broker: its
+    /// address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
 
@@ -278,20 +278,20 @@ pub struct GatewayStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<GatewayClients>,
 
-    /// The certificate that the broker presents on its TLS listeners; where those have several, the one that expires first.
+    /// The certificate that the broker presents on its TLS listeners; if there are several, the first to expire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<GatewayCertificate>,
 
-    /// `Accepted`: the spec can be carried out. `BrokerAvailable`: the broker runs, and has accepted a login; of an external one, the
-    /// operator's with the credentials of the Secret. It holds until an attempt fails, and then tells why
-    /// (`BrokerUnreachable`, `TlsFailed`, `LoginRefused`, `SubscriptionRefused`).
-    /// `BrokerFull` (once it was): the broker takes no messages because a queue, its memory or its volume is full (`QueueFull`,
-    /// `MemoryFull`, `DiskFull`); False (`AcceptingMessages`) half a minute after that is over. `MessagesDropped` (once it happened):
-    /// messages for a client that is away were dropped.
-    /// `ClientAuthorityValid` (where `spec.clientAuthority` is given): the Secret holds an authority that can sign.
-    /// `CertificateValid` (where a listener has TLS): each Secret holds a certificate that clients can accept, and the broker
-    /// has proven in a handshake that it presents it; its reason is `CertificateExpiresSoon` from seven days before it expires on,
-    /// and its message tells the last day. `Ready`: all of these. `Reconciling` or `Stalled`: why it is not.
+    /// `Accepted`: the spec is valid. `BrokerAvailable`: the broker runs and has accepted a login; for an external broker, the
+    /// operator's login with the credentials of the Secret. It stays True until an attempt fails, with the reason
+    /// `BrokerUnreachable`, `TlsFailed`, `LoginRefused` or `SubscriptionRefused`.
+    /// `BrokerFull` (present after the first time): the broker accepts no messages because a queue, its memory or its volume is full
+    /// (`QueueFull`, `MemoryFull`, `DiskFull`); False (`AcceptingMessages`) half a minute after the broker accepts messages again.
+    /// `MessagesDropped` (present after the first time): the broker dropped messages for a client that was not connected.
+    /// `ClientAuthorityValid` (if `spec.clientAuthority` is set): the Secret holds an authority that can sign.
+    /// `CertificateValid` (if a listener has TLS): each Secret holds a certificate that clients can accept, and a handshake has
+    /// verified that the broker presents it; the reason is `CertificateExpiresSoon` during the last seven days, and the message has
+    /// the time of expiry. `Ready`: all of these. `Reconciling` or `Stalled`: why the Gateway is not ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -325,7 +325,7 @@ pub struct GatewayDevices {
     #[serde(default)]
     pub declared: i64,
 
-    /// Devices whose credential the broker has proven to accept; 0 where the broker is external, for then nobody proves any.
+    /// Devices whose credential is verified at the broker; 0 for an external broker, where the operator does not verify credentials.
     #[serde(default)]
     pub live: i64,
 
@@ -338,11 +338,11 @@ pub struct GatewayDevices {
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayClients {
-    /// How often a client was refused since the broker's pod was made.
+    /// Number of refused logins since the broker's pod was created.
     #[serde(default)]
     pub refused: i64,
 
-    /// Of those that were refused within the last hour, the ten that tried most often.
+    /// The ten clients with the most refused logins within the last hour.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub recently_refused: Vec<RefusedClient>,
@@ -352,23 +352,30 @@ pub struct GatewayClients {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusedClient {
-    /// The user name or client identifier that it claimed, at most 64 characters of it; empty where it gave none. Anyone can
-    /// claim any.
+    /// The user name or client identifier that the client sent, cut to 64 characters; empty if it sent none. It is not verified.
     #[serde(default)]
     pub name: String,
 
-    /// Address from which it tried last.
+    /// Address of the last attempt.
     #[serde(default)]
     pub address: String,
 
-    /// Why: `NotAuthorised` (user name, password or certificate is wrong, or the Device is not there or disabled),
+    /// Why: `NotAuthorised` (user name, password or certificate is wrong, or the Device does not exist or is disabled),
     /// `ClientIdentifierNotValid`, `ProtocolError` (it does not speak MQTT), `TlsHandshakeFailed`, `ConnectionLimit`
     /// (`limits.maxConnections` is reached), or `Other`.
     pub reason: String,
 
-    /// How often it tried.
+    /// Number of attempts.
     pub count: i64,
 
-    /// When it tried last.
+    /// Time of the last attempt.
     pub last_time: Time,
+}
+
+impl GatewaySpec {
+    /// Whether the operator issues a certificate: a listener has TLS and names no Secret.
+    #[must_use]
+    pub fn issues_certificate(&self) -> bool {
+        self.listeners.iter().filter_map(|listener| listener.tls.as_ref()).any(|tls| tls.secret_name.is_none())
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::reason::Reason;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
@@ -10,7 +11,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 #[must_use]
 pub fn reference(definitions: &[CustomResourceDefinition]) -> String {
     let mut text = String::from(
-        "# Reference of the resources\n\nGenerated from the CustomResourceDefinitions by `make crds`; the same text is in `kubectl explain`.\n",
+        "# Reference of the resources\n\nGenerated from the CustomResourceDefinitions by `make crds`; `kubectl explain` shows the same text.\n",
     );
     for definition in definitions {
         let names = &definition.spec.names;
@@ -28,7 +29,17 @@ pub fn reference(definitions: &[CustomResourceDefinition]) -> String {
             }
         }
     }
+    reasons(&mut text);
     text
+}
+
+/// The reasons of conditions and Events.
+fn reasons(text: &mut String) {
+    append(text, "\n## Reasons\n\nThe reasons of conditions and Events. A warning may need action.\n\n");
+    append(text, "| reason | severity | meaning and remedy |\n|---|---|---|\n");
+    for reason in Reason::ALL {
+        append(text, &format!("| `{reason}` | {:?} | {} |\n", reason.severity(), reason.description()));
+    }
 }
 
 /// Appends; writing to a text cannot fail.

@@ -9,12 +9,14 @@ pub mod dead_letter;
 pub mod decode;
 pub mod descriptor;
 pub mod device;
+pub mod duration;
 pub mod external;
 pub mod gateway;
 pub mod listener;
 pub mod manual;
 pub mod name;
 pub mod pipeline;
+pub mod reason;
 pub mod reference;
 pub mod resources;
 pub mod topic;
@@ -32,7 +34,7 @@ pub const VERSION: &str = "v1alpha1";
 /// While this annotation is `"true"` on an object, the operator leaves the object and everything it owns as they are.
 pub const PAUSE_ANNOTATION: &str = "fleetwright.io/pause-reconciliation";
 
-/// The value of `status.observedGeneration` before the operator has looked at an object.
+/// The value of `status.observedGeneration` before the first reconciliation of an object.
 ///
 /// It is the schema's default, so that a fresh object never passes for healthy: kstatus compares it with
 /// `metadata.generation`, which starts at 1.

@@ -81,7 +81,7 @@ pub struct Source {
     pub gateway_selector: LabelSelector,
 
     /// Topic of the messages. `{name}` captures one level: `{device}`, which must be there once, is the device; any
-    /// other becomes a text column of that name. `+` stands for one level that nobody needs to know.
+    /// other becomes a text column of that name. `+` matches one level that is not stored.
     #[schemars(
         length(min = 8, max = 256),
         regex(
@@ -113,9 +113,9 @@ pub struct TimescaleSink {
     #[x_kube(validation = ("self == oldSelf", "table cannot be changed: create another Pipeline for another table"))]
     pub table: String,
 
-    /// How much time one chunk of the hypertable covers: a number with `m`, `h`, `d` or `w`. A change holds for new chunks.
+    /// How much time one chunk of the hypertable covers: a duration such as `1h30m`, `7d` or `2w`. A change holds for new chunks.
     #[serde(default = "default_chunk_interval")]
-    #[schemars(length(max = 8), regex(pattern = r"^[1-9][0-9]{0,5}[mhdw]$"))]
+    #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::MINUTES_PATTERN))]
     pub chunk_interval: String,
 }
 
@@ -127,11 +127,10 @@ fn default_chunk_interval() -> String {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Workers {
-    /// How many workers share the Gateways, each of which is read by one worker, so that its messages keep their order; but for those
-    /// with an external broker that has a `sharedSubscription`, which as many can read as there are sessions. More workers than that
-    /// would have nothing to read, and are not started. `kubectl scale fwp/<name> --replicas 3` and a
-    /// HorizontalPodAutoscaler change it; a Gateway that another worker takes over goes on where the one before it was. To stop
-    /// reading there is `paused`.
+    /// Number of workers that share the Gateways. One worker reads each Gateway, so that its messages keep their order. An external
+    /// broker with a `sharedSubscription` can be read by as many workers as it has sessions. Workers beyond that number would have
+    /// nothing to read, and are not started. `kubectl scale fwp/<name> --replicas 3` and a HorizontalPodAutoscaler change this field;
+    /// a worker that takes over a Gateway continues where the previous worker stopped. Use `paused` to stop reading.
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 1, max = 1000))]
     pub replicas: i32,
@@ -168,11 +167,11 @@ pub enum DeletionPolicy {
     Delete,
 }
 
-/// What the operator has seen of a Pipeline.
+/// The observed state of a Pipeline.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PipelineStatus {
-    /// The generation of the spec that this status describes; -1 before the first look.
+    /// The generation of the spec that this status describes; -1 before the first reconciliation.
     #[serde(default = "unobserved")]
     pub observed_generation: i64,
 
@@ -184,11 +183,11 @@ pub struct PipelineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateways: Option<i64>,
 
-    /// Workers that are ready, of those wanted, as `1/1`.
+    /// Ready workers and desired workers, as `1/1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<String>,
 
-    /// How many workers there are, for the scale subresource.
+    /// Number of existing workers, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
 
@@ -196,18 +195,18 @@ pub struct PipelineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
 
-    /// How many messages were refused.
+    /// Number of rejected messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_letters: Option<DeadLetterStatus>,
 
-    /// How far the replay of the spec is.
+    /// Progress of the replay in `spec.replay`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<ReplayStatus>,
 
-    /// `Accepted`: the spec can be carried out. `TableReady`: the hypertable is as the spec wants it. `WorkersAvailable`:
-    /// the workers hold their sessions with every Gateway and have proven that they can write. `Ready`: all of these.
-    /// `Reconciling` or `Stalled`: why it is not. `DeadLettersDiscarded`, there only where it happened in the last 24 hours: more was
-    /// refused than is kept. `Replayed`, there only with `spec.replay`: whether that is done.
+    /// `Accepted`: the spec is valid. `TableReady`: the hypertable is as the spec says. `WorkersAvailable`: the workers have their
+    /// sessions with every Gateway and have verified that they can write. `Ready`: all of these. `Reconciling` or `Stalled`: why the
+    /// Pipeline is not ready. `DeadLettersDiscarded`, present for 24 hours: more messages were rejected than
+    /// `deadLetters.maxBytesPerHour` keeps. `Replayed`, present with `spec.replay`: whether the replay is complete.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -1,5 +1,6 @@
 //! A device's certificate signing request (PKCS #10, RFC 2986): whether a certificate may be issued for its key.
 
+use crate::api::reason::Reason;
 use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
@@ -10,10 +11,10 @@ use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 
 /// The shortest RSA key, in bits: NIST SP 800-57 allows no shorter one, and neither do current TLS libraries.
-const LEAST_RSA_BITS: usize = 2048;
+const MIN_RSA_BITS: usize = 2048;
 
 /// The longest one that the signature is checked of: beyond it a request costs more time than it is worth.
-const MOST_RSA_BITS: usize = 8192;
+const MAX_RSA_BITS: usize = 8192;
 
 /// How a request may be signed: RSA (PKCS #1) with SHA-256, -384 or -512 (RFC 8017), ECDSA with SHA-256 or -384 (RFC 5758),
 /// Ed25519 (RFC 8410).
@@ -53,7 +54,7 @@ pub enum RequestError {
 
     /// RSA, but short or far too long.
     #[error(
-        "the RSA key of certificateSigningRequest has {bits} bits: expected {LEAST_RSA_BITS} to {MOST_RSA_BITS}; make a new key on the device"
+        "the RSA key of certificateSigningRequest has {bits} bits: expected {MIN_RSA_BITS} to {MAX_RSA_BITS}; make a new key on the device"
     )]
     KeySize {
         /// Its size.
@@ -68,12 +69,12 @@ pub enum RequestError {
 impl RequestError {
     /// The reason in a condition.
     #[must_use]
-    pub const fn reason(&self) -> &'static str {
+    pub const fn reason(&self) -> Reason {
         match self {
-            Self::Unreadable => "UnreadableSigningRequest",
-            Self::UnsupportedKey => "UnsupportedKey",
-            Self::KeySize { .. } => "WeakKey",
-            Self::InvalidSignature => "InvalidRequestSignature",
+            Self::Unreadable => Reason::UnreadableSigningRequest,
+            Self::UnsupportedKey => Reason::UnsupportedKey,
+            Self::KeySize { .. } => Reason::WeakKey,
+            Self::InvalidSignature => Reason::InvalidRequestSignature,
         }
     }
 }
@@ -105,7 +106,7 @@ impl SigningRequest {
         let key = SubjectPublicKeyInfo::from_der(public.raw).map_err(|_| RequestError::UnsupportedKey)?;
         if let PublicKey::RSA(rsa) = public.parsed().map_err(|_| RequestError::Unreadable)? {
             let bits = rsa.key_size();
-            if !(LEAST_RSA_BITS..=MOST_RSA_BITS).contains(&bits) {
+            if !(MIN_RSA_BITS..=MAX_RSA_BITS).contains(&bits) {
                 return Err(RequestError::KeySize { bits });
             }
         }

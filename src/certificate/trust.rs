@@ -20,7 +20,7 @@ use super::server::{CertificateError, check_time, issued_by};
 use super::{hexadecimal, validity};
 
 /// The longest chain that is taken, in bytes of PEM: it stands in the status of a Device.
-const MOST_BYTES: usize = 16 << 10;
+const MAX_BYTES: usize = 16 << 10;
 
 /// A certificate may be valid from this long ahead of our clock, as the operator's own are from that long before it.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
@@ -40,7 +40,7 @@ pub struct TrustedAuthorities {
 #[derive(Debug, Error)]
 pub enum UnusableCertificate {
     /// No certificate in it, or far too much.
-    #[error("what was issued cannot be read: expected PEM blocks `CERTIFICATE`, the device's own first, {} KiB at most", MOST_BYTES >> 10)]
+    #[error("what was issued cannot be read: expected PEM blocks `CERTIFICATE`, the device's own first, {} KiB at most", MAX_BYTES >> 10)]
     Unreadable,
 
     /// Not for the key of the request.
@@ -119,7 +119,7 @@ impl TrustedAuthorities {
     /// # Errors
     /// When it cannot, now.
     pub fn check(&self, chain: &[u8], device: &str, key: &[u8], secret: &str, now: Timestamp) -> Result<Usable, UnusableCertificate> {
-        if chain.len() > MOST_BYTES {
+        if chain.len() > MAX_BYTES {
             return Err(UnusableCertificate::Unreadable);
         }
         let ders: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();

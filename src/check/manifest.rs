@@ -8,32 +8,32 @@ use super::strict;
 use crate::api::condition::Cause;
 use crate::api::{GROUP, Pipeline};
 
-/// What a file has of a Pipeline.
+/// The content of a file for a Pipeline.
 #[derive(Debug)]
 pub struct Manifest {
     /// The Pipeline.
     pub pipeline: Pipeline,
-    /// The ConfigMap of its `decode.protobuf`, if it is there too.
+    /// The ConfigMap of its `decode.protobuf`, if the file has it.
     pub descriptor: Option<ConfigMap>,
 }
 
-/// Why a file is of no use.
+/// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// It is no YAML.
+    /// It is not YAML.
     #[error("failed to understand the YAML")]
     ReadYaml(#[from] serde_saphyr::Error),
 
-    /// It has none, or none of that name.
+    /// It has no Pipeline, or none with that name.
     #[error("failed to find the Pipeline{}: expected an object of kind Pipeline and of {GROUP}; found {found}", of(name.as_ref()))]
     FindPipeline {
-        /// The name that was asked for.
+        /// The requested name.
         name: Option<String>,
-        /// The Pipelines that are there.
+        /// The Pipelines of the file.
         found: String,
     },
 
-    /// It has several.
+    /// It has several Pipelines.
     #[error("failed to choose between the Pipelines {found}: name one with --pipeline")]
     ChoosePipeline {
         /// Their names.
@@ -45,7 +45,7 @@ fn of(name: Option<&String>) -> String {
     name.map(|name| format!(" {name}")).unwrap_or_default()
 }
 
-/// The Pipeline of a file; `Err` inside when the API server would not take it.
+/// The Pipeline of a file; the inner `Err` if the API server would refuse it.
 pub fn find(yaml: &str, name: Option<&str>) -> Result<Result<Manifest, Cause>, ManifestError> {
     let mut objects = Vec::new();
     for document in serde_saphyr::from_multiple::<Value>(yaml)? {
@@ -93,7 +93,7 @@ fn descriptor(pipeline: &Pipeline, others: Vec<Value>) -> Option<ConfigMap> {
     let namespace = pipeline.namespace().unwrap_or_default();
     let is_wanted = |object: &Value| {
         let found = text(object, "/metadata/namespace");
-        // What names no namespace goes where the rest goes.
+        // An object without a namespace has that of the others.
         text(object, "/kind") == "ConfigMap"
             && text(object, "/metadata/name") == wanted
             && (found == namespace || found.is_empty() || namespace.is_empty())

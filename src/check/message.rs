@@ -1,4 +1,4 @@
-//! Messages, as arguments name them.
+//! Messages in arguments.
 
 use std::io::Read;
 
@@ -6,10 +6,10 @@ use anyhow::{Context, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-/// How messages are written down.
+/// The encoding of messages.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Encoding {
-    /// As they are.
+    /// The bytes themselves.
     Plain,
     /// In hexadecimal digits.
     Hex,

@@ -1,9 +1,9 @@
-//! The role `check`: what a worker would make of a message, with no cluster, broker or database.
+//! The role `check`: a dry run of a Pipeline with messages, without cluster, broker or database.
 //!
-//! The Pipeline comes from a file (`manifest`, strictly read: `strict`), messages from arguments (`message`); `judge` decides with
-//! the code of operator and workers, `print` shows it.
+//! The Pipeline is read from a file (`manifest`, strictly: `strict`), messages from arguments (`message`). `dry_run` processes them with
+//! the code of operator and workers, `print` formats the results.
 
-mod judge;
+mod dry_run;
 mod manifest;
 mod message;
 mod print;
@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use self::judge::Judge;
+use self::dry_run::DryRun;
 use self::message::Encoding;
 use crate::decode::time::Time;
 
@@ -28,20 +28,20 @@ Examples:
   fleetwright check pipeline.yaml --topic spBv1.0/g/DBIRTH/n/press-1 --message @birth.bin \\
                                   --topic spBv1.0/g/DDATA/n/press-1 --message @data.bin
 
-Exit status: 0 when every message becomes rows (or, as births of nodes do, says nothing of devices), 1 when anything is refused,
-2 when the arguments or files are of no use.
+Exit status: 0 if every message becomes rows (or has no readings of devices, as births of nodes), 1 if anything is refused,
+2 if the arguments or files are invalid.
 
-The code is the operator's and the worker's. What only a cluster can tell is left out: whether the device is declared and enabled,
-whether it comes by its own Gateway, and the rules of the API server (kubectl apply --dry-run=server -f pipeline.yaml).";
+The code is that of operator and worker. Not checked, because it needs a cluster: whether the device is declared and enabled, whether it
+uses its own Gateway, and the rules of the API server (kubectl apply --dry-run=server -f pipeline.yaml).";
 
 /// Arguments of the role `check`.
 #[derive(Args, Clone, Debug)]
 pub struct Arguments {
-    /// YAML file with the Pipeline, or - for standard input; other objects may stand in it
+    /// YAML file with the Pipeline, or - for standard input; it may have other objects
     #[arg(value_name = "FILE")]
     manifest: String,
 
-    /// Name of the Pipeline, where the file has several
+    /// Name of the Pipeline, if the file has several
     #[arg(long, value_name = "NAME")]
     pipeline: Option<String>,
 
@@ -49,7 +49,7 @@ pub struct Arguments {
     #[arg(long, required = true, value_name = "TOPIC")]
     topic: Vec<String>,
 
-    /// The message: @FILE, - for standard input, or the text itself; several are taken one after the other
+    /// The message: @FILE, - for standard input, or the text itself; several are processed one after the other
     #[arg(long, required = true, allow_hyphen_values = true, value_name = "MESSAGE")]
     message: Vec<String>,
 
@@ -74,13 +74,13 @@ fn read_time(text: &str) -> Result<Time, String> {
     Time::from_text(text).ok_or_else(|| "expected a time such as 2026-05-04T03:02:01Z".to_owned())
 }
 
-/// Checks the messages, and prints what becomes of them.
+/// Processes the messages, and prints the results.
 #[must_use]
 pub fn run(arguments: &Arguments) -> ExitCode {
     match check(arguments) {
         Ok((text, is_good)) => match std::io::stdout().write_all(text.as_bytes()) {
             Ok(()) if is_good => ExitCode::SUCCESS,
-            // Whoever reads it may have seen enough.
+            // The reader may have closed the pipe early.
             Ok(()) | Err(_) => ExitCode::from(1),
         },
         Err(failure) => {
@@ -90,7 +90,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     }
 }
 
-/// What to print, and whether nothing was refused.
+/// The output, and whether no message was refused.
 fn check(arguments: &Arguments) -> anyhow::Result<(String, bool)> {
     let readers = std::iter::once(&arguments.manifest).chain(&arguments.message).filter(|name| *name == "-").count();
     if readers > 1 {
@@ -108,15 +108,15 @@ fn check(arguments: &Arguments) -> anyhow::Result<(String, bool)> {
     let given = arguments.descriptor.as_ref().map(|path| message::read(path)).transpose()?;
     let payloads = arguments.message.iter().map(|message| message::payload(message, encoding)).collect::<anyhow::Result<Vec<_>>>()?;
 
-    let mut judge = match found.and_then(|found| Judge::new(&found, given)) {
-        Ok(judge) => judge,
+    let mut dry_run = match found.and_then(|found| DryRun::new(&found, given)) {
+        Ok(dry_run) => dry_run,
         Err(cause) => return Ok((print::cause(&cause), false)),
     };
     let (mut text, mut is_good) = (String::new(), true);
     for (topic, payload) in topics.iter().zip(&payloads) {
-        let verdict = judge.take(topic, payload, arguments.arrival.unwrap_or_else(Time::now));
-        is_good &= verdict.refusal.is_none();
-        text.push_str(&print::verdict(topic, &judge.table, &verdict));
+        let result = dry_run.process(topic, payload, arguments.arrival.unwrap_or_else(Time::now));
+        is_good &= result.dead_letter.is_none();
+        text.push_str(&print::result(topic, &dry_run.table, &result));
     }
     Ok((text, is_good))
 }

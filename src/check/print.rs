@@ -1,32 +1,32 @@
-//! What becomes of a message, as text: pure.
+//! The result for a message as text: pure.
 
 use std::fmt::Write;
 
-use super::judge::{Row, Verdict};
+use super::dry_run::{MessageResult, Row};
 use crate::api::condition::Cause;
 use crate::decode::Value;
-use crate::timescale::schema::Table;
+use crate::sink::timescale::schema::Table;
 
-/// Why the Pipeline is refused.
+/// Why the Pipeline is invalid.
 pub fn cause(cause: &Cause) -> String {
     format!("the Pipeline is refused: {}: {}\n", cause.reason, clean(&cause.message))
 }
 
-/// What becomes of a message.
-pub fn verdict(topic: &str, table: &Table, verdict: &Verdict) -> String {
+/// The result for a message.
+pub fn result(topic: &str, table: &Table, result: &MessageResult) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
-    let _ = match (verdict.rows.len(), &verdict.refusal) {
-        (0, None) => writeln!(text, "{}: no row: it says nothing of devices", clean(topic)),
+    let _ = match (result.rows.len(), &result.dead_letter) {
+        (0, None) => writeln!(text, "{}: no row: it has no readings of devices", clean(topic)),
         (0, Some(_)) => writeln!(text, "{}: no row", clean(topic)),
         (1, _) => writeln!(text, "{}: 1 row of {}", clean(topic), table.name),
         (rows, _) => writeln!(text, "{}: {rows} rows of {}", clean(topic), table.name),
     };
-    for row in &verdict.rows {
+    for row in &result.rows {
         let _ = write!(text, "\n{}", aligned(&lines(table, row)));
     }
-    if let Some(refusal) = &verdict.refusal {
-        let _ = writeln!(text, "\n  refused: {}: {}", refusal.reason.name(), clean(&refusal.detail));
+    if let Some(cause) = &result.dead_letter {
+        let _ = writeln!(text, "\n  refused: {}: {}", cause.reason.name(), clean(&cause.detail));
     }
     text.push('\n');
     text
@@ -34,9 +34,9 @@ pub fn verdict(topic: &str, table: &Table, verdict: &Verdict) -> String {
 
 /// Column, type, value and unit of each column.
 fn lines(table: &Table, row: &Row) -> Vec<[String; 4]> {
-    let time = format!("{}{}", row.time, if row.is_of_arrival { " (arrival)" } else { "" });
+    let time = format!("{}{}", row.time, if row.is_arrival_time { " (arrival)" } else { "" });
     let own = [time, format!("number of {}", clean(&row.device))];
-    let values = own.into_iter().chain(row.tags.iter().map(|tag| format!("{tag:?}"))).chain(row.values.iter().map(show));
+    let values = own.into_iter().chain(row.tags.iter().map(|tag| format!("{tag:?}"))).chain(row.values.iter().map(format_value));
     let heading = ["COLUMN", "TYPE", "VALUE", "UNIT"].map(str::to_owned);
     let columns = table.columns.iter().zip(values).map(|(column, value)| {
         [column.name.clone(), column.type_.as_sql().to_owned(), value, clean(column.comment.as_deref().unwrap_or_default())]
@@ -44,7 +44,7 @@ fn lines(table: &Table, row: &Row) -> Vec<[String; 4]> {
     std::iter::once(heading).chain(columns).collect()
 }
 
-fn show(value: &Value<'_>) -> String {
+fn format_value(value: &Value<'_>) -> String {
     match value {
         Value::Null => "NULL".to_owned(),
         Value::Float64(number) => number.to_string(),
@@ -66,7 +66,7 @@ fn aligned(lines: &[[String; 4]]) -> String {
     lines.iter().map(line).collect()
 }
 
-/// Without what a terminal would obey.
+/// The text without control characters of terminals.
 fn clean(text: &str) -> String {
     text.chars()
         .flat_map(|character| {

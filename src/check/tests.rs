@@ -40,7 +40,7 @@ fn a_row_is_printed_with_types_and_units() {
     arguments.message = vec![r#"{"rms":3.25,"state":"l\u00e4uft\u001b[1m"}"#.to_owned()];
     let (text, is_good) = check(&arguments).unwrap();
     let expected = [
-        // As in the worker: a microsecond after what the message itself was given.
+        // As in the worker: a microsecond after the time of the message itself.
         "time timestamp with time zone 2026-05-04T12:00:00.000001Z (arrival)",
         "device_id integer number of press-1",
         "rms double precision 3.25 mm/s",
@@ -55,7 +55,7 @@ fn a_row_is_printed_with_types_and_units() {
 fn readings_without_a_time_are_a_microsecond_apart_as_in_the_worker() {
     let folder = tempfile::tempdir().unwrap();
     let mut arguments = arguments(&folder, &pipeline("vibration", FIELDS));
-    // Of a message without times that is bad in part nothing is stored.
+    // A message without times that is partly invalid is refused as a whole.
     let messages = [r#"[{"rms":1},{"rms":2}]"#, r#"[{"rms":4},{"rms":"x"},{"rms":5}]"#, r#"{"rms":3}"#];
     arguments.message = messages.map(str::to_owned).to_vec();
     let (text, is_good) = check(&arguments).unwrap();
@@ -67,7 +67,7 @@ fn readings_without_a_time_are_a_microsecond_apart_as_in_the_worker() {
 }
 
 #[test]
-fn what_is_refused_is_said_with_its_reason() {
+fn refused_messages_are_printed_with_their_reason() {
     let folder = tempfile::tempdir().unwrap();
     for (decode, topic, message, reason) in [
         (FIELDS, "devices/press-1/telemetry", "{", "refused: Malformed"),
@@ -111,7 +111,7 @@ fn one_pipeline_of_several_is_chosen_by_name() {
 }
 
 #[test]
-fn what_makes_no_sense_is_an_error_of_use() {
+fn invalid_arguments_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let good = || arguments(&folder, &pipeline("vibration", FIELDS));
     let text = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();

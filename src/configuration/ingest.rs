@@ -3,18 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::api::pipeline::{DeadLetters, Decode, Replay};
+pub use crate::mqtt::login_files::{AUTHORITIES_FILE, PASSWORD_FILE, USERNAME_FILE};
 
 /// Key of the workers' ConfigMap, and file name under which it is mounted.
 pub const FILE: &str = "ingest.json";
-
-/// File with the user name at an external broker, in the folder of that Gateway.
-pub const USERNAME_FILE: &str = "username";
-
-/// File with its password.
-pub const PASSWORD_FILE: &str = "password";
-
-/// File with the certificates (PEM) of the authorities to trust there.
-pub const AUTHORITIES_FILE: &str = "ca.crt";
 
 /// What a worker does. Secrets are not in it: they are files of their own.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

@@ -3,3 +3,4 @@
 
 pub mod agent;
 pub mod ingest;
+pub mod pipeline;

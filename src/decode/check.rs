@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 
-use super::refusal::{Reason, Refusal, excerpt};
+use super::dead_letter::{DeadLetterCause, Reason, excerpt};
 use super::time::Time;
 use super::{CompileError, Raw, Value};
 use fleetwright_api::decode::default_max_ahead;
+use fleetwright_api::duration;
 use fleetwright_api::pipeline::{Decode, Field, FieldType, TimeUnit};
 
-/// What a field's value must be.
+/// The rule for the value of a field.
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
     name: String,
@@ -20,7 +21,7 @@ pub(super) struct Rule {
     max: Option<f64>,
     required: bool,
     default: Value<'static>,
-    /// The unit that a value must have where the payload gives one.
+    /// The required unit of a value, if the payload has units.
     pub unit: Option<String>,
 }
 
@@ -43,7 +44,7 @@ impl Rule {
             let checked = rule.check(&mut Raw::of_json(default, field.type_ == FieldType::Json));
             rule.default = checked
                 .map(Value::into_owned)
-                .map_err(|refusal| CompileError::ReadDefault { field: field.name.clone(), detail: refusal.detail })?;
+                .map_err(|cause| CompileError::ReadDefault { field: field.name.clone(), detail: cause.detail })?;
         }
         rule.time_unit = field.time_unit.unwrap_or(TimeUnit::Rfc3339);
         rule.adjustment = adjusted.then(|| (field.scale.unwrap_or(1.0), field.offset.unwrap_or(0.0)));
@@ -55,8 +56,8 @@ impl Rule {
         self.type_
     }
 
-    /// Checks what stands in the payload. Leaves an absent value in its place.
-    pub fn check<'a>(&self, raw: &mut Raw<'a>) -> Result<Value<'a>, Refusal> {
+    /// Checks a value of the payload, and replaces it by an absent one.
+    pub fn check<'a>(&self, raw: &mut Raw<'a>) -> Result<Value<'a>, DeadLetterCause> {
         #[allow(clippy::cast_precision_loss, reason = "an integer may stand for a Float64, as everywhere in JSON")]
         let value = match (std::mem::replace(raw, Raw::Absent), self.type_) {
             (Raw::Absent | Raw::Null, _) if self.default != Value::Null => return Ok(self.default.clone()),
@@ -81,7 +82,7 @@ impl Rule {
         Ok(value)
     }
 
-    fn float(&self, number: f64) -> Result<Value<'static>, Refusal> {
+    fn float(&self, number: f64) -> Result<Value<'static>, DeadLetterCause> {
         let adjusted = self.adjustment.map_or(number, |(scale, offset)| number * scale + offset);
         if adjusted.is_finite() {
             Ok(Value::Float64(adjusted))
@@ -90,16 +91,16 @@ impl Rule {
         }
     }
 
-    fn timestamp(&self, raw: &Raw<'_>) -> Result<Value<'static>, Refusal> {
+    fn timestamp(&self, raw: &Raw<'_>) -> Result<Value<'static>, DeadLetterCause> {
         match read_time(raw, self.time_unit) {
-            Read::Time(time) if time.is_storable() => Ok(Value::Timestamp(time)),
-            Read::Time(_) => Err(self.refuse(Reason::OutOfRange, "a time from 4713 BC to 294276 AD", &describe(raw))),
+            Read::Time(time) if time.is_in_range() => Ok(Value::Timestamp(time)),
+            Read::Time(_) => Err(self.refuse(Reason::OutOfRange, "a time from 4713 BC to 294247 AD", &describe(raw))),
             Read::Beyond => Err(self.refuse(Reason::OutOfRange, unit_name(self.time_unit), &describe(raw))),
             Read::Nothing => Err(self.refuse(Reason::WrongType, unit_name(self.time_unit), &describe(raw))),
         }
     }
 
-    fn check_range(&self, value: &Value<'_>) -> Result<(), Refusal> {
+    fn check_range(&self, value: &Value<'_>) -> Result<(), DeadLetterCause> {
         if self.min.is_none() && self.max.is_none() {
             return Ok(());
         }
@@ -118,17 +119,17 @@ impl Rule {
         Ok(())
     }
 
-    fn refuse_nul(&self, text: &str) -> Refusal {
-        self.refuse(Reason::OutOfRange, "a text without U+0000, which PostgreSQL does not store", &excerpt(text))
+    fn refuse_nul(&self, text: &str) -> DeadLetterCause {
+        self.refuse(Reason::OutOfRange, "a text without U+0000", &excerpt(text))
     }
 
-    /// A refusal of this field's value.
-    pub fn refuse(&self, reason: Reason, expected: &str, found: &str) -> Refusal {
-        Refusal::new(reason, &format!("field {}: expected {expected}, found {found}", self.name))
+    /// The cause for refusing the value of this field.
+    pub fn refuse(&self, reason: Reason, expected: &str, found: &str) -> DeadLetterCause {
+        DeadLetterCause::new(reason, &format!("field {}: expected {expected}, found {found}", self.name))
     }
 }
 
-/// Whether a string in this JSON holds U+0000. Its escape stands there, if not behind another backslash.
+/// Whether a string in this JSON has U+0000: its escape, unless preceded by another backslash.
 fn holds_nul(json: &str) -> bool {
     let mut escaped = false;
     json.char_indices().any(|(index, character)| {
@@ -139,15 +140,15 @@ fn holds_nul(json: &str) -> bool {
     })
 }
 
-/// The times that are believed, and what they are given in.
+/// The accepted times, and their unit.
 #[derive(Clone, Debug)]
 pub(super) struct Timing {
-    /// Whether the time is where a pointer says.
+    /// Whether a pointer refers to the time.
     pub is_in_payload: bool,
     unit: TimeUnit,
     max_age: Option<i64>,
     max_ahead: i64,
-    /// The bounds, for a refusal.
+    /// The bounds, for the detail of a cause.
     bounds: String,
 }
 
@@ -169,25 +170,26 @@ impl Timing {
         })
     }
 
-    /// Whether a reading that arrived at `arrival` can be of this time. A clock that was never set starts in 1970, and so does a
-    /// time that is read in the wrong unit: neither is a time of a reading.
+    /// Whether a reading that arrived at `arrival` can have this time. A clock that was never set starts in 1970, and a
+    /// time in the wrong unit is near 1970: neither is accepted.
     fn admits(&self, time: Time, arrival: Time) -> bool {
-        time.0 >= 0 && time <= arrival.after(self.max_ahead) && self.max_age.is_none_or(|age| time >= arrival.after(-age))
+        time >= Time::YEAR_2000 && time <= arrival.after(self.max_ahead) && self.max_age.is_none_or(|age| time >= arrival.after(-age))
     }
 
-    /// Checks a time that the format gives.
-    pub fn check_known(&self, time: Time, arrival: Time) -> Result<Time, Refusal> {
+    /// Checks a time that the format defines.
+    pub fn check_known(&self, time: Time, arrival: Time) -> Result<Time, DeadLetterCause> {
         if self.admits(time, arrival) {
             return Ok(time);
         }
-        Err(Refusal::new(Reason::TimeOutOfRange, &format!("time: expected one {}, found {time}", self.bounds)))
+        Err(DeadLetterCause::new(Reason::TimeOutOfRange, &format!("time: expected one {}, found {time}", self.bounds)))
     }
 
-    /// Checks the time that a pointer leads to.
-    pub fn check(&self, raw: &mut Raw<'_>, arrival: Time) -> Result<Time, Refusal> {
+    /// Checks the time to which a pointer refers.
+    pub fn check(&self, raw: &mut Raw<'_>, arrival: Time) -> Result<Time, DeadLetterCause> {
         let raw = std::mem::replace(raw, Raw::Absent);
         let expected = unit_name(self.unit);
-        let refuse = |reason, expected: &str| Err(Refusal::new(reason, &format!("time: expected {expected}, found {}", describe(&raw))));
+        let refuse =
+            |reason, expected: &str| Err(DeadLetterCause::new(reason, &format!("time: expected {expected}, found {}", describe(&raw))));
         match read_time(&raw, self.unit) {
             Read::Time(time) if self.admits(time, arrival) => Ok(time),
             Read::Time(_) | Read::Beyond => refuse(Reason::TimeOutOfRange, &format!("{expected}, {}", self.bounds)),
@@ -197,27 +199,17 @@ impl Timing {
     }
 }
 
-/// Microseconds of a length of time.
+/// The microseconds of a duration.
 fn microseconds(text: &str) -> Result<i64, CompileError> {
-    let error = || CompileError::ReadDuration { text: text.to_owned() };
-    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(error)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        "w" => 604_800,
-        _ => return Err(error()),
-    };
-    number.parse::<i64>().ok().and_then(|number| number.checked_mul(seconds * 1_000_000)).filter(|time| *time > 0).ok_or_else(error)
+    duration::microseconds(text).ok_or_else(|| CompileError::ReadDuration { text: text.to_owned() })
 }
 
-/// What a value says as a time.
+/// A value as a time.
 enum Read {
     Time(Time),
     /// A number beyond 64 bits of microseconds.
     Beyond,
-    /// No time, or one in another unit.
+    /// Not a time, or one in another unit.
     Nothing,
 }
 
@@ -269,7 +261,7 @@ fn describe(raw: &Raw<'_>) -> String {
 }
 
 impl Raw<'static> {
-    /// What a JSON value is to a field; `whole` for one that takes any.
+    /// A JSON value for a field; `whole` for a field that accepts any value.
     pub fn of_json(value: &serde_json::Value, whole: bool) -> Self {
         use serde_json::Value as Json;
         match value {

@@ -8,7 +8,7 @@ use prost_reflect::prost_types::{
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::json;
 
-use super::refusal::Reason;
+use super::dead_letter::Reason;
 use super::tests::{Readings, decoder, reason, run};
 use super::time::Time;
 use super::*;
@@ -75,7 +75,7 @@ fn senml_tells_several_measurements_of_one_name_apart_by_their_units() {
 
     let units = ["%RH", "lon", "lat", "%EL"];
     let records = expected.iter().flat_map(|(at, values)| {
-        let seconds = at.unwrap().since_1970() / 1_000_000;
+        let seconds = at.unwrap().0 / 1_000_000;
         values.iter().zip(units).filter_map(move |(value, unit)| match value {
             Value::Float64(number) => Some(json!({"n": name, "u": unit, "t": seconds, "v": number})),
             _ => None,

@@ -1,25 +1,25 @@
-//! From a payload to readings: what a Pipeline's `decode` says, compiled once; and on to the rows of a COPY.
+//! From the payload of a message to readings with typed values, as a Pipeline's `decode` says, which is compiled once. Knows no database.
 //!
-//! The payload is read in one pass, without a value of its own for what stands in it: numbers, and texts that need no
-//! unescaping, go from the payload into a reused slot a field, are checked, and are handed over as a reading.
+//! A payload is read in one pass, without an intermediate representation: numbers, and texts without escapes, go from the payload into
+//! a reused slot per field, are checked, and are passed to the observer of readings ([`stream::ReadingObserver`]). That is the point where
+//! the values of a message are known, and where every consumer of them attaches.
 //!
-//! A crate of its own because each reading goes through it: it is compiled for speed, where all the rest is compiled for its size.
-//! So nothing here is generic in what the callers bring: that would be compiled with them.
+//! A crate because every reading passes through it: it is compiled for speed, the rest of the program for size. So nothing here is
+//! generic over types of a caller: such code would be compiled with the caller.
 
 mod cbor;
 mod check;
-mod pack;
+pub mod dead_letter;
+mod document;
+mod group_by_time;
 mod plain_text;
 mod pointer;
 pub mod protobuf;
 mod reading;
-pub mod refusal;
-pub mod rows;
 mod senml;
 pub mod sparkplug;
 pub mod stream;
 pub mod time;
-mod walk;
 mod wire;
 
 use std::borrow::Cow;
@@ -27,21 +27,22 @@ use std::borrow::Cow;
 use serde::de::DeserializeSeed;
 
 use self::check::{Rule, Timing};
-use self::pack::Names;
+use self::dead_letter::{DeadLetterCause, Reason};
+use self::group_by_time::Names;
 use self::pointer::Node;
 use self::protobuf::Reader;
-use self::reading::Message;
-pub use self::reading::Take;
-use self::refusal::{Reason, Refusal};
-use self::sparkplug::Memory;
+use self::reading::{Message, OnReading};
+use self::sparkplug::SparkplugState;
 use self::time::Time;
 use fleetwright_api::condition::Cause;
+use fleetwright_api::duration;
 use fleetwright_api::pipeline::{Decode, Format};
+use fleetwright_api::reason::Reason as ConditionReason;
 
 /// A value that passed its checks.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value<'a> {
-    /// Not there, or null.
+    /// Absent, or null.
     Null,
     /// Never NaN and never infinite.
     Float64(f64),
@@ -51,13 +52,13 @@ pub enum Value<'a> {
     Boolean(bool),
     /// A text without U+0000.
     Text(Cow<'a, str>),
-    /// A time that PostgreSQL can hold.
+    /// A time from 4713 BC on.
     Timestamp(Time),
     /// JSON as text; no string of it holds U+0000.
     Json(Cow<'a, str>),
 }
 
-/// What stands in a payload where a field points to.
+/// The value in a payload that the pointer of a field refers to.
 #[derive(Clone, Debug, PartialEq)]
 enum Raw<'a> {
     Absent,
@@ -66,28 +67,28 @@ enum Raw<'a> {
     Integer(i128),
     Float(f64),
     Text(Cow<'a, str>),
-    /// A time whose unit the format knows.
+    /// A time whose unit the format defines.
     Time(Time),
     /// JSON as text.
     Json(String),
-    /// What no column takes, by its name.
+    /// A value that no type of a field accepts: its description.
     Other(&'static str),
 }
 
 /// Why a `decode` cannot be compiled.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum CompileError {
-    /// A pointer is none.
+    /// A text is not a pointer.
     #[error("failed to read the pointer {pointer:?}: expected a JSON pointer (RFC 6901) such as /values/rms")]
     ReadPointer {
         /// The pointer.
         pointer: String,
     },
 
-    /// A length of time is none.
-    #[error("failed to read the length of time {text:?}: expected a number with s, m, h, d or w, as in 30d")]
+    /// A text is not a duration.
+    #[error("failed to read the duration {text:?}: expected {}", duration::EXPECTED)]
     ReadDuration {
-        /// What stands there.
+        /// The text.
         text: String,
     },
 
@@ -100,50 +101,62 @@ pub enum CompileError {
         detail: String,
     },
 
-    /// The format sends only what has changed.
+    /// The format sends only changed values.
     #[error(
-        "failed to use the default of the field {field}: Sparkplug B sends only what has changed, so that it would stand in for values that did not; remove it"
+        "failed to use the default of the field {field}: Sparkplug B sends only changed values, so that the default would replace values that have not changed; remove it"
     )]
     DefaultChange {
         /// The field.
         field: String,
     },
 
-    /// The description of the Protocol Buffers messages.
+    /// The FileDescriptorSet does not fit.
     #[error(transparent)]
     Describe(#[from] protobuf::DescribeError),
 }
 
 impl CompileError {
-    /// Why the Pipeline cannot be carried out. What is wrong with a description is for its ConfigMap to mend, not for the Pipeline.
+    /// The cause for the condition of the Pipeline. An error in the FileDescriptorSet is corrected in its ConfigMap, not in the Pipeline.
     #[must_use]
     pub fn cause(&self) -> Cause {
-        let reason = if matches!(self, Self::Describe(_)) { "DescriptorMismatch" } else { "InvalidSpec" };
+        let reason = if matches!(self, Self::Describe(_)) { ConditionReason::DescriptorMismatch } else { ConditionReason::InvalidSpec };
         Cause::new(reason, self.to_string())
     }
 }
 
-/// What becomes of a message.
+/// The result of decoding a message.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Outcome {
-    /// Every reading was handed over.
+    /// Every reading was passed on.
     Complete,
-    /// The good readings were handed over; of the others the first few are named.
-    Partial(Refusal),
-    /// Nothing of it counts: what was handed over before that showed must be dropped.
-    Malformed(Refusal),
+    /// The valid readings were passed on. The cause names the first of the others.
+    Partial(DeadLetterCause),
+    /// The message is invalid as a whole: readings that were passed on before must be discarded.
+    Malformed(DeadLetterCause),
+}
+
+/// The payload of a message as far as [`Decoder::observe`] parsed it; by default, not at all.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    sparkplug: Option<Result<sparkplug::Payload, prost::DecodeError>>,
+}
+
+impl Parsed {
+    fn of(payload: Result<sparkplug::Payload, prost::DecodeError>) -> Self {
+        Self { sparkplug: Some(payload) }
+    }
 }
 
 /// Decodes the payloads of a Pipeline.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     plan: Plan,
-    /// A rule a field, in the order of the columns.
+    /// A rule for each field, in the order of the fields.
     rules: Vec<Rule>,
     timing: Timing,
 }
 
-/// What is peculiar to a format.
+/// The compiled form of a format.
 #[derive(Clone, Debug)]
 enum Plan {
     Json(Document),
@@ -155,7 +168,7 @@ enum Plan {
     Protobuf(Reader),
 }
 
-/// Where in a document the readings and their fields stand.
+/// The positions of the readings and their fields in a document.
 #[derive(Clone, Debug)]
 struct Document {
     readings: Vec<String>,
@@ -166,7 +179,7 @@ impl Decoder {
     /// Compiles `spec.decode`. `descriptor` is the FileDescriptorSet of the format Protobuf.
     ///
     /// # Errors
-    /// When it makes no sense in a way that the CRD cannot see.
+    /// When it is invalid in a way that the schema of the CRD does not exclude.
     pub fn compile(decode: &Decode, descriptor: Option<&[u8]>) -> Result<Self, CompileError> {
         let rules = decode.fields.iter().map(Rule::compile).collect::<Result<_, _>>()?;
         let plan = match decode.format {
@@ -186,7 +199,7 @@ impl Decoder {
         Ok(Self { plan, rules, timing: Timing::compile(decode)? })
     }
 
-    /// Whether readings are timed by their arrival, or may be: then nothing but the worker's own ledger tells a redelivery.
+    /// Whether readings have their time of arrival, or may have it: then no key identifies a redelivery.
     #[must_use]
     pub fn takes_arrival_time(&self) -> bool {
         match self.plan {
@@ -195,24 +208,33 @@ impl Decoder {
         }
     }
 
-    /// Takes note of a message, in the order of arrival, before it is decoded; `false` when it says nothing about the devices
-    /// of `levels` levels of topic, and needs no decoding. Only Sparkplug B has a use for it.
-    pub fn observe(&self, memory: &mut Memory, topic: &str, levels: usize, payload: &[u8]) -> bool {
+    /// Observes a message, in the order of arrival, before it is decoded. `None` if it has no readings of devices with topics of
+    /// `levels` levels. Only Sparkplug B has a state between messages; its payload is parsed here, and only once.
+    pub fn observe(&self, state: &mut SparkplugState, topic: &str, levels: usize, payload: &[u8]) -> Option<Parsed> {
         match &self.plan {
-            Plan::SparkplugB(names) => sparkplug::observe(names, memory, topic, levels, payload),
-            _ => true,
+            Plan::SparkplugB(names) => sparkplug::observe(names, state, topic, levels, payload),
+            _ => Some(Parsed::default()),
         }
     }
 
-    /// Decodes a message that arrived at `arrival`, and hands each good reading over.
-    pub fn decode<'a>(&'a self, memory: &Memory, topic: &str, payload: &[u8], arrival: Time, take: &'a mut Take<'a>) -> Outcome {
-        let mut message = Message::new(self, arrival, take);
+    /// Decodes a message that arrived at `arrival`, and passes each valid reading to `on_reading`: its time, if the payload has one, and
+    /// a value for each field, in the order of the fields. `parsed` is what [`Self::observe`] returned, or the default.
+    pub fn decode<'a>(
+        &'a self,
+        state: &SparkplugState,
+        topic: &str,
+        payload: &[u8],
+        parsed: Parsed,
+        arrival: Time,
+        on_reading: &'a mut OnReading<'a>,
+    ) -> Outcome {
+        let mut message = Message::new(self, arrival, on_reading);
         let read = match &self.plan {
-            Plan::Json(document) => walk::json(&mut message, document, payload),
-            Plan::Cbor(document) => walk::cbor(&mut message, document, payload),
+            Plan::Json(document) => document::json(&mut message, document, payload),
+            Plan::Cbor(document) => document::cbor(&mut message, document, payload),
             Plan::SenMl(names) => senml::json(&mut message, names, payload),
             Plan::SenMlCbor(names) => senml::cbor(&mut message, names, payload),
-            Plan::SparkplugB(names) => sparkplug::decode(&mut message, names, memory, topic, payload),
+            Plan::SparkplugB(names) => sparkplug::decode(&mut message, names, state, topic, payload, parsed),
             Plan::PlainText => plain_text::decode(&mut message, payload),
             Plan::Protobuf(reader) => reader.decode(&mut message, payload).map_err(|error| malformed(error.0)),
         };
@@ -222,9 +244,9 @@ impl Decoder {
 
 /// Reads a payload that is one JSON text and nothing else.
 ///
-/// A text is read a fifth faster than bytes, whose every string must be proven to be UTF-8. What is none may still be JSON where
-/// it matters: in a member that nobody asks for.
-fn from_json<'de, S: DeserializeSeed<'de>>(payload: &'de [u8], seed: S) -> Result<S::Value, Refusal> {
+/// Text is read a fifth faster than bytes, each of whose strings must be checked for UTF-8 separately. Bytes that are not UTF-8 may still
+/// be valid in the members that fields use.
+fn from_json<'de, S: DeserializeSeed<'de>>(payload: &'de [u8], seed: S) -> Result<S::Value, DeadLetterCause> {
     match std::str::from_utf8(payload) {
         Ok(text) => read_json(serde_json::Deserializer::from_str(text), seed),
         Err(_) => read_json(serde_json::Deserializer::from_slice(payload), seed),
@@ -234,14 +256,14 @@ fn from_json<'de, S: DeserializeSeed<'de>>(payload: &'de [u8], seed: S) -> Resul
 fn read_json<'de, R: serde_json::de::Read<'de>, S: DeserializeSeed<'de>>(
     mut deserializer: serde_json::Deserializer<R>,
     seed: S,
-) -> Result<S::Value, Refusal> {
+) -> Result<S::Value, DeadLetterCause> {
     let value = seed.deserialize(&mut deserializer).map_err(malformed)?;
     deserializer.end().map_err(malformed)?;
     Ok(value)
 }
 
 /// Reads a payload that is one CBOR data item and nothing else.
-fn from_cbor<'de, S: DeserializeSeed<'de>>(payload: &'de [u8], seed: S) -> Result<S::Value, Refusal> {
+fn from_cbor<'de, S: DeserializeSeed<'de>>(payload: &'de [u8], seed: S) -> Result<S::Value, DeadLetterCause> {
     let mut deserializer = cbor::Deserializer::new(payload);
     let value = seed.deserialize(&mut deserializer).map_err(malformed)?;
     deserializer.end().map_err(malformed)?;
@@ -249,8 +271,8 @@ fn from_cbor<'de, S: DeserializeSeed<'de>>(payload: &'de [u8], seed: S) -> Resul
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it stands in `map_err`")]
-fn malformed(detail: impl ToString) -> Refusal {
-    Refusal::new(Reason::Malformed, &detail.to_string())
+fn malformed(detail: impl ToString) -> DeadLetterCause {
+    DeadLetterCause::new(Reason::Malformed, &detail.to_string())
 }
 
 impl Document {

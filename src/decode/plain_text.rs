@@ -1,13 +1,13 @@
-//! A payload that is one value, written as text.
+//! Payloads that are a single value as text.
 
 use std::borrow::Cow;
 
+use super::dead_letter::DeadLetterCause;
 use super::reading::Message;
-use super::refusal::Refusal;
 use super::{Raw, malformed};
 use fleetwright_api::pipeline::FieldType;
 
-pub(super) fn decode<'de>(message: &mut Message<'_, 'de>, payload: &'de [u8]) -> Result<(), Refusal> {
+pub(super) fn decode<'de>(message: &mut Message<'_, 'de>, payload: &'de [u8]) -> Result<(), DeadLetterCause> {
     let text = std::str::from_utf8(payload).map_err(|error| malformed(format!("expected UTF-8: {error}")))?;
     let type_ = message.decoder.rules.first().map_or(FieldType::Text, super::check::Rule::type_);
     if let Some(slot) = message.slots.first_mut() {
@@ -18,7 +18,7 @@ pub(super) fn decode<'de>(message: &mut Message<'_, 'de>, payload: &'de [u8]) ->
 }
 
 /// What the text is as a value of this type; a text, where it is none.
-fn read(text: &str, type_: FieldType) -> Result<Raw<'_>, Refusal> {
+fn read(text: &str, type_: FieldType) -> Result<Raw<'_>, DeadLetterCause> {
     if type_ == FieldType::Text {
         return Ok(Raw::Text(Cow::Borrowed(text)));
     }

@@ -1,17 +1,17 @@
-//! JSON pointers (RFC 6901), merged into a tree that is walked along with the payload.
+//! JSON pointers (RFC 6901), merged into a tree that is traversed together with the payload.
 
 use super::CompileError;
 
-/// Up to this many keys are looked for one by one, which compares most of them by their length only; a binary search has to
-/// look into the texts at each step.
-const FEW: usize = 16;
+/// Up to this many keys are searched linearly, which compares most of them by their length only; a binary search must compare texts at
+/// each step.
+const MAX_LINEAR: usize = 16;
 
-/// A place in the payload: the fields that take the value there, and the places below it that matter.
+/// A position in the payload: the fields that take the value there, and the positions below it that fields point to.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Node {
     /// The slots that the value here fills: usually one, more where fields share a pointer.
     pub slots: Vec<usize>,
-    /// Whether a field takes the value here as JSON, whatever it is.
+    /// Whether a field takes the value here as JSON, of any type.
     pub is_json: bool,
     /// Sorted by name.
     children: Vec<(Box<str>, Node)>,
@@ -36,20 +36,20 @@ impl Node {
         Ok(())
     }
 
-    /// The places below this one, with their keys.
+    /// The positions below this one, with their keys.
     pub fn children(&self) -> impl Iterator<Item = (&str, &Self)> {
         self.children.iter().map(|(key, node)| (&**key, node))
     }
 
-    /// The place below this one under a key, if any field points there or below.
+    /// The position below this one under a key, if a field points there or below.
     pub fn child(&self, key: &str) -> Option<&Self> {
-        if self.children.len() > FEW {
+        if self.children.len() > MAX_LINEAR {
             return self.position(key).ok().map(|position| &self.children[position].1);
         }
         self.children.iter().find(|(name, _)| **name == *key).map(|(_, child)| child)
     }
 
-    /// Whether a field points below this place.
+    /// Whether no field points below this position.
     pub fn is_leaf(&self) -> bool {
         self.children.is_empty()
     }

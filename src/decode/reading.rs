@@ -1,43 +1,43 @@
-//! The readings of one message: checked, and handed over or refused.
+//! The readings of one message: checked, and passed on or refused.
 
-use super::refusal::Refusal;
+use super::dead_letter::DeadLetterCause;
 use super::time::Time;
 use super::{Decoder, Outcome, Raw, Value};
 
-/// How many refused readings of a message the dead letter names; of the others it gives the number.
-const NAMED: usize = 3;
+/// How many refused readings of a message its dead letter describes; the others are counted.
+const MAX_DESCRIBED: usize = 3;
 
-/// Takes a good reading: its time, if the payload gives one, and a value a field, in the order of the fields.
-pub type Take<'a> = dyn FnMut(Option<Time>, &[Value<'_>]) + 'a;
+/// Receives a valid reading: its time, if the payload has one, and a value for each field, in the order of the fields.
+pub type OnReading<'a> = dyn FnMut(Option<Time>, &[Value<'_>]) + 'a;
 
 /// The state of one message.
 pub(super) struct Message<'a, 'de> {
     pub decoder: &'a Decoder,
     pub arrival: Time,
-    /// What stands where a field points to; the last slot is the time's.
+    /// The value of each field; the last slot is that of the time.
     pub slots: Vec<Raw<'de>>,
     values: Vec<Value<'de>>,
     refused: usize,
-    refusal: Option<Refusal>,
-    take: &'a mut Take<'a>,
+    cause: Option<DeadLetterCause>,
+    on_reading: &'a mut OnReading<'a>,
 }
 
 impl<'a> Message<'a, '_> {
-    /// A message of which nothing was read yet.
-    pub fn new(decoder: &'a Decoder, arrival: Time, take: &'a mut Take<'a>) -> Self {
+    /// A message before its first reading.
+    pub fn new(decoder: &'a Decoder, arrival: Time, on_reading: &'a mut OnReading<'a>) -> Self {
         Self {
             decoder,
             arrival,
             slots: vec![Raw::Absent; decoder.rules.len() + 1],
             values: Vec::with_capacity(decoder.rules.len()),
             refused: 0,
-            refusal: None,
-            take,
+            cause: None,
+            on_reading,
         }
     }
 
-    /// Checks what the slots hold, the time's among them, and hands the reading over; leaves every slot absent. `index` is the
-    /// reading's number where a message may have several.
+    /// Checks the values of the slots, including the time, and passes the reading on. Leaves every slot absent. `index` is the
+    /// number of the reading where a message may have several.
     pub fn finish(&mut self, index: Option<usize>) {
         let timing = &self.decoder.timing;
         let time = match self.slots.last_mut() {
@@ -48,44 +48,44 @@ impl<'a> Message<'a, '_> {
     }
 
     /// The same for a reading whose time is known.
-    pub fn finish_at(&mut self, time: Result<Option<Time>, Refusal>, index: Option<usize>) {
+    pub fn finish_at(&mut self, time: Result<Option<Time>, DeadLetterCause>, index: Option<usize>) {
         let mut first = None;
         for (rule, raw) in self.decoder.rules.iter().zip(&mut self.slots) {
             match rule.check(raw) {
                 Ok(value) => self.values.push(value),
-                Err(refusal) => first = first.or(Some(refusal)),
+                Err(cause) => first = first.or(Some(cause)),
             }
         }
         match time.and_then(|time| first.map_or(Ok(time), Err)) {
-            Ok(time) => (self.take)(time, &self.values),
-            Err(refusal) => self.refuse(index, &refusal),
+            Ok(time) => (self.on_reading)(time, &self.values),
+            Err(cause) => self.refuse(index, &cause),
         }
         self.values.clear();
     }
 
     /// Refuses a reading.
-    pub fn refuse(&mut self, index: Option<usize>, refusal: &Refusal) {
+    pub fn refuse(&mut self, index: Option<usize>, cause: &DeadLetterCause) {
         self.refused += 1;
-        if self.refused > NAMED {
+        if self.refused > MAX_DESCRIBED {
             return;
         }
         let named =
-            index.map_or_else(|| refusal.clone(), |index| Refusal::new(refusal.reason, &format!("reading {index}: {}", refusal.detail)));
-        match &mut self.refusal {
+            index.map_or_else(|| cause.clone(), |index| DeadLetterCause::new(cause.reason, &format!("reading {index}: {}", cause.detail)));
+        match &mut self.cause {
             Some(first) => first.join(&named),
             none => *none = Some(named),
         }
     }
 
-    /// What became of the message, which was read to its end or not.
-    pub fn outcome(self, read: Result<(), Refusal>) -> Outcome {
-        match (read, self.refusal) {
-            (Err(refusal), _) => Outcome::Malformed(refusal),
+    /// The result for the message; `read` says whether it was read to its end.
+    pub fn outcome(self, read: Result<(), DeadLetterCause>) -> Outcome {
+        match (read, self.cause) {
+            (Err(cause), _) => Outcome::Malformed(cause),
             (Ok(()), None) => Outcome::Complete,
-            (Ok(()), Some(refusal)) if self.refused > NAMED => {
-                Outcome::Partial(Refusal::new(refusal.reason, &format!("{} readings refused: {}; …", self.refused, refusal.detail)))
+            (Ok(()), Some(cause)) if self.refused > MAX_DESCRIBED => {
+                Outcome::Partial(DeadLetterCause::new(cause.reason, &format!("{} readings refused: {}; …", self.refused, cause.detail)))
             }
-            (Ok(()), Some(refusal)) => Outcome::Partial(refusal),
+            (Ok(()), Some(cause)) => Outcome::Partial(cause),
         }
     }
 }

@@ -5,46 +5,46 @@ use std::fmt;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::pack::{Names, Pack};
+use super::dead_letter::{DeadLetterCause, Reason, excerpt};
+use super::group_by_time::{Names, ReadingsByTime};
 use super::reading::Message;
-use super::refusal::{Reason, Refusal, excerpt};
 use super::time::Time;
 use super::{Decoder, Raw, from_cbor, from_json};
 use fleetwright_api::pipeline::TimeUnit;
 
-/// The version of SenML that is understood (RFC 8428, 4.4).
+/// The supported version of SenML (RFC 8428, 4.4).
 const VERSION: f64 = 10.0;
 
 /// Times below this are seconds from now, not since 1970 (RFC 8428, 4.5.3).
 const RELATIVE_BELOW: f64 = 268_435_456.0;
 
-/// What a metric ends with that takes the sum of a record, and not its value. No SenML name holds this character.
+/// Suffix of the metric of a field that takes the sum of a record instead of its value. No SenML name has this character.
 const SUM: &str = "#sum";
 
 /// Reads a pack in JSON.
-pub(super) fn json<'de>(message: &mut Message<'_, 'de>, names: &Names, payload: &'de [u8]) -> Result<(), Refusal> {
-    let pack = from_json(payload, Resolver::new(message.decoder, message.arrival, names))?;
-    finish(message, pack)
+pub(super) fn json<'de>(message: &mut Message<'_, 'de>, names: &Names, payload: &'de [u8]) -> Result<(), DeadLetterCause> {
+    let readings = from_json(payload, Resolver::new(message.decoder, message.arrival, names))?;
+    finish(message, readings)
 }
 
 /// Reads a pack in CBOR.
-pub(super) fn cbor<'de>(message: &mut Message<'_, 'de>, names: &Names, payload: &'de [u8]) -> Result<(), Refusal> {
-    let pack = from_cbor(payload, Resolver::new(message.decoder, message.arrival, names))?;
-    finish(message, pack)
+pub(super) fn cbor<'de>(message: &mut Message<'_, 'de>, names: &Names, payload: &'de [u8]) -> Result<(), DeadLetterCause> {
+    let readings = from_cbor(payload, Resolver::new(message.decoder, message.arrival, names))?;
+    finish(message, readings)
 }
 
-fn finish<'de>(message: &mut Message<'_, 'de>, pack: Pack<'de>) -> Result<(), Refusal> {
-    if pack.is_empty() {
-        return Err(Refusal::new(Reason::MissingField, "expected a record with the name of a field, found none"));
+fn finish<'de>(message: &mut Message<'_, 'de>, readings: ReadingsByTime<'de>) -> Result<(), DeadLetterCause> {
+    if readings.is_empty() {
+        return Err(DeadLetterCause::new(Reason::MissingField, "expected a record with the name of a field, found none"));
     }
-    pack.finish(message);
+    readings.finish(message);
     Ok(())
 }
 
-/// What the records have said so far.
+/// The base values of the records read so far.
 struct Resolver<'m, 'de> {
     names: &'m Names,
-    /// The unit that each field wants.
+    /// The required unit of each field.
     units: Vec<Option<&'m str>>,
     arrival: Time,
     name: Cow<'de, str>,
@@ -52,7 +52,7 @@ struct Resolver<'m, 'de> {
     unit: Option<Cow<'de, str>>,
     value: Option<Number>,
     sum: Option<Number>,
-    pack: Pack<'de>,
+    readings: ReadingsByTime<'de>,
 }
 
 impl<'m, 'de> Resolver<'m, 'de> {
@@ -66,17 +66,17 @@ impl<'m, 'de> Resolver<'m, 'de> {
             unit: None,
             value: None,
             sum: None,
-            pack: Pack::default(),
+            readings: ReadingsByTime::default(),
         }
     }
 
-    /// Takes over what a record says for itself and those after it, and adds its values.
+    /// Applies the base values of a record, and adds its values.
     fn resolve(&mut self, record: Record<'de>) -> Result<(), &'static str> {
         if record.version.is_some_and(|version| version.float() > VERSION) {
             return Err("expected SenML of version 10 or older");
         }
         if record.is_beyond {
-            return Err("found a label that must be understood, and is not");
+            return Err("found a label that must be understood and is unknown");
         }
         self.name = record.base_name.unwrap_or_else(|| std::mem::take(&mut self.name));
         self.time = record.base_time.map_or(self.time, Number::float);
@@ -85,7 +85,7 @@ impl<'m, 'de> Resolver<'m, 'de> {
         self.sum = record.base_sum.or(self.sum);
         let number = match (record.value, self.value) {
             (Some(value), base) => Some(base.map_or(value, |base| base.plus(value)).raw()),
-            // A record of base values alone says nothing itself.
+            // A record with base values only has no value.
             (None, Some(base)) if record.name.is_some() && record.other.is_none() => Some(base.raw()),
             _ => None,
         };
@@ -115,7 +115,7 @@ impl<'m, 'de> Resolver<'m, 'de> {
     }
 
     fn read_time(&self, seconds: f64) -> Result<Option<Time>, &'static str> {
-        const BEYOND: &str = "expected a time, found a number that is none";
+        const BEYOND: &str = "expected a time, found a number out of range";
         if seconds.abs() >= RELATIVE_BELOW {
             return Time::from_float(seconds, TimeUnit::Seconds).map(Some).ok_or(BEYOND);
         }
@@ -136,42 +136,42 @@ impl<'m, 'de> Resolver<'m, 'de> {
             .into_iter()
             .map(|name| if suffix.is_empty() { self.names.slots(name) } else { self.names.slots(&format!("{name}{suffix}")) });
         let Some(slots) = slots.into_iter().find(|slots| !slots.is_empty()) else { return };
-        // One name may have several fields, told apart by their units (RFC 8428, 5.1.3).
+        // One name may have several fields, distinguished by their units (RFC 8428, 5.1.3).
         let fits = |slot: &usize| self.units[*slot].is_none_or(|wanted| unit.is_none_or(|unit| unit == wanted));
         let fitting: Vec<usize> = slots.iter().copied().filter(fits).collect();
         if !fitting.is_empty() {
-            self.pack.add(time, &fitting, value);
+            self.readings.add(time, &fitting, value);
         } else if let (Some(wanted), Some(unit)) = (slots.iter().find_map(|slot| self.units[*slot]), unit) {
             let detail = format!("{}: expected the unit {}, found {}", excerpt(whole), excerpt(wanted), excerpt(unit));
-            self.pack.refuse(time, Refusal::new(Reason::WrongUnit, &detail));
+            self.readings.refuse(time, DeadLetterCause::new(Reason::WrongUnit, &detail));
         }
     }
 }
 
 impl<'de> DeserializeSeed<'de> for Resolver<'_, 'de> {
-    type Value = Pack<'de>;
+    type Value = ReadingsByTime<'de>;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Pack<'de>, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<ReadingsByTime<'de>, D::Error> {
         deserializer.deserialize_seq(self)
     }
 }
 
 impl<'de> Visitor<'de> for Resolver<'_, 'de> {
-    type Value = Pack<'de>;
+    type Value = ReadingsByTime<'de>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("an array of SenML records")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut sequence: A) -> Result<Pack<'de>, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut sequence: A) -> Result<ReadingsByTime<'de>, A::Error> {
         while let Some(record) = sequence.next_element()? {
             self.resolve(record).map_err(A::Error::custom)?;
         }
-        Ok(self.pack)
+        Ok(self.readings)
     }
 }
 
-/// A record, as it stands there (RFC 8428, table 1).
+/// A record (RFC 8428, table 1).
 #[derive(Default)]
 struct Record<'de> {
     base_name: Option<Cow<'de, str>>,
@@ -183,11 +183,11 @@ struct Record<'de> {
     name: Option<Cow<'de, str>>,
     unit: Option<Cow<'de, str>>,
     value: Option<Number>,
-    /// A value that is no number.
+    /// A value that is not a number.
     other: Option<Raw<'de>>,
     sum: Option<Number>,
     time: Option<Number>,
-    /// Whether it holds a label that must be understood, and is not (RFC 8428, 4.4).
+    /// Whether it has an unknown label that must be understood (RFC 8428, 4.4).
     is_beyond: bool,
 }
 
@@ -238,7 +238,7 @@ impl<'de> Visitor<'de> for RecordVisitor {
     }
 }
 
-/// A text, borrowed where it can be.
+/// A text, borrowed if possible.
 struct Text<'de>(Cow<'de, str>);
 
 impl<'de> Deserialize<'de> for Text<'de> {
@@ -265,7 +265,7 @@ impl<'de> Visitor<'de> for TextVisitor {
     }
 }
 
-/// A number, whole where it stands there so.
+/// A number, an integer if it is written as one.
 #[derive(Clone, Copy)]
 enum Number {
     Whole(i128),

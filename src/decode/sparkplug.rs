@@ -1,9 +1,9 @@
-//! Sparkplug B (Eclipse Sparkplug 3.0): a node's births name the metrics that its other messages give by alias alone, and type
-//! those that they give by name; a node numbers its messages and those of its devices together.
+//! Sparkplug B (Eclipse Sparkplug 3.0): the births of a node define the metrics that its other messages refer to by alias, and the types
+//! of metrics that they give by name. A node numbers its messages and those of its devices together.
 //!
-//! What the births said is kept in memory as long as the session. A message whose metrics no birth has named (as after a start of the worker, or
-//! after a birth was lost, which QoS 0 allows) is refused whole, so that it can be replayed once there was a birth. Its node is
-//! asked to be born again (`Node Control/Rebirth`), and so is one in whose numbers there is a gap.
+//! The content of births is kept in memory during the session. A message with metrics that no birth has defined (after a start of
+//! the worker, or after a lost birth, which QoS 0 allows) is refused as a whole, so that it can be replayed after a birth. Its node receives
+//! a rebirth command (`Node Control/Rebirth`), and so does a node with a gap in its sequence numbers.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,83 +11,82 @@ use std::time::{Duration, Instant};
 
 use prost::{Message as Encoded, Oneof};
 
-use super::pack::{Names, Pack};
+use super::dead_letter::{DeadLetterCause, Reason, excerpt};
+use super::group_by_time::{Names, ReadingsByTime};
 use super::reading::Message;
-use super::refusal::{Reason, Refusal, excerpt};
 use super::time::Time;
 use super::wire::{Content, Wire};
-use super::{Raw, malformed};
+use super::{Parsed, Raw, malformed};
 use fleetwright_api::pipeline::TimeUnit;
 use fleetwright_api::topic::SPARKPLUG;
 
-/// The most metrics that are remembered of all nodes of a broker; some 40 bytes each. A birth beyond it is not
-/// remembered: what it holds becomes a row, but later messages that give its metrics by alias alone, or without a type, are refused
-/// (`UnknownMetric`).
-const MOST_METRICS: usize = 1_000_000;
+/// The most metrics that are kept of all nodes of a broker, about 40 bytes each. A birth beyond it is decoded but not kept: later
+/// messages that give its metrics by alias only, or without a type, are refused (`UnknownMetric`).
+const MAX_METRICS: usize = 1_000_000;
 
-/// How long a node is left alone after it was asked to be born again. A birth of thousands of metrics takes a slow node seconds,
-/// and one that cannot do it need not be told every second.
-const ASK_AGAIN_AFTER: Duration = Duration::from_mins(1);
+/// The shortest time between two rebirth commands to a node. A birth of thousands of metrics takes a slow node seconds, and a node
+/// that cannot do it should not receive a command every second.
+const MIN_REBIRTH_INTERVAL: Duration = Duration::from_mins(1);
 
-/// The most nodes that are remembered as asked; beyond it all are forgotten. Some 100 bytes each.
-const MOST_ASKED: usize = 10_000;
+/// The most nodes whose last rebirth command is kept, about 100 bytes each. Beyond it all are removed.
+const MAX_COMMANDED_NODES: usize = 10_000;
 
-/// What the births of a broker's nodes have said.
+/// The state of the nodes of a broker: what their births said, and their sequence numbers.
 #[derive(Debug, Default)]
-pub struct Memory {
+pub struct SparkplugState {
     nodes: HashMap<Box<str>, Node>,
     metrics: usize,
     gaps: u64,
-    /// When each node was last asked to be born again.
-    asked: HashMap<Box<str>, Instant>,
-    /// The topics of those that are to be asked.
+    /// The time of the last rebirth command to each node.
+    commanded: HashMap<Box<str>, Instant>,
+    /// The topics of the rebirth commands to send.
     rebirths: Vec<String>,
 }
 
 /// A node.
 #[derive(Debug, Default)]
 struct Node {
-    /// The number of its last message.
+    /// The sequence number of its last message.
     sequence: Option<u8>,
-    /// What it and each of its devices were born with, by the name of the device; that of the node is empty.
+    /// The births of the node and its devices, by the name of the device; that of the node is empty.
     births: HashMap<Box<str>, Birth>,
 }
 
-/// What a birth has said.
+/// The content of a birth.
 #[derive(Debug, Default)]
 struct Birth {
-    /// For each alias the name, where a field wants it, and the type.
+    /// For each alias the type, and the name if a field uses it.
     aliases: HashMap<u64, (Option<Box<str>>, u32)>,
-    /// The types of the metrics that fields want, by name.
+    /// The types of the metrics that fields use, by name.
     types: HashMap<Box<str>, u32>,
 }
 
-impl Memory {
-    /// How many gaps in the numbers of messages there were since this was asked last: each may be a message that was lost.
+impl SparkplugState {
+    /// The number of gaps in the sequence numbers since the last call: each may be a lost message.
     pub fn take_gaps(&mut self) -> u64 {
         std::mem::take(&mut self.gaps)
     }
 
-    /// The topics of the commands by which nodes are to be asked to be born again; what to send there is [`rebirth`].
+    /// The topics of the rebirth commands to send since the last call; the payload is [`rebirth`].
     pub fn take_rebirths(&mut self) -> Vec<String> {
         std::mem::take(&mut self.rebirths)
     }
 
-    /// A message under this topic holds what no birth has told of.
-    pub fn miss_birth(&mut self, topic: &str) {
+    /// A message with this topic has metrics that no birth has described.
+    pub fn request_rebirth(&mut self, topic: &str) {
         if let Some(topic) = Topic::read(topic) {
-            self.ask_for_rebirth(&topic, Instant::now());
+            self.command_rebirth(&topic, Instant::now());
         }
     }
 
-    fn ask_for_rebirth(&mut self, topic: &Topic<'_>, now: Instant) {
-        if self.asked.get(topic.node.as_str()).is_some_and(|asked| now.duration_since(*asked) < ASK_AGAIN_AFTER) {
+    fn command_rebirth(&mut self, topic: &Topic<'_>, now: Instant) {
+        if self.commanded.get(topic.node.as_str()).is_some_and(|commanded| now.duration_since(*commanded) < MIN_REBIRTH_INTERVAL) {
             return;
         }
-        if self.asked.len() >= MOST_ASKED {
-            self.asked.clear();
+        if self.commanded.len() >= MAX_COMMANDED_NODES {
+            self.commanded.clear();
         }
-        self.asked.insert(topic.node.as_str().into(), now);
+        self.commanded.insert(topic.node.as_str().into(), now);
         if let Some((group, node)) = topic.node.split_once('/') {
             self.rebirths.push(format!("{SPARKPLUG}/{group}/NCMD/{node}"));
         }
@@ -110,7 +109,7 @@ impl Birth {
     }
 }
 
-/// What a topic says: `spBv1.0/<group>/<kind>/<node>[/<device>]`.
+/// The levels of a topic: `spBv1.0/<group>/<kind>/<node>[/<device>]`.
 struct Topic<'a> {
     kind: &'a str,
     /// Group and node.
@@ -129,41 +128,57 @@ impl<'a> Topic<'a> {
     }
 }
 
-/// Takes note of births, deaths and numbers; whether the message may hold readings of devices whose topics have so many levels.
-pub(super) fn observe(names: &Names, memory: &mut Memory, topic: &str, levels: usize, payload: &[u8]) -> bool {
-    let Some(place) = Topic::read(topic) else { return true };
+/// Observes births, deaths and sequence numbers. `None` if the message has no readings of devices whose topics have `levels` levels;
+/// otherwise the payload, if it was parsed.
+pub(super) fn observe(names: &Names, state: &mut SparkplugState, topic: &str, levels: usize, payload: &[u8]) -> Option<Parsed> {
+    let Some(place) = Topic::read(topic) else { return Some(Parsed::default()) };
     let is_wanted = levels == if place.device.is_some() { 5 } else { 4 };
     match place.kind {
         "NBIRTH" | "DBIRTH" => {
-            memory.forget(&place.node, place.device);
-            number(memory, &place, payload);
-            if let Ok(payload) = Payload::decode(payload) {
-                be_born(names, memory, &place, payload);
+            state.forget(&place.node, place.device);
+            let parsed = Payload::decode(payload);
+            check_sequence(state, &place, sequence(&parsed, payload));
+            if let Ok(payload) = &parsed {
+                add_birth(names, state, &place, payload);
             }
-            is_wanted
+            is_wanted.then(|| Parsed::of(parsed))
+        }
+        "NDATA" | "DDATA" if is_wanted => {
+            let parsed = Payload::decode(payload);
+            check_sequence(state, &place, sequence(&parsed, payload));
+            Some(Parsed::of(parsed))
         }
         "NDATA" | "DDATA" => {
-            number(memory, &place, payload);
-            is_wanted
+            check_sequence(state, &place, scan_sequence(payload));
+            None
         }
         "DDEATH" => {
-            number(memory, &place, payload);
-            memory.forget(&place.node, place.device);
-            false
+            check_sequence(state, &place, scan_sequence(payload));
+            state.forget(&place.node, place.device);
+            None
         }
-        // Written beforehand as the node's will: it has no number.
+        // The will of the node, which was written at its login: it has no sequence number.
         "NDEATH" => {
-            memory.forget(&place.node, None);
-            false
+            state.forget(&place.node, None);
+            None
         }
         // Commands to nodes and devices.
-        "NCMD" | "DCMD" => false,
-        _ => is_wanted,
+        "NCMD" | "DCMD" => None,
+        _ => is_wanted.then(Parsed::default),
     }
 }
 
-/// Compares the number of a message with the last one's.
-fn number(memory: &mut Memory, topic: &Topic<'_>, payload: &[u8]) {
+/// The sequence number of a message. It counts also if the rest of the payload is malformed: otherwise the next message would seem to
+/// follow a gap.
+fn sequence(parsed: &Result<Payload, prost::DecodeError>, payload: &[u8]) -> Option<u8> {
+    match parsed {
+        Ok(payload) => payload.seq.and_then(|sequence| u8::try_from(sequence).ok()),
+        Err(_) => scan_sequence(payload),
+    }
+}
+
+/// The sequence number of a message whose metrics are not needed, or cannot be parsed.
+fn scan_sequence(payload: &[u8]) -> Option<u8> {
     const SEQUENCE: u32 = 3;
     let mut wire = Wire(payload);
     let mut found = None;
@@ -172,51 +187,61 @@ fn number(memory: &mut Memory, topic: &Topic<'_>, payload: &[u8]) {
             found = u8::try_from(sequence).ok();
         }
     }
-    let Some(sequence) = found else { return };
+    found
+}
+
+/// Compares the sequence number of a message with that of the node's last message.
+fn check_sequence(state: &mut SparkplugState, topic: &Topic<'_>, sequence: Option<u8>) {
+    let Some(sequence) = sequence else { return };
     if topic.kind == "NBIRTH" {
-        memory.nodes.entry(topic.node.as_str().into()).or_default().sequence = Some(sequence);
-    } else if let Some(node) = memory.nodes.get_mut(topic.node.as_str()) {
+        state.nodes.entry(topic.node.as_str().into()).or_default().sequence = Some(sequence);
+    } else if let Some(node) = state.nodes.get_mut(topic.node.as_str()) {
         let has_gap = node.sequence.is_some_and(|last| last.wrapping_add(1) != sequence);
         node.sequence = Some(sequence);
         if has_gap {
-            memory.gaps += 1;
-            memory.ask_for_rebirth(topic, Instant::now());
+            state.gaps += 1;
+            state.command_rebirth(topic, Instant::now());
         }
     }
 }
 
-fn be_born(names: &Names, memory: &mut Memory, topic: &Topic<'_>, payload: Payload) {
+fn add_birth(names: &Names, state: &mut SparkplugState, topic: &Topic<'_>, payload: &Payload) {
     let mut birth = Birth::default();
-    for metric in payload.metrics {
+    for metric in &payload.metrics {
         let type_ = metric.datatype.unwrap_or_default();
-        let name = metric.name.filter(|name| !names.slots(name).is_empty());
-        if let Some(name) = &name {
-            birth.types.insert(name.as_str().into(), type_);
+        let name = metric.name.as_deref().filter(|name| !names.slots(name).is_empty());
+        if let Some(name) = name {
+            birth.types.insert(name.into(), type_);
         }
         if let Some(alias) = metric.alias {
-            birth.aliases.insert(alias, (name.map(String::into_boxed_str), type_));
+            birth.aliases.insert(alias, (name.map(Box::from), type_));
         }
     }
-    if memory.metrics + birth.len() <= MOST_METRICS {
-        memory.metrics += birth.len();
-        let node = memory.nodes.entry(topic.node.as_str().into()).or_default();
+    if state.metrics + birth.len() <= MAX_METRICS {
+        state.metrics += birth.len();
+        let node = state.nodes.entry(topic.node.as_str().into()).or_default();
         node.births.insert(topic.device.unwrap_or_default().into(), birth);
     }
 }
 
 /// Reads the metrics of a message.
-pub(super) fn decode<'de>(
-    message: &mut Message<'_, 'de>,
+pub(super) fn decode(
+    message: &mut Message<'_, '_>,
     names: &Names,
-    memory: &Memory,
+    state: &SparkplugState,
     topic: &str,
-    payload: &'de [u8],
-) -> Result<(), Refusal> {
-    let expected = || Refusal::new(Reason::TopicMismatch, "expected a topic of NBIRTH, NDATA, DBIRTH or DDATA");
+    payload: &[u8],
+    parsed: Parsed,
+) -> Result<(), DeadLetterCause> {
+    let expected = || DeadLetterCause::new(Reason::TopicMismatch, "expected a topic of NBIRTH, NDATA, DBIRTH or DDATA");
     let topic = Topic::read(topic).filter(|topic| matches!(topic.kind, "NBIRTH" | "NDATA" | "DBIRTH" | "DDATA")).ok_or_else(expected)?;
-    let payload = Payload::decode(payload).map_err(malformed)?;
-    let birth = memory.nodes.get(topic.node.as_str()).and_then(|node| node.births.get(topic.device.unwrap_or_default()));
-    let mut pack = Pack::default();
+    let payload = match parsed.sparkplug {
+        Some(parsed) => parsed,
+        None => Payload::decode(payload),
+    }
+    .map_err(malformed)?;
+    let birth = state.nodes.get(topic.node.as_str()).and_then(|node| node.births.get(topic.device.unwrap_or_default()));
+    let mut readings = ReadingsByTime::default();
     for mut metric in payload.metrics {
         let (value, is_null) = (metric.value.take(), metric.is_null.unwrap_or_default());
         let Some((name, type_)) = resolve(&metric, birth, names)? else { continue };
@@ -224,15 +249,15 @@ pub(super) fn decode<'de>(
             Some(time) => Some(read_time(time).ok_or_else(|| malformed(format!("expected a time in milliseconds, found {time}")))?),
             None => None,
         };
-        let value =
-            read(value, is_null, type_).ok_or_else(|| unknown(&format!("no birth has told the type of the metric {}", excerpt(&name))))?;
-        pack.add(time, names.slots(&name), &value);
+        let value = read(value, is_null, type_)
+            .ok_or_else(|| unknown(&format!("no birth has defined the type of the metric {}", excerpt(&name))))?;
+        readings.add(time, names.slots(&name), &value);
     }
-    pack.finish(message);
+    readings.finish(message);
     Ok(())
 }
 
-/// What asks a node to be born again: the command `Node Control/Rebirth`, to be sent at QoS 0 and not retained.
+/// The payload of the command `Node Control/Rebirth`, to be published with QoS 0 and not retained.
 #[must_use]
 pub fn rebirth(now: Time) -> Vec<u8> {
     const BOOLEAN: u32 = 11;
@@ -244,15 +269,15 @@ pub fn rebirth(now: Time) -> Vec<u8> {
         value: Some(Number::Boolean(true)),
         ..Metric::default()
     };
-    Payload { timestamp, metrics: vec![metric] }.encode_to_vec()
+    Payload { timestamp, metrics: vec![metric], seq: None }.encode_to_vec()
 }
 
-fn unknown(detail: &str) -> Refusal {
-    Refusal::new(Reason::UnknownMetric, &format!("{detail} since the worker started or the node died"))
+fn unknown(detail: &str) -> DeadLetterCause {
+    DeadLetterCause::new(Reason::UnknownMetric, &format!("{detail} since the worker started or the node died"))
 }
 
-/// The name and type of a metric, if a field wants it.
-fn resolve<'a>(metric: &'a Metric, birth: Option<&'a Birth>, names: &Names) -> Result<Option<(Cow<'a, str>, u32)>, Refusal> {
+/// The name and type of a metric, if a field uses it.
+fn resolve<'a>(metric: &'a Metric, birth: Option<&'a Birth>, names: &Names) -> Result<Option<(Cow<'a, str>, u32)>, DeadLetterCause> {
     let type_ = metric.datatype.filter(|type_| *type_ != 0);
     if let Some(name) = metric.name.as_deref().filter(|name| !name.is_empty()) {
         let known = || birth.and_then(|birth| birth.types.get(name).copied()).unwrap_or_default();
@@ -269,7 +294,7 @@ fn read_time(milliseconds: u64) -> Option<Time> {
     Time::from_integer(milliseconds.into(), TimeUnit::Milliseconds)
 }
 
-/// A value, as a slot takes it; `None` where the type must be known, and is not.
+/// A value for a slot; `None` if it depends on the type, which is unknown.
 fn read<'de>(value: Option<Number>, is_null: bool, type_: u32) -> Option<Raw<'de>> {
     let Some(value) = value.filter(|_| !is_null) else { return Some(Raw::Null) };
     #[allow(clippy::cast_possible_truncation, reason = "smaller types stand in the low bits of a larger one (Sparkplug 3.0, 6.4.16)")]
@@ -294,13 +319,15 @@ fn read<'de>(value: Option<Number>, is_null: bool, type_: u32) -> Option<Raw<'de
     })
 }
 
-/// The payload of every message (sparkplug_b.proto of Eclipse Tahu), as far as it matters.
+/// The payload of every message: the fields of sparkplug_b.proto (Eclipse Tahu) that are used.
 #[derive(Clone, PartialEq, Encoded)]
-struct Payload {
+pub(super) struct Payload {
     #[prost(uint64, optional, tag = "1")]
     timestamp: Option<u64>,
     #[prost(message, repeated, tag = "2")]
     metrics: Vec<Metric>,
+    #[prost(uint64, optional, tag = "3")]
+    seq: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Encoded)]

@@ -1,27 +1,42 @@
-//! The messages of one gateway, in the order of their arrival: what a worker makes of each, and a dry run as well.
+//! Decodes the messages of one gateway in the order of their arrival, for a worker and for a dry run.
 
 use std::sync::Arc;
 
-use super::refusal::{Reason, Refusal};
-use super::sparkplug::Memory;
+use super::dead_letter::{DeadLetterCause, Reason};
+use super::sparkplug::SparkplugState;
 use super::time::Time;
-use super::{Decoder, Outcome, Value};
+use super::{Decoder, Outcome, Parsed, Value};
 use fleetwright_api::external::MOST_SESSIONS;
 use fleetwright_api::topic::TopicPattern;
 
-/// Takes the messages of one gateway apart.
+/// A valid reading: its values are typed and checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading<'r, 'v> {
+    /// Its time.
+    pub time: Time,
+    /// Whether that is the time of arrival.
+    pub is_arrival_time: bool,
+    /// A value for each field, in the order of the fields. Texts may borrow from the payload.
+    pub values: &'r [Value<'v>],
+}
+
+/// Receives the readings of a message, one after the other, as soon as their values are known. The encoder of rows is called here,
+/// and other consumers of typed values can be. If the message turns out to be malformed, what was passed on must be discarded.
+pub type ReadingObserver<'a> = dyn FnMut(&Reading<'_, '_>) + 'a;
+
+/// Decodes the messages of one gateway.
 #[derive(Debug)]
 pub struct Stream {
     topic: Arc<TopicPattern>,
     decoder: Arc<Decoder>,
-    /// The last time of arrival that was given to a reading.
+    /// The last time of arrival that was assigned to a reading.
     last_arrival: Time,
     grid: Grid,
-    /// What messages have said that others need.
-    memory: Memory,
+    /// The state between messages of Sparkplug B.
+    sparkplug: SparkplugState,
 }
 
-/// The times that may be given, in microseconds.
+/// The times that may be assigned, in microseconds.
 #[derive(Clone, Copy, Debug)]
 struct Grid {
     step: i64,
@@ -39,14 +54,14 @@ impl Grid {
 }
 
 impl Stream {
-    /// A stream of which no message has come yet.
+    /// A stream before its first message.
     #[must_use]
     pub fn new(topic: Arc<TopicPattern>, decoder: Arc<Decoder>) -> Self {
-        Self { topic, decoder, last_arrival: Time::default(), grid: Grid::EVERY, memory: Memory::default() }
+        Self { topic, decoder, last_arrival: Time::default(), grid: Grid::EVERY, sparkplug: SparkplugState::default() }
     }
 
-    /// The same, as one of several that share the messages of a gateway: no two of them give the same time of arrival, since that and the
-    /// device are all that tells such readings apart.
+    /// The same, as one of several that share the messages of a gateway: no two of them assign the same time of arrival, because such
+    /// readings are distinguished by time and device only.
     #[must_use]
     pub fn sharing(self, number: i32) -> Self {
         Self { grid: Grid { step: MOST_SESSIONS.into(), first: number.into() }, ..self }
@@ -64,18 +79,18 @@ impl Stream {
         self.decoder.takes_arrival_time()
     }
 
-    /// As in [`Memory::take_gaps`].
+    /// As in [`SparkplugState::take_gaps`].
     pub fn take_gaps(&mut self) -> u64 {
-        self.memory.take_gaps()
+        self.sparkplug.take_gaps()
     }
 
-    /// As in [`Memory::take_rebirths`].
+    /// As in [`SparkplugState::take_rebirths`].
     pub fn take_rebirths(&mut self) -> Vec<String> {
-        self.memory.take_rebirths()
+        self.sparkplug.take_rebirths()
     }
 
-    /// A time of arrival that nothing else has, for a message that came at `arrival`; just that where times stand in the payload.
-    /// They are a microsecond apart at the least: they tell the readings of a device apart.
+    /// A unique time of arrival for a message that arrived at `arrival`; just that if times are in the payload. Unique times differ by at
+    /// least a microsecond: they distinguish the readings of a device.
     pub fn arrival(&mut self, arrival: Time) -> Time {
         if !self.decoder.takes_arrival_time() {
             return arrival;
@@ -84,52 +99,52 @@ impl Stream {
         self.last_arrival
     }
 
-    /// Lets a message keep its time of arrival that came before others, as one that is replayed.
+    /// Lets the next message keep its time of arrival although it is earlier than the last one, as in a replay.
     pub fn forget_arrivals(&mut self) {
         self.last_arrival = Time::default();
     }
 
-    /// Takes note of a message. Whether it may hold readings; what else it says is remembered.
-    pub fn observe(&mut self, topic: &[u8], payload: &[u8]) -> bool {
+    /// Observes a message, as in [`Decoder::observe`]. `None` if it has no readings.
+    pub fn observe(&mut self, topic: &[u8], payload: &[u8]) -> Option<Parsed> {
         match std::str::from_utf8(topic) {
-            Ok(topic) => self.decoder.observe(&mut self.memory, topic, self.topic.depth(), payload),
-            Err(_) => true,
+            Ok(topic) => self.decoder.observe(&mut self.sparkplug, topic, self.topic.depth(), payload),
+            Err(_) => Some(Parsed::default()),
         }
     }
 
     /// The device that a topic names; `tags` is filled with the other captures.
     ///
     /// # Errors
-    /// When the topic is not of the Pipeline's form.
-    pub fn read_topic<'t>(&self, topic: &'t [u8], tags: &mut Vec<&'t str>) -> Result<&'t str, Refusal> {
-        let text =
-            std::str::from_utf8(topic).map_err(|error| Refusal::new(Reason::TopicMismatch, &format!("the topic is not UTF-8: {error}")))?;
+    /// When the topic does not match that of the Pipeline.
+    pub fn read_topic<'t>(&self, topic: &'t [u8], tags: &mut Vec<&'t str>) -> Result<&'t str, DeadLetterCause> {
+        let text = std::str::from_utf8(topic)
+            .map_err(|error| DeadLetterCause::new(Reason::TopicMismatch, &format!("the topic is not UTF-8: {error}")))?;
         self.topic
             .capture(text, tags)
             .filter(|_| !text.contains('\0'))
-            .ok_or_else(|| Refusal::new(Reason::TopicMismatch, &format!("expected a topic like {}", self.topic.filter())))
+            .ok_or_else(|| DeadLetterCause::new(Reason::TopicMismatch, &format!("expected a topic like {}", self.topic.filter())))
     }
 
-    /// Decodes a message that was observed and whose topic was read. Hands each good reading over: its time, whether that is the
-    /// time of arrival, and a value a field.
-    pub fn decode(&mut self, topic: &[u8], payload: &[u8], arrival: Time, reading: &mut dyn FnMut(Time, bool, &[Value<'_>])) -> Outcome {
+    /// Decodes a message that was observed and whose topic was read, and passes each valid reading to `observer`. `parsed` is what
+    /// [`Self::observe`] returned; the default parses the payload again.
+    pub fn decode(&mut self, topic: &[u8], payload: &[u8], parsed: Parsed, arrival: Time, observer: &mut ReadingObserver<'_>) -> Outcome {
         let (last, grid) = (&mut self.last_arrival, self.grid);
         let next = |last: &mut Time| {
             *last = grid.next(*last, arrival);
             *last
         };
         let topic = std::str::from_utf8(topic).unwrap_or_default();
-        let outcome = self.decoder.decode(&self.memory, topic, payload, arrival, &mut |time, values| match time {
-            Some(time) => reading(time, false, values),
-            None => reading(next(last), true, values),
+        let outcome = self.decoder.decode(&self.sparkplug, topic, payload, parsed, arrival, &mut |time, values| match time {
+            Some(time) => observer(&Reading { time, is_arrival_time: false, values }),
+            None => observer(&Reading { time: next(last), is_arrival_time: true, values }),
         });
         match outcome {
-            Outcome::Malformed(refusal) if refusal.reason == Reason::UnknownMetric => {
-                self.memory.miss_birth(topic);
-                Outcome::Malformed(refusal)
+            Outcome::Malformed(cause) if cause.reason == Reason::UnknownMetric => {
+                self.sparkplug.request_rebirth(topic);
+                Outcome::Malformed(cause)
             }
-            // No key tells such readings again when the message is replayed: all of it is stored then, or nothing ever.
-            Outcome::Partial(refusal) if self.decoder.takes_arrival_time() => Outcome::Malformed(refusal),
+            // Such readings have no key that a replay of the message could find: the message is stored as a whole, or not at all.
+            Outcome::Partial(cause) if self.decoder.takes_arrival_time() => Outcome::Malformed(cause),
             outcome => outcome,
         }
     }

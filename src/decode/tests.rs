@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::refusal::Reason;
+use super::dead_letter::Reason;
 use super::time::Time;
 use super::*;
 
@@ -27,9 +27,16 @@ pub(super) type Readings = Vec<(Option<Time>, Vec<Value<'static>>)>;
 
 pub(super) fn run(decoder: &Decoder, payload: &[u8]) -> (Outcome, Readings) {
     let mut readings = Vec::new();
-    let outcome = decoder.decode(&Memory::default(), "", payload, Time::from_text(ARRIVAL).unwrap(), &mut |time, values| {
-        readings.push((time, values.iter().cloned().map(Value::into_owned).collect()));
-    });
+    let outcome = decoder.decode(
+        &SparkplugState::default(),
+        "",
+        payload,
+        Parsed::default(),
+        Time::from_text(ARRIVAL).unwrap(),
+        &mut |time, values| {
+            readings.push((time, values.iter().cloned().map(Value::into_owned).collect()));
+        },
+    );
     if matches!(outcome, Outcome::Malformed(_)) {
         readings.clear();
     }
@@ -39,7 +46,7 @@ pub(super) fn run(decoder: &Decoder, payload: &[u8]) -> (Outcome, Readings) {
 pub(super) fn reason(outcome: &Outcome) -> Option<Reason> {
     match outcome {
         Outcome::Complete => None,
-        Outcome::Partial(refusal) | Outcome::Malformed(refusal) => Some(refusal.reason),
+        Outcome::Partial(cause) | Outcome::Malformed(cause) => Some(cause.reason),
     }
 }
 
@@ -118,9 +125,9 @@ fn what_is_refused_and_why() {
 fn an_array_keeps_its_good_readings() {
     let payload = br#"[{"ts":1777863721500,"rms":1},{"ts":1777863721501,"rms":"x"},7,null,[],"a",true,1.5,{"ts":1777863721502,"rms":2}]"#;
     let (outcome, readings) = run(&vibration(), payload);
-    let Outcome::Partial(refusal) = outcome else { panic!("{outcome:?}") };
-    assert_eq!(refusal.reason, Reason::WrongType);
-    assert!(refusal.detail.contains("reading 1") && refusal.detail.contains('7'), "{}", refusal.detail);
+    let Outcome::Partial(cause) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(cause.reason, Reason::WrongType);
+    assert!(cause.detail.contains("reading 1") && cause.detail.contains('7'), "{}", cause.detail);
     assert_eq!(readings.iter().map(|(_, values)| values[0].clone()).collect::<Vec<_>>(), [Value::Float64(1.0), Value::Float64(2.0)]);
     assert_eq!(run(&vibration(), b"[]"), (Outcome::Complete, vec![]));
 }

@@ -1,51 +1,43 @@
-//! Times of readings, as PostgreSQL keeps them: microseconds since 2000-01-01T00:00:00Z (its `timestamptz` on the wire).
+//! Times of readings: microseconds since 1970-01-01T00:00:00Z.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::{BufMut, BytesMut};
-use jiff::Timestamp;
-use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
-
 use fleetwright_api::pipeline::TimeUnit;
+use jiff::Timestamp;
 
-/// 2000-01-01T00:00:00Z in microseconds since 1970: PostgreSQL's epoch.
-const EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;
+/// The first time that a reading may carry as a value, in microseconds: 4714-11-24 BC, day 0 of the Julian calendar, before
+/// which databases and libraries have no dates. The end of the range is that of 64 bits, in the year 294247.
+const MIN_VALUE: i64 = -210_866_803_200_000_000;
 
-/// What `timestamptz` can hold: from 4714-11-24 BC to the end of 294276 AD (PostgreSQL, datatype/timestamp.h).
-const STORABLE: std::ops::Range<i64> = -211_813_488_000_000_000..9_223_371_331_200_000_000;
-
-/// A time: microseconds since 2000-01-01T00:00:00Z.
+/// A time: microseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Time(pub i64);
 
 impl Time {
-    /// The time that the system's clock shows.
+    /// 2000-01-01T00:00:00Z, the earliest time that a reading may have.
+    pub const YEAR_2000: Self = Self(946_684_800_000_000);
+
+    /// The time of the system clock.
     #[must_use]
     pub fn now() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self(i64::try_from(since.as_micros()).unwrap_or(i64::MAX).saturating_sub(EPOCH_MICROSECONDS))
+        Self(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
     }
 
-    /// Microseconds since 1970-01-01T00:00:00Z.
-    #[must_use]
-    pub fn since_1970(self) -> i64 {
-        self.0.saturating_add(EPOCH_MICROSECONDS)
-    }
-
-    /// Milliseconds since 1970-01-01T00:00:00Z; none before that.
+    /// Milliseconds since 1970-01-01T00:00:00Z; `None` before that.
     #[must_use]
     pub fn to_milliseconds(self) -> Option<u64> {
-        u64::try_from(self.since_1970().div_euclid(1_000)).ok()
+        u64::try_from(self.0.div_euclid(1_000)).ok()
     }
 
-    /// Whether PostgreSQL can hold it.
+    /// Whether the value of a field may be this time: not before 4714-11-24 BC.
     #[must_use]
-    pub fn is_storable(self) -> bool {
-        STORABLE.contains(&self.0)
+    pub fn is_in_range(self) -> bool {
+        self.0 >= MIN_VALUE
     }
 
-    /// This much later.
+    /// The time this many microseconds later.
     #[must_use]
     pub fn after(self, microseconds: i64) -> Self {
         Self(self.0.saturating_add(microseconds))
@@ -61,7 +53,7 @@ impl Time {
             TimeUnit::Nanoseconds => number.div_euclid(1_000),
             TimeUnit::Rfc3339 => return None,
         };
-        i64::try_from(microseconds - i128::from(EPOCH_MICROSECONDS)).ok().map(Self)
+        i64::try_from(microseconds).ok().map(Self)
     }
 
     /// A number of the unit since 1970, with a fraction; rounded to the microsecond.
@@ -94,29 +86,11 @@ impl Time {
 impl fmt::Display for Time {
     /// As in RFC 3339, in UTC.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match Timestamp::from_microsecond(self.since_1970()) {
+        match Timestamp::from_microsecond(self.0) {
             Ok(time) => time.fmt(formatter),
-            Err(_) => write!(formatter, "{} µs after the year 2000", self.0),
+            Err(_) => write!(formatter, "{} µs after 1970", self.0),
         }
     }
-}
-
-impl<'a> FromSql<'a> for Time {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(i64::from_be_bytes(raw.try_into()?)))
-    }
-
-    accepts!(TIMESTAMPTZ);
-}
-
-impl ToSql for Time {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        out.put_i64(self.0);
-        Ok(IsNull::No)
-    }
-
-    accepts!(TIMESTAMPTZ);
-    to_sql_checked!();
 }
 
 #[cfg(test)]
@@ -130,7 +104,7 @@ mod tests {
 
     #[test]
     fn every_unit_gives_the_same_time() {
-        let expected = Some(Time(MICROSECONDS - EPOCH_MICROSECONDS));
+        let expected = Some(Time(MICROSECONDS));
         assert_eq!(Time::from_float(1_777_863_721.5, TimeUnit::Seconds), expected);
         assert_eq!(Time::from_integer(1_777_863_721_500, TimeUnit::Milliseconds), expected);
         assert_eq!(Time::from_float(1_777_863_721_500.0, TimeUnit::Milliseconds), expected);
@@ -141,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time() {
+    fn other_texts_and_numbers_are_refused() {
         for text in ["", "yesterday", "2026-05-04", "2026-05-04T03:02:01", "2026-13-04T03:02:01Z"] {
             assert_eq!(Time::from_text(text), None, "{text}");
         }
@@ -152,7 +126,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_number_is_a_time_or_none(number in any::<f64>(), whole in any::<i64>(), text in ".{0,40}") {
+        fn no_number_or_text_panics(number in any::<f64>(), whole in any::<i64>(), text in ".{0,40}") {
             for unit in [TimeUnit::Seconds, TimeUnit::Milliseconds, TimeUnit::Microseconds, TimeUnit::Nanoseconds, TimeUnit::Rfc3339] {
                 let _ = (Time::from_float(number, unit), Time::from_integer(i128::from(whole), unit), Time::from_text(&text));
             }
@@ -163,7 +137,7 @@ mod tests {
         fn fractions_are_exact(microseconds in 0_i64..4_102_444_800_000_000) {
             #[allow(clippy::cast_precision_loss, reason = "the range is below 2^53")]
             let float = microseconds as f64 / 1e3;
-            prop_assert_eq!(Time::from_float(float, TimeUnit::Milliseconds), Some(Time(microseconds - EPOCH_MICROSECONDS)));
+            prop_assert_eq!(Time::from_float(float, TimeUnit::Milliseconds), Some(Time(microseconds)));
         }
     }
 }

@@ -4,10 +4,10 @@
 
 use std::fmt;
 
-/// How deep groups may stand in one another; no more than other readers take.
-const GROUPS: usize = 100;
+/// The deepest nesting of groups; the limit of other implementations.
+const MAX_GROUPS: usize = 100;
 
-/// Why bytes are no message.
+/// Why bytes are not a message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct WireError(pub &'static str);
 
@@ -17,7 +17,7 @@ impl fmt::Display for WireError {
     }
 }
 
-/// The value of a member, as it stands there.
+/// The value of a member, before its type is known.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Content<'a> {
     Varint(u64),
@@ -25,11 +25,11 @@ pub(super) enum Content<'a> {
     Fixed32(u32),
     /// A text, bytes, a message, or packed values.
     Bytes(&'a [u8]),
-    /// A group, which nobody writes any more; it is passed over.
+    /// A group, a deprecated feature; it is skipped.
     Group,
 }
 
-/// What is left of a message.
+/// The rest of a message.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wire<'a>(pub &'a [u8]);
 
@@ -91,7 +91,7 @@ impl<'a> Wire<'a> {
             }
             3 => self.skip_group(number).map(|()| Content::Group),
             5 => self.fixed32().map(Content::Fixed32),
-            _ => Err(WireError("expected a member, found a wire type that is none")),
+            _ => Err(WireError("expected a member, found an unknown wire type")),
         }
     }
 
@@ -100,8 +100,8 @@ impl<'a> Wire<'a> {
         while let Some(innermost) = open.last() {
             match self.key()? {
                 (number, 4) if number == *innermost => drop(open.pop()),
-                (_, 4) => return Err(WireError("a group ends that did not begin")),
-                (_, 3) if open.len() == GROUPS => return Err(WireError("groups stand too deep in one another")),
+                (_, 4) => return Err(WireError("found the end of a group without its beginning")),
+                (_, 3) if open.len() == MAX_GROUPS => return Err(WireError("groups are nested too deeply")),
                 (number, 3) => open.push(number),
                 (number, type_) => drop(self.content(number, type_)?),
             }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message() {
+    fn malformed_messages_are_refused() {
         for bytes in
             [&b"\x08"[..], b"\x08\x80", b"\x0a\x05hi", b"\x00\x01", b"\x0e", b"\x0c", b"\x23\x2c", b"\x23", b"\x09\x01", &[0x80; 11]]
         {

@@ -1,5 +1,5 @@
-//! Follows which gateways are this worker's. Since it asks every second, this is also what notices first that an idle worker's
-//! database is away.
+//! Polls the assignment of gateways to this worker. Because it polls every second, it also detects first that the database of an
+//! idle worker is unavailable.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,49 +10,48 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::sink::WRITERS;
-use super::sink::health::Health;
+use crate::database::connect::{ConnectError, connect, drive};
+use crate::database::health::DatabaseHealth;
+use crate::database::uri::ConnectionUri;
 use crate::runtime::error::chain;
-use crate::timescale::assignment::{Assigned, read_assigned};
-use crate::timescale::connect::{ConnectError, connect, drive};
-use crate::timescale::schema::Owner;
-use crate::timescale::uri::ConnectionUri;
+use crate::sink::timescale::writers::WRITERS;
+use crate::state::assignment::{Assigned, read_assigned};
+use crate::state::owner::Owner;
 
-/// How often the database is asked: a gateway that moves to this worker is taken over within this time. One read of a few
-/// rows.
+/// How often the assignment is polled: a gateway that moves to this worker is claimed within this time. A poll reads a few rows.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long an answer may take.
+/// How long a poll may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// This connection's number in [`Health`], behind those that write.
+/// The number of this connection in [`DatabaseHealth`], after the writers.
 const CONNECTION: usize = WRITERS;
 
-/// How many connections say together whether the database is there.
+/// The number of connections in [`Health`].
 pub const CONNECTIONS: usize = WRITERS + 1;
 
 #[derive(Debug, thiserror::Error)]
 enum FollowError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("failed to read which gateways are this worker's")]
+    #[error("failed to read the assignment of this worker")]
     Read(#[from] tokio_postgres::Error),
-    #[error("failed to read which gateways are this worker's within {} s", TIMEOUT.as_secs())]
+    #[error("failed to read the assignment of this worker within {} s", TIMEOUT.as_secs())]
     Await,
 }
 
-/// Says what is assigned, again with every change, until `shutdown`. While the database is away, what it last said holds.
+/// Sends the assignment at each change, until `shutdown`. While the database is unavailable, the last known assignment applies.
 pub async fn follow(
     uri: ConnectionUri,
     owner: Owner,
     assigned: watch::Sender<Option<Assigned>>,
-    health: Arc<Health>,
+    health: Arc<DatabaseHealth>,
     shutdown: CancellationToken,
 ) {
     let mut client = None;
     let mut failing = false;
     while !shutdown.is_cancelled() {
-        match ask(&uri, &owner, &mut client).await {
+        match poll(&uri, &owner, &mut client).await {
             Ok(found) => {
                 failing = false;
                 health.answers(CONNECTION);
@@ -68,7 +67,7 @@ pub async fn follow(
                 let failure = chain(&failure);
                 health.fails(CONNECTION, &failure, answered);
                 if !failing {
-                    warn!(failure, "nobody tells which gateways are this worker's; what was told last holds");
+                    warn!(failure, "failed to poll the assignment; the last known one applies");
                 }
                 failing = true;
             }
@@ -80,7 +79,7 @@ pub async fn follow(
     }
 }
 
-async fn ask(uri: &ConnectionUri, owner: &Owner, known: &mut Option<Client>) -> Result<Assigned, FollowError> {
+async fn poll(uri: &ConnectionUri, owner: &Owner, known: &mut Option<Client>) -> Result<Assigned, FollowError> {
     let client = match known {
         Some(client) => client,
         None => {

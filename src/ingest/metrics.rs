@@ -1,17 +1,17 @@
-//! What a worker counts and measures. Labels are bounded: gateways of the Pipeline, and reasons.
+//! The metrics of a worker. Labels are bounded: the gateways of the Pipeline, and the reasons.
 
 use prometheus::core::{AtomicU64, GenericCounter};
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets,
 };
 
-use super::dead_letter::Reason;
+use crate::decode::dead_letter::Reason;
 
 type Counter = GenericCounter<AtomicU64>;
 
 /// The metrics of a worker.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub struct WorkerMetrics {
     messages: IntCounterVec,
     bytes: IntCounterVec,
     rows: IntCounterVec,
@@ -28,55 +28,55 @@ pub struct Metrics {
     latency: HistogramVec,
     processing: HistogramVec,
     lag: GaugeVec,
-    /// Attempts of the database connections to come back.
+    /// Reconnect attempts of the database connections.
     pub database_retries: Counter,
-    /// 1 while the database answers.
+    /// 1 if the database answers.
     pub database_up: IntGauge,
     back_pressure: GaugeVec,
 }
 
-/// The metrics of one gateway's session.
+/// The metrics of one session.
 #[derive(Clone, Debug)]
 pub struct SessionMetrics {
     gateway: String,
-    all: Metrics,
-    /// Messages that arrived.
+    all: WorkerMetrics,
+    /// Received messages.
     pub messages: Counter,
     /// Bytes of their topics and payloads.
     pub bytes: Counter,
-    /// Rows that were stored.
+    /// Stored rows.
     pub rows: Counter,
-    /// Rows and messages that the broker had sent before.
+    /// Rows and messages that were already stored.
     pub redelivered: Counter,
-    /// Transactions.
+    /// Committed transactions.
     pub batches: Counter,
-    /// Logins that succeeded; the first is not a reconnect.
+    /// Successful logins, including the first one.
     pub connections: Counter,
-    /// Gaps in the numbers of messages of Sparkplug B.
+    /// Gaps in the sequence numbers of Sparkplug B messages.
     pub sequence_gaps: Counter,
-    /// Nodes of Sparkplug B that were asked to be born again.
+    /// Rebirth commands to Sparkplug B nodes.
     pub rebirths: Counter,
-    /// Messages that are not acknowledged.
+    /// Unacknowledged messages.
     pub unacknowledged: IntGauge,
-    /// Bytes of memory that they hold.
+    /// The memory of the messages that are not stored, in bytes.
     pub held_bytes: IntGauge,
-    /// Share of the memory that they may hold, or of the window, from 0 to 1.
+    /// The used share of the memory limit or of the receive maximum, from 0 to 1.
     pub back_pressure: Gauge,
     /// Seconds from the first attempt to write a batch to its commit.
     pub commit: Histogram,
-    /// Seconds from the newest reading of a batch, by its own time, to the commit.
+    /// Seconds from the newest reading of a batch, by its timestamp, to the commit.
     pub latency: Histogram,
-    /// Seconds from the arrival of each message to the commit of what it said.
+    /// Seconds from the arrival of each message to its commit.
     pub processing: Histogram,
     /// Seconds since the arrival of the oldest message that is not stored.
     pub lag: Gauge,
 }
 
-impl Metrics {
-    /// Metrics, registered.
+impl WorkerMetrics {
+    /// Registers the metrics.
     ///
     /// # Errors
-    /// When one is registered already.
+    /// If a metric is already registered.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let gateway = &["gateway"];
         let counter = |name: &str, help: &str, labels: &[&str]| {
@@ -97,57 +97,53 @@ impl Metrics {
             registry.register(Box::new(histogram.clone()))?;
             Ok::<_, prometheus::Error>(histogram)
         };
-        let lag = Opts::new("fleetwright_ingest_lag_seconds", "Since the arrival of the oldest message that is not stored.");
+        let lag = Opts::new("fleetwright_ingest_lag_seconds", "Time since the arrival of the oldest message that is not stored.");
         let lag = GaugeVec::new(lag, gateway)?;
         registry.register(Box::new(lag.clone()))?;
-        let database_retries =
-            Counter::new("fleetwright_ingest_database_retries_total", "Attempts to get back to a database that failed.")?;
+        let database_retries = Counter::new("fleetwright_ingest_database_retries_total", "Reconnect attempts after the database failed.")?;
         registry.register(Box::new(database_retries.clone()))?;
-        let database_up = IntGauge::new("fleetwright_ingest_database_up", "1 while the database answers on every connection, else 0.")?;
+        let database_up = IntGauge::new("fleetwright_ingest_database_up", "1 if the database answers on every connection, otherwise 0.")?;
         registry.register(Box::new(database_up.clone()))?;
         let back_pressure = GaugeVec::new(
             Opts::new(
                 "fleetwright_ingest_back_pressure_ratio",
-                "Share of its memory, or of its window, that a session's messages hold; at 1 the broker queues.",
+                "Used share of the memory limit or of the receive maximum of a session. At 1 the broker queues.",
             ),
             gateway,
         )?;
         registry.register(Box::new(back_pressure.clone()))?;
         Ok(Self {
-            messages: counter("messages_total", "Messages that arrived from the broker.", gateway)?,
-            bytes: counter("message_bytes_total", "Bytes of topics and payloads that arrived.", gateway)?,
-            rows: counter("rows_total", "Rows that were stored.", gateway)?,
+            messages: counter("messages_total", "Messages received from the broker.", gateway)?,
+            bytes: counter("message_bytes_total", "Bytes of the topics and payloads received from the broker.", gateway)?,
+            rows: counter("rows_total", "Rows stored in the table.", gateway)?,
             redelivered: counter(
                 "redelivered_total",
-                "Rows and messages that were stored already, when the broker sent them again.",
+                "Rows and messages that were already stored when the broker sent them again.",
                 gateway,
             )?,
-            batches: counter("batches_total", "Transactions that were committed.", gateway)?,
-            dead_letters: counter("dead_letters_total", "Messages that became a dead letter, by reason.", &["gateway", "reason"])?,
+            batches: counter("batches_total", "Committed transactions.", gateway)?,
+            dead_letters: counter("dead_letters_total", "Messages stored as dead letters, by reason.", &["gateway", "reason"])?,
             discarded: counter(
                 "dead_letters_discarded_total",
-                "Refused messages that were too many to be kept as dead letters, by reason.",
+                "Refused messages that exceeded the dead letter quota, by reason.",
                 &["gateway", "reason"],
             )?,
-            connections: counter("connections_total", "Logins to the broker that succeeded.", gateway)?,
+            connections: counter("connections_total", "Successful logins to the broker.", gateway)?,
             sequence_gaps: counter(
                 "sparkplug_sequence_gaps_total",
-                "Gaps in the numbers of Sparkplug B messages: each may be a message that was lost on its way.",
+                "Gaps in the sequence numbers of Sparkplug B messages. Each gap may be a lost message.",
                 gateway,
             )?,
             rebirths: counter(
                 "sparkplug_rebirths_total",
-                "Commands to nodes of Sparkplug B to be born again, after a gap or a metric that no birth has told of.",
+                "Rebirth commands to Sparkplug B nodes, after a sequence gap or a metric without a birth.",
                 gateway,
             )?,
-            unacknowledged: gauge("unacknowledged_messages", "Messages that arrived and are not acknowledged.")?,
+            unacknowledged: gauge("unacknowledged_messages", "Received messages that are not acknowledged.")?,
             held_bytes: gauge("held_bytes", "Memory of the messages that are not stored.")?,
-            commit: histogram("commit_seconds", "From the first attempt to write a batch to its commit.")?,
-            latency: histogram("reading_to_commit_seconds", "From the newest reading of a batch, by its own time, to the commit.")?,
-            processing: histogram(
-                "message_processing_seconds",
-                "From the arrival of a message at the worker to the commit of what it said.",
-            )?,
+            commit: histogram("commit_seconds", "Time from the first attempt to write a batch to its commit.")?,
+            latency: histogram("reading_to_commit_seconds", "Time from the newest reading of a batch, by its timestamp, to the commit.")?,
+            processing: histogram("message_processing_seconds", "Time from the arrival of a message at the worker to its commit.")?,
             lag,
             database_retries,
             database_up,
@@ -155,7 +151,7 @@ impl Metrics {
         })
     }
 
-    /// Those of one gateway.
+    /// The metrics of one session.
     #[must_use]
     pub fn session(&self, gateway: &str) -> SessionMetrics {
         let label = &[gateway];
@@ -186,7 +182,7 @@ impl Metrics {
 }
 
 impl SessionMetrics {
-    /// The session is another worker's now: this one holds nothing.
+    /// Another worker has claimed the session: this worker holds no messages of it.
     pub fn end(&self) {
         for gauge in [&self.unacknowledged, &self.held_bytes] {
             gauge.set(0);
@@ -196,7 +192,7 @@ impl SessionMetrics {
         }
     }
 
-    /// A message was refused; `kept` as a dead letter, or counted only.
+    /// A message was refused. `kept`: it is stored as a dead letter.
     pub fn refused(&self, reason: Reason, kept: bool) {
         let counter = if kept { &self.all.dead_letters } else { &self.all.discarded };
         counter.with_label_values(&[self.gateway.as_str(), reason.name()]).inc();

@@ -18,53 +18,55 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::assignment;
-use super::decode::Decoder;
-use super::decode::stream::Stream;
-use super::intake::Intake;
-use super::metrics::Metrics;
-use super::mqtt::login::{Access, Login};
-use super::own::{Own, own};
-use super::replay::wish::carry_out;
-use super::session::{End, Session, check};
-use super::sink::health::Health;
-use super::sink::statements::Statements;
-use super::sink::{Sink, Target};
-use crate::api::name::{external_session_client, ingest_username};
+use super::broker_login::BrokerLogin;
+use super::metrics::WorkerMetrics;
+use super::owned_sessions::{OwnedSession, owned_sessions};
+use super::processor::Processor;
+use super::replay::request;
+use super::session::{IngestSession, SessionEnd, check};
+use crate::api::name::ingest_username;
 use crate::api::topic::TopicPattern;
-use crate::configuration::ingest::{ExternalAccess, IngestConfiguration};
-use crate::registry::follow::{Registry, follow};
+use crate::configuration::ingest::IngestConfiguration;
+use crate::database::health::DatabaseHealth;
+use crate::database::uri::ConnectionUri;
+use crate::decode::Decoder;
+use crate::decode::stream::Stream;
 use crate::runtime::http;
 use crate::runtime::readiness::Readiness;
-use crate::timescale::assignment::Assigned;
-use crate::timescale::schema::Owner;
-use crate::timescale::uri::ConnectionUri;
+use crate::sink::Sink;
+use crate::sink::timescale::statements::Statements;
+use crate::sink::timescale::target::Target;
+use crate::sink::timescale::writers::TimescaleSink;
+use crate::state::assignment::Assigned;
+use crate::state::owner::Owner;
+use crate::state::registry::follow::{DeviceRegistry, follow};
 
-/// The most memory that messages on their way may hold, in all sessions together, in bytes: two batches being written and one
-/// being gathered. What comes meanwhile waits with the broker, which bounds it by the Gateway's own limits. With 3 MiB
-/// and batches of 1 MiB a worker takes 2 MiB less, and stores large messages at two thirds of the rate or less (measured).
-const BUDGET: usize = 4 * 1024 * 1024;
+/// The maximum memory of the in-flight messages of all sessions, in bytes: two batches that are written and one that is filled. The
+/// broker queues further messages within the limits of the Gateway. With 3 MiB and batches of 1 MiB a worker takes 2 MiB less, and
+/// stores large messages at two thirds of the rate or less (measured).
+const MAX_IN_FLIGHT_BYTES: usize = 4 * 1024 * 1024;
 
-/// The least that one session is given of it.
-const LEAST_BUDGET: usize = 1024 * 1024;
+/// The minimum share of a session in [`MAX_IN_FLIGHT_BYTES`], in bytes.
+const MIN_SESSION_BYTES: usize = 1024 * 1024;
 
-/// The most threads. Each keeps memory of its own: with eight a worker held 41 to 45 MiB where it holds 30 to 32 with two, and was no
-/// faster (measured on two processors, of which it takes a fifth at full load).
-const MOST_THREADS: usize = 2;
+/// The maximum number of threads. Each thread has its own memory pool: with eight threads a worker held 41 to 45 MiB instead of 30 to 32,
+/// and was not faster (measured on two CPUs, of which it takes a fifth at full load).
+const MAX_THREADS: usize = 2;
 
-/// Readiness check: the devices are loaded and followed.
+/// Readiness check: the devices are loaded.
 const REGISTRY: &str = "registry";
 
-/// Readiness check: it is known which gateways are this worker's.
+/// Readiness check: the assigned gateways are known.
 const ASSIGNMENT: &str = "assignment";
 
-/// How long to wait before a session that was taken over is taken back, where it is assigned to this worker still: two
-/// processes that both think so must not spend their time on that.
-const TAKE_BACK_AFTER: Duration = Duration::from_secs(5);
+/// How long to wait before this worker claims a session again that another worker has claimed. It limits the rate if two processes are
+/// assigned the same session.
+const RECLAIM_AFTER: Duration = Duration::from_secs(5);
 
 /// Arguments of the role `ingest`.
 #[derive(Args, Clone, Debug)]
 pub struct Arguments {
-    /// What to do: the JSON of the Pipeline's ConfigMap
+    /// JSON configuration from the ConfigMap of the Pipeline
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 
@@ -76,23 +78,23 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     password_file: PathBuf,
 
-    /// Folder with a folder for each external broker, by the name of its Gateway: the files username, password and perhaps ca.crt
+    /// Folder with a subfolder for each external Gateway: the files username, password and optionally ca.crt
     #[arg(long, default_value = "gateways", value_name = "FOLDER")]
     gateways_folder: PathBuf,
 
-    /// Number of this worker; left out: the one that the pod's name ends with
+    /// Ordinal of this worker (default: the number at the end of the pod name)
     #[arg(long, value_name = "N")]
     ordinal: Option<i32>,
 
-    /// Name of the pod, as its StatefulSet gave it
+    /// Name of the pod in its StatefulSet
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pod_name: Option<String>,
 
-    /// How long a device may be declared after its first message, before that is a dead letter
+    /// How long a message of an unknown device waits for its Device, before it becomes a dead letter
     #[arg(long, default_value_t = 2, value_name = "SECONDS")]
     device_grace_seconds: u64,
 
-    /// Address of the probes and metrics
+    /// Address of the endpoint for probes and metrics
     #[arg(long, default_value = "0.0.0.0:9090", value_name = "ADDRESS")]
     http: SocketAddr,
 }
@@ -103,45 +105,44 @@ impl Arguments {
             (Some(ordinal), _) => Ok(ordinal),
             (None, Some(pod)) => {
                 let ordinal = pod.rsplit_once('-').and_then(|(_, ordinal)| ordinal.parse().ok());
-                ordinal.with_context(|| {
-                    format!("failed to read the number at the end of the pod's name {pod}: expected one like vibration-ingest-0")
-                })
+                ordinal.with_context(|| format!("failed to read the ordinal of the pod {pod}: expected a name such as vibration-ingest-0"))
             }
-            (None, None) => bail!("failed to find the number of this worker: expected --ordinal, or POD_NAME in the environment"),
+            (None, None) => {
+                bail!("failed to determine the ordinal of this worker: expected --ordinal or the environment variable POD_NAME")
+            }
         }
     }
 }
 
-/// How many threads the worker runs on.
+/// The number of threads of the worker.
 #[must_use]
 pub fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |processors| processors.get().min(MOST_THREADS))
+    std::thread::available_parallelism().map_or(1, |processors| processors.get().min(MAX_THREADS))
 }
 
 /// Runs until `shutdown` is cancelled.
 ///
 /// # Errors
-/// When the configuration cannot be read, or the address of the probes cannot be bound.
+/// If the configuration cannot be read, or the address of the probes cannot be bound.
 pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::Result<()> {
     let configuration: IngestConfiguration = serde_json::from_str(&read(&arguments.config)?)
-        .with_context(|| format!("failed to understand {}: expected the JSON of a Pipeline's workers", arguments.config.display()))?;
+        .with_context(|| format!("failed to parse {}: expected the JSON of a Pipeline's workers", arguments.config.display()))?;
     let uri: ConnectionUri = read(&arguments.database_uri_file)?
         .parse()
-        .with_context(|| format!("failed to understand {}", arguments.database_uri_file.display()))?;
-    // One line, as an editor may have left it; a password holds no control characters.
+        .with_context(|| format!("failed to parse {}", arguments.database_uri_file.display()))?;
+    // An editor may append a line break. A password contains no control characters.
     let password = Bytes::from(read(&arguments.password_file)?.trim_end_matches(['\r', '\n']).to_owned());
     let ordinal = arguments.ordinal()?;
-    let login = Login::own(ingest_username(&configuration.pipeline), password);
 
     let metrics = prometheus::Registry::new();
     let readiness = Readiness::awaiting([REGISTRY, ASSIGNMENT]);
-    let registry = Arc::new(Registry::new(Duration::from_secs(arguments.device_grace_seconds)));
-    let logins = Logins { own: login, folder: arguments.gateways_folder };
-    let worker = Worker::new(configuration, uri, ordinal, logins, registry, Metrics::register(&metrics)?, readiness.clone())?;
+    let registry = Arc::new(DeviceRegistry::new(Duration::from_secs(arguments.device_grace_seconds)));
+    let logins = Logins { username: ingest_username(&configuration.pipeline), password, folder: arguments.gateways_folder };
+    let worker = Worker::new(configuration, uri, ordinal, logins, registry, WorkerMetrics::register(&metrics)?, readiness.clone())?;
 
     let endpoint = tokio::spawn(http::serve(arguments.http, readiness, metrics, CancellationToken::new()));
     tokio::select! {
-        // Ends only when it cannot be bound.
+        // Ends only if the address cannot be bound.
         ended = endpoint => ended?.with_context(|| format!("failed to serve probes and metrics on {}", arguments.http)),
         () = worker.run(shutdown) => Ok(()),
     }
@@ -151,33 +152,22 @@ fn read(file: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(file).with_context(|| format!("failed to read {}", file.display()))
 }
 
-/// Whom to log in as.
+/// The logins at the brokers.
 struct Logins {
-    own: Login,
+    username: String,
+    password: Bytes,
     folder: PathBuf,
 }
 
-impl Logins {
-    fn of(&self, own: &Own<'_>) -> Access {
-        match own.gateway.external.clone() {
-            Some(external) => {
-                let client_id = external_session_client(&external.client_id, own.number);
-                Access::Files { folder: self.folder.join(&own.gateway.name), external: ExternalAccess { client_id, ..external } }
-            }
-            None => Access::Own(self.own.clone()),
-        }
-    }
-}
-
-/// The parts, before they start.
+/// The inputs of the worker's tasks.
 struct Worker {
     owner: Owner,
     configuration: IngestConfiguration,
     uri: ConnectionUri,
     ordinal: i32,
     logins: Logins,
-    registry: Arc<Registry>,
-    metrics: Metrics,
+    registry: Arc<DeviceRegistry>,
+    metrics: WorkerMetrics,
     readiness: Readiness,
     topic: Arc<TopicPattern>,
     decoder: Arc<Decoder>,
@@ -189,8 +179,8 @@ impl Worker {
         uri: ConnectionUri,
         ordinal: i32,
         logins: Logins,
-        registry: Arc<Registry>,
-        metrics: Metrics,
+        registry: Arc<DeviceRegistry>,
+        metrics: WorkerMetrics,
         readiness: Readiness,
     ) -> anyhow::Result<Self> {
         let topic = Arc::new(TopicPattern::compile(&configuration.topic, configuration.decode.format)?);
@@ -214,41 +204,42 @@ impl Worker {
             statements: Statements::new(&configuration.table, self.topic.tags(), &configuration.decode.fields),
             dead_letter_bytes_per_hour: configuration.dead_letter_bytes_per_hour,
         });
-        let health = Arc::new(Health::new(self.readiness.clone(), assignment::CONNECTIONS, self.metrics.database_up.clone()));
-        let sink = Sink::start(&target, &self.uri, &health, &self.metrics);
-        let (teller, assigned) = watch::channel(None);
-        helpers.spawn(assignment::follow(self.uri.clone(), self.owner.clone(), teller, health.clone(), shutdown.clone()));
+        let (up, retries) = (self.metrics.database_up.clone(), self.metrics.database_retries.clone());
+        let health = Arc::new(DatabaseHealth::new(self.readiness.clone(), assignment::CONNECTIONS, up, retries));
+        let sink = Sink::Timescale(TimescaleSink::start(&target, &self.uri, &health));
+        let (assignment, assigned) = watch::channel(None);
+        helpers.spawn(assignment::follow(self.uri.clone(), self.owner.clone(), assignment, health.clone(), shutdown.clone()));
         if self.ordinal == 0
-            && let Some(wish) = configuration.replay.clone()
+            && let Some(replay) = configuration.replay.clone()
         {
-            helpers.spawn(carry_out(configuration.clone(), self.uri.clone(), wish, shutdown.clone()));
+            helpers.spawn(request::execute(configuration.clone(), self.uri.clone(), replay, shutdown.clone()));
         }
         self.run_sessions(assigned, &sink, &shutdown).await;
         info!("stopped");
     }
 
-    /// Runs the sessions that are this worker's. One that becomes another's goes on until that one takes it over, so that nobody misses
-    /// what comes meanwhile.
+    /// Runs the sessions of this worker. A session that is assigned to another worker continues until that worker claims it, so that
+    /// messages are read without a gap.
     async fn run_sessions(&self, mut assigned: watch::Receiver<Option<Assigned>>, sink: &Sink, shutdown: &CancellationToken) {
         let mut sessions = JoinSet::new();
         let mut running = HashSet::new();
         let mut lost = HashSet::new();
-        // Those that have ended and that the database was not asked for again.
-        let mut left = HashSet::new();
+        // Sessions that have ended and are still in the last known assignment.
+        let mut drained = HashSet::new();
         loop {
-            let own = match assigned.borrow_and_update().as_ref() {
-                Some(assigned) => own(&self.configuration.gateways, assigned, self.ordinal),
+            let owned = match assigned.borrow_and_update().as_ref() {
+                Some(assigned) => owned_sessions(&self.configuration.gateways, assigned, self.ordinal),
                 None => Vec::new(),
             };
-            left.retain(|name| own.iter().any(|session| session.leaves && session.name == *name));
-            for session in own.iter().filter(|session| !left.contains(&session.name)) {
+            drained.retain(|name| owned.iter().any(|session| session.drains && session.name == *name));
+            for session in owned.iter().filter(|session| !drained.contains(&session.name)) {
                 if running.insert(session.name.clone()) {
-                    let wait = if lost.remove(&session.name) { TAKE_BACK_AFTER } else { Duration::ZERO };
-                    let (name, session) = (session.name.clone(), self.session(session, own.len(), sink.clone(), shutdown.clone()));
+                    let wait = if lost.remove(&session.name) { RECLAIM_AFTER } else { Duration::ZERO };
+                    let (name, session) = (session.name.clone(), self.session(session, owned.len(), sink.clone(), shutdown.clone()));
                     let shutdown = shutdown.clone();
                     sessions.spawn(async move {
                         tokio::select! {
-                            () = shutdown.cancelled() => return (name, End::Stopped),
+                            () = shutdown.cancelled() => return (name, SessionEnd::Stopped),
                             () = sleep(wait) => {}
                         }
                         (name, session.run().await)
@@ -261,14 +252,14 @@ impl Worker {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Ok(()) = assigned.changed() => {}
-                Some(Ok((session, end @ (End::Lost | End::Left)))) = sessions.join_next() => {
+                Some(Ok((session, end @ (SessionEnd::Lost | SessionEnd::Drained)))) = sessions.join_next() => {
                     self.readiness.remove(&check(&session));
                     running.remove(&session);
-                    if end == End::Lost {
-                        info!(session, "another worker reads the gateway now");
+                    if end == SessionEnd::Lost {
+                        info!(session, "another worker has claimed the session");
                         lost.insert(session);
                     } else {
-                        left.insert(session);
+                        drained.insert(session);
                     }
                 }
             }
@@ -276,33 +267,37 @@ impl Worker {
         while sessions.join_next().await.is_some() {}
     }
 
-    fn session(&self, own: &Own<'_>, of: usize, sink: Sink, shutdown: CancellationToken) -> Session {
-        // One that leaves says nothing of whether this worker does its work.
-        let readiness = if own.leaves { Readiness::default() } else { self.readiness.clone() };
-        readiness.fails(&check(&own.name), "starting");
+    fn session(&self, owned: &OwnedSession<'_>, sessions: usize, sink: Sink, shutdown: CancellationToken) -> IngestSession {
+        // A session that is drained does not affect the readiness of the worker.
+        let readiness = if owned.drains { Readiness::default() } else { self.readiness.clone() };
+        readiness.fails(&check(&owned.name), "starting");
         let stream = Stream::new(self.topic.clone(), self.decoder.clone());
-        // One that leaves has shared.
-        let shares = own.leaves || own.gateway.sessions() > 1;
-        Session {
-            access: self.logins.of(own),
-            name: format!("{}{}", self.owner.sessions(), own.name),
-            check: check(&own.name),
-            filter: (!own.leaves).then(|| own.gateway.subscription(self.topic.filter())),
-            intake: Intake { gateway: own.gateway.name.clone(), stream: if shares { stream.sharing(own.number) } else { stream } },
+        // A session that is drained had a shared subscription.
+        let shares = owned.drains || owned.gateway.sessions() > 1;
+        let Logins { username, password, folder } = &self.logins;
+        IngestSession {
+            login: BrokerLogin::new(owned.gateway, owned.number, username, password, folder),
+            name: format!("{}{}", self.owner.sessions(), owned.name),
+            check: check(&owned.name),
+            filter: (!owned.drains).then(|| owned.gateway.subscription(self.topic.filter())),
+            processor: Processor {
+                gateway: owned.gateway.name.clone(),
+                stream: if shares { stream.sharing(owned.number) } else { stream },
+            },
             registry: self.registry.clone(),
             sink,
             uri: self.uri.clone(),
-            budget: (BUDGET / of.max(1)).max(LEAST_BUDGET),
+            max_bytes: (MAX_IN_FLIGHT_BYTES / sessions.max(1)).max(MIN_SESSION_BYTES),
             readiness,
-            metrics: self.metrics.session(&own.name),
+            metrics: self.metrics.session(&owned.name),
             shutdown,
-            gateway: own.gateway.clone(),
+            gateway: owned.gateway.clone(),
         }
     }
 }
 
-/// Keeps the readiness check of the registry.
-async fn report(registry: Arc<Registry>, readiness: Readiness) {
+/// Updates the readiness check of the registry.
+async fn report(registry: Arc<DeviceRegistry>, readiness: Readiness) {
     let mut follower = registry.watch();
     loop {
         match follower.borrow_and_update().failure.clone() {

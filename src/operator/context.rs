@@ -1,27 +1,25 @@
-//! What all reconcilers share.
+//! The handles from which the operator builds its controllers.
 
 use std::sync::Arc;
 
-use k8s_controller::events::{Event, EventRecorder, PublishError};
+use k8s_controller::events::EventRecorder;
 use k8s_controller::{PrometheusMetrics, ReconcileObserver};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::Client;
 use kube::runtime::controller::Action;
-use kube::runtime::events::{EventType, Reporter};
-use kube::{Client, Resource, ResourceExt};
+use kube::runtime::events::Reporter;
 use prometheus::Registry;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
-use super::apply::{WriteError, WriteMetrics, Writer, is_namespace_terminating};
-use super::device::fleet::SharedFleet;
-use super::link::external::SharedExternals;
+use super::device::index::SharedDeviceIndex;
+use super::kubernetes::apply::{WriteError, WriteMetrics, Writer};
 use super::presence::totals::SharedTotals;
-use crate::api::condition::{BROKER_FULL, CERTIFICATE_EXPIRES_SOON, MESSAGES_DROPPED, READY, TOO_MANY_REFUSED};
+use super::twin_sync::external::SharedExternals;
 use crate::runtime::error::chain;
 
-/// Container images of what the operator runs.
+/// Container images of the pods that the operator creates.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Images {
-    /// This very binary: agents and workers.
+    /// The image of this binary, for agents and workers.
     pub fleetwright: String,
 
     /// The broker.
@@ -31,28 +29,28 @@ pub struct Images {
     pub pull_policy: Option<String>,
 }
 
-/// What all reconcilers share.
+/// The handles of the operator. Each controller takes the ones that it needs at its start; no reconciler keeps the whole.
 #[derive(Clone)]
 pub struct Context {
     /// For reads.
     pub client: Client,
 
-    /// Container images of what the operator runs.
+    /// Container images of the pods that the operator creates.
     pub images: Images,
 
     /// Namespace of the operator itself.
     pub namespace: String,
 
     /// The devices of all Gateways.
-    pub fleet: SharedFleet,
+    pub fleet: SharedDeviceIndex,
 
-    /// What is known of the clients of all Gateways.
+    /// Totals of connected and refused clients, by Gateway.
     pub presence: SharedTotals,
 
-    /// The brokers that run elsewhere.
+    /// Logins and login results of external brokers.
     pub externals: SharedExternals,
 
-    /// Where metrics are registered.
+    /// The registry of Prometheus metrics.
     pub metrics: Registry,
 
     writes: WriteMetrics,
@@ -69,7 +67,7 @@ impl Context {
         let observer = PrometheusMetrics::new("fleetwright")?;
         metrics.register(Box::new(observer.clone()))?;
         let writes = WriteMetrics::register(&metrics)?;
-        let fleet = SharedFleet::default();
+        let fleet = SharedDeviceIndex::default();
         let (presence, externals) = (SharedTotals::default(), SharedExternals::default());
         Ok(Self { client, images, namespace, fleet, presence, externals, metrics, writes, observer: Arc::new(observer), instance })
     }
@@ -94,114 +92,13 @@ impl Context {
     }
 }
 
-/// Publishes an event where `Ready` changed, see [`publish_change_of`].
-pub async fn publish_change<K: Resource<DynamicType = ()>>(
-    recorder: &EventRecorder,
-    object: &K,
-    before: &[Condition],
-    after: &[Condition],
-) {
-    publish_change_of(READY, recorder, object, before, after).await;
-}
-
-/// Publishes an event where a condition changed its status, its reason or its message: the cause, for `kubectl describe`.
-pub async fn publish_change_of<K: Resource<DynamicType = ()>>(
-    type_: &str,
-    recorder: &EventRecorder,
-    object: &K,
-    before: &[Condition],
-    after: &[Condition],
-) {
-    let of = |list: &[Condition]| list.iter().find(|condition| condition.type_ == type_).cloned();
-    let Some(now) = of(after) else { return };
-    let unchanged = of(before).is_some_and(|then| then.status == now.status && then.reason == now.reason && then.message == now.message);
-    if unchanged {
-        return;
-    }
-    info!(kind = %K::kind(&()), name = object.name_any(), condition = type_, status = now.status, reason = now.reason, "{}", now.message);
-    let event = Event {
-        type_: if is_alarming(of(before).as_ref(), &now) { EventType::Warning } else { EventType::Normal },
-        reason: now.reason,
-        action: "Reconcile".to_owned(),
-        note: Some(now.message),
-        related: None,
-    };
-    match recorder.publish(object, &event).await {
-        Ok(()) => {}
-        Err(PublishError::Kube(kube::Error::Api(status))) if is_namespace_terminating(&status) => {
-            debug!(name = object.name_any(), "the namespace is on its way out, and takes in no event");
-        }
-        Err(error) => warn!(name = object.name_any(), error = chain(&error), "failed to publish an event"),
-    }
-}
-
-/// What a start, a change or a deletion leads through, whenever it comes.
-const PLANNED: [&str; 6] = ["AwaitingBroker", "AwaitingWorker", "BrokerUpdating", "Deleting", "Pausing", "Replaying"];
-
-/// What a start leads through. From an object that was ready as it is, it is a failure.
-const STARTING: [&str; 6] =
-    ["BrokerNotReady", "CertificateNotProven", "CredentialsNotProven", "RegistryNotFilled", "TableNotReady", "WorkersNotReady"];
-
-/// Conditions that are good while they are not True.
-const HARMFUL: [&str; 2] = [BROKER_FULL, MESSAGES_DROPPED];
-
-/// Whether someone should look: not where the operator is at work, and where time alone is likely to help.
-fn is_alarming(before: Option<&Condition>, now: &Condition) -> bool {
-    if HARMFUL.contains(&now.type_.as_str()) {
-        return now.status == "True";
-    }
-    if now.status == "True" {
-        return [CERTIFICATE_EXPIRES_SOON, TOO_MANY_REFUSED].contains(&now.reason.as_str());
-    }
-    let was_so = before.is_some_and(|then| then.status == "True" && then.observed_generation == now.observed_generation);
-    let reason = now.reason.as_str();
-    !PLANNED.contains(&reason) && (was_so || !STARTING.contains(&reason))
-}
-
-/// What came of a look at an object, where a namespace that is on its way out is no failure: it takes in nothing new, and the
-/// object goes with it.
+/// Turns the error of a terminating namespace into waiting: the namespace accepts no new objects, and is about to delete this one.
 pub fn unless_terminating(outcome: Result<Option<Action>, WriteError>) -> Result<Option<Action>, WriteError> {
     match outcome {
         Err(error) if error.is_namespace_terminating() => {
-            debug!(error = chain(&error), "the namespace is on its way out: waiting for the object to go");
+            debug!(error = chain(&error), "the namespace is terminating: waiting for the deletion of the object");
             Ok(Some(Action::await_change()))
         }
         outcome => outcome,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    use k8s_openapi::jiff::Timestamp;
-
-    use super::*;
-
-    fn ready(status: &str, reason: &str, generation: i64) -> Condition {
-        Condition {
-            type_: READY.to_owned(),
-            status: status.to_owned(),
-            reason: reason.to_owned(),
-            message: String::new(),
-            last_transition_time: Time(Timestamp::UNIX_EPOCH),
-            observed_generation: Some(generation),
-        }
-    }
-
-    #[test]
-    fn what_a_change_leads_through_is_no_warning() {
-        let was = ready("True", "Ready", 1);
-        for (before, now, expected) in [
-            (None, ready("True", "Ready", 1), false),
-            (None, ready("True", CERTIFICATE_EXPIRES_SOON, 1), true),
-            (None, ready("False", "BrokerNotReady", 1), false),
-            (Some(&was), ready("False", "BrokerNotReady", 2), false),
-            (Some(&was), ready("False", "BrokerNotReady", 1), true),
-            (Some(&was), ready("False", "BrokerUpdating", 1), false),
-            (None, ready("False", "SecretNotFound", 1), true),
-            (Some(&was), ready("False", "DatabaseUnavailable", 1), true),
-        ] {
-            assert_eq!(is_alarming(before, &now), expected, "{before:?} {now:?}");
-        }
     }
 }

@@ -1,14 +1,12 @@
 //! The role `operator`: the control plane. A reconciler a kind, one lease that gates all writing, and one place that writes.
 
-pub mod apply;
 pub mod context;
 pub mod device;
-pub mod difference;
 pub mod gateway;
-pub mod link;
+pub mod kubernetes;
 pub mod pipeline;
 pub mod presence;
-pub mod watch;
+pub mod twin_sync;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,26 +17,30 @@ use k8s_controller::LeaderElection;
 use kube::{Client, Config};
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::{http, telemetry};
 use context::{Context, Images};
 use device::driver::{Driver, Subscribers};
 use gateway::Notices;
-use link::Links;
 use pipeline::registry::Devices;
 use pipeline::retention::Retention;
-use presence::Presence;
+use presence::PresenceController;
+use twin_sync::TwinSync;
 
 /// The longest a single read of a response may take; long enough for a watch's bookmarks (one a minute).
 const READ_TIMEOUT: Duration = Duration::from_secs(295);
 
-/// The first and the longest pause between two attempts to reach the API server at the start.
-const REACH_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// The delay after the first failed attempt to reach the API server at the start; it doubles up to [`MAX_REACH_DELAY`].
+const INITIAL_REACH_DELAY: Duration = Duration::from_millis(500);
+
+/// The longest delay between such attempts.
+const MAX_REACH_DELAY: Duration = Duration::from_secs(10);
 
 /// How long such an attempt may take.
 const REACH_TIMEOUT: Duration = Duration::from_secs(15);
@@ -84,7 +86,7 @@ pub struct Arguments {
     presence_writes_per_second: f64,
 
     /// Most writes a second of what devices report of their state, of all Devices together
-    #[arg(long, env = "FLEETWRIGHT_REPORT_WRITES_PER_SECOND", default_value_t = link::reports::DEFAULT_WRITES_PER_SECOND, value_parser = positive)]
+    #[arg(long, env = "FLEETWRIGHT_REPORT_WRITES_PER_SECOND", default_value_t = twin_sync::reports::DEFAULT_WRITES_PER_SECOND, value_parser = positive)]
     report_writes_per_second: f64,
 
     /// Address of the endpoint for probes and metrics
@@ -135,18 +137,17 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
     }
 }
 
-/// Waits for the API server: on a node that starts, this may be there before it. Not ready meanwhile, but alive.
+/// Waits for the API server, which may start after the operator when a node boots. The process is alive but not ready meanwhile.
 async fn reach(client: &Client) {
-    let mut pause = REACH_PAUSE.0;
+    let mut backoff = Backoff::new(INITIAL_REACH_DELAY, MAX_REACH_DELAY);
     loop {
         let error = match timeout(REACH_TIMEOUT, client.apiserver_version()).await {
             Ok(Ok(_)) => return,
             Ok(Err(error)) => chain(&error),
             Err(_) => format!("no answer in {} s", REACH_TIMEOUT.as_secs()),
         };
-        warn!(error, "failed to reach the API server: trying again");
-        sleep(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
-        pause = (pause * 2).min(REACH_PAUSE.1);
+        warn!(error, "failed to reach the API server, retrying");
+        backoff.wait().await;
     }
 }
 
@@ -166,8 +167,8 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     let (desired, desired_changes) = mpsc::unbounded_channel();
     let listed = CancellationToken::new();
     let devices = Devices { fleet: context.fleet.clone(), changes: registry.clone(), listed: listed.clone() };
-    let presence = Presence::new(context.clone(), arguments.presence_writes_per_second, totals.clone())?;
-    let links = Links::new(context.clone(), desired_changes, arguments.report_writes_per_second, presence.news(), look)?;
+    let presence = PresenceController::new(context.clone(), arguments.presence_writes_per_second, totals.clone())?;
+    let links = TwinSync::new(context.clone(), desired_changes, arguments.report_writes_per_second, presence.updates(), look)?;
     let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry, desired })?;
     let retention = Retention::new(&context.metrics)?;
     let to_tell = listed.clone();

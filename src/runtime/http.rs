@@ -1,4 +1,4 @@
-//! The endpoint of every role: `/livez`, `/readyz` and `/metrics`.
+//! The HTTP endpoint of every role: `/livez`, `/readyz` and `/metrics`.
 
 use std::net::SocketAddr;
 
@@ -12,15 +12,17 @@ use prometheus::{Encoder, Registry, TextEncoder};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::http_server;
 use super::readiness::Readiness;
 
+/// What the handlers of a role share.
 #[derive(Clone)]
-struct Endpoint {
+struct RoleEndpoint {
     readiness: Readiness,
     metrics: Registry,
 }
 
-/// As [`serve_with`], without routes of the role's own.
+/// As [`serve_with`], without further routes.
 ///
 /// # Errors
 /// When the address cannot be bound.
@@ -28,7 +30,7 @@ pub async fn serve(address: SocketAddr, readiness: Readiness, metrics: Registry,
     serve_with(address, readiness, metrics, Router::new(), shutdown).await
 }
 
-/// Serves until `shutdown` is cancelled; beside probes and metrics also `routes`.
+/// Serves probes, metrics and `routes` until `shutdown` is cancelled. [`http_server`] bounds connections and requests.
 ///
 /// # Errors
 /// When the address cannot be bound.
@@ -39,17 +41,18 @@ pub async fn serve_with(
     routes: Router,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    let all = Router::new()
+    let endpoints = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(expose))
-        .with_state(Endpoint { readiness, metrics })
+        .with_state(RoleEndpoint { readiness, metrics })
         .merge(routes);
     let listener = TcpListener::bind(address).await?;
-    axum::serve(listener, all).with_graceful_shutdown(shutdown.cancelled_owned()).await
+    http_server::serve(listener, endpoints, shutdown).await;
+    Ok(())
 }
 
-async fn ready(State(endpoint): State<Endpoint>) -> Response {
+async fn ready(State(endpoint): State<RoleEndpoint>) -> Response {
     match endpoint.readiness.verdict() {
         Ok(()) => "ok\n".into_response(),
         // The kubelet shows this body in the event of the failed probe.
@@ -57,7 +60,7 @@ async fn ready(State(endpoint): State<Endpoint>) -> Response {
     }
 }
 
-async fn expose(State(endpoint): State<Endpoint>) -> Response {
+async fn expose(State(endpoint): State<RoleEndpoint>) -> Response {
     let encoder = TextEncoder::new();
     let mut body = Vec::new();
     match encoder.encode(&endpoint.metrics.gather(), &mut body) {

@@ -1,193 +1,35 @@
-//! The devices of a namespace: which there are, and how each connects.
+//! Starts and stops the simulated devices of a namespace.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::TryStreamExt;
-use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, ResourceExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::connection::Endpoint;
-use super::device::{Device, Plan};
+use super::access::DeviceAccess;
+use super::device::{DevicePlan, SimulatedDevice};
 use super::report::Tally;
-use crate::api::gateway::{Listener, ListenerAuthentication};
-use crate::api::name::{device_credentials, service_host};
-use crate::api::{self, Gateway};
+use crate::api;
 use crate::runtime::error::chain;
-use crate::runtime::tls::{TlsError, Verification, client_configuration};
 
-/// How long the API server may take for an answer.
-const API_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How the devices reach their brokers.
-#[derive(Clone, Debug)]
-pub struct Route {
-    /// Host to connect to instead of the Gateway's Service.
-    pub host: Option<String>,
-    /// Port to connect to instead of that of the Gateway's first plain listener.
-    pub port: Option<u16>,
-    /// Whether the certificates of brokers are verified.
-    pub verify: bool,
-}
-
-/// How a device logs in.
-#[derive(Clone, Debug)]
-pub struct Login {
-    /// Where.
-    pub endpoint: Endpoint,
-    /// As whom.
-    pub username: String,
-    /// Password.
-    pub password: Bytes,
-}
-
-/// Why a device cannot log in yet.
-#[derive(Debug, thiserror::Error)]
-pub enum AccessError {
-    /// The API server does not give an object.
-    #[error("failed to get the {kind} {name}")]
-    Get {
-        /// Its kind.
-        kind: &'static str,
-        /// Its name.
-        name: String,
-        /// Why.
-        source: Box<kube::Error>,
-    },
-
-    /// No answer in time.
-    #[error("failed to get the {kind} {name} within {} s", API_TIMEOUT.as_secs())]
-    Await {
-        /// Its kind.
-        kind: &'static str,
-        /// Its name.
-        name: String,
-    },
-
-    /// A Secret lacks a key.
-    #[error("failed to find the key {key} in the Secret {secret}")]
-    FindKey {
-        /// The Secret.
-        secret: String,
-        /// The key.
-        key: String,
-    },
-
-    /// The Gateway has no listener that fits.
-    #[error("failed to find a listener in the Gateway {gateway}")]
-    FindListener {
-        /// The Gateway.
-        gateway: String,
-    },
-
-    /// The certificate authority cannot be used.
-    #[error(transparent)]
-    TrustAuthority(#[from] TlsError),
-}
-
-/// What a device needs to log in, read from the API server when it is needed.
-#[derive(Clone)]
-pub struct Access {
-    client: Client,
-    namespace: String,
-    route: Route,
-}
-
-impl Access {
-    /// Access by this client.
-    #[must_use]
-    pub fn new(client: Client, namespace: String, route: Route) -> Self {
-        Self { client, namespace, route }
-    }
-
-    /// The login of a device, as its objects say now.
-    pub async fn login(&self, device: &str) -> Result<Login, AccessError> {
-        let spec = self.get::<api::Device>("Device", device).await?.spec;
-        let given = spec.authentication.password.and_then(|password| password.secret_ref);
-        let (secret, key) = given.map_or_else(|| (device_credentials(device), "password".to_owned()), |given| (given.name, given.key));
-        let password = self.key(&secret, &key).await?;
-        let endpoint = self.endpoint(&spec.gateway_ref.name).await?;
-        Ok(Login { endpoint, username: device.to_owned(), password })
-    }
-
-    async fn endpoint(&self, name: &str) -> Result<Endpoint, AccessError> {
-        let gateway = self.get::<Gateway>("Gateway", name).await?;
-        let listener = choose(&gateway.spec.listeners, self.route.port);
-        let (port, tls) = match (listener, self.route.port) {
-            (Some(listener), port) => (port.or(u16::try_from(listener.port).ok()), listener.tls_secret(name)),
-            // A port that is forwarded to a plain listener.
-            (None, port) => (port, None),
-        };
-        let port = port.ok_or_else(|| AccessError::FindListener { gateway: name.to_owned() })?;
-        let tls = match tls {
-            None => None,
-            Some(_) if !self.route.verify => Some(Arc::new(client_configuration(Verification::Unverified)?)),
-            Some(tls) => {
-                let authority = self.key(&tls, "ca.crt").await;
-                let verification = match &authority {
-                    Ok(pem) => Verification::Authorities(pem),
-                    Err(AccessError::FindKey { .. }) => Verification::Public,
-                    Err(_) => return Err(authority.err().unwrap_or_else(|| AccessError::FindListener { gateway: name.to_owned() })),
-                };
-                Some(Arc::new(client_configuration(verification)?))
-            }
-        };
-        let host = self.route.host.clone().unwrap_or_else(|| service_host(name, &self.namespace));
-        Ok(Endpoint { host, port, tls })
-    }
-
-    async fn key(&self, name: &str, key: &str) -> Result<Bytes, AccessError> {
-        let secret = self.get::<Secret>("Secret", name).await?;
-        let found = secret.data.and_then(|mut data| data.remove(key));
-        found.map(|value| Bytes::from(value.0)).ok_or_else(|| AccessError::FindKey { secret: name.to_owned(), key: key.to_owned() })
-    }
-
-    async fn get<K>(&self, kind: &'static str, name: &str) -> Result<K, AccessError>
-    where
-        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
-        <K as kube::Resource>::DynamicType: Default,
-    {
-        let api: Api<K> = Api::namespaced(self.client.clone(), &self.namespace);
-        match timeout(API_TIMEOUT, api.get(name)).await {
-            Ok(Ok(object)) => Ok(object),
-            Ok(Err(error)) => Err(AccessError::Get { kind, name: name.to_owned(), source: Box::new(error) }),
-            Err(_) => Err(AccessError::Await { kind, name: name.to_owned() }),
-        }
-    }
-}
-
-/// The listener with this port; or of those that ask for a password alone the first plain one, or the first.
-fn choose(listeners: &[Listener], port: Option<u16>) -> Option<&Listener> {
-    match port {
-        Some(port) => listeners.iter().find(|listener| listener.port == i32::from(port)),
-        None => {
-            let mut open = listeners.iter().filter(|listener| listener.authentication() == ListenerAuthentication::Password);
-            let first = open.clone().next();
-            open.find(|listener| listener.tls.is_none()).or(first)
-        }
-    }
-}
-
-/// How fast the fleet speaks.
+/// The publish rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rate {
-    /// Messages a second of all devices together.
+pub enum PublishRate {
+    /// Messages per second of all devices together.
     Total(f64),
-    /// Messages a second of each device.
+    /// Messages per second of each device.
     PerDevice(f64),
 }
 
-impl Rate {
-    /// The time between two messages of one of so many devices; a day at the most.
+impl PublishRate {
+    /// The interval between two messages of one device, for this number of devices. At most one day.
     #[must_use]
     pub fn interval(self, devices: usize) -> Duration {
         #[allow(clippy::cast_precision_loss, reason = "a number of devices")]
@@ -200,29 +42,29 @@ impl Rate {
 }
 
 /// The running devices.
-pub struct Fleet {
-    access: Arc<Access>,
-    rate: Rate,
+pub struct SimulatedFleet {
+    access: Arc<DeviceAccess>,
+    rate: PublishRate,
     readings: u32,
-    most: Option<usize>,
+    max_devices: Option<usize>,
     tally: Tally,
     interval: watch::Sender<Duration>,
-    /// Every Device that there is, and how to end it while it runs.
+    /// All Devices, and the token that stops each running one.
     devices: BTreeMap<String, Option<CancellationToken>>,
     running: JoinSet<()>,
 }
 
-impl Fleet {
-    /// A fleet without devices.
+impl SimulatedFleet {
+    /// Creates a fleet without devices.
     #[must_use]
-    pub fn new(access: Access, rate: Rate, readings: u32, most: Option<usize>, tally: Tally) -> Self {
+    pub fn new(access: DeviceAccess, rate: PublishRate, readings: u32, max_devices: Option<usize>, tally: Tally) -> Self {
         let interval = watch::Sender::new(rate.interval(1));
-        Self { access: Arc::new(access), rate, readings, most, tally, interval, devices: BTreeMap::new(), running: JoinSet::new() }
+        Self { access: Arc::new(access), rate, readings, max_devices, tally, interval, devices: BTreeMap::new(), running: JoinSet::new() }
     }
 
-    /// Plays every Device that the selector matches, as they come and go, until `stop`.
+    /// Simulates every Device that the selector matches, until `stop`.
     pub async fn run(mut self, selector: &str, stop: &CancellationToken) {
-        let api: Api<api::Device> = Api::namespaced(self.access.client.clone(), &self.access.namespace);
+        let api: Api<api::Device> = Api::namespaced(self.access.client(), self.access.namespace());
         let events = watcher(api, watcher::Config::default().labels(selector)).default_backoff();
         let mut events = std::pin::pin!(events);
         let mut listed = Vec::new();
@@ -253,8 +95,8 @@ impl Fleet {
                     self.remove(&device.name_any());
                     self.arrange();
                 }
-                // The watch comes back by itself, after a while.
-                Err(error) => warn!(failure = chain(&error), "the Devices cannot be watched"),
+                // The watch retries with its own backoff.
+                Err(error) => warn!(failure = chain(&error), "failed to watch the Devices: retrying"),
                 Ok(None) => break,
             }
         }
@@ -266,26 +108,26 @@ impl Fleet {
 
     fn remove(&mut self, name: &str) {
         if let Some(Some(stop)) = self.devices.remove(name) {
-            info!(device = name, "gone");
+            info!(device = name, "stopped: the Device was deleted");
             stop.cancel();
         }
     }
 
-    /// Starts what should run, and spreads the rate.
+    /// Starts and stops devices, and distributes the rate.
     fn arrange(&mut self) {
-        let most = self.most.unwrap_or(usize::MAX);
-        let known = self.devices.len().min(most);
+        let max = self.max_devices.unwrap_or(usize::MAX);
+        let known = self.devices.len().min(max);
         let interval = self.rate.interval(known);
         self.interval.send_if_modified(|current| std::mem::replace(current, interval) != interval);
         self.tally.set_known(known);
         for (index, (name, running)) in self.devices.iter_mut().enumerate() {
-            if index >= most {
+            if index >= max {
                 if let Some(stop) = running.take() {
                     stop.cancel();
                 }
             } else if running.is_none() {
-                let plan = Plan { interval: self.interval.subscribe(), readings: self.readings };
-                let device = Device::new(name, plan, self.access.clone(), self.tally.clone());
+                let plan = DevicePlan { interval: self.interval.subscribe(), readings: self.readings };
+                let device = SimulatedDevice::new(name, plan, self.access.clone(), self.tally.clone());
                 let stop = CancellationToken::new();
                 self.running.spawn(device.run(stop.clone()));
                 *running = Some(stop);
@@ -297,27 +139,11 @@ impl Fleet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::gateway::{ListenerTls, Protocol};
-
-    fn listener(port: i32, secret: Option<&str>) -> Listener {
-        let tls =
-            secret.map(|secret| ListenerTls { secret_name: Some(secret.to_owned()), authentication: ListenerAuthentication::Password });
-        Listener { name: format!("l{port}"), port, protocol: Protocol::Mqtt, tls }
-    }
 
     #[test]
-    fn a_plain_listener_comes_first() {
-        let listeners = [listener(8883, Some("a")), listener(1883, None), listener(1885, None)];
-        assert_eq!(choose(&listeners, None).map(|listener| listener.port), Some(1883));
-        assert_eq!(choose(&listeners[..1], None).map(|listener| listener.port), Some(8883));
-        assert_eq!(choose(&listeners, Some(8883)).map(|listener| listener.port), Some(8883));
-        assert_eq!(choose(&listeners, Some(31_883)), None);
-    }
-
-    #[test]
-    fn the_rate_is_shared() {
-        assert_eq!(Rate::Total(100.0).interval(20), Duration::from_millis(200));
-        assert_eq!(Rate::PerDevice(5.0).interval(20), Duration::from_millis(200));
-        assert_eq!(Rate::Total(0.000_001).interval(20), Duration::from_hours(24));
+    fn a_total_rate_is_divided_among_the_devices() {
+        assert_eq!(PublishRate::Total(100.0).interval(20), Duration::from_millis(200));
+        assert_eq!(PublishRate::PerDevice(5.0).interval(20), Duration::from_millis(200));
+        assert_eq!(PublishRate::Total(0.000_001).interval(20), Duration::from_hours(24));
     }
 }

@@ -1,4 +1,4 @@
-//! What a simulated machine does: it runs, it idles, its bearing wears until the machine fails, and somebody repairs it.
+//! A simulated machine: it runs and idles, its bearing wears until the machine fails, and it is repaired.
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -13,21 +13,21 @@ pub struct Reading {
     pub rms: f64,
     /// Temperature of the bearing in degrees Celsius.
     pub temperature: f64,
-    /// What the machine does.
-    pub state: State,
+    /// The state of the machine.
+    pub state: MachineState,
 }
 
-/// What a machine does.
+/// The state of a machine.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
-    /// It works.
+pub enum MachineState {
+    /// Running.
     Running,
-    /// It waits for work.
+    /// Waiting for work.
     Idle,
-    /// It works, and its bearing wears.
+    /// Running with a worn bearing.
     Drifting,
-    /// It stands still, and waits for repair.
+    /// Stopped, until it is repaired.
     Failed,
 }
 
@@ -35,43 +35,43 @@ pub enum State {
 #[derive(Debug)]
 pub struct Machine {
     random: SmallRng,
-    state: State,
-    /// Readings until the state changes.
+    state: MachineState,
+    /// The number of readings until the state changes.
     left: u32,
-    /// How worn the bearing is: 0 new, 1 broken.
+    /// The wear of the bearing: 0 is new, 1 is broken.
     wear: f64,
     temperature: f64,
     last: i64,
 }
 
 impl Machine {
-    /// A machine whose life follows from its name.
+    /// A machine whose readings are determined by its name.
     #[must_use]
     pub fn new(name: &str) -> Self {
         let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         let mut machine =
-            Self { random: SmallRng::seed_from_u64(seed), state: State::Idle, left: 0, wear: 0.0, temperature: 22.0, last: 0 };
+            Self { random: SmallRng::seed_from_u64(seed), state: MachineState::Idle, left: 0, wear: 0.0, temperature: 22.0, last: 0 };
         machine.change();
         machine
     }
 
-    /// The next reading, at `now` (milliseconds since 1970), or a millisecond after the last one where that is later: a device
-    /// never uses a time twice.
+    /// The next reading, at `now` (milliseconds since 1970), or one millisecond after the last one if that is later: each reading
+    /// has its own time.
     pub fn read(&mut self, now: i64) -> Reading {
         self.left = self.left.saturating_sub(1);
         if self.left == 0 {
             self.change();
         }
         let (rms, target) = match self.state {
-            State::Running => (self.around(2.2, 0.25), 48.0),
-            State::Idle => (self.around(0.3, 0.05), 26.0),
-            State::Drifting => {
+            MachineState::Running => (self.around(2.2, 0.25), 48.0),
+            MachineState::Idle => (self.around(0.3, 0.05), 26.0),
+            MachineState::Drifting => {
                 self.wear = (self.wear + 0.01).min(1.0);
                 (self.around(2.2 + 14.0 * self.wear * self.wear, 0.3 + self.wear), 48.0 + 45.0 * self.wear)
             }
-            State::Failed => (0.0, 22.0),
+            MachineState::Failed => (0.0, 22.0),
         };
-        // The bearing follows slowly.
+        // The temperature follows the target slowly.
         self.temperature += (target - self.temperature) * 0.05;
         let temperature = self.temperature + self.random.random_range(-0.2..0.2);
         self.last = now.max(self.last + 1);
@@ -85,12 +85,12 @@ impl Machine {
     fn change(&mut self) {
         let chance = self.random.random_range(0..10);
         (self.state, self.left) = match (self.state, chance) {
-            (State::Drifting, _) => (State::Failed, self.random.random_range(20..60)),
-            (State::Running, 0) => (State::Drifting, self.random.random_range(80..140)),
-            (State::Running, _) => (State::Idle, self.random.random_range(10..60)),
-            (State::Idle | State::Failed, _) => (State::Running, self.random.random_range(60..300)),
+            (MachineState::Drifting, _) => (MachineState::Failed, self.random.random_range(20..60)),
+            (MachineState::Running, 0) => (MachineState::Drifting, self.random.random_range(80..140)),
+            (MachineState::Running, _) => (MachineState::Idle, self.random.random_range(10..60)),
+            (MachineState::Idle | MachineState::Failed, _) => (MachineState::Running, self.random.random_range(60..300)),
         };
-        if self.state == State::Running {
+        if self.state == MachineState::Running {
             self.wear = 0.0;
         }
     }
@@ -104,7 +104,7 @@ fn round(number: f64, digits: f64) -> f64 {
 #[must_use]
 pub fn payload(readings: &[Reading]) -> Vec<u8> {
     let encoded = if let [reading] = readings { serde_json::to_vec(reading) } else { serde_json::to_vec(readings) };
-    // Numbers and names: there is nothing that JSON could refuse.
+    // Finite numbers and fixed names always have a JSON form.
     encoded.unwrap_or_default()
 }
 
@@ -115,19 +115,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_life_is_plausible() {
+    fn readings_stay_plausible_through_all_states() {
         let mut machine = Machine::new("press-0001");
         let readings: Vec<Reading> = (0..20_000).map(|second| machine.read(1_777_863_721_500 + second * 1000)).collect();
         assert!(readings.iter().all(|reading| (0.0..20.0).contains(&reading.rms) && (15.0..110.0).contains(&reading.temperature)));
-        for state in [State::Running, State::Idle, State::Drifting, State::Failed] {
+        for state in [MachineState::Running, MachineState::Idle, MachineState::Drifting, MachineState::Failed] {
             assert!(readings.iter().any(|reading| reading.state == state), "never {state:?}");
         }
         let worst = readings.iter().map(|reading| reading.rms).fold(0.0, f64::max);
-        assert!(worst > 12.0, "a machine that fails shows it before");
+        assert!(worst > 12.0, "the vibration rises before a failure");
     }
 
     #[test]
-    fn no_time_is_used_twice() {
+    fn each_reading_has_its_own_time() {
         let mut machine = Machine::new("press-0001");
         let times: HashSet<i64> = (0..100).map(|step| machine.read(1_777_863_721_500 + step / 10).ts).collect();
         assert_eq!(times.len(), 100);
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn one_reading_is_an_object_and_more_are_an_array() {
-        let reading = Reading { ts: 1, rms: 0.5, temperature: 20.0, state: State::Idle };
+        let reading = Reading { ts: 1, rms: 0.5, temperature: 20.0, state: MachineState::Idle };
         let text = |readings: &[Reading]| String::from_utf8(payload(readings)).unwrap();
         assert_eq!(text(std::slice::from_ref(&reading)), r#"{"ts":1,"rms":0.5,"temperature":20.0,"state":"idle"}"#);
         assert!(text(&[reading.clone(), reading]).starts_with("[{"));

@@ -1,9 +1,9 @@
-//! The role `simulate`: plays a fleet of devices, for demonstrations and load.
+//! The role `simulate`: simulates the devices of a namespace, for demonstrations and load tests.
 //!
-//! Each Device of the namespace connects with the credential from its Secret, publishes the readings of a machine, and
-//! counts what the broker acknowledged: what is in the report must be in the table.
+//! Each Device connects with the credential from its Secret, publishes the readings of a machine, and counts the acknowledged
+//! readings: all readings of the report must be in the table.
 
-mod connection;
+mod access;
 mod device;
 mod fleet;
 mod machine;
@@ -17,7 +17,8 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use self::fleet::{Access, Fleet, Rate, Route};
+use self::access::{DeviceAccess, Route};
+use self::fleet::{PublishRate, SimulatedFleet};
 use self::report::Tally;
 
 /// Arguments of the role `simulate`.
@@ -27,63 +28,64 @@ pub struct Arguments {
     #[arg(long, short, env = "POD_NAMESPACE", default_value = "default")]
     namespace: String,
 
-    /// Devices to play, by their labels; left out, all of the namespace
+    /// Label selector of the Devices to simulate (default: all)
     #[arg(long, short = 'l', default_value = "")]
     selector: String,
 
-    /// The most devices to play, the first by name
+    /// Maximum number of devices, in the order of their names
     #[arg(long)]
     devices: Option<usize>,
 
-    /// Messages a second of all devices together
+    /// Messages per second of all devices together
     #[arg(long, default_value_t = 10.0, conflicts_with = "rate_per_device")]
     rate: f64,
 
-    /// Messages a second of each device
+    /// Messages per second of each device
     #[arg(long)]
     rate_per_device: Option<f64>,
 
-    /// Readings in a message; more than one are an array
+    /// Readings per message; several readings are a JSON array
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     readings: u32,
 
-    /// How long to play, in seconds; left out, until stopped
+    /// Duration in seconds (default: until stopped)
     #[arg(long, value_name = "SECONDS")]
     duration: Option<f64>,
 
-    /// Host to connect to instead of the Gateways' Services
+    /// Host to connect to, instead of the Services of the Gateways
     #[arg(long, value_name = "HOST")]
     gateway_host: Option<String>,
 
-    /// Port to connect to; left out, that of the first listener of the Gateway without TLS, or of its first one
+    /// Port to connect to (default: that of the first listener without TLS, or of the first listener)
     #[arg(long, value_name = "PORT")]
     gateway_port: Option<u16>,
 
-    /// Take any certificate of a broker; otherwise it is verified by the ca.crt in its Secret, or by the public authorities
+    /// Accept any certificate of a broker (default: verify it by the ca.crt in its Secret, or by the public authorities)
     #[arg(long)]
     insecure_skip_verify: bool,
 
-    /// File to write at the end what was acknowledged, as JSON; - for standard output
+    /// File for the JSON report of the acknowledged readings; - for standard output
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 }
 
-/// Runs until `shutdown` is cancelled, or for as long as was asked for.
+/// Runs until `shutdown` is cancelled, or for the given duration.
 ///
 /// # Errors
-/// When an argument makes no sense, there is no cluster to talk to, or the report cannot be written.
+/// If an argument is invalid, no cluster is configured, or the report cannot be written.
 pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let rate = arguments.rate_per_device.map_or(Rate::Total(arguments.rate), Rate::PerDevice);
-    let (Rate::Total(number) | Rate::PerDevice(number)) = rate;
+    let rate = arguments.rate_per_device.map_or(PublishRate::Total(arguments.rate), PublishRate::PerDevice);
+    let (PublishRate::Total(number) | PublishRate::PerDevice(number)) = rate;
     if !(number.is_finite() && number > 0.0) {
-        bail!("failed to read the rate: expected messages a second above 0, found {number}");
+        bail!("failed to read the rate: expected messages per second above 0, found {number}");
     }
-    let client =
-        kube::Client::try_default().await.context("failed to find the cluster: expected a kubeconfig, or a pod's service account")?;
+    let client = kube::Client::try_default()
+        .await
+        .context("failed to configure the Kubernetes client: expected a kubeconfig or the service account of a pod")?;
     let route = Route { host: arguments.gateway_host, port: arguments.gateway_port, verify: !arguments.insecure_skip_verify };
     let tally = Tally::default();
-    let access = Access::new(client, arguments.namespace, route);
-    let fleet = Fleet::new(access, rate, arguments.readings, arguments.devices, tally.clone());
+    let access = DeviceAccess::new(client, arguments.namespace, route);
+    let fleet = SimulatedFleet::new(access, rate, arguments.readings, arguments.devices, tally.clone());
 
     let stop = shutdown.child_token();
     if let Some(seconds) = arguments.duration {
@@ -91,7 +93,7 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
         let stop = stop.clone();
         tokio::spawn(async move {
             tokio::time::sleep(duration).await;
-            info!("the time is over");
+            info!("the duration has passed");
             stop.cancel();
         });
     }

@@ -1,4 +1,4 @@
-//! What was acknowledged: the live line, and the report that tests compare with rows.
+//! The acknowledged readings: the progress line, and the report that tests compare with rows.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
@@ -10,26 +10,26 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-/// How often the line is written into a log, where a line a second would drown everything else.
+/// How often the progress line is printed if the output is not a terminal.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What a device has had acknowledged.
+/// The acknowledged readings of a device.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceReport {
-    /// Messages that the broker acknowledged.
+    /// Acknowledged messages.
     pub messages: u64,
-    /// Readings in them: as many rows must be in the table.
+    /// Readings of the acknowledged messages: the table must have as many rows.
     pub readings: u64,
-    /// Time of the first of these readings, in milliseconds since 1970-01-01T00:00:00Z.
+    /// Time of the first acknowledged reading, in milliseconds since 1970-01-01T00:00:00Z.
     pub first_timestamp: Option<i64>,
-    /// Time of the last of these readings.
+    /// Time of the last acknowledged reading, in the same unit.
     pub last_timestamp: Option<i64>,
-    /// Readings that were sent, and not acknowledged by the end: rows of them may be in the table, or not.
+    /// Readings without an acknowledgement at the end. The table may or may not have their rows.
     pub unacknowledged_readings: u64,
 }
 
-/// Counts of the whole fleet. Clones share them.
+/// The counts of all devices. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     shared: Arc<Shared>,
@@ -62,7 +62,7 @@ impl Tally {
         });
     }
 
-    /// These readings were sent and will not be waited for.
+    /// These readings have no acknowledgement at the end.
     pub fn give_up(&self, device: &str, readings: u64) {
         self.update(device, |report| report.unacknowledged_readings += readings);
     }
@@ -86,12 +86,12 @@ impl Tally {
         self.shared.connected.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// So many devices are simulated.
+    /// Sets the number of simulated devices.
     pub fn set_known(&self, devices: usize) {
         self.shared.known.store(devices as u64, Ordering::Relaxed);
     }
 
-    /// Writes the live line until `stop`: every second over itself on a terminal, now and then into a log.
+    /// Prints the progress line until `stop`: every second on a terminal, otherwise every ten seconds.
     pub async fn show(self, stop: CancellationToken) {
         let terminal = io::stdout().is_terminal();
         let interval = if terminal { Duration::from_secs(1) } else { LOG_INTERVAL };
@@ -115,10 +115,10 @@ impl Tally {
         }
     }
 
-    /// Writes the report into a file, or to standard output for `-`.
+    /// Writes the report to a file, or to standard output for `-`.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// If the file cannot be written.
     pub fn write(&self, file: &Path) -> io::Result<()> {
         let devices = self.shared.devices.lock().unwrap_or_else(PoisonError::into_inner);
         let report = Report {
@@ -137,7 +137,7 @@ impl Tally {
 
 fn print(text: &str) {
     let mut output = io::stdout().lock();
-    // Whoever closed the output does not want to see it.
+    // A closed output does not stop the simulation.
     let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
 }
 
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_report_says_what_was_acknowledged() {
+    fn the_report_counts_acknowledged_readings_per_device() {
         let tally = Tally::default();
         tally.acknowledge("press-1", 2, 10, 11);
         tally.acknowledge("press-1", 1, 5, 5);

@@ -2,9 +2,9 @@
 
 use std::process::Command;
 
+use fleetwright::broker::credential::KeyDigest;
 use fleetwright::certificate::client::ClientAuthority;
 use fleetwright::certificate::request::SigningRequest;
-use fleetwright::credential::KeyDigest;
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, PublicKeyData};
 

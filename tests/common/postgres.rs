@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use fleetwright::timescale::connect::{connect, drive};
-use fleetwright::timescale::uri::ConnectionUri;
+use fleetwright::database::connect::{connect, drive};
+use fleetwright::database::uri::ConnectionUri;
 use tempfile::TempDir;
 use tokio_postgres::Client;
 

@@ -8,9 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use fleetwright::api::PipelineSpec;
-use fleetwright::timescale::assignment::spread;
-use fleetwright::timescale::execute::apply;
-use fleetwright::timescale::schema::{Desired, Owner, desired};
+use fleetwright::configuration::pipeline::compile;
+use fleetwright::sink::timescale::execute::apply;
+use fleetwright::sink::timescale::schema::Desired;
+use fleetwright::state::assignment::spread;
+use fleetwright::state::owner::Owner;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_postgres::Client;
@@ -110,7 +112,8 @@ impl<B> Chain<B> {
             "sink": {"timescale": {"connectionSecret": {"name": "db"}, "table": "vibration"}},
         }))
         .unwrap();
-        let desired = desired(Owner { namespace: "plant".to_owned(), pipeline: "vibration".to_owned() }, &spec).unwrap();
+        let owner = Owner { namespace: "plant".to_owned(), pipeline: "vibration".to_owned() };
+        let desired = compile(owner, &spec, Ok(None)).unwrap().desired;
         apply(&mut client, &desired).await.unwrap();
         client
             .batch_execute(&format!(

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use fleetwright::api::PipelineSpec;
-use fleetwright::timescale::connect::{connect, drive};
-use fleetwright::timescale::execute::apply;
-use fleetwright::timescale::schema::{Owner, desired};
-use fleetwright::timescale::uri::ConnectionUri;
+use fleetwright::configuration::pipeline::compile;
+use fleetwright::database::connect::{connect, drive};
+use fleetwright::database::uri::ConnectionUri;
+use fleetwright::sink::timescale::execute::apply;
+use fleetwright::state::owner::Owner;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio_postgres::Client;
@@ -114,7 +115,9 @@ impl Kind {
             "source": {"topic": "devices/{device}/telemetry"}, "decode": decode(),
             "sink": {"timescale": {"connectionSecret": {"name": "x"}, "table": "load"}},
         }))?;
-        apply(&mut client, &desired(Owner { namespace: "bench".to_owned(), pipeline: "load".to_owned() }, &spec)?).await?;
+        let owner = Owner { namespace: "bench".to_owned(), pipeline: "load".to_owned() };
+        let compiled = compile(owner, &spec, Ok(None)).map_err(|cause| anyhow::anyhow!("{}", cause.message))?;
+        apply(&mut client, &compiled.desired).await?;
         client
             .batch_execute(&format!(
                 "INSERT INTO fleetwright.device (namespace, name, gateway, enabled)

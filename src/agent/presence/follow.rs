@@ -15,58 +15,58 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::metrics::Metrics;
+use super::metrics::PresenceMetrics;
 use super::{Presence, epoch, now};
 use crate::agent::files::write;
 use crate::agent::process;
+use crate::broker::log::line;
+use crate::broker::log::tracker::{Tracker, TrackerSnapshot};
 use crate::configuration::agent::LOG_FILE;
-use crate::presence::line;
-use crate::presence::tracker::{Memory, Tracker};
 use crate::runtime::error::chain;
 
 /// How often is looked for new lines: a compromise of speed (a tenth of a second is at once, for people) and of what an idle
 /// broker costs (ten small reads a second).
-const INTERVAL: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often is looked whether the broker's process is there.
-const PROCESS_INTERVAL: Duration = Duration::from_secs(1);
+const PROCESS_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A log that is longer is put aside: some 25,000 connections, read in a tenth of a second. Each time is a reload, which
+/// A log that is longer is put rotated_path: some 25,000 connections, read in a tenth of a second. Each time is a reload, which
 /// holds a broker of 15,000 clients for 60 ms.
-pub const LONGEST_LOG: u64 = 8 << 20;
+pub const MAX_LOG_BYTES: u64 = 8 << 20;
 
 /// But not sooner than this after the last one, unless it is longer still: a flood of refused clients must not make a
 /// broker reload all the time.
-const SHORTEST_LIFE: Duration = Duration::from_mins(1);
-const LONGEST_LOG_OF_ALL: u64 = 128 << 20;
+const MIN_LOG_AGE: Duration = Duration::from_mins(1);
+const MAX_LOG_BYTES_EARLY: u64 = 128 << 20;
 
 /// A broker that has not opened its log anew is told again after this long.
-const RELOAD_AGAIN: Duration = Duration::from_secs(5);
+const RELOAD_RETRY: Duration = Duration::from_secs(5);
 
 /// What is read at once.
-const CHUNK: usize = 256 << 10;
+const READ_BYTES: usize = 256 << 10;
 
 /// A line that has no end after this many bytes is none of Mosquitto's.
-const LONGEST_PARTIAL: usize = 64 << 10;
+const MAX_PARTIAL_LINE_BYTES: usize = 64 << 10;
 
 /// File beside the log with what the logs told that are gone.
-const MEMORY_FILE: &str = "presence.json";
+const SNAPSHOT_FILE: &str = "presence.json";
 
-/// [`MEMORY_FILE`].
+/// [`SNAPSHOT_FILE`].
 #[derive(Debug, Deserialize, Serialize)]
-struct Remembered {
+struct SavedPresence {
     /// Number of the last log that is in it.
-    covers: u64,
+    rotations: u64,
     /// Whether the broker has said that it runs.
     running: bool,
-    memory: Memory,
+    snapshot: TrackerSnapshot,
 }
 
 /// The log that is being read.
 #[derive(Debug)]
-struct Reading {
+struct OpenLog {
     file: File,
-    /// Whether it has been put aside.
+    /// Whether it has been put rotated_path.
     renamed: bool,
     bytes: u64,
     partial: Vec<u8>,
@@ -74,17 +74,17 @@ struct Reading {
 
 /// Follows the log of one broker.
 #[derive(Debug)]
-pub struct Follower {
+pub struct LogFollower {
     folder: PathBuf,
     configuration: PathBuf,
     presence: Presence,
-    metrics: Metrics,
-    longest_log: u64,
-    shortest_life: Duration,
-    put_aside: Option<Instant>,
+    metrics: PresenceMetrics,
+    max_log_bytes: u64,
+    min_log_age: Duration,
+    rotated_at: Option<Instant>,
     /// Logs up to this number are in the tracker, and gone.
-    covers: u64,
-    reading: Option<Reading>,
+    rotations: u64,
+    reading: Option<OpenLog>,
     /// Whether the broker has said that it runs: one that starts does not know the signal yet.
     running: bool,
     reloaded_at: Option<Instant>,
@@ -92,24 +92,24 @@ pub struct Follower {
     grown: bool,
 }
 
-impl Follower {
+impl LogFollower {
     /// A follower of the log in `folder`, of the broker with this `configuration`. Goes on from what an earlier one knew.
     #[must_use]
-    pub fn new(folder: &Path, configuration: &Path, presence: Presence, metrics: Metrics) -> Self {
-        let remembered = remembered(&folder.join(MEMORY_FILE));
-        let (covers, running) = remembered.as_ref().map_or((0, false), |remembered| (remembered.covers, remembered.running));
-        if let Some(remembered) = remembered {
-            *presence.lock() = Tracker::resume(epoch(), remembered.memory);
+    pub fn new(folder: &Path, configuration: &Path, presence: Presence, metrics: PresenceMetrics) -> Self {
+        let saved = saved(&folder.join(SNAPSHOT_FILE));
+        let (rotations, running) = saved.as_ref().map_or((0, false), |saved| (saved.rotations, saved.running));
+        if let Some(saved) = saved {
+            *presence.lock() = Tracker::restore(epoch(), saved.snapshot);
         }
         Self {
             folder: folder.to_owned(),
             configuration: configuration.to_owned(),
             presence,
             metrics,
-            longest_log: LONGEST_LOG,
-            shortest_life: SHORTEST_LIFE,
-            put_aside: None,
-            covers,
+            max_log_bytes: MAX_LOG_BYTES,
+            min_log_age: MIN_LOG_AGE,
+            rotated_at: None,
+            rotations,
             reading: None,
             running,
             reloaded_at: None,
@@ -118,25 +118,25 @@ impl Follower {
         }
     }
 
-    /// Puts the log aside at another length, however soon; for tests.
+    /// Puts the log rotated_path at another length, however soon; for tests.
     #[must_use]
-    pub fn with_longest_log(mut self, bytes: u64) -> Self {
-        (self.longest_log, self.shortest_life) = (bytes, Duration::ZERO);
+    pub fn with_max_log_bytes(mut self, bytes: u64) -> Self {
+        (self.max_log_bytes, self.min_log_age) = (bytes, Duration::ZERO);
         self
     }
 
     /// Runs until `shutdown` is cancelled. A file that cannot be read is tried again.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut lines = interval(INTERVAL);
-        let mut processes = interval(PROCESS_INTERVAL);
+        let mut lines = interval(POLL_INTERVAL);
+        let mut processes = interval(PROCESS_POLL_INTERVAL);
         lines.set_missed_tick_behavior(MissedTickBehavior::Delay);
         processes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failing = false;
         loop {
             let result = tokio::select! {
                 () = shutdown.cancelled() => return,
-                _ = lines.tick() => self.look(),
-                _ = processes.tick() => self.look_for_process(),
+                _ = lines.tick() => self.poll(),
+                _ = processes.tick() => self.poll_process(),
             };
             match result {
                 Ok(()) => failing = false,
@@ -149,11 +149,11 @@ impl Follower {
         }
     }
 
-    /// Reads what is new, and puts the log aside where it is too long.
-    fn look(&mut self) -> io::Result<()> {
+    /// Reads what is new, and puts the log rotated_path where it is too long.
+    fn poll(&mut self) -> io::Result<()> {
         loop {
             let live = self.folder.join(LOG_FILE);
-            // Asked first: once there is another, nothing more comes to a log that was put aside.
+            // Asked first: once there is another, nothing more comes to a log that was put rotated_path.
             let live_exists = live.exists();
             if self.reading.is_none() && !self.open(&live)? {
                 break;
@@ -161,18 +161,18 @@ impl Follower {
             self.read()?;
             let Some(reading) = &self.reading else { break };
             if reading.renamed && live_exists {
-                self.finish()?;
+                self.finish_rotation()?;
                 continue;
             }
             if reading.renamed {
                 self.reload();
             } else if self.is_too_long(reading.bytes) && self.running {
-                fs::rename(&live, self.aside())?;
+                fs::rename(&live, self.rotated_path())?;
                 if let Some(reading) = &mut self.reading {
                     reading.renamed = true;
                 }
                 self.reloaded_at = None;
-                self.put_aside = Some(Instant::now());
+                self.rotated_at = Some(Instant::now());
                 self.reload();
             }
             break;
@@ -184,18 +184,18 @@ impl Follower {
     }
 
     fn is_too_long(&self, bytes: u64) -> bool {
-        let old = self.put_aside.is_none_or(|at| at.elapsed() >= self.shortest_life);
-        bytes > if old { self.longest_log } else { LONGEST_LOG_OF_ALL }
+        let old = self.rotated_at.is_none_or(|at| at.elapsed() >= self.min_log_age);
+        bytes > if old { self.max_log_bytes } else { MAX_LOG_BYTES_EARLY }
     }
 
-    /// Opens the log to be read: one that was put aside and is not done with yet, else the live one. Returns whether there is
+    /// Opens the log to be read: one that was put rotated_path and is not done with yet, else the live one. Returns whether there is
     /// one.
     fn open(&mut self, live: &Path) -> io::Result<bool> {
-        remove(&self.folder.join(format!("{LOG_FILE}.{}", self.covers)))?;
-        for (path, renamed) in [(self.aside().as_path(), true), (live, false)] {
+        remove(&self.folder.join(format!("{LOG_FILE}.{}", self.rotations)))?;
+        for (path, renamed) in [(self.rotated_path().as_path(), true), (live, false)] {
             match File::open(path) {
                 Ok(file) => {
-                    self.reading = Some(Reading { file, renamed, bytes: 0, partial: Vec::new() });
+                    self.reading = Some(OpenLog { file, renamed, bytes: 0, partial: Vec::new() });
                     return Ok(true);
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -205,15 +205,15 @@ impl Follower {
         Ok(false)
     }
 
-    fn aside(&self) -> PathBuf {
-        self.folder.join(format!("{LOG_FILE}.{}", self.covers + 1))
+    fn rotated_path(&self) -> PathBuf {
+        self.folder.join(format!("{LOG_FILE}.{}", self.rotations + 1))
     }
 
     /// Reads to the present end.
     fn read(&mut self) -> io::Result<()> {
         let Some(reading) = &mut self.reading else { return Ok(()) };
         let mut tracker = self.presence.lock();
-        let mut chunk = vec![0; CHUNK];
+        let mut chunk = vec![0; READ_BYTES];
         loop {
             let length = reading.file.read(&mut chunk)?;
             if length == 0 {
@@ -231,32 +231,32 @@ impl Follower {
                     line::Event::BrokerStarting | line::Event::BrokerStopping => self.running = false,
                     _ => {}
                 }
-                let meaning = tracker.observe(&line, now());
+                let outcome = tracker.observe(&line, now());
                 if self.caught_up {
-                    self.metrics.count(meaning);
+                    self.metrics.count(outcome);
                 }
             }
             reading.partial.drain(..whole);
-            if reading.partial.len() > LONGEST_PARTIAL {
+            if reading.partial.len() > MAX_PARTIAL_LINE_BYTES {
                 reading.partial.clear();
             }
         }
     }
 
-    /// Remembers what a log told that was put aside, and removes it.
-    fn finish(&mut self) -> io::Result<()> {
-        let remembered = Remembered { covers: self.covers + 1, running: self.running, memory: self.presence.lock().memory() };
-        let text = serde_json::to_vec(&remembered).map_err(io::Error::other)?;
-        write(&self.folder.join(MEMORY_FILE), &text).map_err(|error| error.source)?;
-        self.covers += 1;
+    /// Remembers what a log told that was put rotated_path, and removes it.
+    fn finish_rotation(&mut self) -> io::Result<()> {
+        let saved = SavedPresence { rotations: self.rotations + 1, running: self.running, snapshot: self.presence.lock().snapshot() };
+        let text = serde_json::to_vec(&saved).map_err(io::Error::other)?;
+        write(&self.folder.join(SNAPSHOT_FILE), &text).map_err(|error| error.source)?;
+        self.rotations += 1;
         self.reading = None;
         self.metrics.rotations.inc();
-        info!(logs = self.covers, "the broker's log was put aside, and a new one begun");
+        info!(logs = self.rotations, "the broker's log was put rotated_path, and a new one begun");
         Ok(())
     }
 
     fn reload(&mut self) {
-        if !self.running || self.reloaded_at.is_some_and(|at| at.elapsed() < RELOAD_AGAIN) {
+        if !self.running || self.reloaded_at.is_some_and(|at| at.elapsed() < RELOAD_RETRY) {
             return;
         }
         self.reloaded_at = Some(Instant::now());
@@ -266,10 +266,10 @@ impl Follower {
     }
 
     /// A broker that was killed says nothing more in its log.
-    fn look_for_process(&mut self) -> io::Result<()> {
+    fn poll_process(&mut self) -> io::Result<()> {
         let found = process::runs_with(&self.configuration);
         self.grown = false;
-        self.look()?;
+        self.poll()?;
         if !found && !self.grown {
             self.running = false;
             let mut tracker = self.presence.lock();
@@ -284,7 +284,7 @@ impl Follower {
     }
 }
 
-fn remembered(path: &Path) -> Option<Remembered> {
+fn saved(path: &Path) -> Option<SavedPresence> {
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,

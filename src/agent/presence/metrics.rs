@@ -2,12 +2,12 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use crate::presence::line::Reason;
-use crate::presence::tracker::Meaning;
+use crate::broker::log::line::Reason;
+use crate::broker::log::tracker::LogOutcome;
 
 /// The metrics. They count from the agent's start on; what the log tells of before is not in them.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub struct PresenceMetrics {
     connects: IntCounter,
     disconnects: IntCounterVec,
     refused: IntCounterVec,
@@ -17,7 +17,7 @@ pub struct Metrics {
     pub rotations: IntCounter,
 }
 
-impl Metrics {
+impl PresenceMetrics {
     /// Registers them.
     ///
     /// # Errors
@@ -51,12 +51,12 @@ impl Metrics {
     }
 
     /// Counts what a line meant.
-    pub fn count(&self, meaning: Meaning) {
-        match meaning {
-            Meaning::Connected => self.connects.inc(),
-            Meaning::Disconnected(reason) => self.disconnects.with_label_values(&[reason.name()]).inc(),
-            Meaning::Refused(reason) => self.refused.with_label_values(&[reason.name()]).inc(),
-            Meaning::Broker | Meaning::Nothing => {}
+    pub fn count(&self, outcome: LogOutcome) {
+        match outcome {
+            LogOutcome::Connected => self.connects.inc(),
+            LogOutcome::Disconnected(reason) => self.disconnects.with_label_values(&[reason.name()]).inc(),
+            LogOutcome::Refused(reason) => self.refused.with_label_values(&[reason.name()]).inc(),
+            LogOutcome::Broker | LogOutcome::Nothing => {}
         }
     }
 }

@@ -1,74 +1,76 @@
-//! Which dead letters are put through again.
+//! Selects the dead letters to replay.
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use jiff::Timestamp;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 
 use crate::api::dead_letter::Replay;
+use crate::api::duration;
+use crate::decode::dead_letter::Reason;
 use crate::decode::time::Time;
-use crate::ingest::dead_letter::Reason;
-use crate::timescale::schema::microseconds;
+use crate::sink::timescale::copy::Timestamptz;
+use crate::state::owner::Owner;
+use crate::state::replay_progress::Parameter;
 
-/// What a dead letter must have to be put through again; all of what is given.
+/// The conditions of a dead letter to replay. All given conditions must hold.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Which dead letters; all of the Pipeline's without any of these")]
+#[command(next_help_heading = "Selection of dead letters (default: all of the Pipeline)")]
 pub struct Filter {
-    /// Refused for one of these reasons
+    /// Reason, or several separated by commas
     #[arg(long, value_name = "REASON", value_delimiter = ',', value_parser = PossibleValuesParser::new(Reason::ALL.map(Reason::name)))]
     pub reason: Vec<String>,
 
-    /// Arrived then or later: as in 2026-05-04T06:00:00Z, or 6h for six hours ago (m, h, d, w)
+    /// Earliest arrival, such as 2026-05-04T06:00:00Z, or a duration before now such as 6h or 1h30m
     #[arg(long, value_name = "TIME", value_parser = read_time)]
     pub since: Option<Time>,
 
-    /// Arrived before then
+    /// Arrival before this time
     #[arg(long, value_name = "TIME", value_parser = read_time)]
     pub until: Option<Time>,
 
-    /// With a topic that this MQTT filter matches, as in 'plants/+/press/#'
+    /// MQTT filter of the topic, such as 'plants/+/press/#'
     #[arg(long, value_name = "TOPIC")]
     pub topic: Option<String>,
 
-    /// Of this device, by the Pipeline's topic
+    /// Device, according to the topic of the Pipeline
     #[arg(long, value_name = "NAME")]
     pub device: Option<String>,
 
-    /// That came by this Gateway
+    /// Gateway of the message
     #[arg(long, value_name = "NAME")]
     pub gateway: Option<String>,
 }
 
 impl Filter {
-    /// What a Pipeline asks for.
+    /// The filter of a Pipeline's request.
     #[must_use]
-    pub fn of(wish: &Replay) -> Self {
-        // Beyond the years that a column holds nothing has ever arrived: no bound.
+    pub fn of(request: &Replay) -> Self {
+        // A time outside the range of the column is no bound.
         let time = |time: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Time| of_timestamp(time.0);
         Self {
-            reason: wish.reasons.iter().map(|reason| reason.name().to_owned()).collect(),
-            since: wish.since.as_ref().and_then(time),
-            until: wish.until.as_ref().and_then(time),
-            topic: wish.topic.clone(),
+            reason: request.reasons.iter().map(|reason| reason.name().to_owned()).collect(),
+            since: request.since.as_ref().and_then(time),
+            until: request.until.as_ref().and_then(time),
+            topic: request.topic.clone(),
             ..Self::default()
         }
     }
 }
 
-/// A filter as the database takes it.
+/// A filter as parameters of SQL.
 #[derive(Debug)]
-pub struct Condition {
-    namespace: String,
-    pipeline: String,
+pub struct FilterCondition {
+    owner: Owner,
     reasons: Option<Vec<String>>,
-    since: Option<Time>,
-    until: Option<Time>,
+    since: Option<Timestamptz>,
+    until: Option<Timestamptz>,
     topic: Option<String>,
     device: Option<String>,
     gateway: Option<String>,
 }
 
-impl Condition {
+impl FilterCondition {
     /// The condition, in SQL: the first parameters of a statement.
     pub const SQL: &str = "namespace = $1 AND pipeline = $2 AND ($3::text[] IS NULL OR reason = ANY($3))
          AND ($4::timestamptz IS NULL OR time >= $4) AND ($5::timestamptz IS NULL OR time < $5)
@@ -76,7 +78,7 @@ impl Condition {
 
     /// The filter for a Pipeline with this topic.
     #[must_use]
-    pub fn new(filter: &Filter, namespace: &str, pipeline: &str, topic: &str) -> Self {
+    pub fn new(filter: &Filter, owner: Owner, topic: &str) -> Self {
         let of_device = |device: &String| {
             let levels = topic.split('/').map(|level| match level {
                 "{device}" => escape(device),
@@ -86,29 +88,28 @@ impl Condition {
             format!("^{}$", levels.collect::<Vec<_>>().join("/"))
         };
         Self {
-            namespace: namespace.to_owned(),
-            pipeline: pipeline.to_owned(),
+            owner,
             reasons: (!filter.reason.is_empty()).then(|| filter.reason.clone()),
-            since: filter.since,
-            until: filter.until,
+            since: filter.since.map(Timestamptz),
+            until: filter.until.map(Timestamptz),
             topic: filter.topic.as_deref().map(expression),
             device: filter.device.as_ref().map(of_device),
             gateway: filter.gateway.clone(),
         }
     }
 
-    /// Namespace and name of the Pipeline.
+    /// The Pipeline.
     #[must_use]
-    pub fn owner(&self) -> [&String; 2] {
-        [&self.namespace, &self.pipeline]
+    pub fn owner(&self) -> &Owner {
+        &self.owner
     }
 
     /// The parameters of [`Self::SQL`].
     #[must_use]
-    pub fn parameters(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
+    pub fn parameters(&self) -> Vec<Parameter<'_>> {
         vec![
-            (&self.namespace, Type::TEXT),
-            (&self.pipeline, Type::TEXT),
+            (&self.owner.namespace, Type::TEXT),
+            (&self.owner.pipeline, Type::TEXT),
             (&self.reasons, Type::TEXT_ARRAY),
             (&self.since, Type::TIMESTAMPTZ),
             (&self.until, Type::TIMESTAMPTZ),
@@ -143,12 +144,12 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-/// A time as in RFC 3339, or so long ago.
+/// A time of RFC 3339, or a duration before now.
 fn read_time(text: &str) -> Result<Time, String> {
-    if let Some(ago) = microseconds(text) {
+    if let Some(ago) = duration::microseconds(text) {
         return Ok(Time::now().after(-ago));
     }
-    let expected = "expected a time such as 2026-05-04T06:00:00Z, or a number with m, h, d or w for so long ago";
+    let expected = "expected a time such as 2026-05-04T06:00:00Z, or a duration before now such as 6h or 1h30m";
     let timestamp: Timestamp = text.parse().map_err(|_| expected.to_owned())?;
     of_timestamp(timestamp).ok_or_else(|| expected.to_owned())
 }
@@ -161,6 +162,10 @@ fn of_timestamp(timestamp: Timestamp) -> Option<Time> {
 mod tests {
     use super::*;
 
+    fn owner() -> Owner {
+        Owner { namespace: "n".to_owned(), pipeline: "p".to_owned() }
+    }
+
     #[test]
     fn topic_filters_as_expressions() {
         for (filter, expected) in
@@ -169,25 +174,28 @@ mod tests {
             assert_eq!(expression(filter), expected, "{filter}");
         }
         let filter = Filter { device: Some("press-1".to_owned()), ..Filter::default() };
-        assert_eq!(Condition::new(&filter, "n", "p", "{site}/+/{device}/x").device.unwrap(), r"^[^/]*/[^/]*/press\-1/x$");
+        assert_eq!(FilterCondition::new(&filter, owner(), "{site}/+/{device}/x").device.unwrap(), r"^[^/]*/[^/]*/press\-1/x$");
     }
 
     #[test]
-    fn the_wish_of_a_pipeline() {
-        let wish = serde_json::json!({
+    fn the_filter_of_a_request() {
+        let request = serde_json::json!({
             "token": "a", "reasons": ["OutOfRange", "UnknownDevice"], "since": "2000-01-01T00:00:01Z", "until": "2000-01-01T01:00:02+01:00",
             "topic": "a/#",
         });
-        let filter = Filter::of(&serde_json::from_value(wish).unwrap());
+        let filter = Filter::of(&serde_json::from_value(request).unwrap());
         assert_eq!(filter.reason, ["OutOfRange", "UnknownDevice"]);
-        assert_eq!((filter.since, filter.until, filter.topic.as_deref()), (Some(Time(1_000_000)), Some(Time(2_000_000)), Some("a/#")));
-        let all = Condition::new(&Filter::of(&serde_json::from_str(r#"{"token": "a"}"#).unwrap()), "n", "p", "{device}");
+        assert_eq!(
+            (filter.since, filter.until, filter.topic.as_deref()),
+            (Some(Time::YEAR_2000.after(1_000_000)), Some(Time::YEAR_2000.after(2_000_000)), Some("a/#"))
+        );
+        let all = FilterCondition::new(&Filter::of(&serde_json::from_str(r#"{"token": "a"}"#).unwrap()), owner(), "{device}");
         assert!(all.reasons.is_none() && all.since.is_none() && all.until.is_none() && all.topic.is_none());
     }
 
     #[test]
     fn times() {
-        assert_eq!(read_time("2000-01-01T00:00:01Z"), Ok(Time(1_000_000)));
+        assert_eq!(read_time("2000-01-01T00:00:01Z"), Ok(Time::YEAR_2000.after(1_000_000)));
         let ago = Time::now().0 - read_time("2h").unwrap().0;
         assert!((7_140_000_000..7_260_000_000).contains(&ago), "{ago}");
         assert!(read_time("yesterday").is_err());

@@ -1,12 +1,12 @@
-//! `fleetwright replay`: puts dead letters through the Pipeline's decoder again, as it is by now.
+//! `fleetwright replay`: decodes dead letters again with the current decoder of the Pipeline.
 //!
-//! Each page of dead letters is one transaction, which stores what can be stored and takes just that from the dead letters. So
-//! a row appears once, also when this is killed, or run again, or run twice at the same time.
+//! Each page of dead letters is one transaction, which stores the accepted ones as rows and deletes them. So each row is stored once, even
+//! if the command is killed, repeated, or run twice at the same time.
 
 mod filter;
+mod outcome;
 mod page;
-mod progress;
-pub mod wish;
+pub mod request;
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -21,50 +21,52 @@ use clap::Args;
 use kube::ResourceExt;
 use tokio_util::sync::CancellationToken;
 
-use self::filter::{Condition, Filter};
-use self::page::{Replayed, Replayer};
-use super::decode::Decoder;
-use super::sink::Target;
-use super::sink::proof::prove;
-use super::sink::statements::Statements;
+use self::filter::{Filter, FilterCondition};
+use self::outcome::ReplayOutcome;
+use self::page::Replayer;
 use crate::api::Pipeline;
 use crate::api::pipeline::Decode;
 use crate::api::topic::TopicPattern;
 use crate::configuration::ingest::IngestConfiguration;
-use crate::registry::follow::Devices;
-use crate::timescale::connect::{connect, drive};
-use crate::timescale::uri::ConnectionUri;
+use crate::database::connect::{connect, drive};
+use crate::database::uri::ConnectionUri;
+use crate::decode::Decoder;
+use crate::sink::timescale::statements::Statements;
+use crate::sink::timescale::target::Target;
+use crate::sink::timescale::write_probe::probe;
+use crate::state::owner::Owner;
+use crate::state::registry::follow::Devices;
 
-/// How often progress is printed.
+/// How often the progress is printed.
 const PROGRESS: Duration = Duration::from_secs(1);
 
 /// How long a statement may take. Counting millions of dead letters takes seconds, on a slow disk a minute.
 const STATEMENT_TIMEOUT: &str = "SET statement_timeout = '10min'";
 
-/// Puts dead letters through the decoder of their Pipeline again, as it is by now.
+/// Decodes dead letters again with the current decoder of their Pipeline.
 ///
-/// What is accepted becomes rows and is no dead letter any more; what is refused again stays one, with the reason of this time. A row
-/// is stored once, however often this is run, stopped or killed. Run in the pod of a worker, it needs no arguments:
+/// An accepted dead letter becomes rows and is deleted. A dead letter that is refused again stays, with the new reason. Each row is stored
+/// once, even if the command is repeated, stopped or killed. In the pod of a worker, the command needs no arguments:
 ///
 ///   kubectl exec vibration-ingest-0 -- fleetwright replay --dry-run
 ///
-/// Messages of Sparkplug B that name their metrics by alias need the birth of their node among the dead letters.
+/// Sparkplug B messages that use aliases need the birth message of their node among the dead letters.
 #[derive(Args, Clone, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct Arguments {
-    /// The Pipeline, as YAML or JSON
+    /// File with the Pipeline, as YAML or JSON
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     pipeline: Option<PathBuf>,
 
-    /// What a worker does, in place of a Pipeline: the JSON of its ConfigMap
+    /// JSON configuration of a worker, instead of a Pipeline
     #[arg(long, value_name = "FILE", default_value = "/etc/fleetwright/configuration/ingest.json")]
     config: PathBuf,
 
-    /// Namespace of the Pipeline, where the file does not say it
+    /// Namespace of the Pipeline (default: the one in the file)
     #[arg(long, value_name = "NAME", requires = "pipeline")]
     namespace: Option<String>,
 
-    /// The FileDescriptorSet of a Pipeline of the format Protobuf
+    /// FileDescriptorSet of a Pipeline with the format Protobuf
     #[arg(long, value_name = "FILE", requires = "pipeline")]
     descriptor: Option<PathBuf>,
 
@@ -72,7 +74,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", default_value = "/etc/fleetwright/database/uri")]
     database_uri_file: PathBuf,
 
-    /// Says what would become of the dead letters, and changes nothing
+    /// Print the result without changing anything
     #[arg(long)]
     dry_run: bool,
 
@@ -80,8 +82,8 @@ pub struct Arguments {
     filter: Filter,
 }
 
-/// What of a Pipeline matters here.
-struct Source {
+/// The parts of a Pipeline that a replay needs.
+struct ReplaySource {
     namespace: String,
     pipeline: String,
     topic: String,
@@ -90,41 +92,48 @@ struct Source {
     table: String,
 }
 
-/// Puts dead letters through again until there are none left that were there at the start, or until `shutdown`.
+/// Replays the dead letters that exist at the start, until all are processed or `shutdown`.
 ///
 /// # Errors
-/// When a file cannot be read or understood, and when the database fails. What was stored until then is stored.
+/// If a file cannot be read or parsed, or the database fails. Committed pages stay committed.
 pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let source = Source::read(&arguments)?;
+    let source = ReplaySource::read(&arguments)?;
     let uri: ConnectionUri = if arguments.database_uri_file == Path::new("-") {
         std::io::read_to_string(std::io::stdin()).context("failed to read the connection URI from standard input")?
     } else {
         read(&arguments.database_uri_file)?
     }
     .parse()
-    .with_context(|| format!("failed to understand {}", arguments.database_uri_file.display()))?;
+    .with_context(|| format!("failed to parse {}", arguments.database_uri_file.display()))?;
     let mut replayer = replayer(&source, &uri, &arguments.filter, arguments.dry_run).await?;
     let (total, last) = replayer.measure().await.context("failed to count the dead letters")?;
     let what = format!("dead letters of {}/{}", source.namespace, source.pipeline);
     if total == 0 {
-        return say(&format!("There are no {what} that match."));
+        return print_line(&format!("There are no matching {what}."));
     }
-    say(&format!("{total} {what} are put through again{}.\n", if arguments.dry_run { ", for show: nothing is changed" } else { "" }))?;
-    let done = put_through(&mut replayer, total, last, &shutdown).await?;
+    print_line(&format!("Replaying {total} {what}{}.\n", if arguments.dry_run { " (dry run: nothing is changed)" } else { "" }))?;
+    let done = replay_pages(&mut replayer, total, last, &shutdown).await?;
     print_reasons(&done)
 }
 
-async fn put_through(replayer: &mut Replayer, total: u64, last: i64, shutdown: &CancellationToken) -> anyhow::Result<Replayed> {
-    say(&format!("{:>8} {:>12} {:>12} {:>14} {:>12}", "done", "accepted", "new rows", "refused again", "left alone"))?;
-    let print = |done: &Replayed| {
+async fn replay_pages(replayer: &mut Replayer, total: u64, last: i64, shutdown: &CancellationToken) -> anyhow::Result<ReplayOutcome> {
+    print_line(&format!("{:>8} {:>12} {:>12} {:>14} {:>12}", "done", "accepted", "new rows", "refused again", "skipped"))?;
+    let print = |done: &ReplayOutcome| {
         #[allow(clippy::cast_precision_loss, reason = "a percentage for people")]
-        let part = done.letters as f64 / total as f64 * 100.0;
-        say(&format!("{:>7.1}% {:>12} {:>12} {:>14} {:>12}", part.min(100.0), done.stored, done.rows, done.refused, done.partial))
+        let part = done.counts.letters as f64 / total as f64 * 100.0;
+        print_line(&format!(
+            "{:>7.1}% {:>12} {:>12} {:>14} {:>12}",
+            part.min(100.0),
+            done.counts.stored,
+            done.rows,
+            done.counts.refused,
+            done.counts.partial
+        ))
     };
-    let (mut done, mut after, mut printed) = (Replayed::default(), 0, Instant::now());
+    let (mut done, mut after, mut printed) = (ReplayOutcome::default(), 0, Instant::now());
     while !shutdown.is_cancelled() {
         let next = replayer.next(after, last).await;
-        let next = next.context("failed to put dead letters through again; those before are done: run this again for the rest")?;
+        let next = next.context("failed to replay dead letters; earlier pages are committed: run the command again for the rest")?;
         let Some((end, page)) = next else { break };
         done.add(page);
         after = end;
@@ -137,52 +146,57 @@ async fn put_through(replayer: &mut Replayer, total: u64, last: i64, shutdown: &
     Ok(done)
 }
 
-fn print_reasons(replayed: &Replayed) -> anyhow::Result<()> {
+fn print_reasons(replayed: &ReplayOutcome) -> anyhow::Result<()> {
     if !replayed.reasons.is_empty() {
-        say("\nRefused again, with one example each:")?;
+        print_line("\nRefused again, with one example each:")?;
     }
     for (reason, (count, example)) in &replayed.reasons {
-        say(&format!("{count:>8} {reason:<16} {example}"))?;
+        print_line(&format!("{count:>8} {reason:<16} {example}"))?;
     }
-    if replayed.partial > 0 {
-        let partial = replayed.partial;
-        say(&format!("\n{partial} were left alone: some of their readings are rows by the time of arrival, and would be doubled."))?;
+    if replayed.counts.partial > 0 {
+        let partial = replayed.counts.partial;
+        print_line(&format!(
+            "\n{partial} were skipped: some of their readings are rows with the time of arrival, and would be stored twice."
+        ))?;
     }
     Ok(())
 }
 
-/// Prints a line at once: whoever reads a pipe waits for it.
-fn say(line: &str) -> anyhow::Result<()> {
+/// Prints a line and flushes, for readers of a pipe.
+fn print_line(line: &str) -> anyhow::Result<()> {
     let mut output = std::io::stdout().lock();
-    writeln!(output, "{line}").and_then(|()| output.flush()).context("failed to print; what was put through until now is done")
+    writeln!(output, "{line}")
+        .and_then(|()| output.flush())
+        .context("failed to print the progress; the processed dead letters are committed")
 }
 
-async fn replayer(source: &Source, uri: &ConnectionUri, filter: &Filter, dry_run: bool) -> anyhow::Result<Replayer> {
+async fn replayer(source: &ReplaySource, uri: &ConnectionUri, filter: &Filter, dry_run: bool) -> anyhow::Result<Replayer> {
     let topic = TopicPattern::compile(&source.topic, source.decode.format)?;
     let decoder = Decoder::compile(&source.decode, source.descriptor.as_deref())?;
     let statements = Statements::new(&source.table, topic.tags(), &source.decode.fields);
     let (namespace, pipeline) = (source.namespace.clone(), source.pipeline.clone());
-    // What is refused again is kept as it was.
+    let owner = Owner { namespace: namespace.clone(), pipeline: pipeline.clone() };
+    // A dead letter that is refused again is not counted against the quota.
     let target = Target { namespace, pipeline, statements, dead_letter_bytes_per_hour: i64::MAX };
     let (mut client, connection) = connect(uri, "fleetwright replay").await?;
     drive(connection);
-    prove(&mut client, &target).await?;
+    probe(&mut client, &target).await?;
     let set_up = format!("{STATEMENT_TIMEOUT}; {}", target.statements.create_staging);
-    client.batch_execute(&set_up).await.context("failed to make the staging table")?;
+    client.batch_execute(&set_up).await.context("failed to create the staging table")?;
     Ok(Replayer {
         devices: Devices::load(&client, &source.namespace).await.context("failed to load the devices")?,
-        condition: Condition::new(filter, &source.namespace, &source.pipeline, &source.topic),
+        condition: FilterCondition::new(filter, owner, &source.topic),
         client,
         statements: target.statements,
         topic: Arc::new(topic),
         decoder: Arc::new(decoder),
         dry_run,
         token: None,
-        intakes: HashMap::new(),
+        processors: HashMap::new(),
     })
 }
 
-impl Source {
+impl ReplaySource {
     fn read(arguments: &Arguments) -> anyhow::Result<Self> {
         match &arguments.pipeline {
             Some(file) => Self::of_pipeline(file, arguments),
@@ -192,7 +206,7 @@ impl Source {
 
     fn of_worker(file: &Path) -> anyhow::Result<Self> {
         let configuration: IngestConfiguration = serde_json::from_str(&read(file)?)
-            .with_context(|| format!("failed to understand {}: expected the JSON of a Pipeline's workers", file.display()))?;
+            .with_context(|| format!("failed to parse {}: expected the JSON of a Pipeline's workers", file.display()))?;
         Self::of_configuration(configuration)
     }
 
@@ -209,9 +223,9 @@ impl Source {
 
     fn of_pipeline(file: &Path, arguments: &Arguments) -> anyhow::Result<Self> {
         let pipeline: Pipeline = serde_saphyr::from_str(&read(file)?)
-            .with_context(|| format!("failed to understand {}: expected one Pipeline, as YAML or JSON", file.display()))?;
+            .with_context(|| format!("failed to parse {}: expected one Pipeline, as YAML or JSON", file.display()))?;
         let Some(namespace) = arguments.namespace.clone().or(pipeline.namespace()) else {
-            bail!("failed to find the namespace of the Pipeline in {}: say it with --namespace", file.display());
+            bail!("failed to find the namespace of the Pipeline in {}: pass --namespace", file.display());
         };
         let descriptor = match &arguments.descriptor {
             Some(file) => Some(std::fs::read(file).with_context(|| format!("failed to read {}", file.display()))?),

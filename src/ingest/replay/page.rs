@@ -1,34 +1,38 @@
-//! Some dead letters in one transaction: decoded as any message, stored, and taken from the dead letters or refused again.
+//! One transaction of a replay: decodes some dead letters, stores them, and deletes them or records the new refusal.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row, Transaction};
 
-use super::filter::Condition;
-use super::progress::advance;
+use super::filter::FilterCondition;
+use super::outcome::ReplayOutcome;
 use crate::api::topic::TopicPattern;
 use crate::decode::Decoder;
-use crate::decode::refusal::Refusal;
+use crate::decode::dead_letter::DeadLetterCause;
 use crate::decode::stream::Stream;
-use crate::ingest::batch::Batch;
-use crate::ingest::intake::{Arrived, Intake};
-use crate::ingest::mqtt::frame::Publish;
-use crate::ingest::mqtt::window::Window;
-use crate::ingest::sink::statements::Statements;
-use crate::ingest::sink::transaction::{Written, stage};
-use crate::registry::follow::Devices;
-use crate::timescale::system::SCHEMA;
+use crate::ingest::processor::{InboundMessage, Processor};
+use crate::mqtt::frame::Publish;
+use crate::mqtt::window::Window;
+use crate::sink::batch::Batch;
+use crate::sink::timescale::copy::Timestamptz;
+use crate::sink::timescale::statements::Statements;
+use crate::sink::timescale::transaction::stage;
+use crate::sink::written::Written;
+use crate::state::owner::Owner;
+use crate::state::registry::follow::Devices;
+use crate::state::replay_progress::{ReplayCounts, advance};
+use crate::state::system::SCHEMA;
 
-/// The most dead letters of a transaction: enough that the commit costs little, and few enough to be done in a fraction of a second.
-const MOST_LETTERS: i64 = 1_000;
+/// The maximum number of dead letters of a transaction. The cost of the commit is small, and the transaction takes less than a second.
+const MAX_LETTERS: i64 = 1_000;
 
-/// The most bytes of their payloads, one larger message aside.
-const MOST_BYTES: i64 = 4 * 1024 * 1024;
+/// The maximum size of their payloads, in bytes. A single message may be larger.
+const MAX_BYTES: i64 = 4 * 1024 * 1024;
 
-/// What puts dead letters through again.
+/// Replays dead letters.
 pub struct Replayer {
     /// A connection with the staging table.
     pub client: Client,
@@ -40,33 +44,15 @@ pub struct Replayer {
     pub decoder: Arc<Decoder>,
     /// The devices, as they were at the start.
     pub devices: Devices,
-    /// Which dead letters.
-    pub condition: Condition,
+    /// The dead letters to replay.
+    pub condition: FilterCondition,
     /// Whether everything is rolled back.
     pub dry_run: bool,
-    /// The token of a Pipeline's wish, whose progress is written down in each transaction.
+    /// The token of a Pipeline's request. Each transaction records its progress.
     pub token: Option<String>,
-    /// What takes the messages of each gateway apart.
-    pub intakes: HashMap<String, Intake>,
+    /// The processors of the messages, by gateway.
+    pub processors: HashMap<String, Processor>,
 }
-
-/// What became of some dead letters.
-#[derive(Debug, Default)]
-pub struct Replayed {
-    /// How many were looked at.
-    pub letters: u64,
-    /// How many are rows now, and no dead letters any more.
-    pub stored: u64,
-    /// How many rows are new.
-    pub rows: u64,
-    /// How many were refused again.
-    pub refused: u64,
-    /// How many were left as they are: they are rows in part, by a time of arrival, so that nothing tells which part.
-    pub partial: u64,
-    /// Those that were refused again, by reason, with what was wrong with one of them.
-    pub reasons: BTreeMap<&'static str, (u64, String)>,
-}
-
 /// Dead letters of a transaction.
 #[derive(Default)]
 struct Letters {
@@ -76,19 +62,19 @@ struct Letters {
 }
 
 impl Replayer {
-    /// How many dead letters there are, and the number of the last.
+    /// The number of dead letters, and the highest identifier.
     pub async fn measure(&self) -> Result<(u64, i64), tokio_postgres::Error> {
-        let query = format!("SELECT count(*), coalesce(max(id), 0) FROM {SCHEMA}.dead_letter WHERE {}", Condition::SQL);
+        let query = format!("SELECT count(*), coalesce(max(id), 0) FROM {SCHEMA}.dead_letter WHERE {}", FilterCondition::SQL);
         let row = self.client.query_typed_one(&query, &self.condition.parameters()).await?;
         Ok((row.try_get::<_, i64>(0)?.unsigned_abs(), row.try_get(1)?))
     }
 
-    /// Puts the dead letters through that follow `after`, up to `last`, as many as go into one transaction. Returns the number of the
-    /// last of them; `None` when there is none.
+    /// Replays dead letters with an identifier above `after` and up to `last`, as many as one transaction takes. Returns the last
+    /// identifier; `None` if there is none.
     ///
-    /// What another process puts through at the same time is left to it; for a wish it is waited for. Where another one has gone on with
-    /// the same wish, nothing is done here: how far that is, its row tells.
-    pub async fn next(&mut self, after: i64, last: i64) -> Result<Option<(i64, Replayed)>, tokio_postgres::Error> {
+    /// Dead letters that another process replays at the same time are skipped; the replay of a request waits for them. If another process
+    /// has continued the same request, this transaction is rolled back, and the record of the request has the progress.
+    pub async fn next(&mut self, after: i64, last: i64) -> Result<Option<(i64, ReplayOutcome)>, tokio_postgres::Error> {
         let ids = self.choose(after, last).await?;
         let Some(&end) = ids.last() else { return Ok(None) };
         let mut transaction = self.client.transaction().await?;
@@ -97,8 +83,8 @@ impl Replayer {
         let lock = format!(
             "SELECT id, time, gateway, topic, payload, partial FROM {SCHEMA}.dead_letter WHERE {} AND id = ANY($9) ORDER BY id
              FOR UPDATE {}",
-            Condition::SQL,
-            // A wish counts what it has been at, and a worker that was killed may hold its last page for a moment: it is waited for.
+            FilterCondition::SQL,
+            // A request counts each dead letter, and the transaction of a killed worker may hold its locks for a moment.
             if self.token.is_some() { "" } else { "SKIP LOCKED" }
         );
         let rows = transaction.query_typed(&lock, &parameters).await?;
@@ -106,16 +92,16 @@ impl Replayer {
         for row in &rows {
             let gateway: String = row.try_get("gateway")?;
             let stream = || Stream::new(self.topic.clone(), self.decoder.clone());
-            let intake = self.intakes.entry(gateway.clone()).or_insert_with(|| Intake { gateway, stream: stream() });
-            letters.take(row, intake, &self.devices)?;
+            let processor = self.processors.entry(gateway.clone()).or_insert_with(|| Processor { gateway, stream: stream() });
+            letters.take(row, processor, &self.devices)?;
         }
         letters.batch.arrange();
         let mut written = Written { dead_letters: std::mem::take(&mut letters.batch.dead_letters), ..Written::default() };
         stage(&mut transaction, &self.statements, &letters.batch, &mut written).await?;
-        let replayed = settle(&transaction, &self.condition, &letters, &written).await?;
-        let replayed = Replayed { letters: ids.len() as u64, ..replayed };
+        let mut replayed = settle(&transaction, &self.condition, &letters, &written).await?;
+        replayed.counts.letters = ids.len() as u64;
         let is_ours = match &self.token {
-            Some(token) => advance(&transaction, self.condition.owner(), token, [after, end], &replayed).await?,
+            Some(token) => advance(&transaction, self.condition.owner(), token, [after, end], &replayed.counts).await?,
             None => true,
         };
         if self.dry_run || !is_ours {
@@ -131,10 +117,10 @@ impl Replayer {
             "SELECT id FROM (
                 SELECT id, sum(length) OVER (ORDER BY id) - length AS before FROM (
                     SELECT id, octet_length(payload) AS length FROM {SCHEMA}.dead_letter
-                    WHERE {} AND id > $9 AND id <= $10 ORDER BY id LIMIT {MOST_LETTERS}
+                    WHERE {} AND id > $9 AND id <= $10 ORDER BY id LIMIT {MAX_LETTERS}
                 ) page
-             ) measured WHERE before < {MOST_BYTES} ORDER BY id",
-            Condition::SQL
+             ) measured WHERE before < {MAX_BYTES} ORDER BY id",
+            FilterCondition::SQL
         );
         let mut parameters = self.condition.parameters();
         parameters.extend([(&after as &(dyn tokio_postgres::types::ToSql + Sync), Type::INT8), (&last, Type::INT8)]);
@@ -143,9 +129,9 @@ impl Replayer {
 }
 
 impl Letters {
-    fn take(&mut self, row: &Row, intake: &mut Intake, devices: &Devices) -> Result<(), tokio_postgres::Error> {
+    fn take(&mut self, row: &Row, processor: &mut Processor, devices: &Devices) -> Result<(), tokio_postgres::Error> {
         let is_partial: bool = row.try_get("partial")?;
-        if is_partial && intake.stream.takes_arrival_time() {
+        if is_partial && processor.stream.takes_arrival_time() {
             self.partial += 1;
             return Ok(());
         }
@@ -153,46 +139,47 @@ impl Letters {
         let mut block = BytesMut::with_capacity(topic.len() + payload.len());
         block.extend_from_slice(topic.as_bytes());
         block.extend_from_slice(payload);
-        let arrival = row.try_get("time")?;
-        let message = Arrived {
+        let arrival = row.try_get::<_, Timestamptz>("time")?.0;
+        let message = InboundMessage {
             publish: Publish { packet_id: 0, duplicate: false, topic: 0..topic.len(), payload: topic.len()..block.len() },
             block: block.freeze(),
-            // Nobody is to be told.
+            // A dead letter has no acknowledgement.
             place: Window::default().arrive(0),
             arrival,
             is_observed: false,
         };
-        // Each keeps the time of arrival that was its own.
-        intake.stream.forget_arrivals();
+        // Each dead letter keeps its time of arrival.
+        processor.stream.forget_arrivals();
         self.batch.add_block(Bytes::clone(&message.block), arrival);
-        // The devices are all there: none is waited for.
-        if intake.take(&message, devices, &mut self.batch).is_ok() {
+        // All devices are loaded, so no lookup is pending.
+        if processor.process(&message, devices, &mut self.batch).is_ok() {
             self.ids.push(row.try_get("id")?);
         }
         Ok(())
     }
 }
 
-/// Takes what is stored from the dead letters, and writes down what is wrong with the others by now.
+/// Deletes the stored dead letters, and records the new refusals of the others.
 async fn settle(
     transaction: &Transaction<'_>,
-    condition: &Condition,
+    condition: &FilterCondition,
     letters: &Letters,
     written: &Written,
-) -> Result<Replayed, tokio_postgres::Error> {
-    let mut replayed = Replayed { rows: written.rows, partial: letters.partial, ..Replayed::default() };
+) -> Result<ReplayOutcome, tokio_postgres::Error> {
+    let counts = ReplayCounts { partial: letters.partial, ..ReplayCounts::default() };
+    let mut replayed = ReplayOutcome { counts, rows: written.rows, ..ReplayOutcome::default() };
     let (mut stored, mut refused) = (Vec::new(), Refused::default());
     let partial = written.partial(&letters.batch);
     for (number, id) in (0_u32..).zip(&letters.ids) {
         match written.dead_letters.get(&number) {
             None => stored.push(*id),
-            Some(refusal) => {
-                refused.add(*id, refusal, partial.contains(&number));
-                replayed.reasons.entry(refusal.reason.name()).or_insert_with(|| (0, refusal.detail.clone())).0 += 1;
+            Some(cause) => {
+                refused.add(*id, cause, partial.contains(&number));
+                replayed.reasons.entry(cause.reason.name()).or_insert_with(|| (0, cause.detail.clone())).0 += 1;
             }
         }
     }
-    let [namespace, pipeline] = condition.owner();
+    let Owner { namespace, pipeline } = condition.owner();
     let of_pipeline = "dead_letter.namespace = $1 AND dead_letter.pipeline = $2";
     let delete = format!("DELETE FROM {SCHEMA}.dead_letter WHERE {of_pipeline} AND id = ANY($3)");
     transaction.execute_typed(&delete, &[(namespace, Type::TEXT), (pipeline, Type::TEXT), (&stored, Type::INT8_ARRAY)]).await?;
@@ -215,7 +202,8 @@ async fn settle(
             ],
         )
         .await?;
-    (replayed.stored, replayed.refused) = (stored.len() as u64, refused.ids.len() as u64);
+    let (stored, refused) = (stored.len() as u64, refused.ids.len() as u64);
+    replayed.counts = ReplayCounts { letters: 0, stored, refused, partial: letters.partial };
     Ok(replayed)
 }
 
@@ -229,24 +217,10 @@ struct Refused<'a> {
 }
 
 impl<'a> Refused<'a> {
-    fn add(&mut self, id: i64, refusal: &'a Refusal, partial: bool) {
+    fn add(&mut self, id: i64, cause: &'a DeadLetterCause, partial: bool) {
         self.ids.push(id);
-        self.reasons.push(refusal.reason.name());
-        self.details.push(&refusal.detail);
+        self.reasons.push(cause.reason.name());
+        self.details.push(&cause.detail);
         self.partial.push(partial);
-    }
-}
-
-impl Replayed {
-    /// Adds what became of more.
-    pub fn add(&mut self, more: Self) {
-        self.letters += more.letters;
-        self.stored += more.stored;
-        self.rows += more.rows;
-        self.refused += more.refused;
-        self.partial += more.partial;
-        for (reason, (count, example)) in more.reasons {
-            self.reasons.entry(reason).or_insert((0, example)).0 += count;
-        }
     }
 }

@@ -1,15 +1,15 @@
-//! One gateway's session: reads, hands batches over, acknowledges; comes back after every failure.
+//! The session with one gateway's broker: reads messages, submits batches, acknowledges what is committed, and reconnects after a failure.
 //!
-//! The loop of a connection never waits for the database: reading, pings and acknowledgements go on while batches are being
-//! written. Only when what it holds reaches its bound of memory does it stop reading, and the broker queues.
-//! After a connection has ended, all that was read is committed before the next one begins: what the broker then sends again
-//! is known to the table's key or to the ledger.
+//! The loop of a connection never waits for the database: it reads, sends PINGREQs and acknowledges while batches are written. It
+//! stops reading only if the messages that it holds reach their memory limit; the broker queues then.
+//! After a connection has ended, everything that was read is committed before the next connection begins. Messages that the broker
+//! sends again are recognised by the key of the table or by the record of acknowledgements.
 
-mod backoff;
-mod leave;
-mod pulse;
-mod row;
-mod store;
+mod drain;
+mod in_flight;
+mod keep_alive;
+mod session_record;
+mod settle;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,93 +18,107 @@ use bytes::Bytes;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{Packet, SubscribeReasonCode};
 use tokio::sync::mpsc;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use self::backoff::Backoff;
-use self::leave::{Leaving, Next};
-use self::pulse::Pulse;
-use self::store::Store;
-use super::decode::sparkplug::rebirth;
-use super::decode::time::Time;
-use super::intake::Intake;
+use self::drain::{Drain, DrainStep};
+use self::in_flight::InFlight;
+use self::keep_alive::{KEEP_ALIVE_SECONDS, KeepAlive};
+use super::broker_login::BrokerLogin;
 use super::metrics::SessionMetrics;
-use super::mqtt::connection::{Connection, ConnectionError, packets};
-use super::mqtt::frame::{Frame, Publish};
-use super::mqtt::login::Access;
-use super::sink::{Done, Sink};
+use super::processor::Processor;
 use crate::configuration::ingest::IngestGateway;
-use crate::registry::follow::Registry;
+use crate::database::uri::ConnectionUri;
+use crate::decode::sparkplug::rebirth;
+use crate::decode::time::Time;
+use crate::mqtt::connection::{ConnectSettings, PacketConnection, packets};
+use crate::mqtt::error::ConnectionError;
+use crate::mqtt::frame::{Frame, Publish};
+use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 use crate::runtime::readiness::Readiness;
-use crate::timescale::uri::ConnectionUri;
+use crate::sink::Sink;
+use crate::sink::job::Done;
+use crate::state::registry::follow::DeviceRegistry;
 
-/// How long an orderly stop waits for the commits; less than a pod is given to end (30 s). What is not committed by then
-/// stays with the broker.
-const STOP_WITHIN: Duration = Duration::from_secs(20);
+/// The delays before the next attempt to reach the broker or the database.
+const INITIAL_RETRY_DELAY: Duration = Duration::from_millis(100);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// What a session needs.
-pub struct Session {
+/// The maximum number of unacknowledged messages (receive maximum: MQTT 5.0, 3.1.2.11.3). It is nearly the number of packet
+/// identifiers, because the worker limits the messages by memory. Mosquitto 2.1 treats 65,535 as no maximum
+/// (<https://github.com/eclipse-mosquitto/mosquitto/issues/3579>).
+const RECEIVE_MAXIMUM: u16 = 65_534;
+
+/// The size of a read, in bytes. Larger reads cost memory and save no CPU time.
+const READ_BYTES: usize = 64 * 1024;
+
+fn retry_backoff() -> Backoff {
+    Backoff::new(INITIAL_RETRY_DELAY, MAX_RETRY_DELAY)
+}
+
+/// The inputs of a session.
+pub struct IngestSession {
     /// The broker.
     pub gateway: IngestGateway,
-    /// Whom to log in as.
-    pub access: Access,
-    /// `<namespace>/<pipeline>/<gateway>`, and a number where the gateway has several.
+    /// The login at the broker.
+    pub login: BrokerLogin,
+    /// `<namespace>/<pipeline>/<gateway>`, followed by a number if the gateway has several sessions.
     pub name: String,
-    /// Its readiness check.
+    /// The name of its readiness check.
     pub check: String,
-    /// What to subscribe to; `None`: it is no longer wanted, and is read until it is empty, and ended.
+    /// The subscription. `None`: the session is no longer configured; it is drained and ended.
     pub filter: Option<String>,
-    /// What takes messages apart.
-    pub intake: Intake,
+    /// Processes messages.
+    pub processor: Processor,
     /// The devices.
-    pub registry: Arc<Registry>,
-    /// Where batches go.
+    pub registry: Arc<DeviceRegistry>,
+    /// Writes batches.
     pub sink: Sink,
-    /// The database, for the session's own row.
+    /// The database, for the session's record.
     pub uri: ConnectionUri,
-    /// The most memory that its messages may hold, in bytes.
-    pub budget: usize,
-    /// The checks of the process.
+    /// The maximum memory of its messages, in bytes.
+    pub max_bytes: usize,
+    /// The readiness checks of the process.
     pub readiness: Readiness,
-    /// What it counts.
+    /// The metrics of the session.
     pub metrics: SessionMetrics,
-    /// Ends it.
+    /// Ends the session.
     pub shutdown: CancellationToken,
 }
 
-/// The readiness check of a session.
+/// The name of the readiness check of a session.
 #[must_use]
 pub fn check(session: &str) -> String {
     format!("gateway {session}")
 }
 
-impl Session {
-    /// Runs until `shutdown`, until another worker has taken the session over, or until one that is not wanted has ended.
-    pub async fn run(self) -> End {
+impl IngestSession {
+    /// Runs until `shutdown`, until another worker claims the session, or until a session that is no longer configured has ended.
+    pub async fn run(self) -> SessionEnd {
         let opened = match self.open().await {
             Ok(opened) => opened,
             Err(end) => return end,
         };
         let stale: Vec<String> = opened.filters.into_iter().filter(|known| Some(known) != self.filter.as_ref()).collect();
-        let store = Store::new(self.intake, self.registry.clone(), self.metrics.clone(), opened.key, opened.entries);
+        let in_flight = InFlight::new(self.processor, self.registry.clone(), self.metrics.clone(), opened.key, opened.entries);
         let (done, committed) = mpsc::unbounded_channel();
-        let running = Running {
+        let running = RunningSession {
             check: self.check,
-            leaving: self.filter.is_none().then(Leaving::default),
+            drain: self.filter.is_none().then(Drain::default),
             filter: self.filter.unwrap_or_default(),
             stale,
-            store,
+            in_flight,
             done,
             committed,
             lost: CancellationToken::new(),
             gateway: self.gateway,
-            access: self.access,
+            login: self.login,
             registry: self.registry,
             sink: self.sink,
             uri: self.uri,
-            budget: self.budget,
+            max_bytes: self.max_bytes,
             readiness: self.readiness,
             metrics: self.metrics,
             shutdown: self.shutdown,
@@ -113,45 +127,45 @@ impl Session {
     }
 }
 
-/// A session that is taken over.
-struct Running {
+/// A session that this worker has claimed.
+struct RunningSession {
     check: String,
-    /// Where it is on its way out.
-    leaving: Option<Leaving>,
+    /// The drain of a session that is no longer configured.
+    drain: Option<Drain>,
     filter: String,
-    /// Filters that the broker may still hold.
+    /// Subscriptions that the broker may still hold.
     stale: Vec<String>,
-    store: Store,
+    in_flight: InFlight,
     done: mpsc::UnboundedSender<Done>,
     committed: mpsc::UnboundedReceiver<Done>,
-    /// Cancelled once another worker has taken the session over.
+    /// Cancelled when another worker has claimed the session.
     lost: CancellationToken,
     gateway: IngestGateway,
-    access: Access,
-    registry: Arc<Registry>,
+    login: BrokerLogin,
+    registry: Arc<DeviceRegistry>,
     sink: Sink,
     uri: ConnectionUri,
-    budget: usize,
+    max_bytes: usize,
     readiness: Readiness,
     metrics: SessionMetrics,
     shutdown: CancellationToken,
 }
 
-impl Running {
-    async fn run(mut self) -> End {
+impl RunningSession {
+    async fn run(mut self) -> SessionEnd {
         let (lost, metrics) = (self.lost.clone(), self.metrics.clone());
         tokio::select! {
-            // Nothing that is held can be stored here any more; the broker sends it to whoever has the session.
+            // This worker can no longer commit. The broker sends the messages to the worker that has claimed the session.
             () = lost.cancelled() => {
                 metrics.end();
-                End::Lost
+                SessionEnd::Lost
             }
             end = self.work() => end,
         }
     }
 
-    async fn work(&mut self) -> End {
-        let mut backoff = Backoff::default();
+    async fn work(&mut self) -> SessionEnd {
+        let mut backoff = retry_backoff();
         while !self.shutdown.is_cancelled() {
             let opened = tokio::select! {
                 () = self.shutdown.cancelled() => break,
@@ -162,7 +176,7 @@ impl Running {
                     info!(gateway = self.gateway.name, present, "logged in");
                     self.metrics.connections.inc();
                     match self.serve(&mut connection, present, &mut backoff).await {
-                        Ok(End::Left) => match connection.end().await {
+                        Ok(SessionEnd::Drained) => match connection.end_session().await {
                             Ok(()) => return self.forget().await,
                             Err(failure) => failure,
                         },
@@ -179,83 +193,95 @@ impl Running {
                 Err(failure) => failure,
             };
             let failure = chain(&ended);
-            warn!(gateway = self.gateway.name, failure, "the broker's session is interrupted");
+            warn!(gateway = self.gateway.name, failure, "lost the connection to the broker: reconnecting");
             self.readiness.fails(&self.check, failure);
-            if !self.settle().await || !backoff.wait(&self.shutdown).await {
+            if !self.settle().await || self.shutdown.run_until_cancelled(backoff.wait()).await.is_none() {
                 break;
             }
-            self.store.disconnected();
-            self.look_for_another().await;
+            self.in_flight.disconnected();
+            self.check_claim().await;
         }
-        End::Stopped
+        SessionEnd::Stopped
     }
 
-    async fn connect(&self) -> Result<(Connection, bool), ConnectionError> {
-        Connection::open(&self.gateway.host, self.gateway.port, &self.access.login()?).await
+    async fn connect(&self) -> Result<(PacketConnection, bool), ConnectionError> {
+        let settings = ConnectSettings {
+            session: self.login.broker_session(),
+            keep_alive_seconds: KEEP_ALIVE_SECONDS,
+            receive_maximum: Some(RECEIVE_MAXIMUM),
+            max_packet_bytes: None,
+            read_bytes: READ_BYTES,
+        };
+        PacketConnection::open(&self.login.read()?, &settings).await
     }
 
-    /// Works a connection until it fails; `Ok` when the worker is to stop, or the session to be ended.
-    async fn serve(&mut self, connection: &mut Connection, present: bool, backoff: &mut Backoff) -> Result<End, ConnectionError> {
+    /// Serves a connection until it fails. `Ok`: the worker stops, or the session is drained.
+    async fn serve(
+        &mut self,
+        connection: &mut PacketConnection,
+        present: bool,
+        backoff: &mut Backoff,
+    ) -> Result<SessionEnd, ConnectionError> {
         connection.ping()?;
-        self.store.connected(present);
-        match &mut self.leaving {
-            Some(leaving) => leaving.begin(!self.stale.is_empty()),
+        self.in_flight.connected(present);
+        match &mut self.drain {
+            Some(drain) => drain.begin(!self.stale.is_empty()),
             None => connection.subscribe(&self.filter)?,
         }
         if !self.stale.is_empty() {
             connection.unsubscribe(self.stale.clone())?;
         }
         let mut devices = self.registry.watch();
-        let mut pulse = Pulse::new();
+        let mut keep_alive = KeepAlive::new();
         if let Some(block) = connection.take_whole()? {
             self.take(&block, backoff)?;
         }
         loop {
             self.acknowledge(connection)?;
-            for topic in self.store.take_rebirths() {
+            for topic in self.in_flight.take_rebirths() {
                 connection.publish(topic, rebirth(Time::now()))?;
             }
             let now = Instant::now();
-            let leave = match self.leave(now) {
-                Next::End => return Ok(End::Left),
-                Next::Ping => {
+            let drained = match self.next_drain_step(now) {
+                DrainStep::End => return Ok(SessionEnd::Drained),
+                DrainStep::Ping => {
                     connection.ping()?;
-                    self.store.fence();
+                    self.in_flight.fence();
                     None
                 }
-                Next::Wait(until) => until,
+                DrainStep::Wait(until) => until,
             };
             connection.flush()?;
-            self.store.gauge(self.budget);
-            let reads = self.store.has_room(self.budget);
-            let due = self.store.due();
+            self.in_flight.update_gauges(self.max_bytes);
+            let reads = self.in_flight.has_room(self.max_bytes);
+            let due = self.in_flight.due();
             let is_due = due.is_some_and(|due| due <= now);
-            let next = pulse.next(reads, now);
-            let wake = due.filter(|_| !is_due).into_iter().chain(leave).fold(next, Instant::min);
+            let next = keep_alive.next(reads, now);
+            let wake = due.filter(|_| !is_due).into_iter().chain(drained).fold(next, Instant::min);
             tokio::select! {
-                () = self.shutdown.cancelled() => return Ok(End::Stopped),
-                readable = connection.ready(reads && pulse.may_read(now)) => if readable? {
+                () = self.shutdown.cancelled() => return Ok(SessionEnd::Stopped),
+                readable = connection.ready(reads && keep_alive.may_read(now)) => if readable? {
                     let block = connection.read()?;
-                    pulse.heard(block.as_ref().map_or(0, Bytes::len));
+                    keep_alive.received(block.as_ref().map_or(0, Bytes::len));
                     if let Some(block) = block {
                         self.take(&block, backoff)?;
                     }
                 },
-                Some(done) = self.committed.recv() => self.store.committed(done),
+                Some(done) = self.committed.recv() => self.in_flight.committed(done),
                 Some(slot) = self.sink.slot(), if is_due => self.submit(slot),
-                Ok(()) = devices.changed() => self.store.take_parked(),
+                Ok(()) = devices.changed() => self.in_flight.take_parked(),
                 () = sleep_until(wake.into()) => {}
             }
-            if pulse.wants_ping(Instant::now(), reads)? {
+            if keep_alive.wants_ping(Instant::now(), reads)? {
                 connection.ping()?;
-                self.store.pulse();
+                self.in_flight.regular_fence();
             }
         }
     }
 
-    fn leave(&mut self, now: Instant) -> Next {
-        let (idle, pings) = (self.store.is_idle(), self.store.pings());
-        self.leaving.as_mut().map_or(Next::Wait(None), |leaving| leaving.next(idle, pings, now))
+    fn next_drain_step(&mut self, now: Instant) -> DrainStep {
+        let (idle, pings) = (self.in_flight.is_idle(), self.in_flight.pings());
+        self.drain.as_mut().map_or(DrainStep::Wait(None), |drain| drain.next(idle, pings, now))
     }
 
     /// Takes the packets of a block.
@@ -265,9 +291,9 @@ impl Running {
             match packet? {
                 Frame::Publish(publish) => messages.push(publish),
                 Frame::Other(packet) => {
-                    // An answer speaks of what came before it.
+                    // An answer refers to the packets before it.
                     self.take_messages(block, &std::mem::take(&mut messages));
-                    self.answer(*packet, backoff)?;
+                    self.take_answer(*packet, backoff)?;
                 }
             }
         }
@@ -276,115 +302,80 @@ impl Running {
     }
 
     fn take_messages(&mut self, block: &Bytes, messages: &[Publish]) {
-        if let Some(leaving) = self.leaving.as_mut().filter(|_| !messages.is_empty()) {
-            leaving.heard();
+        if let Some(drain) = self.drain.as_mut().filter(|_| !messages.is_empty()) {
+            drain.received();
         }
-        self.store.take(block, messages);
+        self.in_flight.take(block, messages);
     }
 
-    /// Takes what had come before the connection failed.
-    async fn take_rest(&mut self, connection: &mut Connection, backoff: &mut Backoff) {
+    /// Takes the packets that arrived before the connection failed.
+    async fn take_rest(&mut self, connection: &mut PacketConnection, backoff: &mut Backoff) {
         for block in connection.read_rest().await {
-            // What the broker had answered is of no use any more, and what is malformed is not acknowledged.
-            let _ = self.take(&block, backoff);
+            if let Err(failure) = self.take(&block, backoff) {
+                // The connection has failed already. A malformed packet is not acknowledged.
+                debug!(gateway = self.gateway.name, failure = chain(&failure), "ignored packets of a lost connection");
+            }
         }
     }
 
-    fn answer(&mut self, packet: Packet, backoff: &mut Backoff) -> Result<(), ConnectionError> {
+    fn take_answer(&mut self, packet: Packet, backoff: &mut Backoff) -> Result<(), ConnectionError> {
         match packet {
             Packet::PingResp => {
-                self.store.fence_answered();
-                self.leaving.iter_mut().for_each(Leaving::answered);
+                self.in_flight.fence_answered();
+                self.drain.iter_mut().for_each(Drain::ping_answered);
             }
-            // What comes at most once may be lost on its way.
+            // A subscription at QoS 0 could lose messages.
             Packet::SubAck(answer)
                 if answer.return_codes.iter().all(|code| matches!(code, SubscribeReasonCode::Success(QoS::AtLeastOnce))) =>
             {
-                *backoff = Backoff::default();
+                backoff.reset();
                 self.readiness.holds(&self.check);
             }
             Packet::SubAck(answer) => {
                 return Err(ConnectionError::Subscribe { filter: self.filter.clone(), reasons: format!("{:?}", answer.return_codes) });
             }
-            Packet::UnsubAck(_) => match &mut self.leaving {
-                Some(leaving) => {
-                    *backoff = Backoff::default();
-                    leaving.unsubscribed();
+            Packet::UnsubAck(_) => match &mut self.drain {
+                Some(drain) => {
+                    backoff.reset();
+                    drain.unsubscribed();
                 }
                 None => self.forget_stale(),
             },
-            Packet::Disconnect(goodbye) => return Err(ConnectionError::End { reason: goodbye.reason_code }),
+            Packet::Disconnect(disconnect) => return Err(ConnectionError::Disconnected { reason: disconnect.reason_code }),
             _ => {}
         }
         Ok(())
     }
 
-    fn acknowledge(&mut self, connection: &mut Connection) -> Result<(), ConnectionError> {
-        while let Some(packet_id) = self.store.next_acknowledgement() {
+    fn acknowledge(&mut self, connection: &mut PacketConnection) -> Result<(), ConnectionError> {
+        while let Some(packet_id) = self.in_flight.next_acknowledgement() {
             connection.acknowledge(packet_id);
         }
-        if self.store.wants_fence() {
+        if self.in_flight.wants_fence() {
             connection.ping()?;
-            self.store.fence();
+            self.in_flight.fence();
         }
         Ok(())
     }
 
     fn submit(&mut self, slot: tokio::sync::OwnedSemaphorePermit) {
-        if let Some(job) = self.store.next_job(slot, self.done.clone(), self.lost.clone())
+        if let Some(job) = self.in_flight.next_job(slot, self.done.clone(), self.lost.clone())
             && !self.sink.submit(job)
         {
-            // Each batch has its slot, and the writers live as long as this sink.
-            warn!(gateway = self.gateway.name, "nobody writes any more");
+            // Each batch has a slot, and the writers live as long as this sink.
+            warn!(gateway = self.gateway.name, "the database writers have stopped: stopping the worker");
             self.shutdown.cancel();
-        }
-    }
-
-    /// Commits all that was read. `false` when the worker is to stop first.
-    async fn settle(&mut self) -> bool {
-        let mut devices = self.registry.watch();
-        while !self.store.is_settled() {
-            self.store.gauge(self.budget);
-            let due = self.store.due().is_some();
-            tokio::select! {
-                () = self.shutdown.cancelled() => return false,
-                Some(done) = self.committed.recv() => self.store.committed(done),
-                Some(slot) = self.sink.slot(), if due => self.submit(slot),
-                Ok(()) = devices.changed() => self.store.take_parked(),
-            }
-        }
-        true
-    }
-
-    /// Commits and acknowledges what can be in a bounded time, and takes leave so that the broker keeps the session.
-    async fn stop(&mut self, mut connection: Connection) {
-        // They are not committed, and so the broker keeps them.
-        self.store.drop_parked();
-        let commits = async {
-            while !self.store.is_settled() {
-                let due = self.store.due().is_some();
-                tokio::select! {
-                    Some(done) = self.committed.recv() => self.store.committed(done),
-                    Some(slot) = self.sink.slot(), if due => self.submit(slot),
-                }
-            }
-        };
-        if timeout(STOP_WITHIN, commits).await.is_err() {
-            warn!(gateway = self.gateway.name, "stopping before all is committed; the broker keeps the rest");
-        }
-        if self.acknowledge(&mut connection).is_ok() {
-            connection.close().await;
         }
     }
 }
 
-/// How a session ended.
+/// Why a session ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum End {
-    /// The worker was told to stop.
+pub enum SessionEnd {
+    /// The worker stops.
     Stopped,
-    /// Another worker has taken it over.
+    /// Another worker has claimed the session.
     Lost,
-    /// It was not wanted any more, and is no more.
-    Left,
+    /// The session was no longer configured, and has been drained and ended.
+    Drained,
 }

@@ -1,4 +1,4 @@
-//! A Device's certificate: what it asks for, what was issued to it, and when another is due. Pure.
+//! The certificate of a Device: its signing request, what was issued for it, and when it is renewed. Pure.
 
 use std::sync::Arc;
 
@@ -9,27 +9,27 @@ use crate::api::Device;
 use crate::api::client_authority::IssuerReference;
 use crate::api::condition::Cause;
 use crate::api::device::DeviceCertificate;
+use crate::broker::credential::KeyDigest;
 use crate::certificate::client::ClientAuthority;
 use crate::certificate::request::{self, RequestError, SigningRequest};
 use crate::certificate::trust::TrustedAuthorities;
-use crate::credential::KeyDigest;
 
-/// Who signs the certificates of a Gateway's devices, as the reconciler of Gateways says it.
+/// The authority that signs the certificates of a Gateway's devices, as the reconciler of Gateways reports it.
 #[derive(Clone, Debug, Default)]
 pub enum Authority {
-    /// It has not said anything yet.
+    /// Not reported yet.
     #[default]
     Unknown,
-    /// The Gateway names none.
+    /// The Gateway declares no authority.
     Undeclared,
-    /// The one that it names cannot sign.
+    /// The declared authority cannot sign.
     Unusable,
-    /// This one.
+    /// The declared authority can sign.
     Usable(Arc<Signer>),
 }
 
 impl Authority {
-    /// Whether the two differ in anything that matters to a Device.
+    /// Whether the two differ in a property that matters to a Device.
     #[must_use]
     pub fn differs(&self, other: &Self) -> bool {
         match (self, other) {
@@ -40,50 +40,50 @@ impl Authority {
     }
 }
 
-/// A certificate of an issuer is renewed no sooner than after this long.
-const SOONEST_RENEWAL: SignedDuration = SignedDuration::from_mins(1);
+/// Lower limit of the time until a certificate from an issuer is renewed.
+const MIN_RENEWAL_DELAY: SignedDuration = SignedDuration::from_mins(1);
 
-/// An issuer that has not answered is asked again after this long, though nothing was heard of it.
-pub const LOOK_AGAIN: SignedDuration = SignedDuration::from_mins(5);
+/// An issuer that has not responded is queried again after this long, even without an event.
+pub const REQUEUE_AFTER: SignedDuration = SignedDuration::from_mins(5);
 
-/// Who signs.
+/// The source of signatures.
 #[derive(Debug)]
 pub enum Source {
-    /// The operator, with this key.
+    /// The operator signs with this key.
     Own(ClientAuthority),
-    /// An issuer of cert-manager, that is asked.
+    /// An issuer of cert-manager signs.
     Issuer(Issuer),
 }
 
 /// An issuer of cert-manager.
 #[derive(Debug)]
 pub struct Issuer {
-    /// Which one.
+    /// Reference to the Issuer or ClusterIssuer.
     pub reference: IssuerReference,
-    /// Whom brokers trust.
+    /// Authorities that the brokers trust.
     pub trusted: TrustedAuthorities,
-    /// Name of the Secret that says so.
+    /// Name of the Secret with these authorities.
     pub secret: String,
 }
 
-/// An authority that can sign, and for how long what it signs is valid.
+/// An authority that can sign, and how long its certificates are valid.
 #[derive(Debug)]
 pub struct Signer {
-    /// Who signs.
+    /// The source of the signature.
     pub source: Source,
-    /// For how long.
+    /// Validity of a certificate.
     pub validity: SignedDuration,
-    /// Tells one authority from another.
+    /// Distinguishes this authority from others.
     fingerprint: u64,
-    /// Nothing that it issues lasts longer.
+    /// End of validity of the authority. No certificate outlives it.
     not_after: Timestamp,
 }
 
 impl Signer {
-    /// One that signs for so long.
+    /// A signer whose certificates are valid for `validity`.
     #[must_use]
     pub fn new(source: Source, validity: SignedDuration) -> Self {
-        // Each Device that asks for a certificate is compared with both at each of its steps.
+        // Computed once: each Device with a signing request compares them whenever its next action is determined.
         let (fingerprint, not_after) = match &source {
             Source::Own(authority) => (authority.fingerprint(), authority.not_after()),
             Source::Issuer(Issuer { reference, trusted, .. }) => {
@@ -94,7 +94,7 @@ impl Signer {
         Self { source, validity, fingerprint, not_after }
     }
 
-    /// The issuer that is to be asked, if it is not the operator that signs.
+    /// The issuer of cert-manager, unless the operator signs.
     #[must_use]
     pub fn issuer(&self) -> Option<&Issuer> {
         match &self.source {
@@ -110,8 +110,8 @@ impl Signer {
         identity(self) != identity(other)
     }
 
-    /// What was issued for the request with this digest, as the status tells of it. It is renewed when two thirds of its life are over,
-    /// or up to a tenth of it before that: `spread` lets those that were issued together be renewed one by one.
+    /// The status entry of a certificate that was issued for the request with this digest. It is renewed after two thirds of its
+    /// life, or up to a tenth of its life earlier: `spread` distributes the renewals of certificates that were issued together.
     #[must_use]
     pub fn certificate(&self, issued: (String, String, Timestamp), digest: u64, spread: u64, now: Timestamp) -> DeviceCertificate {
         let (pem, serial_number, not_after) = issued;
@@ -119,8 +119,8 @@ impl Signer {
         let early = life / 10 / 1024 * i32::try_from(spread % 1024).unwrap_or_default();
         let mut renewal = Timestamp::from_second((not_after - life / 3 - early).as_second()).unwrap_or(not_after);
         if self.issuer().is_some() {
-            // Near its own end an issuer gives ever shorter ones.
-            renewal = renewal.max(now + SOONEST_RENEWAL).min(not_after);
+            // Near the end of its own validity, an issuer returns certificates with ever shorter lives.
+            renewal = renewal.max(now + MIN_RENEWAL_DELAY).min(not_after);
         }
         DeviceCertificate {
             pem,
@@ -133,53 +133,53 @@ impl Signer {
     }
 }
 
-/// What came of asking an issuer that did not issue a certificate at once.
+/// The response of an issuer that has not issued a certificate yet.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Asked {
-    /// Why there is no certificate, as far as that is known.
-    pub refusal: Option<Refusal>,
-    /// When to look again without being told, in seconds since 1970; `None` is now.
+pub struct IssuerResponse {
+    /// Why there is no certificate, if the issuer reports it.
+    pub refusal: Option<IssuanceRefusal>,
+    /// When to query the issuer again without an event, in seconds since 1970. `None` means now.
     pub until: Option<i64>,
 }
 
-/// Why an issuer gives no certificate.
+/// Why an issuer refuses a certificate.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Refusal {
-    /// Why.
+pub struct IssuanceRefusal {
+    /// Reason and message.
     pub cause: Cause,
-    /// Whether the Device has to change; else it may be given in time.
+    /// Whether only a change of the Device helps. Otherwise the operator retries.
     pub is_final: bool,
 }
 
-/// What tells whether a certificate is still the wanted one.
+/// Identifies the request and the authority that a certificate was issued for.
 fn issued_for(request: u64, authority: u64) -> String {
     format!("{request:016x}-{authority:016x}")
 }
 
-/// The two parts of that; of a text that somebody else wrote, none.
+/// The two digests in that text. `None` if it is malformed, for example after an edit by a user.
 fn parse_issued_for(text: &str) -> Option<(u64, u64)> {
     let (request, authority) = text.split_once('-')?;
     Some((u64::from_str_radix(request, 16).ok()?, u64::from_str_radix(authority, 16).ok()?))
 }
 
-/// A Device's certificate.
+/// The state of a Device's certificate.
 #[derive(Clone, Debug)]
 pub struct Certificate {
-    /// Digest of the request, and the key in it.
+    /// Digest of the signing request, and the key in it.
     digest: u64,
     key: Result<KeyDigest, RequestError>,
     issued: Option<Issued>,
-    /// What is issued and does not stand in the status yet.
+    /// Issued, and not written to the status yet.
     pending: Option<Box<DeviceCertificate>>,
-    /// Old enough to be renewed.
+    /// Whether the time of renewal has come.
     due: bool,
-    /// Too old to be accepted.
+    /// Whether the certificate has expired.
     expired: bool,
-    /// What came of asking an issuer. Boxed, for there are many Devices and few that wait.
-    asked: Option<Box<Asked>>,
+    /// The response of an issuer. Boxed, because few of many Devices wait for one.
+    asked: Option<Box<IssuerResponse>>,
 }
 
-/// A certificate as the status tells of it. Times are seconds since 1970.
+/// A certificate as the status describes it. Times are seconds since 1970.
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Issued {
     serial: Box<str>,
@@ -190,7 +190,7 @@ struct Issued {
 }
 
 impl Issued {
-    /// What somebody made unreadable counts as not issued.
+    /// `None` for a malformed entry: it counts as not issued.
     fn of(certificate: &DeviceCertificate) -> Option<Self> {
         let (request, authority) = parse_issued_for(&certificate.issued_for)?;
         Some(Self {
@@ -204,7 +204,7 @@ impl Issued {
 }
 
 impl Certificate {
-    /// What a Device asks for, if it does. `before` is what was known of it.
+    /// The certificate state of a Device with a signing request. `before` is the previous state.
     #[must_use]
     pub fn ask(before: Option<Box<Self>>, device: &Device) -> Option<Box<Self>> {
         let x509 = device.spec.authentication.x509.as_ref()?;
@@ -214,7 +214,7 @@ impl Certificate {
             return Some(Box::clone(known));
         }
         let written = device.status.as_ref().and_then(|status| status.certificate.as_ref()).and_then(Issued::of);
-        // Its signature was checked before something was issued for it: after a restart that saves seconds for a large fleet.
+        // The signature of a request that has a certificate was checked before. This saves seconds at the start with a large fleet.
         let known = written.as_ref().is_some_and(|issued| issued.request == digest);
         let parsed = if known { SigningRequest::parse_known(text) } else { SigningRequest::parse(text) };
         let key = parsed.map(|request| KeyDigest::of(&request.public_key()));
@@ -222,11 +222,11 @@ impl Certificate {
         Some(Box::new(Self { digest, key, issued, pending: None, due: false, expired: false, asked: None }))
     }
 
-    /// Takes over what the status says.
+    /// Updates the state from the status of the Device.
     pub fn observe(&mut self, certificate: Option<&DeviceCertificate>) {
         let issued = certificate.and_then(Issued::of);
         match &self.pending {
-            // It is on its way.
+            // The status with the pending certificate has not been written yet.
             Some(pending) if issued.as_ref().is_none_or(|issued| *issued.serial != *pending.serial_number) => return,
             Some(_) => self.pending = None,
             None => {}
@@ -237,7 +237,7 @@ impl Certificate {
         }
     }
 
-    /// Takes over what was issued for a request with this digest, to be written.
+    /// Stores a certificate that was issued for the request with this digest. It is written with the next status.
     pub fn take(&mut self, digest: u64, certificate: DeviceCertificate) {
         if self.digest == digest {
             self.issued = Issued::of(&certificate);
@@ -247,14 +247,14 @@ impl Certificate {
         }
     }
 
-    /// An issuer is about to be asked: what is heard from here on is worth another look.
+    /// The issuer is about to be queried: an event from now on causes another query.
     pub fn ask_issuer(&mut self, until: i64) {
         self.asked.get_or_insert_default().until = Some(until);
     }
 
-    /// Takes over what came of asking an issuer for a certificate for a request with this digest. Returns whether its refusal is news
-    /// while there is a certificate still.
-    pub fn take_answer(&mut self, digest: u64, mut answer: Asked) -> bool {
+    /// Stores the response of an issuer for the request with this digest. Returns whether it is a new refusal while a certificate
+    /// is still valid.
+    pub fn take_answer(&mut self, digest: u64, mut answer: IssuerResponse) -> bool {
         if self.digest != digest {
             return false;
         }
@@ -266,29 +266,29 @@ impl Certificate {
         news
     }
 
-    /// The issuer is worth another look.
-    pub fn look_again(&mut self) {
+    /// Queries the issuer again at the next action.
+    pub fn requeue(&mut self) {
         if let Some(asked) = &mut self.asked {
             asked.until = None;
         }
     }
 
-    /// Whether an issuer is being asked.
+    /// Whether an issuer was queried and has not issued yet.
     #[must_use]
     pub fn is_asked_for(&self) -> bool {
         self.asked.is_some()
     }
 
-    /// Why the issuer gives none.
+    /// Why the issuer refuses.
     #[must_use]
-    pub fn refusal(&self) -> Option<&Refusal> {
+    pub fn refusal(&self) -> Option<&IssuanceRefusal> {
         self.asked.as_ref()?.refusal.as_ref()
     }
 
-    /// The key whose certificates the broker is to accept, or what is wrong with the request.
+    /// The public key whose certificates the broker accepts.
     ///
     /// # Errors
-    /// When no certificate may be issued for the request.
+    /// When the signing request is not acceptable.
     pub fn key(&self) -> Result<KeyDigest, &RequestError> {
         self.key.as_ref().copied()
     }
@@ -299,19 +299,20 @@ impl Certificate {
         self.issued.as_ref().is_some_and(|issued| issued.request == self.digest)
     }
 
-    /// Whether its time is over.
+    /// Whether the certificate has expired.
     #[must_use]
     pub fn is_expired(&self) -> bool {
         self.expired
     }
 
-    /// Whether the device has none that it could connect with.
+    /// Whether the device has no certificate that the broker accepts.
     #[must_use]
     pub fn is_missing(&self) -> bool {
         self.expired || !self.is_issued()
     }
 
-    /// Whether this authority is to issue another. Near its own end it has none to give that would last longer.
+    /// Whether this authority has to issue a certificate. An authority near its own end cannot issue one that lasts longer than the
+    /// present one.
     #[must_use]
     pub fn wants(&self, signer: &Signer) -> bool {
         self.key.is_ok()
@@ -323,7 +324,7 @@ impl Certificate {
             })
     }
 
-    /// When something follows from the time alone.
+    /// The next time at which the state changes without an event, in seconds since 1970.
     #[must_use]
     pub fn deadline(&self) -> Option<i64> {
         let issued = self
@@ -333,7 +334,7 @@ impl Certificate {
         [issued, self.asked.as_ref().and_then(|asked| asked.until)].into_iter().flatten().min()
     }
 
-    /// Lets time pass. Returns whether something follows.
+    /// Advances the time. Returns whether the state changed.
     pub fn advance(&mut self, now: i64) -> bool {
         let state = |own: &Self| (own.due, own.expired, own.asked.as_ref().and_then(|asked| asked.until));
         let before = state(self);
@@ -347,7 +348,7 @@ impl Certificate {
         state(self) != before
     }
 
-    /// For the status; without the certificate itself where that stands there already. `revision` is what the broker has proven.
+    /// The entry for the status. It omits the PEM text if the status has it already. `revision` is what the broker has proven.
     #[must_use]
     pub fn status(&self, revision: Option<&str>) -> Option<DeviceCertificate> {
         let revision = revision.map(str::to_owned);

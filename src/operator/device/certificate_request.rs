@@ -1,4 +1,5 @@
-//! A CertificateRequest of cert-manager: what is asked for a Device, and what comes of it. Pure.
+//! The CertificateRequest of cert-manager that the operator creates for a Device. Pure.
+//!
 //! <https://cert-manager.io/docs/usage/certificaterequest/>
 
 use k8s_openapi::ByteString;
@@ -11,9 +12,10 @@ use super::key::DeviceKey;
 use super::secret::owner;
 use crate::api::client_authority::IssuerReference;
 use crate::api::name::{self, GATEWAY_LABEL, ROLE_CERTIFICATE_REQUEST, ROLE_LABEL};
-use crate::operator::apply::standard_labels;
+use crate::api::reason::Reason;
+use crate::operator::kubernetes::apply::standard_labels;
 
-/// The part of a CertificateRequest that is used.
+/// The fields of a CertificateRequest that the operator uses.
 #[derive(Clone, CustomResource, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[kube(
     group = "cert-manager.io",
@@ -28,31 +30,31 @@ pub struct CertificateRequestSpec {
     /// The signing request, as PEM.
     pub request: ByteString,
 
-    /// Who is to sign.
+    /// The issuer.
     pub issuer_ref: IssuerReference,
 
-    /// For how long, as Go writes it. What is issued may be valid for less.
+    /// Requested validity, in the format of Go. An issuer may grant less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<String>,
 
-    /// For what.
+    /// Requested key usages.
     #[serde(default)]
     pub usages: Vec<String>,
 }
 
-/// What came of it.
+/// The status that the issuer writes.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct CertificateRequestStatus {
     /// `Ready`, `Approved`, `Denied`, `InvalidRequest`.
     #[serde(default)]
     pub conditions: Vec<CertificateRequestCondition>,
 
-    /// As PEM: the certificate, and what leads to the root.
+    /// The certificate and its chain, as PEM.
     #[serde(default)]
     pub certificate: Option<ByteString>,
 }
 
-/// Unlike those of Kubernetes, all but type and status may be missing.
+/// A condition. Unlike a Condition of Kubernetes, only type and status are required.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateRequestCondition {
@@ -69,20 +71,20 @@ pub struct CertificateRequestCondition {
     pub message: String,
 }
 
-/// What a CertificateRequest came to.
+/// The state of a CertificateRequest.
 #[derive(Debug, Eq, PartialEq)]
-pub enum Answer<'a> {
-    /// Nothing yet; with what it waits for, as far as it says so.
+pub enum RequestState<'a> {
+    /// Not issued yet. With the message of the issuer, if there is one.
     Pending(Option<&'a str>),
-    /// A certificate.
+    /// Issued: the certificate chain as PEM.
     Issued(&'a [u8]),
-    /// It will never be one, for this reason.
-    Refused(&'static str, &'a str),
+    /// Refused. With reason and message.
+    Refused(Reason, &'a str),
 }
 
-/// What is asked for a Device (of this uid), whose signing request has this text.
+/// The CertificateRequest for a Device (with this uid) and its signing request.
 #[must_use]
-pub fn wanted(key: &DeviceKey, uid: &str, text: &str, issuer: &IssuerReference, signer: &Signer) -> CertificateRequest {
+pub fn desired(key: &DeviceKey, uid: &str, text: &str, issuer: &IssuerReference, signer: &Signer) -> CertificateRequest {
     let mut labels = standard_labels("device", &key.gateway.name);
     labels.insert(GATEWAY_LABEL.to_owned(), key.gateway.name.to_string());
     labels.insert(ROLE_LABEL.to_owned(), ROLE_CERTIFICATE_REQUEST.to_owned());
@@ -104,29 +106,31 @@ pub fn wanted(key: &DeviceKey, uid: &str, text: &str, issuer: &IssuerReference, 
     }
 }
 
-/// Whether a CertificateRequest asks for this. For how long is the issuer's to say.
+/// Whether a CertificateRequest has the desired request and issuer. The duration is not compared, because issuers set defaults.
 #[must_use]
-pub fn asks_for(found: &CertificateRequest, wanted: &CertificateRequest) -> bool {
+pub fn matches(found: &CertificateRequest, wanted: &CertificateRequest) -> bool {
     found.spec.request == wanted.spec.request && found.spec.issuer_ref == wanted.spec.issuer_ref
 }
 
-/// What a CertificateRequest came to.
+/// The state of a CertificateRequest.
 #[must_use]
-pub fn answer(request: &CertificateRequest) -> Answer<'_> {
-    let Some(status) = &request.status else { return Answer::Pending(None) };
+pub fn request_state(request: &CertificateRequest) -> RequestState<'_> {
+    let Some(status) = &request.status else { return RequestState::Pending(None) };
     let of = |type_: &str| status.conditions.iter().find(|condition| condition.type_ == type_);
     let holds = |type_: &str| of(type_).filter(|condition| condition.status == "True");
     if let Some(denied) = holds("Denied") {
-        return Answer::Refused("CertificateDenied", &denied.message);
+        return RequestState::Refused(Reason::CertificateDenied, &denied.message);
     }
     if let Some(invalid) = holds("InvalidRequest") {
-        return Answer::Refused("CertificateRefused", &invalid.message);
+        return RequestState::Refused(Reason::CertificateRefused, &invalid.message);
     }
     match (of("Ready"), &status.certificate) {
-        (Some(ready), Some(certificate)) if ready.status == "True" => Answer::Issued(&certificate.0),
-        (Some(ready), _) if ["Failed", "Denied"].contains(&ready.reason.as_str()) => Answer::Refused("CertificateRefused", &ready.message),
-        (Some(ready), _) => Answer::Pending(Some(&ready.message)),
-        (None, _) => Answer::Pending(None),
+        (Some(ready), Some(certificate)) if ready.status == "True" => RequestState::Issued(&certificate.0),
+        (Some(ready), _) if ["Failed", "Denied"].contains(&ready.reason.as_str()) => {
+            RequestState::Refused(Reason::CertificateRefused, &ready.message)
+        }
+        (Some(ready), _) => RequestState::Pending(Some(&ready.message)),
+        (None, _) => RequestState::Pending(None),
     }
 }
 
@@ -149,37 +153,40 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_followed_to_its_end() {
+    fn conditions_determine_the_state_of_a_request() {
         let approved = condition("Approved", "True", "cert-manager.io");
         for (status, expected) in [
-            (Value::Null, Answer::Pending(None)),
-            (json!({}), Answer::Pending(None)),
-            (json!({"conditions": [approved]}), Answer::Pending(None)),
-            (json!({"conditions": [approved, condition("Ready", "False", "Pending")]}), Answer::Pending(Some("why"))),
-            (json!({"conditions": [approved, condition("Ready", "True", "Issued")], "certificate": "cGVt"}), Answer::Issued(b"pem")),
-            (json!({"conditions": [approved, condition("Ready", "False", "Failed")]}), Answer::Refused("CertificateRefused", "why")),
+            (Value::Null, RequestState::Pending(None)),
+            (json!({}), RequestState::Pending(None)),
+            (json!({"conditions": [approved]}), RequestState::Pending(None)),
+            (json!({"conditions": [approved, condition("Ready", "False", "Pending")]}), RequestState::Pending(Some("why"))),
+            (json!({"conditions": [approved, condition("Ready", "True", "Issued")], "certificate": "cGVt"}), RequestState::Issued(b"pem")),
+            (
+                json!({"conditions": [approved, condition("Ready", "False", "Failed")]}),
+                RequestState::Refused(Reason::CertificateRefused, "why"),
+            ),
             (
                 json!({"conditions": [condition("Denied", "True", "x"), condition("Ready", "False", "Denied")]}),
-                Answer::Refused("CertificateDenied", "why"),
+                RequestState::Refused(Reason::CertificateDenied, "why"),
             ),
-            (json!({"conditions": [condition("Denied", "False", "x")]}), Answer::Pending(None)),
-            (json!({"conditions": [condition("InvalidRequest", "True", "x")]}), Answer::Refused("CertificateRefused", "why")),
+            (json!({"conditions": [condition("Denied", "False", "x")]}), RequestState::Pending(None)),
+            (json!({"conditions": [condition("InvalidRequest", "True", "x")]}), RequestState::Refused(Reason::CertificateRefused, "why")),
         ] {
-            assert_eq!(answer(&request(&status)), expected, "{status}");
+            assert_eq!(request_state(&request(&status)), expected, "{status}");
         }
     }
 
     #[test]
-    fn another_request_or_issuer_asks_for_something_else() {
+    fn a_request_matches_by_signing_request_and_issuer() {
         let found = request(&Value::Null);
         let mut wanted = found.clone();
-        assert!(asks_for(&found, &wanted));
+        assert!(matches(&found, &wanted));
         wanted.spec.duration = Some("1s".to_owned());
-        assert!(asks_for(&found, &wanted), "as the issuer defaults it");
+        assert!(matches(&found, &wanted), "as the issuer defaults it");
         wanted.spec.issuer_ref.kind = "ClusterIssuer".to_owned();
-        assert!(!asks_for(&found, &wanted));
+        assert!(!matches(&found, &wanted));
         wanted = found.clone();
         wanted.spec.request = ByteString(b"other".to_vec());
-        assert!(!asks_for(&found, &wanted));
+        assert!(!matches(&found, &wanted));
     }
 }

@@ -2,13 +2,14 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::api::reason::Reason;
 use crate::certificate::set_validity;
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
-/// An authority that is valid from 0 on.
+/// An authority that is valid from time 0.
 fn signer(key: &KeyPair, to: i64, validity: i64) -> Signer {
     let mut parameters = CertificateParams::default();
     parameters.distinguished_name.push(DnType::CommonName, "devices");
@@ -19,7 +20,7 @@ fn signer(key: &KeyPair, to: i64, validity: i64) -> Signer {
     Signer::new(Source::Own(authority), SignedDuration::from_secs(validity))
 }
 
-/// An issuer that is trusted by a certificate of this key.
+/// An issuer whose trusted authority has this key.
 fn issuer(key: &KeyPair, name: &str) -> Signer {
     let mut parameters = CertificateParams::default();
     parameters.distinguished_name.push(DnType::CommonName, "devices");
@@ -55,7 +56,7 @@ fn issue(signer: &Signer, request: &str, spread: u64, now: i64) -> DeviceCertifi
 }
 
 #[test]
-fn issued_once_for_each_request_and_authority() {
+fn a_certificate_is_issued_once_per_request_and_authority() {
     let (one, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let (first, second) = (request(&one), request(&other));
     let authority = signer(&one, 1_000_000, 1000);
@@ -68,7 +69,7 @@ fn issued_once_for_each_request_and_authority() {
     assert!(!certificate.wants(&authority) && certificate.is_issued());
     assert!(!certificate.wants(&signer(&one, 2_000_000, 1000)), "the same authority with a renewed certificate");
     assert!(certificate.wants(&signer(&other, 1_000_000, 1000)), "another authority");
-    // After a restart the status says all of it.
+    // After a restart the state comes from the status.
     let mut again = Certificate::ask(None, &device(&first, Some(&issued))).unwrap();
     again.observe(Some(&issued));
     assert!(!again.wants(&authority) && again.is_issued());
@@ -89,7 +90,7 @@ fn issued_once_for_each_request_and_authority() {
 }
 
 #[test]
-fn a_status_that_somebody_deleted_or_broke_is_issued_again() {
+fn a_deleted_or_malformed_status_causes_another_issuance() {
     let key = KeyPair::generate().unwrap();
     let (text, authority) = (request(&key), signer(&key, 1_000_000, 1000));
     let issued = issue(&authority, &text, 0, 0);
@@ -104,13 +105,13 @@ fn a_status_that_somebody_deleted_or_broke_is_issued_again() {
 }
 
 #[test]
-fn what_is_issued_is_written_once() {
+fn a_certificate_is_written_to_the_status_once() {
     let key = KeyPair::generate().unwrap();
     let (text, authority) = (request(&key), signer(&key, 1_000_000, 1000));
     let issued = issue(&authority, &text, 0, 0);
     let mut certificate = ask(&text);
     certificate.take(request::digest(&text), issued.clone());
-    // An older status, as a watch brings it late.
+    // A late event with an older status.
     certificate.observe(None);
     let first = certificate.status(Some("r")).unwrap();
     assert_eq!(first, DeviceCertificate { revision: Some("r".to_owned()), ..issued.clone() });
@@ -120,7 +121,7 @@ fn what_is_issued_is_written_once() {
 }
 
 #[test]
-fn renewed_when_two_thirds_of_its_life_are_over_or_a_tenth_before() {
+fn a_certificate_is_renewed_after_two_thirds_of_its_life() {
     let key = KeyPair::generate().unwrap();
     let (text, authority) = (request(&key), signer(&key, 1_000_000, 90_000));
     for spread in [0, 511, 1023, u64::MAX] {
@@ -138,7 +139,7 @@ fn renewed_when_two_thirds_of_its_life_are_over_or_a_tenth_before() {
 }
 
 #[test]
-fn an_authority_near_its_own_end_issues_nothing_that_lasts_no_longer() {
+fn an_authority_near_its_end_does_not_renew_in_a_loop() {
     let key = KeyPair::generate().unwrap();
     let text = request(&key);
     let mut certificate = ask(&text);
@@ -149,18 +150,18 @@ fn an_authority_near_its_own_end_issues_nothing_that_lasts_no_longer() {
 }
 
 #[test]
-fn a_bad_request_has_no_key_and_wants_nothing() {
+fn a_malformed_request_has_no_key_and_is_not_issued() {
     let certificate = ask("press-1");
-    assert_eq!(certificate.key().unwrap_err().reason(), "UnreadableSigningRequest");
+    assert_eq!(certificate.key().unwrap_err().reason().as_str(), "UnreadableSigningRequest");
     assert!(!certificate.wants(&signer(&KeyPair::generate().unwrap(), 1000, 1000)));
 }
 
-fn refused(is_final: bool, until: i64) -> Asked {
-    Asked { refusal: Some(Refusal { cause: Cause::new("CertificateDenied", "no"), is_final }), until: Some(until) }
+fn refused(is_final: bool, until: i64) -> IssuerResponse {
+    IssuerResponse { refusal: Some(IssuanceRefusal { cause: Cause::new(Reason::CertificateDenied, "no"), is_final }), until: Some(until) }
 }
 
 #[test]
-fn an_issuer_is_asked_again_when_something_is_heard_or_time_has_passed() {
+fn an_issuer_is_queried_again_after_an_event_or_a_delay() {
     let key = KeyPair::generate().unwrap();
     let (text, signer) = (request(&key), issuer(&key, "a"));
     let digest = request::digest(&text);
@@ -172,21 +173,21 @@ fn an_issuer_is_asked_again_when_something_is_heard_or_time_has_passed() {
     assert!(!certificate.take_answer(digest, refused(false, 3600)), "a condition tells");
     assert!(!certificate.wants(&signer) && certificate.refusal().is_some());
     assert_eq!(certificate.deadline(), Some(3600));
-    certificate.look_again();
+    certificate.requeue();
     assert!(certificate.wants(&signer) && certificate.refusal().is_some(), "what is known goes on being said");
     certificate.ask_issuer(300);
     certificate.take_answer(digest, refused(false, 3600));
     assert!(certificate.advance(3600) && certificate.wants(&signer));
     certificate.ask_issuer(7200);
-    certificate.look_again();
-    certificate.take_answer(digest, Asked { refusal: None, until: Some(7200) });
+    certificate.requeue();
+    certificate.take_answer(digest, IssuerResponse { refusal: None, until: Some(7200) });
     assert!(certificate.wants(&signer) && certificate.refusal().is_none(), "what was heard meanwhile is not forgotten");
     certificate.take_answer(digest.wrapping_add(1), refused(true, 7200));
     assert!(certificate.refusal().is_none(), "an answer for another request");
 }
 
 #[test]
-fn another_issuer_or_another_authority_behind_it_issues_anew() {
+fn another_issuer_or_another_root_causes_a_new_issuance() {
     let (one, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let (text, signer) = (request(&one), issuer(&one, "a"));
     let mut certificate = ask(&text);

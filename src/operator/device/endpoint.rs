@@ -1,4 +1,4 @@
-//! Where the devices of a Gateway connect to, as their Secrets tell them. Pure.
+//! The address that the devices of a Gateway connect to, as written to their Secrets. Pure.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 
 use crate::configuration::agent::TLS_AUTHORITIES;
 
-/// Keys of a Device's Secret that say where to connect to.
+/// Keys of a Device's Secret with the address.
 const KEYS: [&str; 4] = ["gateway", "port", "uri", TLS_AUTHORITIES];
 
-/// The largest list of authorities that is copied into each Device's Secret, in bytes: some ten certificates. A public bundle
-/// of 200 KiB, a device has already; for 15,000 devices it would be 3 GB of the API server's store.
+/// Upper limit of the CA bundle that is copied into each Device's Secret, in bytes: some ten certificates. A public bundle of 200
+/// KiB is present on devices; for 15,000 devices it would take 3 GB of the API server's storage.
 const MAX_AUTHORITIES: usize = 16 << 10;
 
-/// Where the devices of a Gateway connect to.
+/// The address that the devices of a Gateway connect to.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Endpoint {
     data: BTreeMap<&'static str, Vec<u8>>,
@@ -25,11 +25,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// From the host, the port, whether that has TLS, and the authorities (PEM) that clients trust.
+    /// From host, port, whether the port expects TLS, and the CA bundle (PEM) that clients trust.
     #[must_use]
     pub fn new(host: &str, port: i32, tls: bool, authorities: Option<&[u8]>) -> Self {
         let scheme = if tls { "mqtts" } else { "mqtt" };
-        // An IPv6 address stands in brackets (RFC 3986, section 3.2.2).
+        // An IPv6 address is enclosed in brackets (RFC 3986, section 3.2.2).
         let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         let texts = [("gateway", host.to_owned()), ("port", port.to_string()), ("uri", format!("{scheme}://{authority}"))];
         let mut data: BTreeMap<_, _> = texts.into_iter().map(|(key, value)| (key, value.into_bytes())).collect();
@@ -40,28 +40,28 @@ impl Endpoint {
         Self { data, digest }
     }
 
-    /// Equal to [`digest_of`] a Secret that says this.
+    /// Equal to [`digest_of`] a Secret with this address.
     #[must_use]
     pub fn digest(&self) -> NonZeroU64 {
         self.digest
     }
 
-    /// For a Secret's data.
+    /// The data of a Secret.
     #[must_use]
     pub fn data(&self) -> BTreeMap<String, ByteString> {
         self.data.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.clone()))).collect()
     }
 
-    /// The change that makes a Secret say this, whatever it says now.
+    /// The merge patch that writes this address to a Secret.
     #[must_use]
     pub fn change(&self, secret: &Secret) -> Value {
         let data: BTreeMap<_, _> = KEYS.iter().map(|key| (*key, self.data.get(key).map(|value| ByteString(value.clone())))).collect();
-        // Refused where somebody changed the Secret meanwhile: then all is looked at again.
+        // The API server refuses the patch if the Secret changed meanwhile. Then the next action is determined again.
         json!({"metadata": {"resourceVersion": secret.metadata.resource_version}, "data": data})
     }
 }
 
-/// Digest of what a Secret says of where to connect to. Holds for one life of the process.
+/// Digest of the address in a Secret. It is valid within this process.
 #[must_use]
 pub fn digest_of(secret: &Secret) -> NonZeroU64 {
     digest(|key| secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice()))
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uri_tells_whether_there_is_tls_and_brackets_an_address_of_ipv6() {
+    fn a_uri_shows_tls_and_encloses_ipv6_in_brackets() {
         let large = vec![b'x'; MAX_AUTHORITIES + 1];
         for (host, tls, authorities, uri, copied) in [
             ("plant-1.fleet.svc", false, None, "mqtt://plant-1.fleet.svc:1883", false),
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_says_it_has_its_digest_and_any_other_another() {
+    fn the_digest_identifies_the_address_in_a_secret() {
         let endpoint = Endpoint::new("h", 8883, true, Some(b"PEM"));
         let mut secret = Secret { data: Some(endpoint.data()), ..Secret::default() };
         secret.data.as_mut().unwrap().insert("password".to_owned(), ByteString(b"of no concern".to_vec()));

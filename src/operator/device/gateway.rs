@@ -1,4 +1,4 @@
-//! What the Devices' side keeps of a Gateway: its devices, its workers, its shards, and what its broker has proven.
+//! The state of one Gateway in the index: its devices, workers, shards, and what its broker has proven.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -8,46 +8,46 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 
 use super::certificate::Authority;
 use super::endpoint::Endpoint;
-use super::record::{PasswordSource, PasswordState, Record};
+use super::record::{DeviceRecord, PasswordSource, PasswordState};
 use crate::api::name::{self, GATEWAY_LABEL, ROLE_AUTH_SHARD, ROLE_LABEL};
-use crate::credential::entry::Entry;
-use crate::credential::shard::{self, Data, Shard};
-use crate::operator::apply::standard_labels;
+use crate::broker::credential::entry::Entry;
+use crate::broker::credential::shard::{self, Data, Shard};
+use crate::operator::kubernetes::apply::standard_labels;
 
-/// Plans that are remembered, so that a proof of an older one still counts. An agent is at most a few behind.
-const REMEMBERED_PLANS: u64 = 64;
+/// Number of plans that are kept, so that the proof of an older plan counts. An agent is at most a few plans behind.
+const MAX_PLANS: u64 = 64;
 
-/// What the Devices' side keeps of a Gateway.
+/// The state of one Gateway.
 #[derive(Debug, Default)]
 pub struct GatewayState {
-    /// The Gateway as owner of its shards, or `None` where there is no such Gateway (any longer).
+    /// The Gateway as owner of its shards, or `None` if it does not exist.
     pub owner: Option<OwnerReference>,
 
-    /// Whether its broker runs elsewhere: nothing of its devices is written for it, then, and nothing is proven.
+    /// Whether the broker is external: the operator writes no credentials for it, and nothing is proven.
     pub external: bool,
 
-    /// Where its devices connect to, and the uid of the Gateway that says so.
+    /// The address of the broker, with the uid of the Gateway that reported it.
     pub endpoint: Option<(Box<str>, Arc<Endpoint>)>,
 
-    /// Who signs their certificates, and the uid of the Gateway that says so.
+    /// The authority for client certificates, with the uid of the Gateway that reported it.
     pub authority: Option<(Box<str>, Authority)>,
 
-    /// Its devices by name. Boxed, for up to half of a map's places are empty.
-    pub devices: HashMap<Box<str>, Box<Record>>,
+    /// The Devices by name. Boxed, because up to half of the slots of a map are empty.
+    pub devices: HashMap<Box<str>, Box<DeviceRecord>>,
 
-    /// Users of the workers that read it, by the Secret they come from.
+    /// Users of the workers that read from the broker, by the Secret with their credentials.
     pub workers: BTreeMap<Box<str>, Vec<Entry>>,
 
-    /// Whether a device was added since the broker's agent was last asked for all of its clients.
+    /// Whether a Device was added since the agent last reported all clients.
     pub appeared: bool,
 
-    /// Whether the operator is logged in at its broker.
-    pub linked: bool,
+    /// Whether the operator is connected to the broker.
+    pub broker_connected: bool,
 
     /// Number of the last plan.
     plan: u64,
 
-    /// Number of shards, as shard 0 says at the API server; 0 where there is none.
+    /// Number of shards, as shard 0 at the API server states; 0 if there is none.
     count: usize,
 
     /// Revisions of the shards at the API server.
@@ -56,11 +56,11 @@ pub struct GatewayState {
     /// Revisions of the shards that the broker has proven to hold.
     proven: BTreeMap<usize, String>,
 
-    /// Which plan a revision of a shard belongs to.
+    /// The plan that each revision of a shard belongs to.
     plans: HashMap<(usize, String), u64>,
 }
 
-/// The shards of a Gateway as they are to be written.
+/// The shards of a Gateway that have to be written.
 #[derive(Debug)]
 pub struct ShardPlan {
     /// Owner of the Secrets.
@@ -69,13 +69,13 @@ pub struct ShardPlan {
     /// Secrets to write, in this order.
     pub writes: Vec<Secret>,
 
-    /// Names of those that are at the API server: they are written without a look.
+    /// Names of the existing ones. They are written without a read.
     pub present: BTreeSet<String>,
 
-    /// Names of Secrets to delete after that.
+    /// Names of the Secrets to delete afterwards.
     pub deletes: Vec<String>,
 
-    /// Whether there are as many shards as before, so that the order of the writes says nothing.
+    /// Whether the number of shards is unchanged. Then the order of the writes does not matter.
     pub unordered: bool,
 
     count: usize,
@@ -83,7 +83,7 @@ pub struct ShardPlan {
 }
 
 impl GatewayState {
-    /// Whether nothing is left to remember.
+    /// Whether the state is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.owner.is_none()
@@ -95,14 +95,14 @@ impl GatewayState {
             && self.proven.is_empty()
     }
 
-    /// Where its devices connect to, as far as the Gateway that is there has said so.
+    /// The address of the broker, if the present Gateway has reported it.
     #[must_use]
     pub fn endpoint(&self) -> Option<&Arc<Endpoint>> {
         let owner = self.owner.as_ref()?;
         self.endpoint.as_ref().filter(|(uid, _)| **uid == *owner.uid).map(|(_, endpoint)| endpoint)
     }
 
-    /// Who signs the certificates of its devices, as far as the Gateway that is there has said so.
+    /// The authority for client certificates, if the present Gateway has reported it.
     #[must_use]
     pub fn authority(&self) -> &Authority {
         const UNKNOWN: &Authority = &Authority::Unknown;
@@ -110,14 +110,14 @@ impl GatewayState {
         self.authority.as_ref().filter(|(uid, _)| Some(&**uid) == owner).map_or(UNKNOWN, |(_, authority)| authority)
     }
 
-    /// Takes over a shard as it stands at the API server, or its absence. Returns whether that is news.
+    /// Stores a shard as read from the API server, or its absence. Returns whether it changed.
     pub fn observe_shard(&mut self, number: usize, data: Option<&Data>) -> bool {
         let revision = data.map(shard::revision);
         if self.live.get(&number) == revision.as_ref() {
             return false;
         }
         if number == 0 {
-            // A shard that somebody broke counts as none, and is written again.
+            // A malformed shard counts as absent and is written again.
             self.count = data.and_then(|data| Shard::parse(data).ok()).map_or(0, |shard| shard.count());
         }
         match revision {
@@ -132,34 +132,34 @@ impl GatewayState {
         self.live.keys().copied()
     }
 
-    /// Takes over what the broker has proven. Returns whether that is news.
+    /// Stores what the broker has proven. Returns whether it changed.
     pub fn observe_proof(&mut self, proven: BTreeMap<usize, String>) -> bool {
         let news = proven != self.proven;
         self.proven = proven;
         news
     }
 
-    /// Whether the broker has proven to hold the device as it is now.
+    /// Whether the broker has proven that it holds the present state of the device.
     #[must_use]
-    pub fn has_proven(&self, device: &str, record: &Record) -> bool {
+    pub fn has_proven(&self, device: &str, record: &DeviceRecord) -> bool {
         let number = shard::shard_of(device, self.count.max(1));
         let proven = self.proven.get(&number).and_then(|revision| self.plans.get(&(number, revision.clone())));
         matches!((record.planned, proven), (Some(planned), Some(proven)) if *proven >= planned)
     }
 
-    /// How many devices are declared, and how many the broker has proven to accept.
+    /// The number of declared devices, and of those whose credentials the broker has proven.
     #[must_use]
     pub fn totals(&self) -> (usize, usize) {
-        let proven = |record: &&Record| !self.external && record.enabled && record.written.ready;
+        let proven = |record: &&DeviceRecord| !self.external && record.enabled && record.last_written.ready;
         (self.devices.len(), self.devices.values().map(Box::as_ref).filter(proven).count())
     }
 
-    /// The shards as they should be, where they are not so; `None` where nothing is to be written, or where it is too
-    /// early to tell. Each device that the plan holds remembers its number.
+    /// The writes that bring the shards to the desired state. `None` if there are none, or if a password has not been read yet.
+    /// Each Device in the plan stores the plan's number.
     pub fn plan(&mut self, namespace: &str, gateway: &str) -> Option<ShardPlan> {
         let owner = self.owner.clone().filter(|_| !self.external)?;
-        // A user's password that nobody has read yet would be missing from the plan, and its device be thrown out.
-        let unread = |record: &Record| {
+        // Without the password that has not been read yet, the plan would remove the device from the broker.
+        let unread = |record: &DeviceRecord| {
             record.enabled && *record.password() == PasswordState::Unknown && matches!(record.source, PasswordSource::Given { .. })
         };
         if self.devices.values().any(|record| unread(record)) {
@@ -190,13 +190,13 @@ impl GatewayState {
         (!writes.is_empty() || !deletes.is_empty()).then_some(ShardPlan { owner, writes, present, deletes, unordered, count, revisions })
     }
 
-    /// Takes over that a plan has been carried out.
-    pub fn carried_out(&mut self, plan: ShardPlan, number: u64) {
+    /// A plan has been written.
+    pub fn completed(&mut self, plan: ShardPlan, number: u64) {
         self.count = plan.count;
         for (shard, revision) in &plan.revisions {
             self.plans.insert((*shard, revision.clone()), number);
         }
-        self.plans.retain(|_, plan| *plan + REMEMBERED_PLANS > number);
+        self.plans.retain(|_, plan| *plan + MAX_PLANS > number);
         self.live = plan.revisions;
     }
 

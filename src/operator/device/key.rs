@@ -1,4 +1,4 @@
-//! Gateways and Devices by name, and a Device as a registry knows it.
+//! Keys of Gateways and Devices.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ impl GatewayKey {
     }
 }
 
-/// A Device with the Gateway it names.
+/// A Device by name, with its Gateway.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct DeviceKey {
     /// The Gateway.

@@ -1,18 +1,19 @@
-//! The reconciler of Devices. Unlike the other kinds they are many: instead of an object cache and a reconciliation each,
-//! [`fleet`] keeps what matters of each in a few hundred bytes, decides, and [`driver`] carries out.
+//! The reconciler of Devices. Because there are many, there is no object cache: [`index`] keeps a few hundred bytes of each Device
+//! and determines the next action, and [`driver`] executes it.
 
-pub mod carry_out;
 pub mod certificate;
 pub mod certificate_request;
 pub mod connection;
 pub mod driver;
 pub mod endpoint;
-pub mod fleet;
+pub mod execute;
 pub mod gateway;
+pub mod index;
 pub mod issue;
 pub mod key;
+pub mod last_written_status;
+pub mod metrics;
 pub mod observe;
-pub mod queue;
 pub mod record;
 pub mod report;
 pub mod rotation;
@@ -20,4 +21,3 @@ pub mod secret;
 pub mod status;
 pub mod twin;
 pub mod watch;
-pub mod written;

@@ -1,4 +1,4 @@
-//! What the operator keeps of one Device: a few hundred bytes, for there are many.
+//! The state of one Device in the index: a few hundred bytes, because there are many.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -6,27 +6,27 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use kube::ResourceExt;
 
 use super::certificate::Certificate;
-use super::connection::Connection;
+use super::connection::CompactConnection;
+use super::last_written_status::LastWrittenStatus;
 use super::rotation::{Lifetime, Rotation};
 use super::twin::Twin;
-use super::written::WrittenStatus;
 use crate::api::condition::Cause;
 use crate::api::device::{Acl, Authentication};
 use crate::api::{Device, is_reconciliation_paused, name};
-use crate::credential::KeyDigest;
-use crate::credential::entry::{Entry, EntryError};
-use crate::credential::hash::{GENERATED_ITERATIONS, GIVEN_ITERATIONS};
+use crate::broker::credential::KeyDigest;
+use crate::broker::credential::entry::{Entry, EntryError};
+use crate::broker::credential::hash::{GENERATED_ITERATIONS, GIVEN_ITERATIONS};
 
-/// Revision of what the broker holds for a disabled Device: nothing.
+/// Revision of a disabled Device, which the broker does not hold.
 const DISABLED_REVISION: &str = "disabled";
 
-/// Where the password of a Device comes from.
+/// The source of a Device's password.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum PasswordSource {
-    /// From the Secret that the operator generated.
+    /// The Secret that the operator generates.
     Generated,
 
-    /// From a Secret of the user.
+    /// A Secret of the user.
     Given {
         /// Name of the Secret.
         secret: Box<str>,
@@ -34,7 +34,7 @@ pub enum PasswordSource {
         key: Box<str>,
     },
 
-    /// It has none: certificates alone say who it is.
+    /// No password: the device has only a certificate.
     Absent,
 }
 
@@ -49,27 +49,27 @@ impl PasswordSource {
     }
 }
 
-/// What is known of the password of a Device.
+/// The state of a Device's password.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum PasswordState {
-    /// Nobody has looked yet.
+    /// Not read yet.
     Unknown,
 
-    /// The Secret with a generated password could not be created so far, for this reason.
+    /// The Secret with a generated password could not be created, for this reason.
     Failing(Box<Cause>),
 
-    /// The Secret has changed and has to be read again; until then the hash that was known goes on.
+    /// The Secret changed and must be read again. Until then the known hash is used.
     Stale(Box<str>),
 
-    /// Its salted hash, as Mosquitto writes it.
+    /// The salted hash, in Mosquitto's format.
     Hashed(Box<str>),
 
-    /// There is none to be had, for this reason; with the hash that was last known, which goes on being accepted.
+    /// There is no password, for this reason. With the last known hash, which is still accepted.
     Missing(Box<Cause>, Option<Box<str>>),
 }
 
 impl PasswordState {
-    /// The hash to hand to the broker.
+    /// The hash for the broker.
     #[must_use]
     pub fn hash(&self) -> Option<&str> {
         match self {
@@ -79,50 +79,54 @@ impl PasswordState {
     }
 }
 
-/// What the operator keeps of one Device.
-#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own, and all combinations occur")]
+/// The state of one Device.
+#[allow(clippy::struct_excessive_bools, reason = "independent facts in all combinations")]
 #[derive(Clone, Debug)]
-pub struct Record {
+pub struct DeviceRecord {
     /// `metadata.uid`.
     pub uid: Box<str>,
     /// `metadata.generation`.
     pub generation: i64,
     /// Whether the device may connect.
     pub enabled: bool,
-    /// Whether the operator is told to leave the Device alone.
+    /// Whether reconciliation is paused.
     pub paused: bool,
-    /// Where the password comes from.
+    /// The source of the password.
     pub source: PasswordSource,
-    /// When a generated password is replaced.
+    /// The rotation of a generated password.
     pub rotation: Rotation,
-    /// What is known of the password. Changes by [`Record::set_password`].
+    /// Changed by [`DeviceRecord::set_password`].
     password: PasswordState,
-    /// Its certificate, where it asks for one.
+    /// The certificate state, if there is a signing request.
     certificate: Option<Box<Certificate>>,
-    /// Revision of what the broker is to hold, or `None` where that is not known yet. Kept, for it is compared for all
-    /// devices of a Gateway at each proof.
+    /// Revision of the entry for the broker, or `None` if it is not known yet. Stored, because each proof compares it for all
+    /// Devices of a Gateway.
     revision: Option<Box<str>>,
     /// Access beyond the device's own topics.
     pub acls: Box<[Acl]>,
-    /// For the registry.
+    /// Attributes for the registry.
     pub attributes: BTreeMap<String, String>,
-    /// The status as it stands at the API server.
-    pub written: WrittenStatus,
-    /// Where the device stands as its broker says, as far as it has said so.
-    pub seen: Option<Connection>,
-    /// Desired and reported state, where there is either.
+    /// The status at the API server.
+    pub last_written: LastWrittenStatus,
+    /// The connection state that the broker reported.
+    pub seen: Option<CompactConnection>,
+    /// Desired and reported state, if there is either.
     twin: Option<Box<Twin>>,
-    /// Number of the first plan of shards that holds the Device as it is now.
+    /// Number of the first plan that contains the present state of the Device.
     pub planned: Option<u64>,
-    /// Whether the Device was seen since [`super::fleet::Fleet::listing_devices`]. A set of names would be some 25 MB for 100,000
-    /// Devices, if only for a moment.
+    /// Whether the Device was listed since [`super::index::DeviceIndex::listing_devices`]. A temporary set of names would take 25
+    /// MB for 100,000 Devices.
     pub listed: bool,
-    /// Whether the Secret with its generated password was seen since [`super::fleet::Fleet::listing_secrets`].
+    /// Whether the Secret with the generated password was listed since [`super::index::DeviceIndex::listing_secrets`].
     pub secret_listed: bool,
+    /// Whether the Secret with a generated password exists, also if another source is used now.
+    pub has_generated_secret: bool,
+    /// Whether a CertificateRequest of the Device exists.
+    pub has_certificate_request: bool,
 }
 
-impl Record {
-    /// A Device as it is seen for the first time.
+impl DeviceRecord {
+    /// From a new Device.
     #[must_use]
     pub fn new(device: &Device) -> Self {
         let mut record = Self {
@@ -137,18 +141,20 @@ impl Record {
             revision: None,
             acls: Box::default(),
             attributes: BTreeMap::new(),
-            written: WrittenStatus::default(),
+            last_written: LastWrittenStatus::default(),
             seen: None,
             twin: None,
             planned: None,
             listed: false,
             secret_listed: false,
+            has_generated_secret: false,
+            has_certificate_request: false,
         };
         record.update(device);
         record
     }
 
-    /// Takes over a later state of the same Device. Returns whether what the broker holds must change.
+    /// Updates the state from a changed Device. Returns whether the broker's entry changes.
     pub fn update(&mut self, device: &Device) -> bool {
         let spec = &device.spec;
         let source = PasswordSource::of(&spec.authentication);
@@ -183,9 +189,9 @@ impl Record {
         changed
     }
 
-    /// Takes over the status of the Device, unless it is older than what is known.
+    /// Updates the state from the status of the Device, unless that is older than the stored one.
     pub fn observe_status(&mut self, device: &Device) {
-        let Some(status) = self.written.observe(device) else { return };
+        let Some(status) = self.last_written.observe(device) else { return };
         if let Some(certificate) = &mut self.certificate {
             certificate.observe(status.certificate.as_ref());
         }
@@ -194,7 +200,7 @@ impl Record {
         }
     }
 
-    /// Desired and reported state, where there is either.
+    /// Desired and reported state, if there is either.
     #[must_use]
     pub fn twin(&self) -> Option<&Twin> {
         self.twin.as_deref()
@@ -208,13 +214,13 @@ impl Record {
         result
     }
 
-    /// Its certificate, where it asks for one.
+    /// The certificate state, if there is a signing request.
     #[must_use]
     pub fn certificate(&self) -> Option<&Certificate> {
         self.certificate.as_deref()
     }
 
-    /// Its certificate, to be changed.
+    /// The same, mutable.
     pub fn certificate_mut(&mut self) -> Option<&mut Certificate> {
         self.certificate.as_deref_mut()
     }
@@ -223,7 +229,7 @@ impl Record {
         self.certificate.as_ref().and_then(|certificate| certificate.key().ok())
     }
 
-    /// From the uid, so that what many Devices do at one age comes one by one.
+    /// A number from the uid that distributes work of many Devices over time.
     #[must_use]
     pub fn spread(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
@@ -231,20 +237,20 @@ impl Record {
         hasher.finish()
     }
 
-    /// When something follows from the time alone, in seconds since 1970.
+    /// The next time at which the state changes without an event, in seconds since 1970.
     #[must_use]
     pub fn deadline(&self) -> Option<i64> {
         let certificate = self.certificate.as_ref().and_then(|certificate| certificate.deadline());
         [self.rotation.deadline(self.spread()), certificate].into_iter().flatten().min()
     }
 
-    /// What is known of the password.
+    /// The state of the password.
     #[must_use]
     pub fn password(&self) -> &PasswordState {
         &self.password
     }
 
-    /// Takes over what is known of the password. Returns whether what the broker holds must change.
+    /// Stores the state of the password. Returns whether the broker's entry changes.
     pub fn set_password(&mut self, username: &str, state: PasswordState) -> bool {
         let changed = state.hash() != self.password.hash();
         self.password = state;
@@ -255,7 +261,7 @@ impl Record {
         changed
     }
 
-    /// Takes over what the Secret says beside the password. Returns whether what the broker holds must change.
+    /// Stores the metadata of the Secret with the password. Returns whether the broker's entry changes.
     pub fn observe_lifetime(&mut self, username: &str, lifetime: Lifetime, now: i64) -> bool {
         let before: Option<Box<str>> = self.rotation.previous().map(Into::into);
         self.rotation.observe(lifetime);
@@ -268,7 +274,7 @@ impl Record {
         changed
     }
 
-    /// Lets time pass. Returns whether what the broker holds must change.
+    /// Advances the time. Returns whether the broker's entry changes.
     pub fn advance(&mut self, username: &str, now: i64) -> bool {
         let changed = self.rotation.advance(now, self.spread());
         if changed {
@@ -286,7 +292,7 @@ impl Record {
         };
     }
 
-    /// Iterations of the password's hash: one suffices for 256 random bits.
+    /// Iterations of the password hash. One is enough for 256 random bits.
     #[must_use]
     pub fn iterations(&self) -> u32 {
         match self.source {
@@ -295,10 +301,10 @@ impl Record {
         }
     }
 
-    /// What the broker is to hold for the device, if anything.
+    /// The broker's entry for the device, if there is one.
     ///
     /// # Errors
-    /// When the spec asks for what cannot stand in the broker's files.
+    /// When the spec contains text that the broker's files cannot represent.
     pub fn entry(&self, username: &str) -> Result<Option<Entry>, EntryError> {
         if !self.enabled {
             return Ok(None);
@@ -318,13 +324,13 @@ impl Record {
         }
     }
 
-    /// Revision of what the broker is to hold for the device, or `None` where that is not known yet.
+    /// Revision of the broker's entry, or `None` if it is not known yet.
     #[must_use]
     pub fn revision(&self) -> Option<&str> {
         self.revision.as_deref()
     }
 
-    /// Name of the Secret with the password, where there is one.
+    /// Name of the Secret with the password, if there is one.
     #[must_use]
     pub fn secret_name(&self, device: &str) -> Option<String> {
         match &self.source {

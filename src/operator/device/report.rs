@@ -1,59 +1,55 @@
-//! What a device says of its state: pure.
+//! Parses the reported state of a device. Pure.
 
 use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::api::device::ReportedStatus;
+use crate::api::reason::Reason;
 
-/// The most bytes of a report. It goes into an object of the API server, and there may be 100,000 of those.
+/// Upper limit of a report in bytes. It is stored in an object of the API server, and there may be 100,000.
 pub const MAX_REPORT_BYTES: usize = 4 * 1024;
 
-/// Why a report is not taken.
+/// Why a report is rejected.
 #[derive(Debug, Error)]
 pub enum ReportError {
     /// Too long.
-    #[error("the device's last report has {bytes} bytes: at most {MAX_REPORT_BYTES} are taken; let it report less")]
+    #[error("the device's last report has {bytes} bytes: at most {MAX_REPORT_BYTES} are accepted; reduce the report")]
     TooLarge {
-        /// Its length.
+        /// Length in bytes.
         bytes: usize,
     },
 
-    /// No JSON.
-    #[error("the device's last report is no JSON: expected {{\"generation\": 3, \"reported\": {{…}}}} or an object")]
+    /// Not JSON.
+    #[error("the device's last report is not JSON: expected {{\"generation\": 3, \"reported\": {{…}}}} or an object")]
     NotJson(#[source] serde_json::Error),
 
-    /// JSON, but no object.
+    /// JSON, but not an object.
     #[error("the device's last report is {found}: expected {{\"generation\": 3, \"reported\": {{…}}}} or an object")]
     NotAnObject {
-        /// What it is.
+        /// Type of the value.
         found: &'static str,
     },
 
-    /// A generation that is none.
-    #[error("the device's last report gives a generation that is no whole number: expected the one it received")]
+    /// The generation is not an integer.
+    #[error("the device's last report has a generation that is not an integer: expected the generation that the device received")]
     InvalidGeneration,
 }
 
 impl ReportError {
     /// Reason of the condition.
     #[must_use]
-    pub const fn reason(&self) -> &'static str {
+    pub const fn reason(&self) -> Reason {
         match self {
-            Self::TooLarge { .. } => TOO_LARGE,
-            Self::NotJson(_) | Self::NotAnObject { .. } | Self::InvalidGeneration => INVALID,
+            Self::TooLarge { .. } => Reason::ReportTooLarge,
+            Self::NotJson(_) | Self::NotAnObject { .. } | Self::InvalidGeneration => Reason::InvalidReport,
         }
     }
 }
 
-/// Reason of the condition.
-pub const TOO_LARGE: &str = "ReportTooLarge";
-/// Reason of the condition.
-pub const INVALID: &str = "InvalidReport";
-
-/// What a message at `devices/<name>/reported` says; `None` for the empty one that clears what is retained.
+/// Parses a message at `devices/<name>/reported`. `None` for an empty message, which clears the retained one.
 ///
 /// # Errors
-/// When it says nothing that could be used.
+/// When the message is not a valid report.
 pub fn parse_report(payload: &[u8]) -> Result<Option<ReportedStatus>, ReportError> {
     if payload.is_empty() {
         return Ok(None);
@@ -71,9 +67,9 @@ pub fn parse_report(payload: &[u8]) -> Result<Option<ReportedStatus>, ReportErro
     let only_generation = object.len() == 1 && object.contains_key("generation");
     let (generation, mut state) = match object.remove("reported") {
         Some(Value::Object(state)) => (object.remove("generation").filter(|generation| !generation.is_null()), state),
-        // A device that only acknowledges what it received.
+        // The device only acknowledges a generation.
         None if only_generation => (object.remove("generation"), Map::new()),
-        // The bare state, which may well have a member of that name.
+        // The bare state, which may have a member of that name.
         Some(other) => {
             object.insert("reported".to_owned(), other);
             (None, object)
@@ -85,7 +81,7 @@ pub fn parse_report(payload: &[u8]) -> Result<Option<ReportedStatus>, ReportErro
     Ok(Some(ReportedStatus { generation, state }))
 }
 
-/// A merge patch (RFC 7386) cannot write a member that is null, and to leave it out means the same.
+/// A merge patch (RFC 7386) cannot set a member to null. Without the member, the meaning is the same.
 fn drop_nulls(object: &mut Map<String, Value>) {
     object.retain(|_, value| !value.is_null());
     for value in object.values_mut() {

@@ -1,4 +1,4 @@
-//! When the generated password of a Device is replaced, and how long the one before goes on being accepted. Pure.
+//! Rotation of a Device's generated password. The previous password is accepted for some time. Pure.
 
 use std::num::NonZeroU64;
 
@@ -8,34 +8,35 @@ use kube::ResourceExt;
 
 use super::endpoint;
 use crate::api::Device;
-use crate::api::device::{DEFAULT_OVERLAP_SECONDS, duration_seconds};
+use crate::api::device::DEFAULT_OVERLAP_SECONDS;
+use crate::api::duration;
 use crate::api::name::{PASSWORD_SINCE_ANNOTATION, PREVIOUS_PASSWORD_ANNOTATION, ROTATE_PASSWORD_ANNOTATION};
-use crate::credential::hash;
+use crate::broker::credential::hash;
 
-/// What the Secret of a generated password says beside the password. Times are seconds since 1970.
+/// The metadata of a Secret with a generated password. Times are seconds since 1970.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Lifetime {
-    /// The request that was last carried out.
-    pub carried_out: Option<Box<str>>,
-    /// Since when the password is what it is.
+    /// The rotation request that was completed last.
+    pub completed: Option<Box<str>>,
+    /// Time of the last password change.
     pub since: i64,
-    /// The password before.
+    /// The previous password.
     pub previous: Option<Box<Previous>>,
-    /// Digest of what it says of where to connect to.
+    /// Digest of the address in the Secret.
     pub endpoint: Option<NonZeroU64>,
 }
 
-/// A password that is accepted for a while after it was replaced.
+/// A replaced password that is still accepted.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Previous {
-    /// Its hash.
+    /// The salted hash.
     pub hash: Box<str>,
-    /// Until when it is accepted.
+    /// End of acceptance.
     pub until: i64,
 }
 
 impl Lifetime {
-    /// As a Secret says it. What somebody made unreadable there counts as not said.
+    /// Reads the metadata of a Secret. Malformed annotations are ignored.
     #[must_use]
     pub fn of(secret: &Secret) -> Self {
         let annotation = |key: &str| secret.annotations().get(key);
@@ -43,7 +44,7 @@ impl Lifetime {
         let created = secret.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second());
         let previous = annotation(PREVIOUS_PASSWORD_ANNOTATION).and_then(|text| text.split_once(' '));
         Self {
-            carried_out: annotation(ROTATE_PASSWORD_ANNOTATION).map(|token| token.as_str().into()),
+            completed: annotation(ROTATE_PASSWORD_ANNOTATION).map(|token| token.as_str().into()),
             since: annotation(PASSWORD_SINCE_ANNOTATION).and_then(|text| time(text)).or(created).unwrap_or_default(),
             previous: previous.and_then(|(until, hash)| {
                 hash::is_well_formed(hash).then_some(())?;
@@ -54,67 +55,67 @@ impl Lifetime {
     }
 }
 
-/// What is wanted of a Device's password, and what is known of it.
+/// The requested and the present state of a Device's password.
 #[derive(Clone, Debug, Default)]
 pub struct Rotation {
     requested: Option<Box<str>>,
     every: Option<i64>,
     overlap: i64,
     lifetime: Option<Lifetime>,
-    /// Old enough to be replaced.
+    /// Whether the age limit is reached.
     due: bool,
 }
 
 impl Rotation {
-    /// Takes over what a Device asks for.
+    /// Stores the rotation settings of a Device.
     pub fn ask(&mut self, device: &Device) {
         let password = device.spec.authentication.password.as_ref();
         let rotation = password.and_then(|password| password.rotation.as_ref());
         self.requested = device.annotations().get(ROTATE_PASSWORD_ANNOTATION).map(|token| token.as_str().into());
-        self.every = rotation.and_then(|rotation| rotation.every.as_deref()).and_then(duration_seconds);
-        self.overlap = rotation.and_then(|rotation| duration_seconds(&rotation.overlap)).unwrap_or(DEFAULT_OVERLAP_SECONDS);
+        self.every = rotation.and_then(|rotation| rotation.every.as_deref()).and_then(duration::seconds);
+        self.overlap = rotation.and_then(|rotation| duration::seconds(&rotation.overlap)).unwrap_or(DEFAULT_OVERLAP_SECONDS);
         self.due = false;
     }
 
-    /// Takes over what the Secret says.
+    /// Stores the metadata of the Secret.
     pub fn observe(&mut self, lifetime: Lifetime) {
         self.lifetime = Some(lifetime);
         self.due = false;
     }
 
-    /// The request on the Device.
+    /// The rotation request on the Device.
     #[must_use]
     pub fn requested(&self) -> Option<&str> {
         self.requested.as_deref()
     }
 
-    /// Whether the password is to be replaced now.
+    /// Whether the password must be replaced now.
     #[must_use]
     pub fn is_due(&self) -> bool {
-        let asked = |lifetime: &Lifetime| self.requested.is_some() && self.requested != lifetime.carried_out;
+        let asked = |lifetime: &Lifetime| self.requested.is_some() && self.requested != lifetime.completed;
         self.due || self.lifetime.as_ref().is_some_and(asked)
     }
 
-    /// For how many seconds the replaced password goes on being accepted.
+    /// How long the replaced password is accepted, in seconds.
     #[must_use]
     pub fn overlap(&self) -> i64 {
         self.overlap
     }
 
-    /// Hash of the password before, while it is accepted.
+    /// Hash of the previous password, while it is accepted.
     #[must_use]
     pub fn previous(&self) -> Option<&str> {
         Some(&*self.lifetime.as_ref()?.previous.as_ref()?.hash)
     }
 
-    /// Digest of what the Secret says of where to connect to, as far as it has been read.
+    /// Digest of the address in the Secret, if the Secret has been read.
     #[must_use]
     pub fn endpoint(&self) -> Option<NonZeroU64> {
         self.lifetime.as_ref()?.endpoint
     }
 
-    /// When something follows from the time alone. `spread` (from a Device's uid) lets many that are of one age come one by one,
-    /// in the last tenth of the period.
+    /// The next time at which the state changes without an event. `spread` (from the uid) distributes the rotations of many Devices
+    /// over the last tenth of the period.
     #[must_use]
     pub fn deadline(&self, spread: u64) -> Option<i64> {
         let lifetime = self.lifetime.as_ref()?;
@@ -127,13 +128,13 @@ impl Rotation {
         (!self.due).then_some(lifetime.since + every - early)
     }
 
-    /// Lets time pass. Returns whether the password before has just ceased to be accepted.
+    /// Advances the time. Returns whether the previous password has just expired.
     pub fn advance(&mut self, now: i64, spread: u64) -> bool {
         self.due |= self.age_deadline(spread).is_some_and(|deadline| deadline <= now);
         self.expire(now)
     }
 
-    /// Forgets the password before where its time is over. Returns whether it was.
+    /// Removes the previous password if it has expired. Returns whether it did.
     pub fn expire(&mut self, now: i64) -> bool {
         let Some(lifetime) = &mut self.lifetime else { return false };
         lifetime.previous.take_if(|previous| previous.until <= now).is_some()
@@ -156,13 +157,13 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_carried_out_once() {
+    fn a_rotation_request_is_completed_once() {
         let mut rotation = Rotation::default();
         rotation.ask(&device(&json!(null), Some("1")));
         assert!(!rotation.is_due(), "nothing is known of the Secret yet");
         rotation.observe(Lifetime::default());
         assert!(rotation.is_due());
-        rotation.observe(Lifetime { carried_out: Some("1".into()), ..Lifetime::default() });
+        rotation.observe(Lifetime { completed: Some("1".into()), ..Lifetime::default() });
         assert!(!rotation.is_due());
         rotation.ask(&device(&json!(null), None));
         assert!(!rotation.is_due(), "to take the request away asks for nothing");
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_password_before_is_accepted_until_its_time() {
+    fn the_previous_password_is_accepted_until_it_expires() {
         let mut rotation = Rotation::default();
         rotation.ask(&device(&json!(null), None));
         let previous = Some(Box::new(Previous { hash: "hash".into(), until: 50 }));

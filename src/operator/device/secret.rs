@@ -1,4 +1,4 @@
-//! The Secrets on the Devices' side: what a generated one holds, and what is read from each kind of them. Pure.
+//! The Secrets that concern Devices: content of generated Secrets, and reading of all. Pure.
 
 use std::collections::BTreeMap;
 
@@ -20,30 +20,31 @@ use crate::api::name::{
     ROLE_DEVICE_CREDENTIALS, ROLE_INGEST_CREDENTIALS, ROLE_LABEL, ROLE_LINK_CREDENTIALS,
 };
 use crate::api::name::{PASSWORD_SINCE_ANNOTATION, PREVIOUS_PASSWORD_ANNOTATION, ROTATE_PASSWORD_ANNOTATION};
-use crate::credential::entry::Entry;
-use crate::credential::hash::{self, GENERATED_ITERATIONS, GIVEN_ITERATIONS};
-use crate::credential::password::Password;
-use crate::operator::apply::standard_labels;
+use crate::api::reason::Reason;
+use crate::broker::credential::entry::Entry;
+use crate::broker::credential::hash::{self, GENERATED_ITERATIONS, GIVEN_ITERATIONS};
+use crate::broker::credential::password::Password;
+use crate::operator::kubernetes::apply::standard_labels;
 
 /// Key of a Device's Secret and of a Pipeline's ingest Secret.
 pub const PASSWORD_KEY: &str = "password";
 
-/// What a Secret is to the Devices' side.
+/// The role of a Secret.
 #[derive(Debug, Eq, PartialEq)]
 pub enum Role {
     /// The generated password of a Device with this uid.
     Generated(DeviceKey, Box<str>),
     /// A shard of a Gateway.
     Shard(GatewayKey, usize),
-    /// The credential of a Pipeline's workers.
+    /// The credentials of a Pipeline's workers.
     Workers,
-    /// The operator's own credential for a Gateway.
+    /// The operator's own credentials for a Gateway.
     Link(GatewayKey),
-    /// Perhaps one that a Device names.
+    /// Any other Secret. A Device may reference it.
     Other,
 }
 
-/// What a Secret is to the Devices' side.
+/// Returns the role of a Secret.
 #[must_use]
 pub fn role(secret: &Secret) -> Role {
     let labels = secret.labels();
@@ -69,7 +70,7 @@ pub fn role(secret: &Secret) -> Role {
     }
 }
 
-/// The Secret with a generated password: all that a device needs to connect.
+/// The Secret with a generated password and all that a device needs to connect.
 #[must_use]
 pub fn generated(key: &DeviceKey, uid: &str, endpoint: &Endpoint, password: &Password, token: Option<&str>) -> Secret {
     let namespace = &key.gateway.namespace;
@@ -85,7 +86,7 @@ pub fn generated(key: &DeviceKey, uid: &str, endpoint: &Endpoint, password: &Pas
             name: Some(name::device_credentials(&key.name)),
             namespace: Some(namespace.to_string()),
             labels: Some(labels),
-            // A fresh password fulfils whatever was requested before.
+            // A new password completes earlier rotation requests.
             annotations: token.map(|token| BTreeMap::from([(ROTATE_PASSWORD_ANNOTATION.to_owned(), token.to_owned())])),
             owner_references: Some(vec![owner(key, uid)]),
             ..ObjectMeta::default()
@@ -95,7 +96,7 @@ pub fn generated(key: &DeviceKey, uid: &str, endpoint: &Endpoint, password: &Pas
     }
 }
 
-/// The change that gives a Secret another password: the present one (with this hash) is accepted until its overlap is over.
+/// The merge patch that replaces the password. The present password (with this hash) is accepted until the overlap ends.
 #[must_use]
 pub fn rotated(secret: &Secret, present: &str, password: &Password, token: Option<&str>, now: Timestamp, overlap: i64) -> Value {
     let until = Timestamp::from_second(now.as_second().saturating_add(overlap)).unwrap_or(Timestamp::MAX);
@@ -108,13 +109,13 @@ pub fn rotated(secret: &Secret, present: &str, password: &Password, token: Optio
         annotations[ROTATE_PASSWORD_ANNOTATION] = json!(token);
     }
     json!({
-        // Refused where somebody changed the Secret meanwhile: then all is looked at again.
+        // The API server refuses the patch if the Secret changed meanwhile. Then the next action is determined again.
         "metadata": {"resourceVersion": secret.metadata.resource_version, "annotations": annotations},
         "data": {PASSWORD_KEY: ByteString(password.expose().as_bytes().to_vec())},
     })
 }
 
-/// A Device (of this uid) as owner.
+/// The owner reference of a Device with this uid.
 pub(super) fn owner(key: &DeviceKey, uid: &str) -> OwnerReference {
     OwnerReference {
         api_version: Device::api_version(&()).into_owned(),
@@ -126,21 +127,21 @@ pub(super) fn owner(key: &DeviceKey, uid: &str) -> OwnerReference {
     }
 }
 
-/// The password in a generated Secret, hashed. One that somebody changed into an empty or unusable one is a cause.
+/// Reads and hashes the password of a generated Secret. An empty or unusable password is a cause.
 #[must_use]
 pub fn read_generated(key: &DeviceKey, uid: &str, secret: &Secret) -> PasswordState {
     read(key, uid, secret, PASSWORD_KEY, GENERATED_ITERATIONS, None)
 }
 
-/// The password in a Secret of the user, hashed; or why there is none. `known` is the hash that was known before.
+/// Reads and hashes the password of a user-provided Secret. `known` is the previous hash.
 #[must_use]
 pub fn read_given(key: &DeviceKey, uid: &str, secret: Option<&Secret>, named: (&str, &str), known: Option<&str>) -> PasswordState {
     match secret {
         Some(secret) => read(key, uid, secret, named.1, GIVEN_ITERATIONS, known),
         None => {
             let message =
-                format!("there is no Secret {} in this namespace: create it with the password under the key {}", named.0, named.1);
-            PasswordState::Missing(Box::new(Cause::new("SecretNotFound", message)), known.map(Into::into))
+                format!("Secret {} does not exist in this namespace: create it with the password under the key {}", named.0, named.1);
+            PasswordState::Missing(Box::new(Cause::new(Reason::SecretNotFound, message)), known.map(Into::into))
         }
     }
 }
@@ -149,35 +150,35 @@ fn read(key: &DeviceKey, uid: &str, secret: &Secret, data_key: &str, iterations:
     let missing = |reason, message: String| PasswordState::Missing(Box::new(Cause::new(reason, message)), known.map(Into::into));
     let Some(bytes) = secret.data.as_ref().and_then(|data| data.get(data_key)) else {
         return missing(
-            "SecretKeyMissing",
+            Reason::SecretKeyNotFound,
             format!("Secret {} has no key {data_key}: add it, with the password as its value", secret.name_any()),
         );
     };
     match Password::given(&bytes.0) {
         Ok(password) => PasswordState::Hashed(hash::hash(uid, &key.name, &password, iterations).into()),
-        Err(error) => missing("InvalidPassword", format!("Secret {}, key {data_key}: {error}", secret.name_any())),
+        Err(error) => missing(Reason::InvalidPassword, format!("Secret {}, key {data_key}: {error}", secret.name_any())),
     }
 }
 
-/// The operator's own user: it may publish what is desired, and read what is reported.
+/// The operator's own user: it may publish desired states and read reported ones.
 ///
 /// # Errors
-/// A description, where the Secret says what cannot be.
+/// A description of a malformed Secret.
 pub fn read_link(secret: &Secret) -> Result<Entry, String> {
     let owner = secret.owner_references().first().ok_or("no owner")?;
     let bytes = secret.data.as_ref().and_then(|data| data.get(PASSWORD_KEY)).ok_or("no key password")?;
     let password = Password::given(&bytes.0).map_err(|error| error.to_string())?;
     let hash = hash::hash(&owner.uid, LINK_USERNAME, &password, GENERATED_ITERATIONS);
-    // Publishing to `reported` is for clearing what a device that is gone has left there.
+    // The operator clears the retained report of a deleted device.
     let topics = [name::desired_topic("+"), name::reported_topic("+")];
     let acls = topics.map(|topic| Acl { topic, access: Access::ReadWrite });
     Entry::new(LINK_USERNAME, &hash, &acls).map_err(|error| error.to_string())
 }
 
-/// The users of a Pipeline's workers, by Gateway; empty where the Secret does not say.
+/// The users of a Pipeline's workers, by Gateway. Empty without the annotation.
 ///
 /// # Errors
-/// A description, where the Secret says what cannot be.
+/// A description of a malformed Secret.
 pub fn read_workers(secret: &Secret) -> Result<BTreeMap<String, Vec<Entry>>, String> {
     let annotation = |key: &str| secret.annotations().get(key).map(String::as_str).unwrap_or_default();
     let owner = secret.owner_references().first().ok_or("no owner")?;

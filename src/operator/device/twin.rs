@@ -1,47 +1,48 @@
-//! The desired and the reported state of a Device: what the broker is to keep, what the device said, and whether the two
-//! agree. Pure. A Device that has neither costs one empty pointer.
+//! The desired and the reported state of a Device: what the broker retains, what the device reported, and whether the two match.
+//! Pure. A Device with neither costs one empty pointer.
 
 use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
-pub use super::report::{INVALID, MAX_REPORT_BYTES, ReportError, TOO_LARGE, parse_report};
+pub use super::report::{MAX_REPORT_BYTES, ReportError, parse_report};
 use crate::api::condition::{Cause, Finding, SYNCED};
 use crate::api::device::{DesiredStatus, DeviceStatus, ReportedStatus};
+use crate::api::reason::Reason;
 use crate::api::{Device, is_reconciliation_paused, name};
 
-/// The most bytes of `spec.desired`, as compact JSON: what a small device can take in one message.
+/// Upper limit of `spec.desired` in bytes of compact JSON: a small device can receive it in one message.
 pub const MAX_DESIRED_BYTES: usize = 16 * 1024;
 
-/// Differences that a condition names.
-const NAMED_DIFFERENCES: usize = 3;
+/// Upper limit of the differences in a condition's message.
+const MAX_NAMED_DIFFERENCES: usize = 3;
 
-/// The most characters of a value that a condition names.
-const VALUE_CHARACTERS: usize = 40;
+/// Upper limit of the length of a value in a condition's message, in characters.
+const MAX_VALUE_CHARACTERS: usize = 40;
 
-/// What the operator keeps of a Device's two states.
+/// The desired and the reported state of a Device.
 #[derive(Clone, Debug, Default)]
 pub struct Twin {
     desired: Desired,
-    /// The operator is told to leave the Device alone.
+    /// Whether reconciliation is paused.
     paused: bool,
-    /// What the device said last, where the status does not say it yet.
+    /// The last report, if the status does not contain it yet.
     pending: Option<ReportedStatus>,
-    /// Why the device's last message could not be used.
+    /// Why the last report was rejected.
     fault: Option<Box<Cause>>,
-    /// As the status says.
+    /// The states in the status.
     written: Written,
 }
 
-/// What is desired.
+/// The desired state.
 #[derive(Clone, Debug, Default)]
 enum Desired {
-    /// Nothing.
+    /// None.
     #[default]
     Nothing,
-    /// More than [`MAX_DESIRED_BYTES`]: so many.
+    /// Larger than [`MAX_DESIRED_BYTES`], with its size.
     TooLarge(usize),
-    /// This, in compact JSON.
+    /// The state in compact JSON.
     State { json: Box<str>, revision: Box<str>, generation: i64, published: bool },
 }
 
@@ -52,16 +53,16 @@ struct Written {
     reported: Option<(Option<i64>, Box<str>)>,
 }
 
-/// What a broker is to keep for a device.
+/// The message that a broker has to retain for a device.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Wanted {
-    /// Nothing: what it keeps goes.
+    /// None: a retained message is cleared.
     Nothing,
-    /// Whatever it keeps.
+    /// Unchanged.
     LeaveAlone,
-    /// This.
+    /// This message.
     State {
-        /// The generation that the payload gives.
+        /// The generation in the payload.
         generation: i64,
         /// Payload of the message.
         payload: Box<str>,
@@ -69,8 +70,8 @@ pub enum Wanted {
 }
 
 impl Twin {
-    /// Takes over the spec of a Device; the status must have been taken over before. Returns whether what the broker is to
-    /// keep may have changed.
+    /// Updates the desired state from the spec. The status must have been observed before. Returns whether the message for the
+    /// broker may have changed.
     pub fn update(&mut self, device: &Device) -> bool {
         let next = self.desired(device);
         let paused = is_reconciliation_paused(device);
@@ -86,7 +87,7 @@ impl Twin {
 
     fn desired(&self, device: &Device) -> Desired {
         let Some(wanted) = &device.spec.desired else { return Desired::Nothing };
-        // An object that was read from JSON can always be written.
+        // An object that was read from JSON can be serialized.
         let json = serde_json::to_string(wanted).unwrap_or_default();
         if json.len() > MAX_DESIRED_BYTES {
             return Desired::TooLarge(json.len());
@@ -96,7 +97,7 @@ impl Twin {
             (Desired::State { revision: known, generation, published, .. }, _) if **known == *revision => {
                 Desired::State { json: json.into(), revision: revision.into(), generation: *generation, published: *published }
             }
-            // What a former operator published.
+            // An earlier run of the operator published it.
             (Desired::Nothing | Desired::TooLarge(_), Some(written)) if written.revision == revision => {
                 Desired::State { json: json.into(), revision: revision.into(), generation: written.generation, published: true }
             }
@@ -109,19 +110,20 @@ impl Twin {
         }
     }
 
-    /// Takes over what the status of the Device says.
+    /// Updates the states from the status of the Device.
     pub fn observe(&mut self, status: &DeviceStatus) {
         let reported = status.reported.as_ref().map(|reported| (reported.generation, encode(&reported.state)));
         self.written = Written { desired: status.desired.clone(), reported };
         let said = status.conditions.iter().find(|condition| condition.type_ == SYNCED);
-        let reason = said.and_then(|said| [TOO_LARGE, INVALID].into_iter().find(|reason| *reason == said.reason));
-        // After a restart the message itself is gone, unless it is retained.
+        let reason =
+            said.and_then(|said| Reason::of(said).filter(|reason| matches!(reason, Reason::ReportTooLarge | Reason::InvalidReport)));
+        // After a restart the message is lost unless it is retained.
         if let (Some(reason), Some(said), None, None) = (reason, said, &self.fault, &self.pending) {
             self.fault = Some(Box::new(Cause::new(reason, said.message.clone())));
         }
     }
 
-    /// Whether there is nothing to keep.
+    /// Whether there is no state.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let Self { desired, pending, fault, written, paused: _ } = self;
@@ -137,13 +139,13 @@ impl Twin {
     pub fn refusal(&self) -> Option<Cause> {
         let Desired::TooLarge(bytes) = self.desired else { return None };
         let message = format!(
-            "spec.desired has {bytes} bytes as compact JSON: at most {MAX_DESIRED_BYTES} are sent to a device; shorten it, or put a \
-             reference there. The broker keeps what it has"
+            "spec.desired has {bytes} bytes as compact JSON: at most {MAX_DESIRED_BYTES} are sent to a device; reduce it, or use a \
+             reference. The broker retains the previous state"
         );
-        Some(Cause::new("DesiredTooLarge", message))
+        Some(Cause::new(Reason::DesiredTooLarge, message))
     }
 
-    /// What the broker is to keep for the device.
+    /// The message that the broker has to retain.
     #[must_use]
     pub fn wanted(&self) -> Wanted {
         match &self.desired {
@@ -156,7 +158,7 @@ impl Twin {
         }
     }
 
-    /// The broker keeps the state of this generation. Returns whether that is news.
+    /// The broker retains the state of this generation. Returns whether this is a change.
     pub fn published(&mut self, proven: i64) -> bool {
         match &mut self.desired {
             Desired::State { generation, published, .. } if *generation == proven && !*published => {
@@ -167,13 +169,13 @@ impl Twin {
         }
     }
 
-    /// Whether the broker has still to confirm what is desired.
+    /// Whether the broker has not confirmed the desired state yet.
     #[must_use]
     pub fn awaits_broker(&self) -> bool {
         matches!(self.desired, Desired::State { published: false, .. })
     }
 
-    /// Whether a report says anything else than the last one.
+    /// Whether a report differs from the last one.
     #[must_use]
     pub fn is_news(&self, report: &Result<ReportedStatus, Cause>) -> bool {
         match (report, &self.fault) {
@@ -186,7 +188,7 @@ impl Twin {
         }
     }
 
-    /// Takes over what the device said, or why that cannot be used.
+    /// Stores a report, or why it was rejected.
     pub fn report(&mut self, report: Result<ReportedStatus, Cause>) {
         match report {
             Ok(report) => {
@@ -208,30 +210,30 @@ impl Twin {
         self.pending.clone().or_else(|| self.written_report())
     }
 
-    /// The report that the status says.
+    /// The report in the status.
     #[must_use]
     pub fn written_report(&self) -> Option<ReportedStatus> {
         let (generation, json) = self.written.reported.as_ref()?;
-        // What was encoded here can be read here.
+        // It was serialized by this module.
         let state = serde_json::from_str(json).unwrap_or_default();
         Some(ReportedStatus { generation: *generation, state })
     }
 
-    /// What the status is to say of both states.
+    /// Desired and reported state for the status.
     #[must_use]
     pub fn status(&self) -> (Option<DesiredStatus>, Option<ReportedStatus>) {
         let desired = match &self.desired {
             Desired::State { revision, generation, published: true, .. } => {
                 Some(DesiredStatus { generation: *generation, revision: revision.to_string() })
             }
-            // The broker keeps what it had.
+            // The broker retains the previous state.
             Desired::State { published: false, .. } | Desired::TooLarge(_) => self.written.desired.clone(),
             Desired::Nothing => None,
         };
         (desired, self.reported())
     }
 
-    /// The condition `Synced`, where something is desired.
+    /// The condition `Synced`, if there is a desired state.
     #[must_use]
     pub fn synced(&self, device: &str, gateway: &str) -> Option<Finding> {
         let fails = |reason, message| Some(Finding::fails(SYNCED, Cause::new(reason, message)));
@@ -239,27 +241,30 @@ impl Twin {
             return self.refusal().map(|cause| Finding::fails(SYNCED, cause));
         };
         if !published {
-            let message = format!("the broker of Gateway {gateway} does not keep the desired state yet: see the Gateway's conditions");
-            return fails("NotPublished", message);
+            let message = format!("the broker of Gateway {gateway} does not retain the desired state yet: see the Gateway's conditions");
+            return fails(Reason::NotPublished, message);
         }
         if let Some(cause) = &self.fault {
             return Some(Finding::fails(SYNCED, cause.as_ref().clone()));
         }
         let topic = name::reported_topic(device);
         match self.reported() {
-            None => fails("AwaitingReport", format!("the broker keeps the desired state; the device has not answered at {topic} yet")),
+            None => {
+                fails(Reason::AwaitingReport, format!("the broker retains the desired state; the device has not reported at {topic} yet"))
+            }
             Some(ReportedStatus { generation: Some(reported), .. }) if reported == *generation => {
-                Some(Finding::holds(SYNCED, "Synced", format!("the device reports generation {generation}, which is the desired one")))
+                Some(Finding::holds(SYNCED, Reason::Synced, format!("the device reports generation {generation}, as desired")))
             }
-            Some(ReportedStatus { generation: Some(reported), .. }) => {
-                fails("AwaitingReport", format!("the device reports generation {reported} at {topic}; desired is generation {generation}"))
-            }
+            Some(ReportedStatus { generation: Some(reported), .. }) => fails(
+                Reason::AwaitingReport,
+                format!("the device reports generation {reported} at {topic}; desired is generation {generation}"),
+            ),
             Some(ReportedStatus { generation: None, state }) => {
-                // What was encoded here can be read here.
+                // It was serialized by this module.
                 let desired: Map<String, Value> = serde_json::from_str(json).unwrap_or_default();
                 match differences(&desired, &state) {
-                    None => Some(Finding::holds(SYNCED, "Synced", "the device reports each member of the desired state")),
-                    Some(text) => fails("Diverged", format!("the device reports another state than the desired one: {text}")),
+                    None => Some(Finding::holds(SYNCED, Reason::Synced, "the device reports each member of the desired state")),
+                    Some(text) => fails(Reason::Diverged, format!("the device reports another state than the desired one: {text}")),
                 }
             }
         }
@@ -270,12 +275,12 @@ fn encode(state: &Map<String, Value>) -> Box<str> {
     serde_json::to_string(state).unwrap_or_default().into()
 }
 
-/// The first members of `desired` that are not so in `reported`, in words.
+/// A description of the first members of `desired` that differ in `reported`.
 fn differences(desired: &Map<String, Value>, reported: &Map<String, Value>) -> Option<String> {
     let mut found = Vec::new();
     collect(&mut found, "", desired, reported);
-    let more = found.len().saturating_sub(NAMED_DIFFERENCES);
-    let mut text = found.into_iter().take(NAMED_DIFFERENCES).collect::<Vec<_>>().join("; ");
+    let more = found.len().saturating_sub(MAX_NAMED_DIFFERENCES);
+    let mut text = found.into_iter().take(MAX_NAMED_DIFFERENCES).collect::<Vec<_>>().join("; ");
     if more > 0 {
         // Writing to a String cannot fail.
         let _ = write!(text, "; and {more} more");
@@ -303,13 +308,13 @@ fn shortened(value: &Value) -> String {
 }
 
 fn shorten(text: &str) -> String {
-    match text.char_indices().nth(VALUE_CHARACTERS) {
+    match text.char_indices().nth(MAX_VALUE_CHARACTERS) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }
 }
 
-/// Whether two values are the same, numbers by value: the API server gives 1.0 back as 1.
+/// Whether two values are equal. Numbers are compared by value, because the API server returns 1.0 as 1.
 fn equal(left: &Value, right: &Value) -> bool {
     match (left, right) {
         (Value::Number(left), Value::Number(right)) => left == right || left.as_f64() == right.as_f64(),

@@ -118,7 +118,7 @@ fn the_pod_rolls_for_what_the_broker_reads_at_its_start_only() {
     assert_ne!(annotation(&changed), reference);
     let mut same = full();
     same.spec.service.annotations.clear();
-    same.awaiting = Some(crate::api::condition::Cause::new("SecretNotFound", ""));
+    same.awaiting = Some(crate::api::condition::Cause::new(crate::api::reason::Reason::SecretNotFound, ""));
     assert_eq!(annotation(&same), reference);
 }
 

@@ -9,7 +9,8 @@ use super::observe::Observed;
 use super::tls;
 use crate::api::client_authority::{ClientAuthority as Declared, DEFAULT_VALIDITY_SECONDS};
 use crate::api::condition::Cause;
-use crate::api::device::duration_seconds;
+use crate::api::duration;
+use crate::api::reason::Reason;
 use crate::certificate::client::{AuthorityError, ClientAuthority};
 use crate::certificate::server::CertificateError;
 use crate::certificate::trust::TrustedAuthorities;
@@ -34,7 +35,7 @@ pub struct ClientTrust {
     pub expiring: Option<Cause>,
 
     /// When one of these changes without any object changing.
-    pub turns: Vec<Timestamp>,
+    pub transition_times: Vec<Timestamp>,
 }
 
 /// What is known of a Gateway's client authority.
@@ -49,12 +50,12 @@ pub fn client_trust(observed: &Observed, now: Timestamp) -> ClientTrust {
                 Source::Own(authority) => (authority.trusted(), (authority.not_before(), authority.not_after())),
                 Source::Issuer(issuer) => (issuer.trusted.trusted(), issuer.trusted.validity()),
             };
-            let seconds = duration_seconds(&declared.validity).unwrap_or(DEFAULT_VALIDITY_SECONDS);
+            let seconds = duration::seconds(&declared.validity).unwrap_or(DEFAULT_VALIDITY_SECONDS);
             ClientTrust {
                 trusted: Some(trusted.to_owned()),
                 awaiting: None,
                 expiring: tls::expires_soon("authority", &declared.secret_name, validity, now),
-                turns: tls::turns_of(validity).collect(),
+                transition_times: tls::transition_times_of(validity).collect(),
                 authority: Authority::Usable(Arc::new(Signer::new(source, SignedDuration::from_secs(seconds)))),
             }
         }
@@ -74,10 +75,10 @@ fn source(declared: &Declared, secret: Option<&Secret>, now: Timestamp) -> Resul
             None => "create it (type kubernetes.io/tls) with the client CA's certificate and key",
             Some(_) => "create it with the certificates to trust in ca.crt",
         };
-        return Err(Cause::new("SecretNotFound", format!("Secret {name} is not there: {expected}")));
+        return Err(Cause::new(Reason::SecretNotFound, format!("Secret {name} is not there: {expected}")));
     };
     let value = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice());
-    let missing = |message: String| Cause::new("SecretKeyNotFound", format!("Secret {name} has no key {message}"));
+    let missing = |message: String| Cause::new(Reason::SecretKeyNotFound, format!("Secret {name} has no key {message}"));
     let authorities = value(TLS_AUTHORITIES);
     let read = match &declared.issuer_ref {
         None => {
@@ -99,10 +100,10 @@ fn source(declared: &Declared, secret: Option<&Secret>, now: Timestamp) -> Resul
 
 fn unusable(secret: &str, error: &AuthorityError) -> Cause {
     let reason = match error {
-        AuthorityError::Certificate(CertificateError::Expired { .. }) => "CertificateExpired",
-        AuthorityError::Certificate(CertificateError::NotYetValid { .. }) => "CertificateNotYetValid",
-        AuthorityError::Certificate(_) => "InvalidCertificate",
-        _ => "InvalidClientAuthority",
+        AuthorityError::Certificate(CertificateError::Expired { .. }) => Reason::CertificateExpired,
+        AuthorityError::Certificate(CertificateError::NotYetValid { .. }) => Reason::CertificateNotYetValid,
+        AuthorityError::Certificate(_) => Reason::InvalidCertificate,
+        _ => Reason::InvalidClientAuthority,
     };
     let message = format!(
         "Secret {secret}: {}. Meanwhile no device gets a certificate, and those that have one go on connecting until it expires",

@@ -58,9 +58,9 @@ fn an_authority_that_can_sign_is_trusted() {
     let trust = of(Some(secret(data)));
     assert!(matches!(trust.authority, Authority::Usable(_)) && trust.awaiting.is_none() && trust.expiring.is_none());
     assert_eq!(trust.trusted.unwrap().replace('\r', ""), certificate.replace('\r', ""));
-    assert!(trust.turns.contains(&at("2027-01-01T00:00:00Z")));
+    assert!(trust.transition_times.contains(&at("2027-01-01T00:00:00Z")));
     let trust = of(Some(secret(authority(true, "2026-01-03T00:00:00Z"))));
-    assert_eq!(trust.expiring.unwrap().reason, "CertificateExpiresSoon");
+    assert_eq!(trust.expiring.unwrap().reason.as_str(), "CertificateExpiresSoon");
     let undeclared = client_trust(&observed(&json!({}), None), now());
     assert!(matches!(undeclared.authority, Authority::Undeclared) && undeclared.trusted.is_none() && undeclared.awaiting.is_none());
 }
@@ -80,7 +80,7 @@ fn one_that_cannot_is_told_of_and_the_broker_keeps_what_it_has() {
     ] {
         let trust = of(data.map(secret));
         let cause = trust.awaiting.unwrap();
-        assert_eq!(cause.reason, reason);
+        assert_eq!(cause.reason.as_str(), reason);
         assert!(cause.message.contains("Secret devices-ca") && !cause.message.contains("PRIVATE"));
         assert!(matches!(trust.authority, Authority::Unusable));
         assert_eq!(trust.trusted.as_deref(), Some("before"));
@@ -111,7 +111,7 @@ fn with_an_issuer_the_secret_says_whom_to_trust_and_needs_no_key() {
         (vec![("ca.crt", authority(true, "2025-12-31T00:00:00Z").remove(0).1)], "CertificateExpired"),
     ] {
         let trust = of_issuer(data);
-        assert_eq!(trust.awaiting.unwrap().reason, reason);
+        assert_eq!(trust.awaiting.unwrap().reason.as_str(), reason);
         assert!(matches!(trust.authority, Authority::Unusable));
         assert_eq!(trust.trusted.as_deref(), Some("before"));
     }

@@ -1,7 +1,5 @@
 //! A Gateway whose broker runs elsewhere: there is nothing to build, only a login to be proven.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -11,13 +9,13 @@ use crate::api::condition::{self, ACCEPTED, BROKER_AVAILABLE, Cause, Finding, Re
 use crate::api::external::ExternalBroker;
 use crate::api::gateway::{Gateway, GatewayDevices, GatewayStatus};
 use crate::api::name;
+use crate::api::reason::Reason;
 use crate::configuration::agent::TLS_AUTHORITIES;
-use crate::operator::apply::{WriteError, read};
+use crate::mqtt::login::{ClientTls, Login};
 use crate::operator::context::Context;
 use crate::operator::device::key::GatewayKey;
-use crate::operator::link::session::{Login, Tls};
+use crate::operator::kubernetes::apply::{WriteError, read};
 use crate::runtime::error::chain;
-use crate::runtime::tls::{Verification, client_configuration};
 
 /// The largest user name or password (MQTT 5.0, section 1.5.4).
 const MAX_BYTES: usize = 65_535;
@@ -64,44 +62,45 @@ pub async fn observe<'a>(context: &Context, gateway: &'a Gateway, external: &Ext
 /// The login that spec and Secrets say, or what is missing.
 fn login(external: &ExternalBroker, client_id: String, credentials: Option<&Secret>, authorities: Option<&Secret>) -> Result<Login, Cause> {
     let (host, port) = external.host_and_port().ok_or_else(|| {
-        Cause::new("InvalidAddress", format!("external.address is {:?}: expected host:port, with a port from 1 to 65535", external.address))
+        Cause::new(
+            Reason::InvalidAddress,
+            format!("external.address is {:?}: expected host:port, with a port from 1 to 65535", external.address),
+        )
     })?;
     let reference = &external.credentials_secret;
     let username = value(credentials, &reference.name, &reference.username_key, "the user name")?;
     let username = String::from_utf8(username.to_vec()).map_err(|_| {
         let message = format!("Secret {}, key {}: the user name is not UTF-8", reference.name, reference.username_key);
-        Cause::new("InvalidSecret", message)
+        Cause::new(Reason::InvalidSecret, message)
     })?;
     let password = value(credentials, &reference.name, &reference.password_key, "the password")?;
     let tls = external.tls.as_ref().map(|tls| encryption(tls.ca_secret_name.as_deref(), authorities)).transpose()?;
-    Ok(Login { host: host.to_owned(), port, client_id, username, password, tls, hears_connections: true })
+    Ok(Login { host: host.to_owned(), port, client_id, username, password, tls })
 }
 
-fn encryption(secret_name: Option<&str>, secret: Option<&Secret>) -> Result<Tls, Cause> {
+fn encryption(secret_name: Option<&str>, secret: Option<&Secret>) -> Result<ClientTls, Cause> {
     let authorities = secret_name.map(|name| value(secret, name, TLS_AUTHORITIES, "the certificates of the authorities")).transpose()?;
-    let verification = authorities.as_deref().map_or(Verification::Public, Verification::Authorities);
-    let configuration = client_configuration(verification).map_err(|error| {
+    ClientTls::verified_by(authorities.map(|pem| pem.to_vec())).map_err(|error| {
         let secret = secret_name.unwrap_or_default();
-        Cause::new("InvalidSecret", format!("Secret {secret}, key {TLS_AUTHORITIES}: {}", chain(&error)))
-    })?;
-    Ok(Tls { authorities: authorities.map(|pem| pem.to_vec()), configuration: Arc::new(configuration) })
+        Cause::new(Reason::InvalidSecret, format!("Secret {secret}, key {TLS_AUTHORITIES}: {}", chain(&error)))
+    })
 }
 
 /// The value of a key, without the line break that an editor may have left at its end.
 fn value(secret: Option<&Secret>, name: &str, key: &str, what: &str) -> Result<Bytes, Cause> {
     let Some(secret) = secret else {
         let message = format!("there is no Secret {name} in this namespace: create it with {what} under the key {key}");
-        return Err(Cause::new("SecretNotFound", message));
+        return Err(Cause::new(Reason::SecretNotFound, message));
     };
     let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else {
-        return Err(Cause::new("SecretKeyMissing", format!("Secret {name} has no key {key}: add it, with {what} as its value")));
+        return Err(Cause::new(Reason::SecretKeyNotFound, format!("Secret {name} has no key {key}: add it, with {what} as its value")));
     };
     let end = value.0.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')).map_or(0, |last| last + 1);
     if end == 0 {
-        return Err(Cause::new("InvalidSecret", format!("Secret {name}, key {key}: {what} is empty")));
+        return Err(Cause::new(Reason::InvalidSecret, format!("Secret {name}, key {key}: {what} is empty")));
     }
     if end > MAX_BYTES && key != TLS_AUTHORITIES {
-        return Err(Cause::new("InvalidSecret", format!("Secret {name}, key {key}: {what} has more than {MAX_BYTES} bytes")));
+        return Err(Cause::new(Reason::InvalidSecret, format!("Secret {name}, key {key}: {what} has more than {MAX_BYTES} bytes")));
     }
     Ok(Bytes::copy_from_slice(&value.0[..end]))
 }
@@ -112,7 +111,7 @@ pub fn status(observed: &Observed<'_>) -> GatewayStatus {
     let gateway = observed.gateway;
     let generation = gateway.metadata.generation.unwrap_or_default();
     let previous = gateway.status.as_ref().map_or(&[][..], |status| status.conditions.as_slice());
-    let accepted = Finding::holds(ACCEPTED, "Accepted", "the spec can be carried out");
+    let accepted = Finding::holds(ACCEPTED, Reason::Accepted, "the spec can be carried out");
     let (findings, readiness) = match (&observed.login, &observed.outcome) {
         (Err(cause), _) => {
             let findings = vec![Finding::fails(ACCEPTED, cause.clone()), Finding::unknown(BROKER_AVAILABLE, cause.clone())];
@@ -122,14 +121,14 @@ pub fn status(observed: &Observed<'_>) -> GatewayStatus {
             (vec![accepted, Finding::fails(BROKER_AVAILABLE, cause.clone())], Readiness::Reconciling(cause.clone()))
         }
         (Ok(login), None) if !condition::is_true(previous, BROKER_AVAILABLE, generation) => {
-            let cause = Cause::new("AwaitingBroker", format!("the operator logs in at the broker at {}", login.address()));
+            let cause = Cause::new(Reason::AwaitingBroker, format!("the operator logs in at the broker at {}", login.address()));
             (vec![accepted, Finding::unknown(BROKER_AVAILABLE, cause.clone())], Readiness::Reconciling(cause))
         }
         // Before the first answer to an operator that has just started, what the one before it has proven holds.
         (Ok(login), Some(Ok(())) | None) => {
             let message = format!("the broker at {} has accepted the operator's login as {}", login.address(), login.username);
-            let ready = Cause::new("Ready", "the broker is reached");
-            (vec![accepted, Finding::holds(BROKER_AVAILABLE, "BrokerAvailable", message)], Readiness::Ready(ready))
+            let ready = Cause::new(Reason::Ready, "the broker is reached");
+            (vec![accepted, Finding::holds(BROKER_AVAILABLE, Reason::BrokerAvailable, message)], Readiness::Ready(ready))
         }
     };
     GatewayStatus {

@@ -41,14 +41,14 @@ fn what_may_be_wrong_with_spec_and_secrets() {
     for (changes, credentials, authorities, reason) in [
         (json!({"address": "mqtt.example.org:99999"}), Some(good.clone()), None, "InvalidAddress"),
         (json!({}), None, None, "SecretNotFound"),
-        (json!({}), Some(secret(&[("username", b"fleet")])), None, "SecretKeyMissing"),
-        (json!({}), Some(secret(&[("password", b"x")])), None, "SecretKeyMissing"),
-        (other_keys.clone(), Some(good.clone()), None, "SecretKeyMissing"),
+        (json!({}), Some(secret(&[("username", b"fleet")])), None, "SecretKeyNotFound"),
+        (json!({}), Some(secret(&[("password", b"x")])), None, "SecretKeyNotFound"),
+        (other_keys.clone(), Some(good.clone()), None, "SecretKeyNotFound"),
         (json!({}), Some(secret(&[("username", b"\xff"), ("password", b"x")])), None, "InvalidSecret"),
         (json!({}), Some(secret(&[("username", b"fleet"), ("password", b"\n")])), None, "InvalidSecret"),
         (json!({}), Some(secret(&[("username", b"fleet"), ("password", &vec![b'x'; 65_536])])), None, "InvalidSecret"),
         (authority.clone(), Some(good.clone()), None, "SecretNotFound"),
-        (authority.clone(), Some(good.clone()), Some(secret(&[("tls.crt", b"x")])), "SecretKeyMissing"),
+        (authority.clone(), Some(good.clone()), Some(secret(&[("tls.crt", b"x")])), "SecretKeyNotFound"),
         (
             authority.clone(),
             Some(good.clone()),
@@ -57,7 +57,7 @@ fn what_may_be_wrong_with_spec_and_secrets() {
         ),
     ] {
         let cause = found(&changes, credentials.as_ref(), authorities.as_ref()).unwrap_err();
-        assert_eq!(cause.reason, reason, "{changes}: {}", cause.message);
+        assert_eq!(cause.reason.as_str(), reason, "{changes}: {}", cause.message);
         assert!(!cause.message.contains("sesame"), "{}", cause.message);
     }
     let login = found(&json!({}), Some(&good), None).unwrap();
@@ -73,7 +73,7 @@ fn the_status_says_what_a_login_has_proven() {
     let credentials = secret(&[("username", b"fleet"), ("password", b"x")]);
     let login = || found(&json!({}), Some(&credentials), None);
     let fresh = gateway(&json!(external(&json!({}))), None);
-    let refused = || Cause::new("LoginRefused", "no");
+    let refused = || Cause::new(Reason::LoginRefused, "no");
     let proven = status(&observed(&fresh, login(), Some(Ok(()))));
     let restarted = gateway(&json!(external(&json!({}))), Some(&proven));
     let mut changed = restarted.clone();
@@ -88,7 +88,7 @@ fn the_status_says_what_a_login_has_proven() {
         (
             "without a Secret",
             &restarted,
-            Err(Cause::new("SecretNotFound", "")),
+            Err(Cause::new(Reason::SecretNotFound, "")),
             None,
             ("Unknown", "SecretNotFound"),
             ("False", "SecretNotFound"),

@@ -1,9 +1,9 @@
 //! The reconciler of Gateways: observe -> validate -> build -> apply -> status.
 
+pub mod broker_full;
 pub mod build;
 pub mod client_authority;
 pub mod external;
-pub mod full;
 pub mod observe;
 pub mod status;
 pub mod tls;
@@ -18,49 +18,55 @@ use jiff::Timestamp;
 use k8s_controller::events::EventRecorder;
 use k8s_controller::{Controller, TraceMetadata};
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference};
 use kube::runtime::controller::Action;
 use kube::{Client, ResourceExt};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use self::build::{build, link_credentials};
+use self::build::{Desired, build, link_credentials, secret_names};
 use self::client_authority::client_trust;
 use self::observe::{Observed, observe};
 use self::status::{Outcome, status};
 use self::tls::Issued;
 use self::validate::{Valid, validate};
-use super::apply::{WriteError, Writer, owner_reference};
-use super::context::{Context, publish_change, publish_change_of, unless_terminating};
+use super::context::{Context, unless_terminating};
 use super::device::certificate::Authority;
 use super::device::endpoint::Endpoint;
 use super::device::key::GatewayKey;
+use super::kubernetes::apply::{WriteError, Writer, names, owner_reference};
+use super::kubernetes::events::{publish_change, publish_change_of};
 use crate::api::condition::{BROKER_FULL, CERTIFICATE_VALID, CLIENT_AUTHORITY_VALID, MESSAGES_DROPPED, READY};
 use crate::api::external::ExternalBroker;
 use crate::api::gateway::{Gateway, GatewayStatus, Listener, ListenerAuthentication};
 use crate::api::is_reconciliation_paused;
+use crate::api::name::{GATEWAY_LABEL, ROLE_LABEL, ROLE_LINK_CREDENTIALS, ROLE_SERVER_AUTHORITY, ROLE_SERVER_CERTIFICATE};
+use crate::broker::credential::Password;
 use crate::configuration::agent::TLS_AUTHORITIES;
-use crate::credential::Password;
 
 /// Name in metrics, events and managed fields.
 const CONTROLLER: &str = "gateway";
 
-/// A Gateway that waits for a Secret is looked at again after this long: a Secret of an unusual type is not watched.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// A Gateway that waits for a Secret is reconciled again after this time, because a Secret of an unusual type is not watched.
+const REQUEUE_AFTER: Duration = Duration::from_secs(30);
 
-/// And any Gateway after this long: each look reads some fifteen objects and writes nothing where all is well.
-const LONGEST_WAIT: Duration = Duration::from_hours(1);
+/// Each Gateway is reconciled again after this time at most. A reconciliation reads some 25 objects or lists, and writes only changes.
+const MAX_REQUEUE_AFTER: Duration = Duration::from_hours(1);
 
-/// What follows closely upon a change is looked at together with it: the first look at a Gateway causes a dozen.
+/// Changes within this time are reconciled together: the first reconciliation of a Gateway causes a dozen changes.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
-/// Gateways that are looked at at the same time, each with one call to the API server at a time.
+/// Gateways that are reconciled at the same time, each with one call to the API server at a time.
 const CONCURRENCY: u16 = 16;
 
-/// Who tells the reconciler of Gateways.
+/// The channels by which other controllers request work on Gateways.
 pub struct Notices {
-    /// Which Gateway has other numbers of devices or refused clients.
+    /// Gateways whose numbers of devices or refused clients changed.
     pub totals: UnboundedReceiver<GatewayKey>,
-    /// Which is to be looked at.
+    /// Gateways to reconcile.
     pub looks: UnboundedReceiver<GatewayKey>,
 }
 
@@ -80,7 +86,7 @@ pub async fn run(context: Context, notices: Notices) {
         let _ = saw.send(GatewayKey::new(&gateway.namespace().unwrap_or_default(), &gateway.name_any()));
         totals::digest(gateway)
     };
-    let watching = super::watch::controller(&context.client, digest).with_config(config);
+    let watching = super::kubernetes::watch::controller(&context.client, digest).with_config(config);
     let gateways = watching.store();
     let controller = Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
         .with_name(CONTROLLER)
@@ -104,7 +110,7 @@ impl k8s_controller::Context for Reconciler {
     type Error = WriteError;
 
     async fn apply(&self, _: Client, gateway: &Gateway, _: &mut TraceMetadata) -> Result<Option<Action>, WriteError> {
-        // What it owns goes by its owner references; nothing outside the cluster is to be undone.
+        // Kubernetes deletes the owned objects by their owner references, and nothing exists outside the cluster.
         if gateway.metadata.deletion_timestamp.is_some() {
             return Ok(Some(Action::await_change()));
         }
@@ -121,6 +127,13 @@ impl k8s_controller::Context for Reconciler {
 }
 
 impl Reconciler {
+    /// Reconciles a Gateway whose broker the operator runs:
+    ///
+    /// 1. Observe: read its Secrets and ConfigMaps, and the totals of its devices.
+    /// 2. Validate the spec. An invalid spec sets `Accepted=False` and waits for a change.
+    /// 3. Build the desired objects.
+    /// 4. Apply them, prerequisites of the pod first, and prune owned objects that are no longer desired.
+    /// 5. Write the status if it changed, with an Event for each changed condition.
     async fn reconcile(&self, gateway: &Gateway) -> Result<Option<Action>, WriteError> {
         let observed = observe(&self.context, gateway).await?;
         let now = Timestamp::now();
@@ -139,24 +152,27 @@ impl Reconciler {
                 return Err(error);
             }
         }
-        Ok(Some(Action::requeue(next_look(&valid, now))))
+        Ok(Some(Action::requeue(requeue_after(&valid, now))))
     }
 
-    /// Nothing is built; the link logs in, and has this called again when that comes to something else.
+    /// Reconciles a Gateway with an external broker:
+    ///
+    /// 1. Observe: read the Secrets, pass the login to the twin synchronisation, and read its last result.
+    /// 2. Write the status if it changed. The twin synchronisation requests another reconciliation when its result changes.
     async fn reconcile_external(&self, gateway: &Gateway, broker: &ExternalBroker) -> Result<Option<Action>, WriteError> {
         let observed = external::observe(&self.context, gateway, broker).await?;
         if is_reconciliation_paused(gateway) {
             return Ok(Some(Action::await_change()));
         }
         self.keep_status(gateway, &external::status(&observed)).await?;
-        Ok(Some(Action::requeue(if observed.login.is_ok() { LONGEST_WAIT } else { LOOK_AGAIN })))
+        Ok(Some(Action::requeue(if observed.login.is_ok() { MAX_REQUEUE_AFTER } else { REQUEUE_AFTER })))
     }
 
-    /// What a pod needs comes before the pod. Returns the live StatefulSet.
+    /// Applies the objects that the pod needs before the pod. Returns the live StatefulSet.
     async fn apply_all(&self, observed: &Observed, valid: &Valid) -> Result<StatefulSet, WriteError> {
         let owner = owner_reference(&observed.gateway);
         let desired = build(valid, &self.context.images, &self.context.namespace);
-        // The authority first: a certificate of one that was not kept is worth nothing.
+        // The authority first: a certificate is useless if its authority was not stored.
         if let Some((authority, certificate)) = &desired.issued {
             self.writer.apply(&owner, authority).await?;
             self.writer.apply(&owner, certificate).await?;
@@ -174,7 +190,28 @@ impl Reconciler {
         self.writer.apply(&owner, &desired.agent_service).await?;
         self.writer.apply(&owner, &desired.service).await?;
         self.writer.apply(&owner, &desired.disruption_budget).await?;
-        Ok(self.writer.apply(&owner, &desired.stateful_set).await?.into_inner())
+        let stateful_set = self.writer.apply(&owner, &desired.stateful_set).await?.into_inner();
+        self.prune(&owner, valid, &desired).await?;
+        Ok(stateful_set)
+    }
+
+    /// Deletes the objects of the Gateway that are no longer desired, such as the issued key once every listener names a Secret. The
+    /// shards of its credentials are the Device controller's, and excluded by their label.
+    async fn prune(&self, owner: &OwnerReference, valid: &Valid, desired: &Desired) -> Result<(), WriteError> {
+        let namespace = valid.namespace.as_str();
+        let all = format!("{GATEWAY_LABEL}={}", valid.name);
+        // Credentials of Devices may have the label of the Gateway too: only the roles of its own Secrets are listed.
+        let roles = format!("{ROLE_LABEL} in ({ROLE_LINK_CREDENTIALS},{ROLE_SERVER_AUTHORITY},{ROLE_SERVER_CERTIFICATE})");
+        self.writer.prune::<Secret>(owner, namespace, &format!("{all},{roles}"), &secret_names(valid)).await?;
+        self.writer.prune::<ConfigMap>(owner, namespace, &all, &names([&desired.configuration, &desired.report])).await?;
+        let services = names([&desired.service, &desired.internal_service, &desired.agent_service]);
+        self.writer.prune::<Service>(owner, namespace, &all, &services).await?;
+        self.writer.prune::<ServiceAccount>(owner, namespace, &all, &names([&desired.service_account])).await?;
+        self.writer.prune::<Role>(owner, namespace, &all, &names([&desired.role])).await?;
+        self.writer.prune::<RoleBinding>(owner, namespace, &all, &names([&desired.role_binding])).await?;
+        self.writer.prune::<NetworkPolicy>(owner, namespace, &all, &names([&desired.network_policy])).await?;
+        self.writer.prune::<PodDisruptionBudget>(owner, namespace, &all, &names([&desired.disruption_budget])).await?;
+        self.writer.prune::<StatefulSet>(owner, namespace, &all, &names([&desired.stateful_set])).await
     }
 
     fn tell_devices(&self, gateway: &Gateway, endpoint: Option<Endpoint>, authority: Authority) {
@@ -211,9 +248,9 @@ impl Reconciler {
     }
 }
 
-/// Where devices with a password connect to: the first listener with TLS, else the first, of those that ask for a password alone
-/// where there are such; by the first of the declared host names, else by the name of the Service in the cluster. `issued` is
-/// what the operator issues for the listener, if it does.
+/// The address for devices with a password: the first listener with TLS, else the first listener, preferring listeners that require only
+/// a password. The host is the first declared host name, else the name of the Service. `issued` is the certificate that the operator
+/// issues for the listener, if any.
 fn endpoint(observed: &Observed, issued: Option<&Issued>) -> Option<Endpoint> {
     let gateway = &observed.gateway;
     let rank = |listener: &&Listener| match (listener.authentication(), listener.tls.is_some()) {
@@ -231,16 +268,17 @@ fn endpoint(observed: &Observed, issued: Option<&Issued>) -> Option<Endpoint> {
     Some(Endpoint::new(&host, listener.port, listener.tls.is_some(), authorities))
 }
 
-/// Whether the event of `Ready` tells what that of this condition would.
+/// Whether the Event of `Ready` already has the cause of this condition.
 fn says_the_same(conditions: &[Condition], type_: &str) -> bool {
     let said = |type_: &str| conditions.iter().find(|c| c.type_ == type_).map(|c| (c.reason.as_str(), c.message.as_str()));
     said(READY) == said(type_)
 }
 
-/// When to look again without being told: soon while something is awaited, and when a certificate nears its end.
-fn next_look(valid: &Valid, now: Timestamp) -> Duration {
+/// When to reconcile again without a change: soon while a Secret is missing, and when a certificate nears its expiry.
+fn requeue_after(valid: &Valid, now: Timestamp) -> Duration {
     let until = |time: Timestamp| Duration::try_from(time.duration_since(now)).ok();
-    let turns = valid.tls.usable.values().flat_map(tls::turns).chain(valid.clients.turns.iter().copied()).filter_map(until);
-    let awaiting = valid.awaiting.is_some().then_some(LOOK_AGAIN);
-    turns.chain(awaiting).map(|wait| wait.max(Duration::from_secs(1))).min().unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT)
+    let turns =
+        valid.tls.usable.values().flat_map(tls::transition_times).chain(valid.clients.transition_times.iter().copied()).filter_map(until);
+    let awaiting = valid.awaiting.is_some().then_some(REQUEUE_AFTER);
+    turns.chain(awaiting).map(|wait| wait.max(Duration::from_secs(1))).min().unwrap_or(MAX_REQUEUE_AFTER).min(MAX_REQUEUE_AFTER)
 }

@@ -6,15 +6,14 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 use tracing::warn;
 
-use super::tls;
 use crate::api::gateway::{GatewayClients, GatewayDevices, GatewayStatus};
 use crate::api::{Gateway, name};
+use crate::broker::credential::Password;
 use crate::configuration::agent::{AgentReport, CLIENT_AUTHORITIES_FILE, REPORT_KEY};
-use crate::credential::Password;
-use crate::operator::apply::{WriteError, read};
 use crate::operator::context::Context;
 use crate::operator::device::key::GatewayKey;
 use crate::operator::device::secret::PASSWORD_KEY;
+use crate::operator::kubernetes::apply::{WriteError, read};
 use crate::operator::presence::totals::GatewayTotals;
 
 /// What there is of a Gateway and of what it names. Without `Debug`, which would print private keys.
@@ -58,8 +57,11 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
         let found = read::<Secret>(&context.client, &namespace, &secret).await?;
         secrets.insert(secret, found);
     }
-    let authority =
-        if tls::issues(gateway) { read::<Secret>(&context.client, &namespace, &name::server_authority(&name)).await? } else { None };
+    let authority = if gateway.spec.issues_certificate() {
+        read::<Secret>(&context.client, &namespace, &name::server_authority(&name)).await?
+    } else {
+        None
+    };
     let (client_authority, trusted_before) = match &gateway.spec.client_authority {
         Some(declared) => {
             let configuration = read::<ConfigMap>(&context.client, &namespace, &name::broker(&name)).await?;

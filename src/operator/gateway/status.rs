@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 
-use super::full::full;
+use super::broker_full::broker_full;
 use super::observe::Observed;
 use super::tls;
 use super::validate::Valid;
@@ -11,7 +11,8 @@ use crate::api::condition::{
 };
 use crate::api::gateway::{Gateway, GatewayCertificate, GatewayStatus};
 use crate::api::name;
-use crate::operator::apply::WriteError;
+use crate::api::reason::Reason;
+use crate::operator::kubernetes::apply::WriteError;
 use crate::runtime::error::chain;
 
 /// What became of a Gateway that was validated.
@@ -41,7 +42,7 @@ pub fn status(observed: &Observed, outcome: &Outcome<'_>) -> GatewayStatus {
     if observed.report.as_ref().is_some_and(|report| report.messages_dropped) {
         findings.push(dropped(gateway));
     }
-    findings.extend(full(observed, previous));
+    findings.extend(broker_full(observed, previous));
     GatewayStatus {
         observed_generation: generation,
         address: Some(address(gateway)),
@@ -58,7 +59,7 @@ fn address(gateway: &Gateway) -> String {
 }
 
 fn rejected(cause: &Cause) -> (Vec<Finding>, Readiness) {
-    let unknown = Cause::new("NotAccepted", "the spec cannot be carried out; a broker that runs goes on as it is");
+    let unknown = Cause::new(Reason::NotAccepted, "the spec cannot be carried out; a broker that runs goes on as it is");
     let findings = vec![Finding::fails(ACCEPTED, cause.clone()), Finding::unknown(BROKER_AVAILABLE, unknown)];
     (findings, Readiness::Stalled(cause.clone()))
 }
@@ -84,7 +85,7 @@ fn applied(observed: &Observed, valid: &Valid, stateful_set: &StatefulSet) -> (V
     let readiness = match (&valid.awaiting, failing) {
         (Some(cause), _) => Readiness::Reconciling(cause.clone()),
         (None, Some(failing)) => Readiness::Reconciling(failing.cause.clone()),
-        (None, None) => Readiness::Ready(Cause::new("Ready", "the broker runs and accepts its devices")),
+        (None, None) => Readiness::Ready(Cause::new(Reason::Ready, "the broker runs and accepts its devices")),
     };
     ([Some(accepted(valid)), Some(broker), certificate, client_authority(observed, valid)].into_iter().flatten().collect(), readiness)
 }
@@ -94,10 +95,10 @@ fn client_authority(observed: &Observed, valid: &Valid) -> Option<Finding> {
     let declared = observed.gateway.spec.client_authority.as_ref()?;
     Some(match (&valid.clients.awaiting, &valid.clients.expiring) {
         (Some(cause), _) => Finding::fails(CLIENT_AUTHORITY_VALID, cause.clone()),
-        (None, Some(Cause { reason, message })) => Finding::holds(CLIENT_AUTHORITY_VALID, reason, message),
+        (None, Some(Cause { reason, message })) => Finding::holds(CLIENT_AUTHORITY_VALID, *reason, message),
         (None, None) => {
             let message = format!("the authority in Secret {} can sign the certificates of devices", declared.secret_name);
-            Finding::holds(CLIENT_AUTHORITY_VALID, "ClientAuthorityUsable", message)
+            Finding::holds(CLIENT_AUTHORITY_VALID, Reason::ClientAuthorityUsable, message)
         }
     })
 }
@@ -113,7 +114,7 @@ fn certificate(observed: &Observed, valid: &Valid) -> Option<Finding> {
         let message = format!(
             "the broker does not present the certificate in Secret {secret} yet: if that lasts, see the log of the container `agent`"
         );
-        return Some(Finding::fails(CERTIFICATE_VALID, Cause::new("CertificateNotProven", message)));
+        return Some(Finding::fails(CERTIFICATE_VALID, Cause::new(Reason::CertificateNotProven, message)));
     }
     let former = valid.tls.usable.keys().find_map(|secret| Some((secret, presented(secret)?.former_not_after.as_ref()?)));
     if let Some((secret, not_after)) = former {
@@ -124,14 +125,14 @@ fn certificate(observed: &Observed, valid: &Valid) -> Option<Finding> {
             not_after.0,
             name::broker(&valid.name)
         );
-        return Some(Finding::fails(CERTIFICATE_VALID, Cause::new("FormerCertificatePresented", message)));
+        return Some(Finding::fails(CERTIFICATE_VALID, Cause::new(Reason::FormerCertificatePresented, message)));
     }
     if let Some(Cause { reason, message }) = &valid.tls.expiring {
-        return Some(Finding::holds(CERTIFICATE_VALID, reason, message));
+        return Some(Finding::holds(CERTIFICATE_VALID, *reason, message));
     }
     let (secret, first) = valid.tls.usable.iter().min_by_key(|(_, certificate)| certificate.not_after)?;
     let message = format!("the broker presents the certificate in Secret {secret}, which expires at {}", first.not_after);
-    Some(Finding::holds(CERTIFICATE_VALID, "CertificateProven", message))
+    Some(Finding::holds(CERTIFICATE_VALID, Reason::CertificateProven, message))
 }
 
 /// Of the certificates that are in use, the one that expires first. Others may be in the report that an older spec named.
@@ -145,7 +146,7 @@ fn presented(observed: &Observed) -> Option<GatewayCertificate> {
 fn accepted(valid: &Valid) -> Finding {
     match &valid.awaiting {
         Some(cause) => Finding::fails(ACCEPTED, cause.clone()),
-        None => Finding::holds(ACCEPTED, "Accepted", "the spec can be carried out"),
+        None => Finding::holds(ACCEPTED, Reason::Accepted, "the spec can be carried out"),
     }
 }
 
@@ -161,11 +162,14 @@ fn broker(observed: &Observed, stateful_set: &StatefulSet) -> Finding {
     match (ready, seen && current, &observed.report) {
         (false, ..) => {
             let pod = format!("{}-0", name::broker(observed.gateway.metadata.name.as_deref().unwrap_or_default()));
-            fails("BrokerNotReady", &format!("the broker does not accept logins yet: if that lasts, see `kubectl describe pod {pod}`"))
+            fails(
+                Reason::BrokerNotReady,
+                &format!("the broker does not accept logins yet: if that lasts, see `kubectl describe pod {pod}`"),
+            )
         }
-        (true, false, _) => fails("BrokerUpdating", "the broker is being brought to the current configuration"),
-        (true, true, None) => fails("CredentialsNotProven", "the broker's agent has not reported a login yet"),
-        (true, true, Some(_)) => Finding::holds(BROKER_AVAILABLE, "BrokerAvailable", "the broker runs and has accepted a login"),
+        (true, false, _) => fails(Reason::BrokerUpdating, "the broker is being brought to the current configuration"),
+        (true, true, None) => fails(Reason::CredentialsNotProven, "the broker's agent has not reported a login yet"),
+        (true, true, Some(_)) => Finding::holds(BROKER_AVAILABLE, Reason::BrokerAvailable, "the broker runs and has accepted a login"),
     }
 }
 
@@ -175,7 +179,7 @@ fn dropped(gateway: &Gateway) -> Finding {
          or see which client does not keep up",
         gateway.spec.limits.queued_bytes_per_client.0
     );
-    Finding::holds(MESSAGES_DROPPED, "QueueLimitReached", message)
+    Finding::holds(MESSAGES_DROPPED, Reason::QueueLimitReached, message)
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ fn available_when_the_pod_is_ready_at_the_current_revision_and_the_agent_has_pro
 
 #[test]
 fn what_is_awaited_is_not_the_gateways_fault() {
-    let awaiting = valid(Some(Cause::new("SecretNotFound", "Secret plant-1-tls is not there")));
+    let awaiting = valid(Some(Cause::new(Reason::SecretNotFound, "Secret plant-1-tls is not there")));
     let status = status(&observed(Some(false)), &Outcome::Applied(&awaiting, &ready()));
     let summary = summary(&status);
     assert_eq!(summary[ACCEPTED], ("False", "SecretNotFound"));
@@ -104,7 +104,7 @@ fn what_is_awaited_is_not_the_gateways_fault() {
 
 #[test]
 fn a_spec_that_must_change_is_stalled() {
-    let cause = Cause::new("InvalidQuantity", "x");
+    let cause = Cause::new(Reason::InvalidQuantity, "x");
     let status = status(&observed(None), &Outcome::Rejected(&cause));
     let summary = summary(&status);
     assert_eq!((summary[ACCEPTED], summary[STALLED]), (("False", "InvalidQuantity"), ("True", "InvalidQuantity")));
@@ -218,11 +218,11 @@ fn the_authority_of_devices_has_a_condition_of_its_own() {
         valid.clients = ClientTrust { awaiting, expiring, ..ClientTrust::default() };
         status(&observed, &Outcome::Applied(&valid, &ready()))
     };
-    let missing = of(Some(Cause::new("SecretNotFound", "x")), None);
+    let missing = of(Some(Cause::new(Reason::SecretNotFound, "x")), None);
     assert_eq!(summary(&missing)[CLIENT_AUTHORITY_VALID], ("False", "SecretNotFound"));
     assert_eq!(summary(&missing)[RECONCILING], ("True", "SecretNotFound"));
     assert_eq!(summary(&missing)[BROKER_AVAILABLE].0, "True", "who has a certificate goes on");
-    let expiring = of(None, Some(Cause::new("CertificateExpiresSoon", "x")));
+    let expiring = of(None, Some(Cause::new(Reason::CertificateExpiresSoon, "x")));
     assert_eq!(summary(&expiring)[CLIENT_AUTHORITY_VALID], ("True", "CertificateExpiresSoon"));
     assert_eq!(summary(&expiring)[READY].0, "True");
     assert_eq!(summary(&of(None, None))[CLIENT_AUTHORITY_VALID], ("True", "ClientAuthorityUsable"));

@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::Secret;
 use rustls_pki_types::ServerName;
 
 use super::observe::Observed;
-use crate::api::condition::{CERTIFICATE_EXPIRES_SOON, Cause};
+use crate::api::condition::Cause;
+use crate::api::reason::Reason;
 use crate::api::{Gateway, name};
 use crate::certificate::authority::{Authority, AuthorityError, Data};
 use crate::certificate::server::{CertificateError, ServerCertificate};
@@ -23,7 +24,7 @@ const WARNINGS: [Duration; 2] = [Duration::from_hours(7 * 24), Duration::from_ho
 
 /// And never before this share of its life is left: a certificate that is renewed at two thirds of its life, as cert-manager
 /// does it, has had half of the rest for that.
-const LARGEST_SHARES: [i32; 2] = [6, 12];
+const MAX_SHARES: [i32; 2] = [6, 12];
 
 /// What a Gateway's TLS listeners are to present.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -60,18 +61,12 @@ impl Debug for Issued {
     }
 }
 
-/// Whether a listener has TLS and names no Secret.
-#[must_use]
-pub fn issues(gateway: &Gateway) -> bool {
-    gateway.spec.listeners.iter().filter_map(|listener| listener.tls.as_ref()).any(|tls| tls.secret_name.is_none())
-}
-
 /// The names that are declared and are none.
 #[must_use]
 pub fn invalid_host_name(gateway: &Gateway) -> Option<Cause> {
     let invalid = gateway.spec.service.host_names.iter().find(|name| ServerName::try_from(name.as_str()).is_err())?;
     let message = format!("service.hostNames has {invalid:?}: expected a host name, such as mqtt.example.org, or an IP address");
-    Some(Cause::new("InvalidHostName", message))
+    Some(Cause::new(Reason::InvalidHostName, message))
 }
 
 /// What the listeners of a Gateway are to present.
@@ -81,11 +76,11 @@ pub fn certificates(observed: &Observed, now: Timestamp) -> Certificates {
         return Certificates::default();
     }
     let mut found = Certificates { host_names: client_names(&observed.gateway), ..Certificates::default() };
-    if issues(&observed.gateway) {
+    if observed.gateway.spec.issues_certificate() {
         match issue(observed, now) {
             Ok(issued) => found.issued = Some(issued),
             // The certificate that was issued before is judged below.
-            Err(error) => found.awaiting = Some(Cause::new("InvalidAuthority", chain(&error))),
+            Err(error) => found.awaiting = Some(Cause::new(Reason::InvalidAuthority, chain(&error))),
         }
     }
     let issued_name = name::server_certificate(observed.gateway.metadata.name.as_deref().unwrap_or_default());
@@ -132,11 +127,11 @@ fn judge(secret: &str, there: Option<()>, data: Option<&Data>, names: &[String],
     if there.is_none() {
         let message =
             format!("Secret {secret} is not there: create it (type kubernetes.io/tls), or leave out secretName to have one issued");
-        return Err(Cause::new("SecretNotFound", message));
+        return Err(Cause::new(Reason::SecretNotFound, message));
     }
     let value = |key: &str| {
         let missing =
-            || Cause::new("SecretKeyNotFound", format!("Secret {secret} has no key {key}: expected {TLS_CERTIFICATE} and {TLS_KEY}"));
+            || Cause::new(Reason::SecretKeyNotFound, format!("Secret {secret} has no key {key}: expected {TLS_CERTIFICATE} and {TLS_KEY}"));
         data.and_then(|data| data.get(key)).ok_or_else(missing)
     };
     let (certificate, key) = (value(TLS_CERTIFICATE)?, value(TLS_KEY)?);
@@ -146,10 +141,10 @@ fn judge(secret: &str, there: Option<()>, data: Option<&Data>, names: &[String],
     });
     judged.map_err(|error| {
         let reason = match error {
-            CertificateError::Expired { .. } => "CertificateExpired",
-            CertificateError::NotYetValid { .. } => "CertificateNotYetValid",
-            CertificateError::MatchName { .. } => "CertificateNameMismatch",
-            _ => "InvalidCertificate",
+            CertificateError::Expired { .. } => Reason::CertificateExpired,
+            CertificateError::NotYetValid { .. } => Reason::CertificateNotYetValid,
+            CertificateError::MatchName { .. } => Reason::CertificateNameMismatch,
+            _ => Reason::InvalidCertificate,
         };
         Cause::new(reason, format!("Secret {secret}: {}. A running broker keeps the certificate it has", chain(&error)))
     })
@@ -163,7 +158,7 @@ fn validity(certificate: &ServerCertificate) -> (Timestamp, Timestamp) {
 fn warnings((from, to): (Timestamp, Timestamp)) -> [(Timestamp, SignedDuration); 2] {
     let life = to.duration_since(from);
     std::array::from_fn(|index| {
-        let left = SignedDuration::try_from(WARNINGS[index]).unwrap_or(SignedDuration::MAX).min(life / LARGEST_SHARES[index]);
+        let left = SignedDuration::try_from(WARNINGS[index]).unwrap_or(SignedDuration::MAX).min(life / MAX_SHARES[index]);
         (to - left, left)
     })
 }
@@ -179,16 +174,16 @@ pub fn expires_soon(what: &str, secret: &str, validity: (Timestamp, Timestamp), 
         validity.1,
         left.as_hours().max(1)
     );
-    Some(Cause::new(CERTIFICATE_EXPIRES_SOON, message))
+    Some(Cause::new(Reason::CertificateExpiresSoon, message))
 }
 
 /// The times at which a verdict changes without any object changing.
-pub fn turns(certificate: &ServerCertificate) -> impl Iterator<Item = Timestamp> + use<> {
-    turns_of(validity(certificate))
+pub fn transition_times(certificate: &ServerCertificate) -> impl Iterator<Item = Timestamp> + use<> {
+    transition_times_of(validity(certificate))
 }
 
 /// The same of anything that is valid for this time.
-pub fn turns_of(validity: (Timestamp, Timestamp)) -> impl Iterator<Item = Timestamp> {
+pub fn transition_times_of(validity: (Timestamp, Timestamp)) -> impl Iterator<Item = Timestamp> {
     [validity.0, validity.1].into_iter().chain(warnings(validity).map(|(due, _)| due))
 }
 

@@ -82,7 +82,7 @@ fn what_a_secret_must_hold() {
         ),
     ] {
         let found = certificates(&named(data), at(now));
-        assert_eq!(found.awaiting.as_ref().map(|cause| cause.reason), reason);
+        assert_eq!(found.awaiting.as_ref().map(|cause| cause.reason.as_str()), reason);
         assert_eq!(found.usable.contains_key(NAMED), reason.is_none());
         assert_eq!(found.issued, None);
     }
@@ -107,7 +107,7 @@ fn one_that_nears_its_end_is_told_twice() {
         let message = |left: Duration| {
             let found = certificates(&observed, not_after - left);
             assert_eq!(found.awaiting, None);
-            found.expiring.map(|cause| (cause.reason, cause.message))
+            found.expiring.map(|cause| (cause.reason.as_str(), cause.message))
         };
         let (hours, moment) = (Duration::from_hours, Duration::from_secs(1));
         assert_eq!(message(hours(first) + moment), None, "{life_in_hours}");
@@ -157,7 +157,7 @@ fn issued_where_no_secret_is_named() {
 fn a_broken_authority_is_told_and_what_it_issued_stays() {
     let issued = certificates(&issuing(None, None, &[]), start()).issued.unwrap();
     let found = certificates(&issuing(Some(Data::new()), Some(issued.certificate), &[]), start());
-    assert_eq!(found.awaiting.map(|cause| cause.reason), Some("InvalidAuthority"));
+    assert_eq!(found.awaiting.map(|cause| cause.reason.as_str()), Some("InvalidAuthority"));
     assert!(found.issued.is_none() && found.usable.contains_key("plant-1-tls"));
 }
 

@@ -12,11 +12,11 @@ use tracing::warn;
 use super::observe::{clients, devices};
 use crate::api::gateway::{Gateway, GatewayStatus};
 use crate::api::is_reconciliation_paused;
-use crate::operator::apply::{WriteError, Writer};
 use crate::operator::context::Context;
 use crate::operator::device::key::GatewayKey;
-use crate::operator::device::queue::Queue;
+use crate::operator::kubernetes::apply::{WriteError, Writer};
 use crate::runtime::error::chain;
+use crate::runtime::rate_limited_queue::{Limits, RateLimitedQueue};
 
 /// A Gateway that was written is compared once more after this long: a look at it that had begun before may have written older totals.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -29,14 +29,13 @@ pub async fn keep(
     mut changed: UnboundedReceiver<GatewayKey>,
     mut seen: UnboundedReceiver<GatewayKey>,
 ) {
-    let mut queue = Queue::default();
+    let mut queue = RateLimitedQueue::new(Limits::default(), Instant::now());
     loop {
-        queue.advance(Instant::now());
-        while let Some(key) = queue.pop() {
+        while let Some((key, ())) = queue.pop(Instant::now()) {
             match write(context, writer, &gateways, &key).await {
-                Ok(()) => queue.done(&key),
+                Ok(()) => queue.done(&key, Instant::now()),
                 Err(error) => {
-                    let failures = queue.failed(&key, Instant::now(), rand::random());
+                    let failures = queue.failed(&key, (), Instant::now(), rand::random());
                     let (gateway, namespace) = (&key.name, &key.namespace);
                     warn!(%gateway, %namespace, failures, error = chain(&error), "failed to write the totals of a Gateway: trying again");
                 }
@@ -44,8 +43,8 @@ pub async fn keep(
         }
         let due = queue.next_due();
         tokio::select! {
-            Some(key) = changed.recv() => queue.push(key),
-            Some(key) = seen.recv() => queue.push_at(key, Instant::now() + AGAIN),
+            Some(key) = changed.recv() => queue.insert(key, (), Instant::now(), Instant::now()),
+            Some(key) = seen.recv() => queue.insert(key, (), Instant::now() + AGAIN, Instant::now()),
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             else => return,
         }

@@ -8,20 +8,21 @@ use super::observe::Observed;
 use super::tls::{self, Certificates};
 use crate::api::condition::Cause;
 use crate::api::gateway::{Durability, GatewaySpec};
+use crate::api::reason::Reason;
 use crate::api::resources::ResourceQuantity;
 
 /// The least memory that a broker may be limited to: it takes some 10 MiB itself, and a quarter is set aside.
-const LEAST_MEMORY: i64 = 32 << 20;
+const MIN_MEMORY: i64 = 32 << 20;
 
 /// Percent of the container's memory that the broker may use for sessions and messages. The rest is for SQLite, for
 /// fragmentation and for the stack: a broker at its own limit refuses messages, one at the container's is killed.
 const BROKER_MEMORY_PERCENT: i64 = 75;
 
 /// The smallest volume: the broker keeps 64 MiB of it for its journal.
-const LEAST_STORAGE: i64 = 128 << 20;
+const MIN_STORAGE: i64 = 128 << 20;
 
 /// The most bytes that may wait for one client: Mosquitto takes no larger number than that with its margin.
-const MOST_QUEUED_BYTES: i64 = i32::MAX as i64 / (QUEUE_MARGIN + 1) * QUEUE_MARGIN;
+const MAX_QUEUED_BYTES: i64 = i32::MAX as i64 / (QUEUE_MARGIN + 1) * QUEUE_MARGIN;
 
 /// A Gateway that can be built.
 #[derive(Clone, Debug)]
@@ -61,23 +62,23 @@ pub struct Valid {
 /// What only a change of the spec can heal.
 pub fn validate(observed: &Observed, now: Timestamp) -> Result<Valid, Cause> {
     let spec = &observed.gateway.spec;
-    let memory = spec.resources.limits.get("memory").map(|memory| quantity("resources.limits.memory", memory, LEAST_MEMORY)).transpose()?;
+    let memory = spec.resources.limits.get("memory").map(|memory| quantity("resources.limits.memory", memory, MIN_MEMORY)).transpose()?;
     let queued_bytes = quantity("limits.queuedBytesPerClient", &spec.limits.queued_bytes_per_client, 1)?;
-    if queued_bytes > MOST_QUEUED_BYTES {
+    if queued_bytes > MAX_QUEUED_BYTES {
         let message =
-            format!("limits.queuedBytesPerClient is above what Mosquitto can count: expected at most {}Mi", MOST_QUEUED_BYTES >> 20);
-        return Err(Cause::new("InvalidQuantity", message));
+            format!("limits.queuedBytesPerClient is above what Mosquitto can count: expected at most {}Mi", MAX_QUEUED_BYTES >> 20);
+        return Err(Cause::new(Reason::InvalidQuantity, message));
     }
     if spec.durability == Durability::Snapshot && memory.is_none() {
         let message = "with durability Snapshot the queues are bounded by the broker's memory alone: give resources.limits.memory";
-        return Err(Cause::new("InvalidResources", message));
+        return Err(Cause::new(Reason::InvalidResources, message));
     }
-    quantity("storage.size", &spec.storage.size, LEAST_STORAGE)?;
+    quantity("storage.size", &spec.storage.size, MIN_STORAGE)?;
     if let Some(request) = spec.resources.requests.get("memory").and_then(ResourceQuantity::to_units)
         && memory.is_some_and(|limit| request > limit)
     {
         let message = "resources.requests.memory is above resources.limits.memory: raise the limit or lower the request";
-        return Err(Cause::new("InvalidResources", message));
+        return Err(Cause::new(Reason::InvalidResources, message));
     }
     if let Some(cause) = tls::invalid_host_name(&observed.gateway) {
         return Err(cause);
@@ -99,7 +100,8 @@ pub fn validate(observed: &Observed, now: Timestamp) -> Result<Valid, Cause> {
 
 fn quantity(field: &str, quantity: &ResourceQuantity, least: i64) -> Result<i64, Cause> {
     let units = quantity.to_units().filter(|units| *units >= least);
-    units.ok_or_else(|| Cause::new("InvalidQuantity", format!("{field} is {:?}: expected a quantity of at least {least}", quantity.0)))
+    units
+        .ok_or_else(|| Cause::new(Reason::InvalidQuantity, format!("{field} is {:?}: expected a quantity of at least {least}", quantity.0)))
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ fn what_only_a_change_of_the_spec_heals() {
         (json!({"service": {"hostNames": ["*.example.org"]}}), "InvalidHostName"),
     ] {
         let cause = validate(&observed(&spec), at("2026-01-01T00:00:00Z")).err().unwrap();
-        assert_eq!(cause.reason, reason, "{spec}");
+        assert_eq!(cause.reason.as_str(), reason, "{spec}");
     }
     assert!(validate(&observed(&json!({"resources": {}})), at("2026-01-01T00:00:00Z")).unwrap().memory_limit.is_none());
 }

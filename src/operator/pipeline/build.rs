@@ -27,11 +27,11 @@ use crate::api::name::{
     self, HTTP_PORT, INGEST_COMMANDS_ANNOTATION, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, INTERNAL_MQTT_PORT, PIPELINE_LABEL,
     ROLE_INGEST_CREDENTIALS, ROLE_LABEL,
 };
+use crate::broker::credential::password::Password;
 use crate::configuration::ingest::{FILE, IngestConfiguration, IngestGateway};
-use crate::credential::password::Password;
-use crate::operator::apply::standard_labels;
 use crate::operator::context::Images;
 use crate::operator::device::secret::PASSWORD_KEY;
+use crate::operator::kubernetes::apply::standard_labels;
 
 /// Where the worker finds what it reads.
 const CONFIGURATION_FOLDER: &str = "/etc/fleetwright/configuration";
@@ -226,7 +226,7 @@ fn stateful_set(pipeline: &Pipeline, valid: &Valid, revision: &str, images: &Ima
 
 fn pod(pipeline: &Pipeline, valid: &Valid, images: &Images) -> PodSpec {
     let own = name::ingest(&pipeline.name_any());
-    let (logins, place) = external::volume(valid).unzip();
+    let (logins, place) = external::volume(&valid.externals).unzip();
     let connection = &pipeline.spec.sink.timescale.connection_secret;
     let configuration = ConfigMapVolumeSource { name: own.clone(), ..ConfigMapVolumeSource::default() };
     PodSpec {

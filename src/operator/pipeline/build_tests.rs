@@ -52,7 +52,7 @@ fn workers_of_sparkplug_may_ask_nodes_for_their_births() {
     let spec = json!({"source": {"topic": "spBv1.0/plant/+/{node}/{device}"}, "decode": {"format": "SparkplugB"}});
     let pipeline = pipeline(spec);
     let mut secret = credentials(&pipeline, &validate(&pipeline, &observed()).unwrap(), &password());
-    secret.metadata.owner_references = Some(vec![crate::operator::apply::owner_reference(&pipeline)]);
+    secret.metadata.owner_references = Some(vec![crate::operator::kubernetes::apply::owner_reference(&pipeline)]);
     let users = crate::operator::device::secret::read_workers(&secret).unwrap();
     let lines = ["topic read spBv1.0/plant/+/+/#", "topic write spBv1.0/plant/NCMD/+"];
     assert!(users["plant-1"].iter().all(|user| user.acls() == lines), "{users:?}");

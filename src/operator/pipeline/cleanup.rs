@@ -13,11 +13,12 @@ use super::database::{Database, Databases};
 use super::observe::{cause, owner, read_uri};
 use super::sessions::{self, Unread};
 use crate::api::condition::Cause;
+use crate::api::reason::Reason;
 use crate::api::{Pipeline, name};
-use crate::operator::apply::{WriteError, Writer, read};
-use crate::operator::link::external::SharedExternals;
+use crate::operator::kubernetes::apply::{WriteError, Writer, read};
+use crate::operator::twin_sync::external::SharedExternals;
 use crate::runtime::error::chain;
-use crate::timescale::execute::{ExecuteError, release};
+use crate::sink::timescale::execute::{ExecuteError, release};
 
 /// How long after the deletion of a Pipeline its database is still asked for its sessions, and to release its table.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,10 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// How long is waited for the workers to end: a pod is given 30 s.
-const WORKERS_END: Duration = Duration::from_secs(40);
+const MAX_WORKERS_END: Duration = Duration::from_secs(40);
 
 /// How often is looked whether they have.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+const REQUEUE_AFTER: Duration = Duration::from_millis(250);
 
 /// Releases or drops the table, as the Pipeline says.
 ///
@@ -74,7 +75,7 @@ where
         let failure = match timeout(PATIENCE, attempt()).await {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(cause)) => cause,
-            Err(_) => Cause::new("DatabaseUnavailable", "the database does not answer"),
+            Err(_) => Cause::new(Reason::DatabaseUnavailable, "the database does not answer"),
         };
         if !has_table {
             return Ok(T::default());
@@ -99,7 +100,7 @@ fn remaining(pipeline: &Pipeline, now: Timestamp) -> Duration {
 /// When the API server refuses or is away.
 pub async fn end_workers(client: &Client, writer: &Writer, pipeline: &Pipeline) -> Result<(), WriteError> {
     let (namespace, name) = (pipeline.namespace().unwrap_or_default(), name::ingest(&pipeline.name_any()));
-    let until = Instant::now() + WORKERS_END;
+    let until = Instant::now() + MAX_WORKERS_END;
     while let Some(workers) = read::<StatefulSet>(client, &namespace, &name).await? {
         let ours = workers.owner_references().iter().any(|reference| Some(&reference.uid) == pipeline.metadata.uid.as_ref());
         if !ours || Instant::now() > until {
@@ -109,7 +110,7 @@ pub async fn end_workers(client: &Client, writer: &Writer, pipeline: &Pipeline) 
             // It stays until its pods are gone.
             writer.delete_with::<StatefulSet>(&namespace, &name, &DeleteParams::foreground()).await?;
         }
-        sleep(LOOK_AGAIN).await;
+        sleep(REQUEUE_AFTER).await;
     }
     Ok(())
 }
@@ -161,7 +162,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_of_the_database_is_told_where_there_was_a_table() {
-        let away = || Cause::new("DatabaseUnavailable", "connection refused");
+        let away = || Cause::new(Reason::DatabaseUnavailable, "connection refused");
         // Whether there was a table, what the last attempt comes to -> what is told.
         for (table, last, expected) in
             [(true, Ok(7), Ok(7)), (true, Err(away()), Err(away())), (false, Ok(7), Ok(7)), (false, Err(away()), Ok(0))]

@@ -11,16 +11,18 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_postgres::Client;
 use tracing::info;
 
-use super::database::{Database, RegistryState};
-use super::letters::View;
+use super::connection::RegistryState;
+use super::database::Database;
+use super::dead_letter_status::DeadLetterView;
 use crate::api::Pipeline;
-use crate::timescale::dead_letter;
-use crate::timescale::execute::look;
-use crate::timescale::plan::plan;
-use crate::timescale::schema::{Desired, Owner};
+use crate::sink::timescale::execute::observe_schema;
+use crate::sink::timescale::plan::plan;
+use crate::sink::timescale::schema::Desired;
+use crate::state::dead_letter;
+use crate::state::owner::Owner;
 
 /// How often each table is looked at: some six small reads, on a connection that is there already.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long after the last look at a Pipeline another number of dead letters alone is no reason for the next one.
 const NUMBERS_INTERVAL: Duration = Duration::from_mins(5);
@@ -31,7 +33,7 @@ struct Steady {
     database: Arc<Database>,
     desired: Desired,
     /// What the status shows of dead letters.
-    letters: View,
+    letters: DeadLetterView,
     since: Instant,
 }
 
@@ -50,7 +52,7 @@ impl Drift {
     }
 
     /// The table is as wanted: from now on it is looked at.
-    pub fn watch(&self, database: Arc<Database>, desired: Desired, letters: View) {
+    pub fn watch(&self, database: Arc<Database>, desired: Desired, letters: DeadLetterView) {
         let steady = Steady { database, desired, letters, since: Instant::now() };
         self.lock().insert(steady.desired.owner.clone(), steady);
     }
@@ -62,16 +64,16 @@ impl Drift {
 
     /// Looks until dropped.
     pub async fn run(&self) {
-        let mut ticks = interval(LOOK_INTERVAL);
+        let mut ticks = interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             let tables: Vec<Steady> = self.lock().values().cloned().collect();
-            join_all(tables.iter().map(|table| self.look_at(table))).await;
+            join_all(tables.iter().map(|table| self.inspect(table))).await;
         }
     }
 
-    async fn look_at(&self, steady: &Steady) {
+    async fn inspect(&self, steady: &Steady) {
         if is_steady(steady).await {
             return;
         }
@@ -95,12 +97,12 @@ impl Drift {
 
 /// Whether the table and the registry are as they were found last. A new connection is told to the registry.
 async fn is_steady(steady: &Steady) -> bool {
-    if steady.database.registry(Duration::ZERO).await != RegistryState::Filled {
+    if steady.database.registry() != RegistryState::Filled {
         return false;
     }
     let Ok(mut session) = steady.database.session().await else { return false };
     let Ok(client) = session.client() else { return false };
-    let Ok(observed) = look(client, &steady.desired.table.name).await else {
+    let Ok(observed) = observe_schema(client, &steady.desired.table.name).await else {
         session.discard();
         return false;
     };
@@ -114,7 +116,7 @@ async fn are_letters_as_shown(client: &Client, steady: &Steady) -> bool {
     let shown = &steady.letters;
     let token = shown.replay.as_ref().map(|replay| replay.token.as_str());
     let reading = dead_letter::read(client, &steady.desired.owner, token);
-    let Ok(Ok(found)) = timeout(LOOK_INTERVAL, reading).await else { return false };
+    let Ok(Ok(found)) = timeout(POLL_INTERVAL, reading).await else { return false };
     let next = shown.after(token, Some(&found));
     next == *shown || !shown.is_news(&next) && steady.since.elapsed() < NUMBERS_INTERVAL
 }

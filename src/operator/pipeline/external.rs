@@ -8,13 +8,12 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{KeyToPath, ProjectedVolumeSource, SecretProjection, Volume, VolumeMount, VolumeProjection};
 use kube::ResourceExt;
 
-use super::validate::Valid;
 use crate::api::decode::Format;
 use crate::api::external::ExternalBroker;
 use crate::api::{Pipeline, name};
 use crate::configuration::agent::TLS_AUTHORITIES;
 use crate::configuration::ingest::{AUTHORITIES_FILE, ExternalAccess, IngestGateway, PASSWORD_FILE, USERNAME_FILE};
-use crate::timescale::assignment::session_name;
+use crate::state::assignment::session_name;
 
 /// Where the worker finds the logins.
 pub const FOLDER: &str = "/etc/fleetwright/gateways";
@@ -59,8 +58,8 @@ pub fn session_names(pipeline: &Pipeline, gateways: &[String], externals: &BTree
 
 /// The volume with the logins, and its place; `None` where none are needed.
 #[must_use]
-pub fn volume(valid: &Valid) -> Option<(Volume, VolumeMount)> {
-    let sources: Vec<VolumeProjection> = valid.externals.iter().flat_map(|(name, broker)| files(name, broker)).collect();
+pub fn volume(brokers: &BTreeMap<String, ExternalBroker>) -> Option<(Volume, VolumeMount)> {
+    let sources: Vec<VolumeProjection> = brokers.iter().flat_map(|(name, broker)| files(name, broker)).collect();
     if sources.is_empty() {
         return None;
     }

@@ -2,10 +2,11 @@
 
 pub mod build;
 pub mod cleanup;
+pub mod connection;
 pub mod database;
+pub mod dead_letter_status;
 pub mod drift;
 pub mod external;
-pub mod letters;
 pub mod observe;
 pub mod registry;
 pub mod retention;
@@ -20,6 +21,9 @@ use std::time::Duration;
 use k8s_controller::events::{Event, EventRecorder};
 use k8s_controller::{Controller, TraceMetadata};
 use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::events::EventType;
 use kube::{Client, ResourceExt};
@@ -27,27 +31,30 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::warn;
 
-use self::build::{credentials, readers, replicas, workers};
-use self::database::{Databases, RegistryState};
+use self::build::{Workers, credentials, readers, replicas, workers};
+use self::connection::RegistryState;
+use self::database::Databases;
+use self::dead_letter_status::DeadLetterView;
 use self::drift::Drift;
-use self::letters::View;
 use self::observe::{Observed, observe, owner};
 use self::registry::Devices;
 use self::retention::Retention;
 use self::status::{Outcome, Sources, TableOutcome, WorkersOutcome, status};
 use self::validate::{TableView, Valid, validate};
-use super::apply::{WriteError, Writer, owner_reference};
-use super::context::{Context, publish_change, publish_change_of, unless_terminating};
+use super::context::{Context, unless_terminating};
+use super::kubernetes::apply::{WriteError, Writer, names, owner_reference};
+use super::kubernetes::events::{self, publish_change, publish_change_of};
 
 use crate::api::condition::{Cause, DEAD_LETTERS_DISCARDED, REPLAYED};
-use crate::api::name::PIPELINE_LABEL;
+use crate::api::name::{self, PIPELINE_LABEL};
 use crate::api::pipeline::DeletionPolicy;
+use crate::api::reason::Reason;
 use crate::api::{Pipeline, is_reconciliation_paused};
-use crate::credential::password::Password;
+use crate::broker::credential::password::Password;
 use crate::runtime::error::chain;
-use crate::timescale::assignment::spread;
-use crate::timescale::execute::{self, ExecuteError};
-use crate::timescale::plan::{Plan, Step};
+use crate::sink::timescale::execute::{self, ExecuteError};
+use crate::sink::timescale::plan::{SchemaChange, SchemaPlan};
+use crate::state::assignment::spread;
 
 /// Name in metrics, events and managed fields.
 const CONTROLLER: &str = "pipeline";
@@ -55,18 +62,21 @@ const CONTROLLER: &str = "pipeline";
 /// The most Pipelines at work at once. One whose database is away, or that waits for it to let go of a table, takes seconds.
 const CONCURRENCY: u16 = 32;
 
-/// How long a pass waits for the first filling of a registry. That of 100,000 new devices takes two seconds; a Pipeline that
-/// was ready before a restart of the operator stays so meanwhile.
-const REGISTRY_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the status of a Pipeline stays as it is while a registry is filled for the first time. 100,000 new devices take two
+/// seconds. A Pipeline that was ready before a restart of the operator stays ready meanwhile.
+const MAX_REGISTRY_FILL: Duration = Duration::from_secs(10);
+
+/// A Pipeline that waits for that is reconciled again after this long.
+const REGISTRY_REQUEUE_AFTER: Duration = Duration::from_millis(250);
 
 /// How long the deletion of a Pipeline waits for that of its dead letters.
 const LAST_SWEEP_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A Pipeline that waits for its database is looked at again after this long at most.
-const LOOK_AGAIN: Duration = Duration::from_secs(3);
+/// A Pipeline that waits for its database is reconciled again after this time at most.
+const REQUEUE_AFTER: Duration = Duration::from_secs(3);
 
-/// And any Pipeline after this long: each look reads some eight objects and writes nothing where all is well.
-const LONGEST_WAIT: Duration = Duration::from_hours(1);
+/// Each Pipeline is reconciled again after this time at most. A reconciliation reads some 15 objects or lists, and writes only changes.
+const MAX_REQUEUE_AFTER: Duration = Duration::from_hours(1);
 
 /// Reconciles Pipelines until dropped, from when all Devices have been listed: a registry is not filled before.
 pub async fn run(context: Context, devices: Devices, retention: Retention) {
@@ -86,7 +96,8 @@ pub async fn run(context: Context, devices: Devices, retention: Retention) {
         .with_name(CONTROLLER)
         .with_observer(context.observer())
         .with_controller(|_| {
-            let controller = super::watch::controller(&context.client, |_| None).with_config(Config::default().concurrency(CONCURRENCY));
+            let controller =
+                super::kubernetes::watch::controller(&context.client, |_| None).with_config(Config::default().concurrency(CONCURRENCY));
             watch::subscribe(controller, &context.client, drifted)
         });
     tokio::select! {
@@ -151,7 +162,7 @@ impl Reconciler {
         };
         if let Err(cause) = ended {
             let gateways = self.context.externals.logins(&pipeline.namespace().unwrap_or_default());
-            self.warn(pipeline, "SessionsNotEnded", sessions::left_behind(pipeline, gateways.keys(), &cause)).await;
+            self.warn(pipeline, Reason::SessionsNotEnded, sessions::left_behind(pipeline, gateways.keys(), &cause)).await;
         }
         let selector = format!("{PIPELINE_LABEL}={}", pipeline.name_any());
         self.writer.prune::<StatefulSet>(&owner_reference(pipeline), &pipeline.namespace().unwrap_or_default(), &selector, &[]).await
@@ -166,32 +177,50 @@ impl Reconciler {
         };
         if let Err(cause) = ended {
             let (namespace, pipeline) = (pipeline.namespace(), pipeline.name_any());
-            warn!(namespace, pipeline, reason = cause.reason, "sessions that nobody reads are not ended yet: {}", cause.message);
+            warn!(namespace, pipeline, reason = %cause.reason, "sessions that nobody reads are not ended yet: {}", cause.message);
         }
     }
 
+    /// Reconciles a Pipeline:
+    ///
+    /// 1. Observe: read the Gateways, Secrets and ConfigMaps, the table and the dead letters.
+    /// 2. Validate the spec and plan the changes of the table. An invalid spec sets `Accepted=False` and waits for a change.
+    /// 3. Apply the credentials of the workers, because the brokers need a moment to load them.
+    /// 4. Change the table, and wait for the device registry by requeueing.
+    /// 5. Build and apply the workers, prune owned objects that are no longer desired, and end sessions that are no longer read.
+    /// 6. Write the status if it changed, with an Event for each changed condition.
     async fn reconcile(&self, client: &Client, pipeline: &Pipeline) -> Result<Option<Action>, WriteError> {
         let observed = observe(client, &self.databases, pipeline).await?;
         let outcome = match validate(pipeline, &observed) {
-            Ok(valid) => Box::pin(self.carry_out(pipeline, &observed, valid)).await?,
+            Ok(valid) => Box::pin(self.execute_spec(pipeline, &observed, valid)).await?,
             Err(cause) => {
                 self.drift.forget(&owner(pipeline));
                 Outcome::Refused(cause)
             }
         };
+        if self.is_first_filling(pipeline, &outcome) {
+            return Ok(Some(Action::requeue(REGISTRY_REQUEUE_AFTER)));
+        }
         self.write_status(pipeline, &outcome).await?;
-        Ok(Some(next_look(&outcome)))
+        Ok(Some(requeue_after(&outcome)))
     }
 
-    /// Credentials first, for the brokers need a moment to take them; then the table and the registry; then the workers.
-    async fn carry_out(&self, pipeline: &Pipeline, observed: &Observed, valid: Valid) -> Result<Outcome, WriteError> {
+    /// Whether the workers wait only for the first filling of a registry, which began a moment ago.
+    fn is_first_filling(&self, pipeline: &Pipeline, outcome: &Outcome) -> bool {
+        let Outcome::Accepted { workers: WorkersOutcome::Awaiting(cause), .. } = outcome else { return false };
+        let database = self.databases.last(&owner(pipeline));
+        cause.reason == Reason::RegistryNotFilled && database.is_some_and(|database| database.age() < MAX_REGISTRY_FILL)
+    }
+
+    /// Steps 3 to 5 of [`Self::reconcile`].
+    async fn execute_spec(&self, pipeline: &Pipeline, observed: &Observed, valid: Valid) -> Result<Outcome, WriteError> {
         let sources = Sources { gateways: valid.gateways.len(), sessions: valid.sessions.len() };
         let password = observed.password.clone().unwrap_or_else(Password::generate);
         let applied = self.writer.apply(&owner_reference(pipeline), &credentials(pipeline, &valid, &password)).await;
         let table = self.bring_table(pipeline, &valid).await;
         let token = pipeline.spec.replay.as_ref().map(|replay| replay.token.as_str());
-        let letters = View::of(pipeline.status.as_ref()).after(token, observed.letters.as_ref());
-        let workers = match (applied, self.awaiting(pipeline, &valid, &table, &letters).await) {
+        let letters = DeadLetterView::of(pipeline.status.as_ref()).after(token, observed.letters.as_ref());
+        let workers = match (applied, self.awaiting(pipeline, &valid, &table, &letters)) {
             (Err(error), _) => Err(error),
             (Ok(_), Some(cause)) => Ok(WorkersOutcome::Awaiting(cause)),
             (Ok(_), None) => self.apply_workers(pipeline, observed, &valid, &password).await,
@@ -214,16 +243,16 @@ impl Reconciler {
         plan.map_or_else(|failure| failure, |plan| TableOutcome::Ready { kept: plan.kept })
     }
 
-    async fn change_table(&self, pipeline: &Pipeline, valid: &Valid) -> Result<Plan, TableOutcome> {
+    async fn change_table(&self, pipeline: &Pipeline, valid: &Valid) -> Result<SchemaPlan, TableOutcome> {
         let database = self.databases.last(&owner(pipeline));
-        let closed = || Cause::new("DatabaseUnavailable", "the connection to the database was closed");
+        let closed = || Cause::new(Reason::DatabaseUnavailable, "the connection to the database was closed");
         let database = database.ok_or_else(|| TableOutcome::Unknown(closed()))?;
         let mut session = database.session().await.map_err(TableOutcome::Unknown)?;
         match execute::apply(session.client().map_err(TableOutcome::Unknown)?, &valid.desired).await {
             Ok(plan) => {
-                let created = plan.steps.iter().any(|step| matches!(step, Step::CreateSystem { .. }));
+                let created = plan.steps.iter().any(|step| matches!(step, SchemaChange::CreateSystem { .. }));
                 database.system_seen(&mut session, created);
-                if plan.steps.iter().any(|step| matches!(step, Step::KeepDeadLetters { .. })) {
+                if plan.steps.iter().any(|step| matches!(step, SchemaChange::KeepDeadLetters { .. })) {
                     self.retention.changed();
                 }
                 Ok(plan)
@@ -239,12 +268,12 @@ impl Reconciler {
     }
 
     /// What the workers have to wait for. A reading of a Device that the registry does not hold yet would be refused.
-    async fn awaiting(&self, pipeline: &Pipeline, valid: &Valid, table: &TableOutcome, letters: &View) -> Option<Cause> {
+    fn awaiting(&self, pipeline: &Pipeline, valid: &Valid, table: &TableOutcome, letters: &DeadLetterView) -> Option<Cause> {
         let owner = owner(pipeline);
         let ready = matches!(table, TableOutcome::Ready { .. });
         let database = self.databases.last(&owner).filter(|_| ready);
         let registry = match &database {
-            Some(database) => database.registry(REGISTRY_PATIENCE).await,
+            Some(database) => database.registry(),
             None => RegistryState::Waiting,
         };
         match database.filter(|_| registry == RegistryState::Filled) {
@@ -256,10 +285,10 @@ impl Reconciler {
         }
         match registry {
             _ if valid.descriptor.is_err() => valid.descriptor.as_ref().err().cloned(),
-            _ if !ready => Some(Cause::new("TableNotReady", "the workers are left as they are until the table is ready")),
+            _ if !ready => Some(Cause::new(Reason::TableNotReady, "the workers are left as they are until the table is ready")),
             RegistryState::Filled => None,
             RegistryState::Failed(cause) => Some(cause),
-            RegistryState::Waiting => Some(Cause::new("RegistryNotFilled", "the device registry of the database is being filled")),
+            RegistryState::Waiting => Some(Cause::new(Reason::RegistryNotFilled, "the device registry of the database is being filled")),
         }
     }
 
@@ -282,15 +311,27 @@ impl Reconciler {
         self.writer.apply(&owner, &desired.network_policy).await?;
         self.writer.apply(&owner, &desired.service).await?;
         let live = Box::new(self.writer.apply(&owner, &desired.workers).await?.into_inner());
+        self.prune(&owner, pipeline, &desired).await?;
         Ok(WorkersOutcome::Applied { live, wanted: replicas(pipeline, valid), paused: pipeline.spec.paused })
+    }
+
+    /// Deletes the objects of the Pipeline that are no longer desired.
+    async fn prune(&self, owner: &OwnerReference, pipeline: &Pipeline, desired: &Workers) -> Result<(), WriteError> {
+        let (namespace, all) = (pipeline.namespace().unwrap_or_default(), format!("{PIPELINE_LABEL}={}", pipeline.name_any()));
+        self.writer.prune::<Secret>(owner, &namespace, &all, &[name::ingest(&pipeline.name_any())]).await?;
+        self.writer.prune::<ConfigMap>(owner, &namespace, &all, &names([&desired.configuration])).await?;
+        self.writer.prune::<NetworkPolicy>(owner, &namespace, &all, &names([&desired.network_policy])).await?;
+        self.writer.prune::<Service>(owner, &namespace, &all, &names([&desired.service])).await?;
+        self.writer.prune::<StatefulSet>(owner, &namespace, &all, &names([&desired.workers])).await
     }
 
     /// Says which worker reads which Gateway, before there are more workers or fewer.
     async fn spread_gateways(&self, pipeline: &Pipeline, valid: &Valid) -> Result<(), Cause> {
         let owner = owner(pipeline);
-        let closed = || Cause::new("DatabaseUnavailable", "the connection to the database was closed");
+        let closed = || Cause::new(Reason::DatabaseUnavailable, "the connection to the database was closed");
         let database = self.databases.last(&owner).ok_or_else(closed)?;
-        let refused = |error| Cause::new("GatewaysNotSpread", format!("failed to say which worker reads which Gateway: {}", chain(&error)));
+        let refused =
+            |error| Cause::new(Reason::GatewaysNotAssigned, format!("failed to say which worker reads which Gateway: {}", chain(&error)));
         let workers = readers(pipeline, valid);
         database.ask(async |client| spread(client, &owner, &valid.sessions, workers).await, refused).await.map(drop)
     }
@@ -313,31 +354,29 @@ impl Reconciler {
         let table = &pipeline.spec.sink.timescale.table;
         let (reason, what) = match pipeline.spec.deletion_policy {
             DeletionPolicy::Retain => {
-                ("TableNotReleased", format!("public.{table} still counts as this Pipeline's: one of the same name gets it again"))
+                (Reason::TableNotReleased, format!("public.{table} still counts as this Pipeline's: one of the same name gets it again"))
             }
-            DeletionPolicy::Delete => ("TableNotDropped", format!("public.{table} is still there: drop it by hand")),
+            DeletionPolicy::Delete => (Reason::TableNotDropped, format!("public.{table} is still there: drop it by hand")),
         };
         self.warn(pipeline, reason, format!("{what} ({})", cause.message)).await;
     }
 
-    async fn warn(&self, pipeline: &Pipeline, reason: &str, note: String) {
-        warn!(namespace = pipeline.namespace(), pipeline = pipeline.name_any(), reason, "{note}");
-        let event =
-            Event { type_: EventType::Warning, reason: reason.to_owned(), action: "Cleanup".to_owned(), note: Some(note), related: None };
-        if let Err(error) = self.recorder.publish(pipeline, &event).await {
-            warn!(error = chain(&error), "failed to publish an event");
-        }
+    async fn warn(&self, pipeline: &Pipeline, reason: Reason, note: String) {
+        warn!(namespace = pipeline.namespace(), pipeline = pipeline.name_any(), %reason, "{note}");
+        let reason = reason.to_string();
+        let event = Event { type_: EventType::Warning, reason, action: "Cleanup".to_owned(), note: Some(note), related: None };
+        events::publish(&self.recorder, pipeline, &event).await;
     }
 }
 
-/// When to look again without being told.
-fn next_look(outcome: &Outcome) -> Action {
+/// When to reconcile again without a change.
+fn requeue_after(outcome: &Outcome) -> Action {
     let settled = match outcome {
         Outcome::Accepted { table, workers, .. } => {
             matches!(table, TableOutcome::Ready { .. }) && matches!(workers, WorkersOutcome::Applied { .. })
         }
         Outcome::Refused(_) | Outcome::Deleting => true,
     };
-    let wait = if settled { LONGEST_WAIT } else { LOOK_AGAIN };
+    let wait = if settled { MAX_REQUEUE_AFTER } else { REQUEUE_AFTER };
     Action::requeue(wait.mul_f64(0.75 + rand::random::<f64>() / 4.0))
 }

@@ -11,17 +11,19 @@ use super::database::Databases;
 use crate::api::condition::Cause;
 use crate::api::descriptor;
 use crate::api::external::ExternalBroker;
+use crate::api::reason::Reason;
 use crate::api::{Gateway, Pipeline, name};
-use crate::credential::password::Password;
-use crate::operator::apply::{WriteError, read, read_all};
+use crate::broker::credential::password::Password;
+use crate::database::uri;
+use crate::database::uri::ConnectionUri;
 use crate::operator::device::secret::PASSWORD_KEY;
+use crate::operator::kubernetes::apply::{WriteError, read, read_all};
 use crate::runtime::error::chain;
-use crate::timescale;
-use crate::timescale::dead_letter::{self, DeadLetters};
-use crate::timescale::execute::{ExecuteError, look};
-use crate::timescale::schema::Owner;
-use crate::timescale::system;
-use crate::timescale::uri::ConnectionUri;
+use crate::sink::timescale::execute::{ExecuteError, observe_schema};
+use crate::sink::timescale::observe;
+use crate::state::dead_letter::{self, DeadLetters};
+use crate::state::owner::Owner;
+use crate::state::system;
 
 /// How long the numbers of dead letters may take; they take milliseconds.
 const LETTERS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,7 +55,7 @@ pub enum DatabaseView {
     /// It does not let itself be looked at.
     Refused(Cause),
     /// This is there.
-    Seen(timescale::observe::Observed),
+    Seen(observe::ObservedSchema),
 }
 
 /// The Pipeline as the database knows it.
@@ -75,7 +77,7 @@ pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline
     let uri = read_uri(client, pipeline).await?;
     let descriptor = read_descriptor(client, pipeline).await?;
     let (database, letters) = match &uri {
-        Ok(uri) => look_at(databases, pipeline, uri).await,
+        Ok(uri) => inspect(databases, pipeline, uri).await,
         Err(cause) => (DatabaseView::Unseen(cause.clone()), None),
     };
     Ok(Observed {
@@ -103,17 +105,17 @@ pub async fn read_uri(client: &Client, pipeline: &Pipeline) -> Result<Result<Con
 fn connection_uri(secret: Option<&Secret>, name: &str, key: &str) -> Result<ConnectionUri, Cause> {
     let Some(secret) = secret else {
         let message = format!("there is no Secret {name} in this namespace: create it with the connection URI under the key {key}");
-        return Err(Cause::new("SecretNotFound", message));
+        return Err(Cause::new(Reason::SecretNotFound, message));
     };
     let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else {
         return Err(Cause::new(
-            "SecretKeyMissing",
+            Reason::SecretKeyNotFound,
             format!("Secret {name} has no key {key}: add it, with the connection URI as its value"),
         ));
     };
-    let invalid = |error: &str| Cause::new("InvalidConnectionUri", format!("Secret {name}, key {key}: {error}"));
+    let invalid = |error: &str| Cause::new(Reason::InvalidConnectionUri, format!("Secret {name}, key {key}: {error}"));
     let text = std::str::from_utf8(&value.0).map_err(|_| invalid("failed to read the URI: it is not UTF-8"))?;
-    text.parse().map_err(|error: timescale::uri::ConnectionUriError| invalid(&error.to_string()))
+    text.parse().map_err(|error: uri::ConnectionUriError| invalid(&error.to_string()))
 }
 
 /// The FileDescriptorSet in the ConfigMap that the Pipeline names.
@@ -124,7 +126,7 @@ async fn read_descriptor(client: &Client, pipeline: &Pipeline) -> Result<Result<
     Ok(descriptor::read(map, reference).map(Some))
 }
 
-async fn look_at(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri) -> (DatabaseView, Option<DeadLetters>) {
+async fn inspect(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri) -> (DatabaseView, Option<DeadLetters>) {
     let owner = owner(pipeline);
     let database = databases.obtain(&owner, uri);
     let mut session = match database.session().await {
@@ -135,7 +137,7 @@ async fn look_at(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri
         Ok(client) => client,
         Err(cause) => return (DatabaseView::Unseen(cause), None),
     };
-    match look(client, &pipeline.spec.sink.timescale.table).await {
+    match observe_schema(client, &pipeline.spec.sink.timescale.table).await {
         Ok(observed) => {
             let mut letters = None;
             if observed.system_version.is_some_and(|version| version >= system::VERSION) {
@@ -152,7 +154,7 @@ async fn look_at(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri
             if matches!(error, ExecuteError::AwaitAnswer { .. }) {
                 session.discard();
             }
-            let unseen = cause.reason == "DatabaseUnavailable";
+            let unseen = cause.reason == Reason::DatabaseUnavailable;
             (if unseen { DatabaseView::Unseen(cause) } else { DatabaseView::Refused(cause) }, None)
         }
     }
@@ -176,13 +178,13 @@ mod tests {
             |key: &str, value: &[u8]| Secret { data: Some([(key.to_owned(), ByteString(value.to_vec()))].into()), ..Secret::default() };
         for (secret, reason) in [
             (None, "SecretNotFound"),
-            (Some(Secret::default()), "SecretKeyMissing"),
-            (Some(secret("url", b"postgresql://u:p@db/x")), "SecretKeyMissing"),
+            (Some(Secret::default()), "SecretKeyNotFound"),
+            (Some(secret("url", b"postgresql://u:p@db/x")), "SecretKeyNotFound"),
             (Some(secret("uri", b"\xff")), "InvalidConnectionUri"),
             (Some(secret("uri", b"postgresql://db/secret")), "InvalidConnectionUri"),
         ] {
             let cause = connection_uri(secret.as_ref(), "timescale", "uri").unwrap_err();
-            assert_eq!(cause.reason, reason);
+            assert_eq!(cause.reason.as_str(), reason);
             assert!(!cause.message.contains("secret"), "{}", cause.message);
         }
         assert!(connection_uri(Some(&secret("uri", b"postgresql://u:p@db/x\n")), "timescale", "uri").is_ok());

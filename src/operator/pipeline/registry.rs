@@ -9,13 +9,15 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::database::{Connection, RegistryState, SessionGuard};
+use super::connection::{DatabaseConnection, RegistryState, SessionGuard};
 use crate::api::condition::Cause;
-use crate::operator::device::fleet::SharedFleet;
+use crate::api::reason::Reason;
+use crate::operator::device::index::SharedDeviceIndex;
 use crate::operator::device::key::DeviceKey;
-use crate::registry::DeviceRow;
-use crate::registry::fill::{FillError, change, sync};
+use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
+use crate::state::registry::DeviceRow;
+use crate::state::registry::fill::{FillError, change, sync};
 
 /// Changes are gathered for this long: one statement for a folder of Devices, and still well before the broker has proven them.
 const GATHERING: Duration = Duration::from_millis(50);
@@ -24,14 +26,17 @@ const GATHERING: Duration = Duration::from_millis(50);
 /// devices takes the database below a second.
 const COMPARISON_INTERVAL: Duration = Duration::from_mins(5);
 
-/// The longest pause after a failure.
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// The delay after the first failure; it doubles up to [`MAX_RETRY_DELAY`].
+const INITIAL_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// The longest delay after a failure.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(15);
 
 /// The Devices, and what changes of them.
 #[derive(Clone)]
 pub struct Devices {
     /// All of them.
-    pub fleet: SharedFleet,
+    pub fleet: SharedDeviceIndex,
     /// Those whose row may have changed.
     pub changes: broadcast::Sender<DeviceKey>,
     /// Cancelled once all have been listed; before that a row without a Device means nothing.
@@ -39,10 +44,10 @@ pub struct Devices {
 }
 
 /// Fills the registry when its table is there, and follows the Devices from then on. Never ends.
-pub async fn keep(connection: Arc<Connection>, namespace: String, devices: Devices) {
+pub async fn keep(connection: Arc<DatabaseConnection>, namespace: String, devices: Devices) {
     devices.listed.cancelled().await;
     let mut wanted = connection.wanted_fill();
-    let mut failures = 0;
+    let mut backoff = Backoff::new(INITIAL_RETRY_DELAY, MAX_RETRY_DELAY);
     loop {
         // The sender lives in the connection.
         if wanted.wait_for(|number| *number > 0).await.is_err() {
@@ -52,24 +57,22 @@ pub async fn keep(connection: Arc<Connection>, namespace: String, devices: Devic
         let mut changes = devices.changes.subscribe();
         let outcome = match fill(&connection, &namespace, &devices).await {
             Ok(()) => {
-                failures = 0;
+                backoff.reset();
                 connection.set_registry(RegistryState::Filled);
                 follow(&connection, &namespace, &devices, &mut changes, &mut wanted).await
             }
             Err(cause) => Err(cause),
         };
         if let Err(cause) = outcome {
-            warn!(namespace, reason = cause.reason, message = cause.message, "failed to write a device registry: trying again");
+            warn!(namespace, reason = %cause.reason, message = cause.message, "failed to write a device registry, retrying");
             connection.set_registry(RegistryState::Failed(cause));
-            // Another connection, or the table that was missing, ends the pause.
-            let pause = LONGEST_PAUSE.min(Duration::from_secs(1) * 2_u32.pow(failures)).mul_f64(0.5 + rand::random::<f64>() / 2.0);
-            failures = (failures + 1).min(4);
-            let _ = timeout(pause, wanted.changed()).await;
+            // A new connection, or the creation of the missing table, ends the delay early.
+            let _ = timeout(backoff.next_delay(), wanted.changed()).await;
         }
     }
 }
 
-async fn fill(connection: &Connection, namespace: &str, devices: &Devices) -> Result<(), Cause> {
+async fn fill(connection: &DatabaseConnection, namespace: &str, devices: &Devices) -> Result<(), Cause> {
     let mut session = connection.session().await?;
     // Taken while no other call can come between: an older list must not follow a newer one.
     let rows = devices.fleet.lock().registry(namespace);
@@ -82,7 +85,7 @@ async fn fill(connection: &Connection, namespace: &str, devices: &Devices) -> Re
 
 /// Writes changes until the registry has to be filled as a whole again.
 async fn follow(
-    connection: &Connection,
+    connection: &DatabaseConnection,
     namespace: &str,
     devices: &Devices,
     changes: &mut broadcast::Receiver<DeviceKey>,
@@ -136,6 +139,6 @@ fn settle(result: Result<u64, FillError>, session: SessionGuard<'_>) -> Result<u
         if matches!(error, FillError::AwaitAnswer) {
             session.discard();
         }
-        Cause::new("RegistryNotWritten", chain(&error))
+        Cause::new(Reason::RegistryNotWritten, chain(&error))
     })
 }

@@ -11,10 +11,10 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::database::Databases;
+use crate::database::connect::{ConnectError, connect, drive};
+use crate::database::uri::ConnectionUri;
 use crate::runtime::error::chain;
-use crate::timescale::connect::{ConnectError, connect, drive};
-use crate::timescale::retention::{Swept, sweep};
-use crate::timescale::uri::ConnectionUri;
+use crate::state::dead_letter_retention::{Swept, sweep};
 
 /// How often is looked: a dead letter is this much older at most. A look that finds nothing is a few reads of indexes.
 const INTERVAL: Duration = Duration::from_mins(10);

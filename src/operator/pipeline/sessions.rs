@@ -7,18 +7,20 @@ use std::sync::Arc;
 use kube::ResourceExt;
 use tracing::info;
 
-use super::database::Connection;
+use super::connection::DatabaseConnection;
 use super::observe::owner;
 use crate::api::condition::Cause;
+use crate::api::reason::Reason;
 use crate::api::{Pipeline, name};
-use crate::operator::link::external::{SharedExternals, cause};
-use crate::operator::link::keep::LinkError;
-use crate::operator::link::session::{Login, discard};
+use crate::mqtt::login::Login;
+use crate::operator::twin_sync::external::{SharedExternals, cause};
+use crate::operator::twin_sync::session::discard;
+use crate::operator::twin_sync::session_loop::SyncError;
 use crate::runtime::error::chain;
-use crate::timescale::assignment::{Sessions, forget_sessions, gateway_of, read_sessions};
+use crate::state::assignment::{Sessions, forget_sessions, gateway_of, read_sessions};
 
 /// Of so many Gateways a note tells what the Pipeline's client is called: it has room for 1,024 characters.
-const MOST_TOLD: usize = 4;
+const MAX_NAMED_GATEWAYS: usize = 4;
 
 /// A session that nobody reads any more.
 #[derive(Debug)]
@@ -32,7 +34,7 @@ pub struct Unread {
 /// # Errors
 /// When the database does not tell.
 pub async fn unread(
-    database: &Connection,
+    database: &DatabaseConnection,
     externals: &SharedExternals,
     pipeline: &Pipeline,
     read: &[String],
@@ -42,7 +44,7 @@ pub async fn unread(
     if logins.is_empty() {
         return Ok(Vec::new());
     }
-    let refused = |error| Cause::new("SessionsNotRead", chain(&error));
+    let refused = |error| Cause::new(Reason::SessionsNotRead, chain(&error));
     let sessions = database.ask(async |client| read_sessions(client, &owner).await, refused).await?;
     Ok(choose(&sessions, &logins, &pipeline.uid().unwrap_or_default(), read))
 }
@@ -61,7 +63,7 @@ fn choose(sessions: &Sessions, logins: &BTreeMap<Arc<str>, Arc<Login>>, uid: &st
 ///
 /// # Errors
 /// Why some are not ended.
-pub async fn end(database: &Connection, pipeline: &Pipeline, unread: Vec<Unread>) -> Result<(), Cause> {
+pub async fn end(database: &DatabaseConnection, pipeline: &Pipeline, unread: Vec<Unread>) -> Result<(), Cause> {
     let mut ended = Vec::new();
     let mut failed = BTreeMap::new();
     for Unread { name, login } in unread {
@@ -75,12 +77,12 @@ pub async fn end(database: &Connection, pipeline: &Pipeline, unread: Vec<Unread>
                 ended.push(name);
             }
             Err(error) => {
-                failed.insert(gateway.to_owned(), cause(&login, &LinkError::Session(error)));
+                failed.insert(gateway.to_owned(), cause(&login, &SyncError::Session(error)));
             }
         }
     }
     if !ended.is_empty() {
-        let (owner, refused) = (owner(pipeline), |error| Cause::new("SessionsNotForgotten", chain(&error)));
+        let (owner, refused) = (owner(pipeline), |error| Cause::new(Reason::SessionsNotForgotten, chain(&error)));
         database.ask(async |client| forget_sessions(client, &owner, &ended).await, refused).await?;
     }
     failed.into_values().next().map_or(Ok(()), Err)
@@ -90,7 +92,7 @@ pub async fn end(database: &Connection, pipeline: &Pipeline, unread: Vec<Unread>
 pub fn left_behind<'a>(pipeline: &Pipeline, gateways: impl Iterator<Item = &'a Arc<str>>, cause: &Cause) -> String {
     let uid = pipeline.uid().unwrap_or_default();
     let client = |gateway: &Arc<str>| format!("{} at that of Gateway {gateway}", name::external_ingest_client(&uid, gateway));
-    let clients: Vec<String> = gateways.take(MOST_TOLD).map(client).collect();
+    let clients: Vec<String> = gateways.take(MAX_NAMED_GATEWAYS).map(client).collect();
     format!(
         "expected to end all sessions of this Pipeline with brokers that run elsewhere, found: {}. A broker that was read keeps its session, and \
          queues for it until a week after its last use, unless it is ended there: its client is {}",
@@ -115,7 +117,6 @@ mod tests {
                 username: "fleet".to_owned(),
                 password: "secret".into(),
                 tls: None,
-                hears_connections: true,
             };
             (Arc::from(host), Arc::new(login))
         };
@@ -138,7 +139,7 @@ mod tests {
     fn a_note_on_what_is_left_says_why_and_which_clients_to_end() {
         let pipeline = crate::operator::pipeline::validate::tests::pipeline(serde_json::json!({}));
         let gateways: Vec<Arc<str>> = ["far", "further", "c", "d", "e"].map(Arc::from).into();
-        let cause = Cause::new("DatabaseUnavailable", "connection refused");
+        let cause = Cause::new(Reason::DatabaseUnavailable, "connection refused");
         let note = left_behind(&pipeline, gateways.iter(), &cause);
         let client = |gateway: &str| name::external_ingest_client(&pipeline.uid().unwrap_or_default(), gateway);
         for (part, expected) in

@@ -5,8 +5,9 @@ use std::fmt;
 use k8s_openapi::api::apps::v1::StatefulSet;
 
 use super::build::labels;
-use super::letters::View;
+use super::dead_letter_status::DeadLetterView;
 use crate::api::condition::{ACCEPTED, Cause, Finding, Readiness, TABLE_READY, WORKERS_AVAILABLE, conditions};
+use crate::api::reason::Reason;
 use crate::api::{Pipeline, PipelineStatus};
 
 /// What became of a spec.
@@ -23,7 +24,7 @@ pub enum Outcome {
         /// What is read.
         sources: Sources,
         /// The dead letters.
-        letters: View,
+        letters: DeadLetterView,
     },
     /// The Pipeline is being deleted.
     Deleting,
@@ -82,7 +83,7 @@ pub fn status(pipeline: &Pipeline, outcome: &Outcome) -> PipelineStatus {
     let (findings, readiness) = match outcome {
         Outcome::Refused(cause) => (vec![Finding::fails(ACCEPTED, cause.clone())], Readiness::Stalled(cause.clone())),
         Outcome::Deleting => {
-            let cause = Cause::new("Deleting", "the table is being released");
+            let cause = Cause::new(Reason::Deleting, "the table is being released");
             (Vec::new(), Readiness::Reconciling(cause))
         }
         Outcome::Accepted { table, workers, sources, letters } => {
@@ -106,7 +107,7 @@ pub fn status(pipeline: &Pipeline, outcome: &Outcome) -> PipelineStatus {
 }
 
 fn accepted(name: &str, table: &TableOutcome, workers: &WorkersOutcome, sources: Sources) -> (Vec<Finding>, Readiness) {
-    let mut findings = vec![Finding::holds(ACCEPTED, "Accepted", "the spec can be carried out")];
+    let mut findings = vec![Finding::holds(ACCEPTED, Reason::Accepted, "the spec can be carried out")];
     let (table_finding, table_failure) = match table {
         TableOutcome::Unknown(cause) => (Finding::unknown(TABLE_READY, cause.clone()), Some(Readiness::Reconciling(cause.clone()))),
         TableOutcome::Failed { cause, stalled: true } => {
@@ -116,11 +117,11 @@ fn accepted(name: &str, table: &TableOutcome, workers: &WorkersOutcome, sources:
             (Finding::fails(TABLE_READY, cause.clone()), Some(Readiness::Reconciling(cause.clone())))
         }
         TableOutcome::Ready { kept } if kept.is_empty() => {
-            (Finding::holds(TABLE_READY, "TableReady", format!("{name} is as the spec says")), None)
+            (Finding::holds(TABLE_READY, Reason::TableReady, format!("{name} is as the spec says")), None)
         }
         TableOutcome::Ready { kept } => {
             let message = format!("{name} is as the spec says; it keeps columns that the spec does not name: {}", kept.join(", "));
-            (Finding::holds(TABLE_READY, "ColumnsKept", message), None)
+            (Finding::holds(TABLE_READY, Reason::ColumnsKept, message), None)
         }
     };
     findings.push(table_finding);
@@ -171,18 +172,18 @@ impl WorkersOutcome {
         match self {
             Self::Awaiting(cause) => failed(cause.clone()),
             Self::Applied { live, wanted, paused: true } if is_settled(live, *wanted) => {
-                let cause = Cause::new("Paused", "paused: no worker runs, and the brokers keep what arrives");
+                let cause = Cause::new(Reason::Paused, "paused: no worker runs, and the brokers keep what arrives");
                 (Finding::holds(WORKERS_AVAILABLE, cause.reason, cause.message.clone()), None, cause)
             }
-            Self::Applied { paused: true, .. } => failed(Cause::new("Pausing", "the workers are finishing what they have read")),
+            Self::Applied { paused: true, .. } => failed(Cause::new(Reason::Pausing, "the workers are finishing what they have read")),
             Self::Applied { .. } if sources.gateways == 0 => failed(Cause::new(
-                "NoGatewaySelected",
+                Reason::NoGatewaySelected,
                 "spec.source.gatewaySelector matches no Gateway of this namespace: create one, or change the labels",
             )),
             Self::Applied { live, wanted, .. } if is_settled(live, *wanted) => {
-                let read = Cause::new("Reading", format!("reading {sources} into {table}"));
+                let read = Cause::new(Reason::Reading, format!("reading {sources} into {table}"));
                 let message = "every worker holds its sessions and has proven that it can write";
-                (Finding::holds(WORKERS_AVAILABLE, "WorkersAvailable", message), None, read)
+                (Finding::holds(WORKERS_AVAILABLE, Reason::WorkersAvailable, message), None, read)
             }
             Self::Applied { live, wanted, .. } => {
                 let name = live.metadata.name.as_deref().unwrap_or_default();
@@ -190,7 +191,7 @@ impl WorkersOutcome {
                     "{} of {wanted} workers are ready as the spec says; `kubectl describe pod {name}-0` tells what one that is not waits for",
                     if is_observed(live) { ready_replicas(live) } else { 0 }
                 );
-                failed(Cause::new("WorkersNotReady", message))
+                failed(Cause::new(Reason::WorkersNotReady, message))
             }
         }
     }

@@ -29,7 +29,7 @@ fn ready_table() -> TableOutcome {
 }
 
 fn outcome(table: TableOutcome, workers: WorkersOutcome) -> Outcome {
-    Outcome::Accepted { table, workers, sources: Sources { gateways: 2, sessions: 2 }, letters: View::default() }
+    Outcome::Accepted { table, workers, sources: Sources { gateways: 2, sessions: 2 }, letters: DeadLetterView::default() }
 }
 
 /// Status and reason of a condition, as `True/Reading`; nothing where it is not there.
@@ -40,7 +40,7 @@ fn condition(status: &PipelineStatus, type_: &str) -> Option<String> {
 }
 
 fn cause() -> Cause {
-    Cause::new("Because", "of a reason")
+    Cause::new(Reason::DatabaseRefused, "of a reason")
 }
 
 #[test]
@@ -58,14 +58,20 @@ fn ready_and_why_not() {
         ),
         (
             outcome(TableOutcome::Unknown(cause()), running()),
-            "False/Because",
+            "False/DatabaseRefused",
             Some(RECONCILING),
-            "Unknown/Because",
+            "Unknown/DatabaseRefused",
             "True/WorkersAvailable",
         ),
-        (outcome(failed(false), running()), "False/Because", Some(RECONCILING), "False/Because", "True/WorkersAvailable"),
-        (outcome(failed(true), running()), "False/Because", Some(STALLED), "False/Because", "True/WorkersAvailable"),
-        (outcome(ready_table(), WorkersOutcome::Awaiting(cause())), "False/Because", Some(RECONCILING), "True/TableReady", "False/Because"),
+        (outcome(failed(false), running()), "False/DatabaseRefused", Some(RECONCILING), "False/Because", "True/WorkersAvailable"),
+        (outcome(failed(true), running()), "False/DatabaseRefused", Some(STALLED), "False/Because", "True/WorkersAvailable"),
+        (
+            outcome(ready_table(), WorkersOutcome::Awaiting(cause())),
+            "False/DatabaseRefused",
+            Some(RECONCILING),
+            "True/TableReady",
+            "False/Because",
+        ),
         // Not observed yet, of the last revision, not ready, still scaling.
         (
             outcome(ready_table(), applied(live(4, 1, 1, true), 1, false)),
@@ -110,13 +116,19 @@ fn ready_and_why_not() {
             "True/TableReady",
             "False/Pausing",
         ),
-        (outcome(failed(false), applied(live(3, 0, 0, true), 0, true)), "False/Because", Some(RECONCILING), "False/Because", "True/Paused"),
+        (
+            outcome(failed(false), applied(live(3, 0, 0, true), 0, true)),
+            "False/DatabaseRefused",
+            Some(RECONCILING),
+            "False/Because",
+            "True/Paused",
+        ),
         (
             Outcome::Accepted {
                 table: ready_table(),
                 workers: applied(live(3, 0, 0, true), 0, false),
                 sources: Sources { gateways: 0, sessions: 0 },
-                letters: View::default(),
+                letters: DeadLetterView::default(),
             },
             "False/NoGatewaySelected",
             Some(RECONCILING),
@@ -139,8 +151,8 @@ fn ready_and_why_not() {
 #[test]
 fn a_refused_spec_waits_for_its_author() {
     let status = status(&pipeline(json!({})), &Outcome::Refused(cause()));
-    assert_eq!(condition(&status, ACCEPTED).as_deref(), Some("False/Because"));
-    assert_eq!(condition(&status, STALLED).as_deref(), Some("True/Because"));
+    assert_eq!(condition(&status, ACCEPTED).as_deref(), Some("False/DatabaseRefused"));
+    assert_eq!(condition(&status, STALLED).as_deref(), Some("True/DatabaseRefused"));
     assert_eq!(condition(&status, RECONCILING), None);
 }
 

@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use kube::core::{Selector, SelectorExt};
+use kube::core::SelectorExt;
 
 use super::external;
 use super::observe::{DatabaseView, Observed, owner};
 use crate::api::Pipeline;
 use crate::api::condition::Cause;
 use crate::api::external::ExternalBroker;
-use crate::api::topic::TopicPattern;
-use crate::decode::{CompileError, Decoder};
-use crate::timescale::plan::{Plan, plan};
-use crate::timescale::schema::{Desired, desired};
+use crate::configuration::pipeline::compile;
+use crate::sink::timescale::plan::{SchemaPlan, plan};
+use crate::sink::timescale::schema::Desired;
 
 /// A spec that can be carried out, and how far that is possible now.
 #[derive(Debug)]
@@ -48,7 +47,7 @@ pub enum TableView {
         stalled: bool,
     },
     /// What is to be done; without steps, the table is as wanted.
-    Planned(Plan),
+    Planned(SchemaPlan),
 }
 
 /// Checks a spec against what was found.
@@ -56,14 +55,11 @@ pub enum TableView {
 /// # Errors
 /// Why the spec cannot be carried out, whatever happens elsewhere.
 pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause> {
-    let invalid = |message: String| Cause::new("InvalidSpec", message);
-    let desired = desired(owner(pipeline), &pipeline.spec).map_err(|error| invalid(error.to_string()))?;
-    let topic =
-        TopicPattern::compile(&pipeline.spec.source.topic, pipeline.spec.decode.format).map_err(|error| invalid(error.to_string()))?;
-    let descriptor = check_decoder(pipeline, observed)?;
-    let selector = pipeline.spec.source.gateway_selector.clone();
-    let selector = Selector::try_from(selector).map_err(|error| invalid(format!("failed to read gatewaySelector: {error}")))?;
-    let gateways = observed.gateways.iter().filter(|(_, labels)| selector.matches(labels)).map(|(name, _)| name.clone());
+    let descriptor = observed.descriptor.as_ref().map(Option::as_deref).map_err(Clone::clone);
+    let compiled = compile(owner(pipeline), &pipeline.spec, descriptor)?;
+    let (desired, topic) = (compiled.desired, compiled.topic);
+    let descriptor = compiled.decoder.and_then(|_| observed.descriptor.clone());
+    let gateways = observed.gateways.iter().filter(|(_, labels)| compiled.selector.matches(labels)).map(|(name, _)| name.clone());
     let gateways: Vec<String> = gateways.collect();
     let externals = observed.externals.iter().filter(|(name, _)| gateways.contains(name));
     let externals = externals.map(|(name, broker)| (name.clone(), broker.clone())).collect();
@@ -91,27 +87,14 @@ pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause
     })
 }
 
-/// Whether the workers could decode by this spec, and with which FileDescriptorSet. What is wrong with that is for its
-/// ConfigMap to mend.
-fn check_decoder(pipeline: &Pipeline, observed: &Observed) -> Result<Result<Option<Vec<u8>>, Cause>, Cause> {
-    let descriptor = match &observed.descriptor {
-        Ok(descriptor) => descriptor,
-        Err(cause) => return Ok(Err(cause.clone())),
-    };
-    match Decoder::compile(&pipeline.spec.decode, descriptor.as_deref()) {
-        Ok(_) => Ok(Ok(descriptor.clone())),
-        Err(error @ CompileError::Describe(_)) => Ok(Err(error.cause())),
-        Err(error) => Err(error.cause()),
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::credential::password::Password;
-    use crate::timescale;
+    use crate::api::reason::Reason;
+    use crate::broker::credential::password::Password;
+    use crate::sink::timescale::observe;
 
     /// A Pipeline of this spec, merged into a plain one.
     pub fn pipeline(changes: Value) -> Pipeline {
@@ -147,7 +130,7 @@ pub(super) mod tests {
             gateways: [("plant-1".to_owned(), labels("north")), ("plant-2".to_owned(), labels("south"))].into(),
             externals: BTreeMap::new(),
             uri: Ok("postgresql://u:p@db:5433/fleet".parse().unwrap()),
-            database: DatabaseView::Seen(timescale::observe::Observed::default()),
+            database: DatabaseView::Seen(observe::ObservedSchema::default()),
             descriptor: Ok(None),
             letters: None,
             password: Some(Password::given(b"secret-of-the-workers").unwrap()),
@@ -188,7 +171,7 @@ pub(super) mod tests {
             json!({"decode": {"format": "SparkplugB", "fields": [{"name": "a", "type": "Int64"}]}}),
             json!({"source": {"gatewaySelector": {"matchExpressions": [{"key": "a", "operator": "Like", "values": []}]}}}),
         ] {
-            assert_eq!(validate(&pipeline(changes.clone()), &observed()).unwrap_err().reason, "InvalidSpec", "{changes}");
+            assert_eq!(validate(&pipeline(changes.clone()), &observed()).unwrap_err().reason, Reason::InvalidSpec, "{changes}");
         }
     }
 
@@ -196,7 +179,7 @@ pub(super) mod tests {
     fn workers_wait_for_a_descriptor_that_fits() {
         let changes = json!({"decode": {"format": "Protobuf", "protobuf": {"configMapRef": {"name": "schema"}, "message": "a.B"}}});
         for (descriptor, reason) in
-            [(Err(Cause::new("DescriptorNotFound", "")), "DescriptorNotFound"), (Ok(Some(vec![])), "DescriptorMismatch")]
+            [(Err(Cause::new(Reason::DescriptorNotFound, "")), Reason::DescriptorNotFound), (Ok(Some(vec![])), Reason::DescriptorMismatch)]
         {
             let valid = validate(&pipeline(changes.clone()), &Observed { descriptor, ..observed() }).unwrap();
             assert_eq!(valid.descriptor.unwrap_err().reason, reason);
@@ -205,14 +188,14 @@ pub(super) mod tests {
 
     #[test]
     fn the_table_waits_for_what_it_needs() {
-        let unseen = Observed { database: DatabaseView::Unseen(Cause::new("SecretNotFound", "")), ..observed() };
+        let unseen = Observed { database: DatabaseView::Unseen(Cause::new(Reason::SecretNotFound, "")), ..observed() };
         assert!(
-            matches!(validate(&pipeline(json!({})), &unseen).unwrap().table, TableView::Unknown(cause) if cause.reason == "SecretNotFound")
+            matches!(validate(&pipeline(json!({})), &unseen).unwrap().table, TableView::Unknown(cause) if cause.reason == Reason::SecretNotFound)
         );
-        let foreign = timescale::observe::Observed { table: Some(timescale::observe::ObservedTable::default()), ..Default::default() };
+        let foreign = observe::ObservedSchema { table: Some(observe::ObservedTable::default()), ..Default::default() };
         let foreign = Observed { database: DatabaseView::Seen(foreign), ..observed() };
         let table = validate(&pipeline(json!({})), &foreign).unwrap().table;
-        assert!(matches!(table, TableView::Refused { cause, stalled: false } if cause.reason == "TableNotOurs"));
+        assert!(matches!(table, TableView::Refused { cause, stalled: false } if cause.reason == Reason::TableNotOurs));
         assert!(matches!(validate(&pipeline(json!({})), &observed()).unwrap().table, TableView::Planned(plan) if !plan.steps.is_empty()));
     }
 }

@@ -1,91 +1,101 @@
-//! The agent of a Gateway, asked who is connected.
+//! The client of a Gateway's agent, which reports the clients of its broker.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::StatusCode;
+use hyper::header::AUTHORIZATION;
+use hyper::header::HeaderValue;
 use hyper::http::uri::InvalidUri;
+use hyper::{Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::presence::wire::{LONGEST_WAIT_SECONDS, PAGE_BYTES, PATH, Page, Query};
+use crate::broker::credential::PresenceToken;
+use crate::broker::log::wire::{MAX_PAGE_BYTES, MAX_WAIT_SECONDS, PATH, Page, Query};
 
-/// The longest that a connection may take.
+/// Upper limit of the time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest that an answer may take: as long as the agent may hold it back, and a page's time to travel.
-const TIMEOUT: Duration = Duration::from_secs(LONGEST_WAIT_SECONDS + 10);
+/// Upper limit of the time for a response: the agent's long poll, and the transfer of a page.
+const TIMEOUT: Duration = Duration::from_secs(MAX_WAIT_SECONDS + 10);
 
-/// Why an agent did not answer.
+/// Why a request to an agent failed.
 #[derive(Debug, Error)]
-pub enum AskError {
+pub enum AgentError {
     /// Not a host and port.
-    #[error("{authority:?} is no host and port")]
+    #[error("{authority:?} is not a host and port")]
     Address {
-        /// What it is.
+        /// The text.
         authority: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: InvalidUri,
     },
 
-    /// It could not be reached.
+    /// The agent is not reachable.
     #[error("failed to reach the agent at {authority}")]
     Reach {
-        /// Where.
+        /// Host and port.
         authority: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: hyper_util::client::legacy::Error,
     },
 
-    /// It answered something else.
-    #[error("the agent at {authority} answered with {status}")]
-    Status {
-        /// Where.
+    /// The agent rejected the token.
+    #[error("the agent at {authority} rejected the operator's token: the agent holds another password of the broker user of the operator")]
+    Unauthorized {
+        /// Host and port.
         authority: String,
-        /// What.
+    },
+
+    /// The agent returned an error status.
+    #[error("the agent at {authority} returned {status}")]
+    Status {
+        /// Host and port.
+        authority: String,
+        /// The status.
         status: StatusCode,
     },
 
-    /// Its answer did not come whole, or is too long.
-    #[error("failed to read the answer of the agent at {authority}: {reason}")]
+    /// The response is incomplete or too large.
+    #[error("failed to read the response of the agent at {authority}: {reason}")]
     Read {
-        /// Where.
+        /// Host and port.
         authority: String,
-        /// Why.
+        /// The cause.
         reason: String,
     },
 
-    /// Its answer is of another version.
-    #[error("failed to parse the answer of the agent at {authority}: is it of another version?")]
+    /// The response is malformed.
+    #[error("failed to parse the response of the agent at {authority}: it may have another version")]
     Parse {
-        /// Where.
+        /// Host and port.
         authority: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: serde_json::Error,
     },
 
-    /// It took too long.
-    #[error("the agent at {authority} did not answer within {} s", TIMEOUT.as_secs())]
+    /// There was no response in time.
+    #[error("the agent at {authority} did not respond within {} s", TIMEOUT.as_secs())]
     Timeout {
-        /// Where.
+        /// Host and port.
         authority: String,
     },
 }
 
-/// Asks agents, over connections that are kept.
+/// Requests pages from agents. It keeps connections open.
 #[derive(Clone, Debug)]
-pub struct Agents {
+pub struct AgentClient {
     client: Client<HttpConnector, Empty<Bytes>>,
 }
 
-impl Agents {
+impl AgentClient {
     /// Must be called inside a tokio runtime.
     #[must_use]
     pub fn new() -> Self {
@@ -95,34 +105,44 @@ impl Agents {
         Self { client: Client::builder(TokioExecutor::new()).build(connector) }
     }
 
-    /// The next page of the agent at `authority` (host and port). Waits for news as long as the agent does.
+    /// Requests the next page from the agent at `authority` (host and port). The agent holds the response back until there are
+    /// changes.
     ///
     /// # Errors
-    /// When there is no answer, or one that cannot be read.
-    pub async fn page(&self, authority: &str, query: &Query) -> Result<Page, AskError> {
-        match timeout(TIMEOUT, self.ask(authority, query)).await {
+    /// When there is no valid response.
+    pub async fn page(&self, authority: &str, token: &PresenceToken, query: &Query) -> Result<Page, AgentError> {
+        match timeout(TIMEOUT, self.ask(authority, token, query)).await {
             Ok(answer) => answer,
-            Err(_) => Err(AskError::Timeout { authority: authority.to_owned() }),
+            Err(_) => Err(AgentError::Timeout { authority: authority.to_owned() }),
         }
     }
 
-    async fn ask(&self, authority: &str, query: &Query) -> Result<Page, AskError> {
+    async fn ask(&self, authority: &str, token: &PresenceToken, query: &Query) -> Result<Page, AgentError> {
         let authority = || authority.to_owned();
-        // The epoch comes from an agent, which may be anyone's: only what needs no encoding goes back.
+        // The epoch comes from an agent, which is not trusted: only characters that need no encoding are sent back.
         let epoch: String = query.epoch.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
         let uri = format!("http://{}{PATH}?epoch={epoch}&after={}", authority(), query.after);
-        let uri = uri.parse().map_err(|source| AskError::Address { authority: authority(), source })?;
-        let answer = self.client.get(uri).await.map_err(|source| AskError::Reach { authority: authority(), source })?;
-        if answer.status() != StatusCode::OK {
-            return Err(AskError::Status { authority: authority(), status: answer.status() });
+        let uri: Uri = uri.parse().map_err(|source| AgentError::Address { authority: authority(), source })?;
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = uri;
+        // The token is URL-safe base64, a valid header value.
+        if let Ok(value) = HeaderValue::from_str(&token.authorization()) {
+            request.headers_mut().insert(AUTHORIZATION, value);
         }
-        let body = Limited::new(answer.into_body(), PAGE_BYTES).collect().await;
-        let body = body.map_err(|error| AskError::Read { authority: authority(), reason: error.to_string() })?;
-        serde_json::from_slice(&body.to_bytes()).map_err(|source| AskError::Parse { authority: authority(), source })
+        let answer = self.client.request(request).await.map_err(|source| AgentError::Reach { authority: authority(), source })?;
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            return Err(AgentError::Unauthorized { authority: authority() });
+        }
+        if answer.status() != StatusCode::OK {
+            return Err(AgentError::Status { authority: authority(), status: answer.status() });
+        }
+        let body = Limited::new(answer.into_body(), MAX_PAGE_BYTES).collect().await;
+        let body = body.map_err(|error| AgentError::Read { authority: authority(), reason: error.to_string() })?;
+        serde_json::from_slice(&body.to_bytes()).map_err(|source| AgentError::Parse { authority: authority(), source })
     }
 }
 
-impl Default for Agents {
+impl Default for AgentClient {
     fn default() -> Self {
         Self::new()
     }

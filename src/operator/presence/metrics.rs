@@ -1,4 +1,4 @@
-//! What the operator counts of connections.
+//! Metrics of connection states.
 
 use prometheus::core::Collector;
 use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
@@ -8,28 +8,28 @@ use crate::operator::device::key::GatewayKey;
 
 /// The metrics.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct PresenceMetrics {
     /// Writes of a Device's connection, by outcome.
     pub writes: IntCounterVec,
-    /// Devices that wait for their turn.
+    /// Devices that are ready to be written.
     pub waiting: IntGauge,
-    /// Devices that are held back until they come to rest.
+    /// Devices that change often and are held back.
     pub damped: IntGauge,
-    /// How long the first has waited for its turn.
+    /// How long the oldest of the ready devices has been ready, in seconds.
     pub oldest: Gauge,
-    /// Pages that agents told.
+    /// Pages that agents returned.
     pub pages: IntCounter,
-    /// Writes a second that are allowed.
+    /// Upper limit of writes per second.
     pub budget: Gauge,
     devices: IntGaugeVec,
     refused: IntGaugeVec,
 }
 
-impl Metrics {
-    /// Registers them.
+impl PresenceMetrics {
+    /// Registers the metrics.
     ///
     /// # Errors
-    /// When one is registered already.
+    /// When a metric is registered twice.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let by = |name: &str, help: &str, labels: &[&str]| registered(registry, IntGaugeVec::new(Opts::new(name, help), labels)?);
         Ok(Self {
@@ -39,23 +39,26 @@ impl Metrics {
             )?,
             waiting: registered(
                 registry,
-                IntGauge::new("fleetwright_presence_waiting", "Devices whose connection waits for its turn to be written.")?,
+                IntGauge::new("fleetwright_presence_waiting", "Devices whose connection state is ready to be written.")?,
             )?,
             damped: registered(
                 registry,
-                IntGauge::new("fleetwright_presence_damped", "Devices whose connection is held back until they come to rest.")?,
+                IntGauge::new("fleetwright_presence_damped", "Devices that change often and whose connection state is held back.")?,
             )?,
             oldest: registered(
                 registry,
-                Gauge::new("fleetwright_presence_oldest_waiting_seconds", "How long the first of them has waited for its turn.")?,
+                Gauge::new(
+                    "fleetwright_presence_oldest_waiting_seconds",
+                    "How long the oldest ready connection state has been ready, in seconds.",
+                )?,
             )?,
             pages: registered(
                 registry,
-                IntCounter::new("fleetwright_presence_pages_total", "Pages that agents told of their brokers' clients.")?,
+                IntCounter::new("fleetwright_presence_pages_total", "Pages of broker clients that agents returned.")?,
             )?,
             budget: registered(
                 registry,
-                Gauge::new("fleetwright_presence_writes_per_second_limit", "Writes of connections a second that are allowed.")?,
+                Gauge::new("fleetwright_presence_writes_per_second_limit", "Upper limit of connection writes per second.")?,
             )?,
             devices: by(
                 "fleetwright_gateway_devices",
@@ -64,13 +67,13 @@ impl Metrics {
             )?,
             refused: by(
                 "fleetwright_gateway_refused",
-                "Clients that a Gateway's broker refused since its pod was made.",
+                "Clients that a Gateway's broker refused since its pod was created.",
                 &["namespace", "gateway"],
             )?,
         })
     }
 
-    /// The totals of a Gateway.
+    /// Sets the totals of a Gateway.
     pub fn set(&self, gateway: &GatewayKey, (declared, live): (usize, usize), totals: Option<&GatewayTotals>) {
         let labels = |state: &'static str| [gateway.namespace.to_string(), gateway.name.to_string(), state.to_owned()];
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
@@ -78,7 +81,7 @@ impl Metrics {
         self.devices.with_label_values(&labels("live")).set(count(live));
         match totals.and_then(|totals| totals.connected) {
             Some(connected) => self.devices.with_label_values(&labels("connected")).set(connected),
-            // That nobody knows is no number.
+            // An unknown number is not reported.
             None => drop(self.devices.remove_label_values(&labels("connected"))),
         }
         if let Some(clients) = totals.and_then(|totals| totals.clients.as_ref()) {
@@ -86,10 +89,10 @@ impl Metrics {
         }
     }
 
-    /// A Gateway is gone.
+    /// Removes the metrics of a deleted Gateway.
     pub fn remove(&self, gateway: &GatewayKey) {
         for state in ["declared", "live", "connected"] {
-            // One that was never set is none to remove.
+            // There may be no such series.
             let _ = self.devices.remove_label_values(&[&*gateway.namespace, &*gateway.name, state]);
         }
         let _ = self.refused.remove_label_values(&[&*gateway.namespace, &*gateway.name]);

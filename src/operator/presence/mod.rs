@@ -1,16 +1,15 @@
-//! Presence: what brokers say of their clients ([`follow`], asking [`agent`]s) becomes `status.connection` of Devices and the
-//! totals of Gateways ([`totals`]), when that is worth a write and the budget allows it ([`ledger`], [`waiting`]).
+//! Presence: brokers report their clients ([`follow`], through [`agent`]s), and the operator writes `status.connection` of Devices
+//! and the totals of Gateways ([`totals`]) within a write budget ([`reporter`]).
 //!
-//! The devices of an external broker say themselves whether they are connected ([`super::link::connections`]).
+//! The devices of an external broker report their connection state themselves ([`super::twin_sync::connections`]).
 //!
-//! Nothing of it goes through the reconcilers: a Device that comes or goes is one merge patch of `status.connection`.
+//! This does not pass through the reconcilers: a Device that connects or disconnects needs one merge patch of `status.connection`.
 
 pub mod agent;
 pub mod follow;
-pub mod ledger;
 pub mod metrics;
+pub mod reporter;
 pub mod totals;
-pub mod waiting;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -24,135 +23,135 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use self::agent::Agents;
-use self::follow::{News, follow};
-use self::ledger::Ledger;
-use self::metrics::Metrics;
-use super::apply::{WriteError, Writer};
+use self::agent::AgentClient;
+use self::follow::{PresenceUpdate, follow};
+use self::metrics::PresenceMetrics;
+use self::reporter::PresenceReporter;
 use super::context::Context;
-use super::device::connection::Connection;
+use super::device::connection::CompactConnection;
 use super::device::key::{DeviceKey, GatewayKey};
+use super::kubernetes::apply::{WriteError, Writer};
 use crate::api::Device;
 use crate::runtime::error::chain;
 
-/// Writes of connections a second without a word of the user: some 2 % of what a small API server takes, and enough for
-/// 15,000 devices that each come or go every five minutes.
+/// Default limit of connection writes per second: some 2 % of the capacity of a small API server, and enough for 15,000 devices
+/// that each connect or disconnect every five minutes.
 pub const DEFAULT_WRITES_PER_SECOND: f64 = 50.0;
 
-/// Writes at the same time: at the default budget each may take 160 ms.
+/// Upper limit of concurrent writes: at the default rate each may take 160 ms.
 const CONCURRENCY: usize = 8;
 
-/// A write that failed is tried again after this long, and a status that someone changed is put right.
-const AGAIN: Duration = Duration::from_secs(5);
+/// Delay before a failed write is retried, and before a status that a user changed is corrected.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// How often is looked which Gateways there are, and what there is to say of them.
+/// How often the list of Gateways and their totals are checked.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often the totals of Gateways are counted for the metrics: that is a look at each Device.
+/// How often the totals of Gateways are counted for the metrics, which visits each Device.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// At most this often an agent is asked for all of its clients because of new Devices.
-const LIST_AGAIN: Duration = Duration::from_mins(1);
+/// Lower limit of the time between two requests for all clients of an agent because of new Devices.
+const RELIST_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Pages that wait to be taken over; those who follow wait then.
+/// Upper limit of queued updates. The senders wait when it is reached.
 const BACKLOG: usize = 32;
 
-/// Follows who is connected to which Gateway, and writes it. There is one for all Gateways.
-pub struct Presence {
+/// Receives the connection states of all Gateways' clients and writes them.
+pub struct PresenceController {
     context: Context,
     writer: Writer,
-    ledger: Ledger,
+    reporter: PresenceReporter,
     totals: mpsc::UnboundedSender<GatewayKey>,
-    agents: Agents,
-    followers: HashMap<GatewayKey, Follower>,
-    news: mpsc::Sender<News>,
-    incoming: mpsc::Receiver<News>,
+    agents: AgentClient,
+    followers: HashMap<GatewayKey, AgentFollower>,
+    updates: mpsc::Sender<PresenceUpdate>,
+    incoming: mpsc::Receiver<PresenceUpdate>,
     work: JoinSet<(DeviceKey, Result<Option<Device>, WriteError>)>,
-    metrics: Metrics,
+    metrics: PresenceMetrics,
     counted: Option<Instant>,
-    told_dropped: bool,
+    warned_of_dropped_field: bool,
 }
 
-struct Follower {
-    anew: Arc<Notify>,
+struct AgentFollower {
+    resync: Arc<Notify>,
     task: AbortHandle,
 }
 
-impl Drop for Follower {
+impl Drop for AgentFollower {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Presence {
-    /// At most `writes_per_second` for Devices. A Gateway of whose clients there is news goes to `totals`.
+impl PresenceController {
+    /// Writes at most `writes_per_second` to Devices. Gateways with changed totals are sent to `totals`.
     ///
     /// # Errors
-    /// When the registry refuses a metric.
+    /// When a metric is registered twice.
     pub fn new(context: Context, writes_per_second: f64, totals: mpsc::UnboundedSender<GatewayKey>) -> Result<Self, prometheus::Error> {
-        let metrics = Metrics::register(&context.metrics)?;
+        let metrics = PresenceMetrics::register(&context.metrics)?;
         metrics.budget.set(writes_per_second);
-        let (news, incoming) = mpsc::channel(BACKLOG);
+        let (updates, incoming) = mpsc::channel(BACKLOG);
         Ok(Self {
             writer: context.writer("fleetwright/presence"),
-            ledger: Ledger::new(context.fleet.clone(), writes_per_second, Instant::now()),
+            reporter: PresenceReporter::new(context.fleet.clone(), writes_per_second, Instant::now()),
             context,
             totals,
-            agents: Agents::new(),
+            agents: AgentClient::new(),
             followers: HashMap::new(),
-            news,
+            updates,
             incoming,
             work: JoinSet::new(),
             metrics,
             counted: None,
-            told_dropped: false,
+            warned_of_dropped_field: false,
         })
     }
 
-    /// Where to tell of a broker that has no agent of ours.
+    /// The channel for updates from brokers without an agent.
     #[must_use]
-    pub fn news(&self) -> mpsc::Sender<News> {
-        self.news.clone()
+    pub fn updates(&self) -> mpsc::Sender<PresenceUpdate> {
+        self.updates.clone()
     }
 
-    /// Runs until dropped, from the moment on that all Devices are `listed`.
+    /// Runs until dropped, once all Devices are `listed`.
     pub async fn run(mut self, listed: CancellationToken) {
         listed.cancelled().await;
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let due = self.ledger.next_due().filter(|_| self.work.len() < CONCURRENCY);
+            let due = self.reporter.next_due().filter(|_| self.work.len() < CONCURRENCY);
             tokio::select! {
-                Some(news) = self.incoming.recv() => self.observe(news),
+                Some(update) = self.incoming.recv() => self.observe(update),
                 Some(finished) = self.work.join_next() => match finished {
                     Ok((device, result)) => self.finish(device, result),
-                    Err(error) => warn!(%error, "a write of a Device's connection ended unexpectedly"),
+                    Err(error) => warn!(%error, "a write of a Device's connection state ended unexpectedly"),
                 },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
-                _ = ticks.tick() => self.look(),
+                _ = ticks.tick() => self.observe_gateways(),
             }
             while self.work.len() < CONCURRENCY
-                && let Some((device, connection)) = self.ledger.next(Instant::now())
+                && let Some((device, connection)) = self.reporter.next(Instant::now())
             {
                 self.write(device, connection);
             }
         }
     }
 
-    fn observe(&mut self, news: News) {
+    fn observe(&mut self, update: PresenceUpdate) {
         let (now, time) = (Instant::now(), Timestamp::now().as_second());
-        match news {
-            News::Page(gateway, page) => {
+        match update {
+            PresenceUpdate::Page(gateway, page) => {
                 self.metrics.pages.inc();
-                self.ledger.page(&gateway, &page, now, time);
+                self.reporter.page(&gateway, &page, now, time);
             }
-            News::Heard { gateway, all, devices } => self.ledger.heard(&gateway, all, devices, now, time),
-            News::Silent(gateway) => self.ledger.silent(&gateway),
-            News::Unknown(gateway, since) => self.ledger.unknown(&gateway, since, now),
+            PresenceUpdate::Heard { gateway, all, devices } => self.reporter.heard(&gateway, all, devices, now, time),
+            PresenceUpdate::Silent(gateway) => self.reporter.silent(&gateway),
+            PresenceUpdate::Unknown(gateway, since) => self.reporter.unknown(&gateway, since, now),
         }
     }
 
-    fn write(&mut self, device: DeviceKey, connection: Connection) {
+    fn write(&mut self, device: DeviceKey, connection: CompactConnection) {
         let writer = self.writer.clone();
         self.work.spawn(async move {
             let patch = json!({ "connection": connection.status() });
@@ -168,66 +167,65 @@ impl Presence {
                 let kept = written.status.is_some_and(|status| status.connection.is_some());
                 if kept { ("written", Some(Duration::ZERO)) } else { ("dropped", None) }
             }
-            // Gone; the watch is about to say so.
+            // Deleted; the watch reports it.
             Ok(None) => ("gone", None),
             Err(error) => {
                 let namespace = &device.gateway.namespace;
-                warn!(device = %device.name, %namespace, error = chain(&error), "failed to write a device's connection: trying again");
-                ("failed", Some(AGAIN))
+                warn!(device = %device.name, %namespace, error = chain(&error), "failed to write the connection state of a Device: retrying");
+                ("failed", Some(RETRY_DELAY))
             }
         };
         self.metrics.writes.with_label_values(&[outcome]).inc();
-        if outcome == "dropped" && !std::mem::replace(&mut self.told_dropped, true) {
+        if outcome == "dropped" && !std::mem::replace(&mut self.warned_of_dropped_field, true) {
             warn!(
                 "the API server does not keep status.connection of Devices: install the definitions of this version (chart fleetwright-crds)"
             );
         }
-        if let Some(after) = after {
-            self.ledger.written(device, after, Instant::now());
-        }
+        self.reporter.written(device, after, Instant::now());
     }
 
-    /// Follows the Gateways that there are, and tells what there is to say of them.
-    fn look(&mut self) {
+    /// Follows the agents of existing Gateways, and publishes changed totals.
+    fn observe_gateways(&mut self) {
         let now = Instant::now();
         let existing = self.context.fleet.lock().existing_gateways();
-        let known: HashSet<GatewayKey> = self.followers.keys().chain(self.ledger.gateways()).cloned().collect();
+        let known: HashSet<GatewayKey> = self.followers.keys().chain(self.reporter.gateways()).cloned().collect();
         let gone: Vec<GatewayKey> = known.into_iter().filter(|key| !existing.contains(key)).collect();
         for key in gone {
             self.followers.remove(&key);
-            self.ledger.gone(&key, Timestamp::now().as_second(), now);
+            self.reporter.gone(&key, Timestamp::now().as_second(), now);
             self.context.presence.remove(&key);
             self.metrics.remove(&key);
         }
         for key in &existing {
-            // Such a broker has no agent.
+            // An external broker has no agent.
             if self.context.fleet.lock().is_external(key) {
                 self.followers.remove(key);
             } else if !self.followers.contains_key(key) {
-                let anew = Arc::new(Notify::new());
-                let task = tokio::spawn(follow(self.agents.clone(), key.clone(), Arc::clone(&anew), self.news.clone())).abort_handle();
-                self.followers.insert(key.clone(), Follower { anew, task });
+                let resync = Arc::new(Notify::new());
+                let (client, agents) = (self.context.client.clone(), self.agents.clone());
+                let task = tokio::spawn(follow(client, agents, key.clone(), Arc::clone(&resync), self.updates.clone())).abort_handle();
+                self.followers.insert(key.clone(), AgentFollower { resync, task });
             }
         }
-        for key in self.ledger.to_list_again(now, LIST_AGAIN) {
+        for key in self.reporter.to_list_again(now, RELIST_INTERVAL) {
             if let Some(follower) = self.followers.get(&key) {
-                follower.anew.notify_one();
+                follower.resync.notify_one();
             } else if let Some(external) = self.context.externals.of(&key) {
-                external.anew.notify_one();
+                external.resync.notify_one();
             }
         }
-        for (key, totals) in self.ledger.totals(now) {
+        for (key, totals) in self.reporter.totals(now) {
             self.context.presence.set(&key, totals);
-            // The receiver lives as long as this: both end with the lease.
+            // The receiver lives as long as this task: both end with the lease.
             let _ = self.totals.send(key);
         }
-        self.ledger.repair(AGAIN, now);
-        self.ledger.forget(now);
+        self.reporter.repair(RETRY_DELAY, now);
+        self.reporter.forget(now);
         self.count(&existing, now);
     }
 
     fn count(&mut self, existing: &[GatewayKey], now: Instant) {
-        let (waiting, damped, oldest) = self.ledger.backlog(now);
+        let (waiting, damped, oldest) = self.reporter.backlog(now);
         self.metrics.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.metrics.damped.set(i64::try_from(damped).unwrap_or(i64::MAX));
         self.metrics.oldest.set(oldest.as_secs_f64());

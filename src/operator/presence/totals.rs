@@ -1,4 +1,4 @@
-//! What a Gateway's status and the metrics say of its clients, and when that is worth a write. Pure.
+//! The totals of a Gateway's clients, and when a change is written. Pure.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,37 +9,37 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::api::gateway::{GatewayClients, RefusedClient};
+use crate::broker::log::refused::{self, clean};
 use crate::operator::device::key::GatewayKey;
-use crate::presence::refused::{self, clean};
 
-/// How many devices are connected is written at most this often …
+/// Lower limit of the time between two writes of the number of connected devices.
 const CONNECTED_INTERVAL: Duration = Duration::from_secs(10);
 
-/// … and which clients were refused.
+/// Lower limit of the time between two writes of the refused clients.
 const REFUSED_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How often the same clients were refused is no news; it is brought up to date this often.
+/// Lower limit of the time between two writes that only update how often the same clients were refused.
 const COUNTS_INTERVAL: Duration = Duration::from_mins(10);
 
-/// The most refused clients in a status.
-const LONGEST_LIST: usize = 10;
+/// Upper limit of refused clients in a status.
+const MAX_REFUSED_CLIENTS: usize = 10;
 
-/// What a Gateway's status says of its clients.
+/// The totals of a Gateway's clients.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct GatewayTotals {
-    /// Devices that are connected; `None` while nobody knows.
+    /// Number of connected devices; `None` if it is unknown.
     pub connected: Option<i64>,
-    /// Clients that were refused; `None` before anybody has told.
+    /// Refused clients; `None` before the first report.
     pub clients: Option<GatewayClients>,
 }
 
-/// What the status of each Gateway is to say, shared with the reconciler of Gateways. One that has not been heard of yet keeps
-/// what its status says, so that a restart of the operator changes nothing.
+/// The totals of each Gateway, shared with the reconciler of Gateways. Without an entry, a Gateway keeps its status: a restart of
+/// the operator changes nothing.
 #[derive(Clone, Debug, Default)]
 pub struct SharedTotals(Arc<Mutex<HashMap<GatewayKey, GatewayTotals>>>);
 
 impl SharedTotals {
-    /// What is to be said of a Gateway, if it is known.
+    /// The totals of a Gateway, if they are known.
     #[must_use]
     pub fn of(&self, gateway: &GatewayKey) -> Option<GatewayTotals> {
         self.lock().get(gateway).cloned()
@@ -54,46 +54,46 @@ impl SharedTotals {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<GatewayKey, GatewayTotals>> {
-        // Every change is one insertion, so that a panic elsewhere leaves the map whole.
+        // Each change is one insertion, so the map is consistent after a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What was last said of a Gateway, and when.
+/// The last reported totals of a Gateway, with times.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct LastReportedTotals {
     totals: Option<GatewayTotals>,
     connected_at: Option<Instant>,
     refused_at: Option<Instant>,
 }
 
-impl Told {
-    /// Whether this is what was said last.
+impl LastReportedTotals {
+    /// Whether these totals were reported last.
     #[must_use]
-    pub fn has_told(&self, totals: &GatewayTotals) -> bool {
+    pub fn is_last(&self, totals: &GatewayTotals) -> bool {
         self.totals.as_ref() == Some(totals)
     }
 
-    /// What is to be said now, where that is worth a write.
-    pub fn tell(&mut self, now: Instant, totals: &GatewayTotals) -> Option<GatewayTotals> {
-        let Some(told) = &mut self.totals else {
+    /// The totals to report now, if a change has to be written.
+    pub fn update(&mut self, now: Instant, totals: &GatewayTotals) -> Option<GatewayTotals> {
+        let Some(last) = &mut self.totals else {
             (self.connected_at, self.refused_at) = (Some(now), Some(now));
             self.totals = Some(totals.clone());
             return self.totals.clone();
         };
         let passed = |at: Option<Instant>| at.map_or(Duration::MAX, |at| now.saturating_duration_since(at));
-        let wait = if same_clients(told.clients.as_ref(), totals.clients.as_ref()) { COUNTS_INTERVAL } else { REFUSED_INTERVAL };
-        let connected = told.connected != totals.connected && passed(self.connected_at) >= CONNECTED_INTERVAL;
-        let refused = told.clients != totals.clients && passed(self.refused_at) >= wait;
+        let wait = if same_clients(last.clients.as_ref(), totals.clients.as_ref()) { COUNTS_INTERVAL } else { REFUSED_INTERVAL };
+        let connected = last.connected != totals.connected && passed(self.connected_at) >= CONNECTED_INTERVAL;
+        let refused = last.clients != totals.clients && passed(self.refused_at) >= wait;
         if connected {
-            told.connected = totals.connected;
+            last.connected = totals.connected;
             self.connected_at = Some(now);
         }
         if refused {
-            told.clients.clone_from(&totals.clients);
+            last.clients.clone_from(&totals.clients);
             self.refused_at = Some(now);
         }
-        (connected || refused).then(|| told.clone())
+        (connected || refused).then(|| last.clone())
     }
 }
 
@@ -102,7 +102,7 @@ fn same_clients(a: Option<&GatewayClients>, b: Option<&GatewayClients>) -> bool 
         let mut names: Vec<(String, String)> = clients
             .into_iter()
             .flat_map(|clients| &clients.recently_refused)
-            // Who gives no name is known by address.
+            // A client without a name is identified by its address.
             .map(|client| (if client.name.is_empty() { client.address.clone() } else { client.name.clone() }, client.reason.clone()))
             .collect();
         names.sort();
@@ -111,7 +111,7 @@ fn same_clients(a: Option<&GatewayClients>, b: Option<&GatewayClients>) -> bool 
     names(a) == names(b)
 }
 
-/// As a status says it. What comes from an agent is bounded and cleaned once more.
+/// The refused clients for a status. Texts from an agent are truncated and cleaned.
 #[must_use]
 pub fn clients(refused: u64, recently: &[refused::RefusedClient]) -> GatewayClients {
     let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
@@ -122,13 +122,13 @@ pub fn clients(refused: u64, recently: &[refused::RefusedClient]) -> GatewayClie
         count: count(known.count),
         last_time: Time(Timestamp::from_second(known.last).unwrap_or_default()),
     };
-    GatewayClients { refused: count(refused), recently_refused: recently.iter().take(LONGEST_LIST).map(client).collect() }
+    GatewayClients { refused: count(refused), recently_refused: recently.iter().take(MAX_REFUSED_CLIENTS).map(client).collect() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::presence::line::Reason;
+    use crate::broker::log::line::Reason;
 
     fn totals(connected: i64, refused: &[(&str, u64)]) -> GatewayTotals {
         let recently: Vec<refused::RefusedClient> = refused
@@ -145,9 +145,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_worth_a_write() {
+    fn totals_are_written_at_limited_rates() {
         let start = Instant::now();
-        let mut told = Told::default();
+        let mut reported = LastReportedTotals::default();
         // Seconds, devices connected, refused clients -> what is written.
         for (second, now, expected) in [
             (0, totals(0, &[]), Some(totals(0, &[]))),
@@ -162,12 +162,12 @@ mod tests {
             (650, totals(9, &[("other", 600), ("ghost", 500)]), None),
             (701, totals(9, &[("other", 700), ("ghost", 600)]), Some(totals(9, &[("other", 700), ("ghost", 600)]))),
         ] {
-            assert_eq!(told.tell(start + Duration::from_secs(second), &now), expected, "after {second} s");
+            assert_eq!(reported.update(start + Duration::from_secs(second), &now), expected, "after {second} s");
         }
     }
 
     #[test]
-    fn what_an_agent_says_is_bounded_and_clean() {
+    fn texts_of_an_agent_are_truncated_and_cleaned() {
         let client = refused::RefusedClient {
             client: "\u{202e}".repeat(10_000),
             address: "\n".repeat(10_000),
@@ -176,7 +176,7 @@ mod tests {
             last: i64::MAX,
         };
         let clients = clients(u64::MAX, &vec![client; 1000]);
-        assert_eq!(clients.recently_refused.len(), LONGEST_LIST);
+        assert_eq!(clients.recently_refused.len(), MAX_REFUSED_CLIENTS);
         assert!(clients.recently_refused.iter().all(|known| known.name.chars().all(|c| c == '\u{fffd}') && known.address.len() < 300));
     }
 }

@@ -8,7 +8,7 @@ use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject
 
 use super::{Valid, metadata};
 use crate::api::name::{self, MAX_SHARDS};
-use crate::credential::Password;
+use crate::broker::credential::Password;
 use crate::operator::device::secret::PASSWORD_KEY;
 
 pub(super) fn service_account(valid: &Valid) -> ServiceAccount {

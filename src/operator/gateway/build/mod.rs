@@ -21,8 +21,8 @@ pub use configuration::mosquitto_configuration;
 
 use super::validate::Valid;
 use crate::api::name;
-use crate::operator::apply::standard_labels;
 use crate::operator::context::Images;
+use crate::operator::kubernetes::apply::standard_labels;
 
 /// Label `app.kubernetes.io/component` of all that belongs to a broker.
 pub const COMPONENT: &str = "broker";
@@ -91,6 +91,13 @@ pub fn build(valid: &Valid, images: &Images, operator_namespace: &str) -> Desire
         network_policy: network::network_policy(valid, operator_namespace),
         disruption_budget: network::disruption_budget(valid),
     }
+}
+
+/// Names of the Secrets that the Gateway needs. An issued certificate is kept while a listener needs one, even if issuing fails.
+#[must_use]
+pub fn secret_names(valid: &Valid) -> Vec<String> {
+    let issued = valid.spec.issues_certificate().then(|| [name::server_authority(&valid.name), name::server_certificate(&valid.name)]);
+    issued.into_iter().flatten().chain([name::link_credentials(&valid.name)]).collect()
 }
 
 fn metadata(valid: &Valid, name: String) -> ObjectMeta {

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, KeyToPath,
-    PersistentVolumeClaim, PersistentVolumeClaimSpec, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource,
-    ResourceRequirements, SeccompProfile, SecretProjection, SecurityContext, Volume, VolumeMount, VolumeProjection,
+    Capabilities, ConfigMap, ConfigMapProjection, ConfigMapVolumeSource, Container, ContainerPort, DownwardAPIProjection,
+    DownwardAPIVolumeFile, EmptyDirVolumeSource, HTTPGetAction, KeyToPath, ObjectFieldSelector, PersistentVolumeClaim,
+    PersistentVolumeClaimSpec, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource, ResourceRequirements,
+    SeccompProfile, SecretProjection, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
     VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -15,10 +16,10 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Valid, labels, metadata, selector};
 use crate::api::name::{self, HTTP_PORT, INTERNAL_MQTT_PORT, MAX_SHARDS};
+use crate::broker::credential::shard;
 use crate::configuration::agent::{
     self, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FOLDER, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER, TLS_CERTIFICATE, TLS_KEY,
 };
-use crate::credential::shard;
 use crate::operator::context::Images;
 
 /// User and group of both containers: the agent writes files that only Mosquitto may read, and signals it.
@@ -36,6 +37,13 @@ const RUNTIME_VOLUME: &str = "runtime";
 const SECRETS_VOLUME: &str = "secrets";
 const LOG_VOLUME: &str = "log";
 const DATA_VOLUME: &str = "data";
+const API_ACCESS_VOLUME: &str = "api-access";
+
+/// Folder where a Kubernetes client looks for its token.
+const API_ACCESS_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// Lifetime of the agent's token in seconds: as the kubelet's own projection has it. The kubelet renews it.
+const TOKEN_SECONDS: i64 = 3607;
 
 pub(super) fn stateful_set(valid: &Valid, images: &Images, configuration: &ConfigMap) -> StatefulSet {
     let content = configuration.data.iter().flatten().flat_map(|(key, value)| [key.as_bytes(), value.as_bytes()]);
@@ -60,6 +68,8 @@ pub(super) fn stateful_set(valid: &Valid, images: &Images, configuration: &Confi
 fn pod(valid: &Valid, images: &Images) -> PodSpec {
     PodSpec {
         service_account_name: Some(name::broker(&valid.name)),
+        // Only the agent's container mounts a token, see `api_access`.
+        automount_service_account_token: Some(false),
         share_process_namespace: Some(true),
         termination_grace_period_seconds: Some(STOP_SECONDS),
         enable_service_links: Some(false),
@@ -110,6 +120,7 @@ fn agent_container(images: &Images) -> Container {
         volume_mounts: Some(vec![
             mount(CONFIGURATION_VOLUME, CONFIGURATION_FOLDER, true),
             mount(SECRETS_VOLUME, SECRETS_FOLDER, true),
+            mount(API_ACCESS_VOLUME, API_ACCESS_FOLDER, true),
             mount(RUNTIME_VOLUME, RUNTIME_FOLDER, false),
             mount(LOG_VOLUME, LOG_FOLDER, false),
             mount(DATA_VOLUME, DATA_FOLDER, false),
@@ -154,6 +165,7 @@ fn volumes(valid: &Valid) -> Vec<Volume> {
         Volume { name: RUNTIME_VOLUME.to_owned(), empty_dir: Some(memory), ..Volume::default() },
         Volume { name: LOG_VOLUME.to_owned(), empty_dir: Some(log), ..Volume::default() },
         Volume { name: SECRETS_VOLUME.to_owned(), projected: Some(secrets(valid)), ..Volume::default() },
+        Volume { name: API_ACCESS_VOLUME.to_owned(), projected: Some(api_access()), ..Volume::default() },
     ]
 }
 
@@ -165,6 +177,28 @@ fn secrets(valid: &Valid) -> ProjectedVolumeSource {
     });
     let tls = valid.tls_secrets.iter().map(|secret| projection(secret.clone(), &agent::tls_folder(secret), &[TLS_CERTIFICATE, TLS_KEY]));
     ProjectedVolumeSource { sources: Some(shards.chain(tls).collect()), default_mode: Some(0o440), ..ProjectedVolumeSource::default() }
+}
+
+/// What Kubernetes mounts into every container by default: token, certificates of the API server, namespace. Here for the agent alone.
+fn api_access() -> ProjectedVolumeSource {
+    let token = ServiceAccountTokenProjection {
+        expiration_seconds: Some(TOKEN_SECONDS),
+        path: "token".to_owned(),
+        ..ServiceAccountTokenProjection::default()
+    };
+    let certificates = ConfigMapProjection {
+        name: "kube-root-ca.crt".to_owned(),
+        items: Some(vec![KeyToPath { key: "ca.crt".to_owned(), path: "ca.crt".to_owned(), ..KeyToPath::default() }]),
+        optional: None,
+    };
+    let field = ObjectFieldSelector { api_version: Some("v1".to_owned()), field_path: "metadata.namespace".to_owned() };
+    let namespace = DownwardAPIVolumeFile { path: "namespace".to_owned(), field_ref: Some(field), ..DownwardAPIVolumeFile::default() };
+    let sources = vec![
+        VolumeProjection { service_account_token: Some(token), ..VolumeProjection::default() },
+        VolumeProjection { config_map: Some(certificates), ..VolumeProjection::default() },
+        VolumeProjection { downward_api: Some(DownwardAPIProjection { items: Some(vec![namespace]) }), ..VolumeProjection::default() },
+    ];
+    ProjectedVolumeSource { sources: Some(sources), default_mode: Some(0o440), ..ProjectedVolumeSource::default() }
 }
 
 fn projection(secret: String, folder: &str, keys: &[&str]) -> VolumeProjection {

@@ -1,0 +1,188 @@
+//! The connection to one database, which is reopened after a failure.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tokio_postgres::{Client, Error};
+
+use crate::api::condition::Cause;
+use crate::api::reason::Reason;
+use crate::database::connect::{ConnectError, connect, drive};
+use crate::database::uri::ConnectionUri;
+use crate::runtime::backoff::Backoff;
+use crate::runtime::error::chain;
+
+/// The delay after the first failed attempt to connect; it doubles up to [`MAX_RECONNECT_DELAY`].
+const INITIAL_RECONNECT_DELAY: Duration = Duration::from_millis(500);
+
+/// The longest delay between attempts to connect, and so the longest time until the operator notices that a database is back.
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(5);
+
+/// How long the database may take for a few rows; it takes milliseconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How far the registry of a database is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum RegistryState {
+    /// Not written yet.
+    Waiting,
+    /// It holds all Devices of the namespace.
+    Filled,
+    /// It could not be written.
+    Failed(Cause),
+}
+
+/// One connection, which the reconciler and the task of the registry share.
+pub struct DatabaseConnection {
+    uri: ConnectionUri,
+    since: Instant,
+    session: tokio::sync::Mutex<DatabaseSession>,
+    /// Raised whenever the registry has to be filled as a whole; 0 until its table is there.
+    wanted_fill: watch::Sender<u64>,
+    registry: watch::Sender<RegistryState>,
+}
+
+struct DatabaseSession {
+    client: Option<Client>,
+    /// How often a connection was made.
+    number: u64,
+    /// Number of the connection for which the registry was last asked to be filled.
+    filled: u64,
+    backoff: Backoff,
+    last_failure: Option<(Instant, Cause)>,
+}
+
+/// The connection of a database, for one user at a time.
+pub struct SessionGuard<'a>(tokio::sync::MutexGuard<'a, DatabaseSession>);
+
+impl DatabaseConnection {
+    /// No connection yet.
+    #[must_use]
+    pub fn new(uri: ConnectionUri) -> Self {
+        let session = DatabaseSession { client: None, number: 0, filled: 0, backoff: reconnect_backoff(), last_failure: None };
+        Self {
+            uri,
+            since: Instant::now(),
+            session: tokio::sync::Mutex::new(session),
+            wanted_fill: watch::Sender::new(0),
+            registry: watch::Sender::new(RegistryState::Waiting),
+        }
+    }
+
+    /// The connection URI.
+    #[must_use]
+    pub fn uri(&self) -> &ConnectionUri {
+        &self.uri
+    }
+
+    /// The connection. It is opened if there is none.
+    ///
+    /// # Errors
+    /// Why no connection can be opened. Until the delay after a failure has passed, that failure is returned without an attempt.
+    pub async fn session(&self) -> Result<SessionGuard<'_>, Cause> {
+        let mut session = self.session.lock().await;
+        if session.client.as_ref().is_some_and(|client| !client.is_closed()) {
+            return Ok(SessionGuard(session));
+        }
+        if let Some((until, cause)) = &session.last_failure
+            && Instant::now() < *until
+        {
+            return Err(cause.clone());
+        }
+        match connect(&self.uri, "fleetwright operator").await {
+            Ok((client, connection)) => {
+                drive(connection);
+                (session.client, session.last_failure) = (Some(client), None);
+                session.number += 1;
+                session.backoff.reset();
+                Ok(SessionGuard(session))
+            }
+            Err(error) => {
+                let cause = unreachable(&error);
+                session.client = None;
+                session.last_failure = Some((Instant::now() + session.backoff.next_delay(), cause.clone()));
+                Err(cause)
+            }
+        }
+    }
+
+    /// Runs a small query. If the answer takes longer than [`ANSWER_TIMEOUT`], the connection is closed.
+    ///
+    /// # Errors
+    /// Why there is no connection, a timeout, or the result of `refused` for an error of the database.
+    pub async fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(&mut Client) -> Result<T, Error>,
+        refused: impl FnOnce(Error) -> Cause,
+    ) -> Result<T, Cause> {
+        let mut session = self.session().await?;
+        match timeout(ANSWER_TIMEOUT, question(session.client()?)).await {
+            Ok(answer) => answer.map_err(refused),
+            Err(_) => {
+                session.discard();
+                Err(Cause::new(Reason::DatabaseUnavailable, "the database does not answer"))
+            }
+        }
+    }
+
+    /// Time since the first Pipeline used this database.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// The state of the registry.
+    #[must_use]
+    pub fn registry(&self) -> RegistryState {
+        self.registry.borrow().clone()
+    }
+
+    /// Sets the state of the registry.
+    pub fn set_registry(&self, state: RegistryState) {
+        self.registry.send_replace(state);
+    }
+
+    /// Changes whenever the registry has to be filled as a whole.
+    #[must_use]
+    pub fn wanted_fill(&self) -> watch::Receiver<u64> {
+        self.wanted_fill.subscribe()
+    }
+
+    /// The system tables have been seen on this connection: the registry is filled once a connection, since what is behind it may
+    /// be another server or an older copy, and again where its table was `created` only now.
+    pub fn system_seen(&self, session: &mut SessionGuard<'_>, created: bool) {
+        if created || session.0.filled != session.0.number {
+            session.0.filled = session.0.number;
+            self.wanted_fill.send_modify(|number| *number += 1);
+        }
+    }
+}
+
+impl SessionGuard<'_> {
+    /// Closes a connection that does not answer. The next user opens another one.
+    pub fn discard(mut self) {
+        self.0.client = None;
+    }
+
+    /// The client.
+    ///
+    /// # Errors
+    /// Never while the guard is as [`DatabaseConnection::session`] made it.
+    pub fn client(&mut self) -> Result<&mut Client, Cause> {
+        self.0.client.as_mut().ok_or_else(|| Cause::new(Reason::DatabaseUnavailable, "the connection to the database was closed"))
+    }
+}
+
+/// The cause of a failed connection, with its consequence.
+fn unreachable(error: &ConnectError) -> Cause {
+    let mut message = chain(error);
+    if error.reason() == Reason::DatabaseUnavailable {
+        message.push_str("; the brokers keep what arrives until the database answers: start it, or correct the URI in the Secret");
+    }
+    Cause::new(error.reason(), message)
+}
+
+const fn reconnect_backoff() -> Backoff {
+    Backoff::new(INITIAL_RECONNECT_DELAY, MAX_RECONNECT_DELAY)
+}

@@ -1,0 +1,209 @@
+//! From what the database tells of dead letters to what the status shows: pure, and coarse, for nothing that a message causes
+//! is written to the API server.
+
+use crate::api::PipelineStatus;
+use crate::api::condition::{Cause, DEAD_LETTERS_DISCARDED, Finding, REPLAYED};
+use crate::api::dead_letter::{DeadLetterStatus, ReplayState, ReplayStatus};
+use crate::api::reason::Reason;
+use crate::state::dead_letter::{DeadLetters, Replay};
+
+/// What is shown of dead letters.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct DeadLetterView {
+    /// How many there were; nothing where none was.
+    pub counts: Option<DeadLetterStatus>,
+    /// How far the replay of the spec is; nothing where it asks for none.
+    pub replay: Option<ReplayStatus>,
+    /// Why the replay does not go on.
+    pub failure: Option<String>,
+}
+
+impl DeadLetterView {
+    /// What a status shows.
+    #[must_use]
+    pub fn of(status: Option<&PipelineStatus>) -> Self {
+        let counts = status.and_then(|status| status.dead_letters);
+        Self { counts, replay: status.and_then(|status| status.replay.clone()), failure: None }
+    }
+
+    /// What is to be shown by now, of a Pipeline that asks for the replay of `token`. Without news that is what was shown before.
+    #[must_use]
+    pub fn after(&self, token: Option<&str>, found: Option<&DeadLetters>) -> Self {
+        let replay = token.map(|token| {
+            let previous = self.replay.as_ref().filter(|previous| previous.token == token);
+            replay(previous, token, found.and_then(|found| found.replay.as_ref()))
+        });
+        let Some(found) = found else {
+            return Self { counts: self.counts, replay, failure: None };
+        };
+        let before = self.counts.unwrap_or(DeadLetterStatus { last_day: 0, discarded_last_day: 0 });
+        let counts = DeadLetterStatus {
+            last_day: about(before.last_day, found.refused),
+            discarded_last_day: about(before.discarded_last_day, found.discarded),
+        };
+        let failure = found.replay.as_ref().and_then(|replay| replay.failure.clone());
+        Self { counts: (counts.last_day > 0).then_some(counts), replay, failure }
+    }
+
+    /// Whether the way from here to there is more than another number.
+    #[must_use]
+    pub fn is_news(&self, next: &Self) -> bool {
+        let kinds = |view: &Self| view.counts.map(|counts| counts.discarded_last_day > 0);
+        kinds(self) != kinds(next) || self.replay != next.replay || self.failure != next.failure
+    }
+
+    /// The conditions that follow; `bound` is the Pipeline's.
+    #[must_use]
+    pub fn findings(&self, bound: &str) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        if self.counts.is_some_and(|counts| counts.discarded_last_day > 0) {
+            let message = format!(
+                "in the last 24 hours more was refused than deadLetters.maxBytesPerHour ({bound}) keeps: what was beyond it is counted, and \
+                 not kept; SELECT * FROM fleetwright.dead_letter_count tells when, by which Gateway, and why"
+            );
+            findings.push(Finding::holds(DEAD_LETTERS_DISCARDED, Reason::TooManyRefused, message));
+        }
+        findings.extend(self.replay.as_ref().map(|replay| self.judge(replay)));
+        findings
+    }
+
+    fn judge(&self, replay: &ReplayStatus) -> Finding {
+        let token = &replay.token;
+        match (replay.state, &self.failure) {
+            (ReplayState::Finished, _) => {
+                let (stored, refused, left) = (replay.stored, replay.refused, replay.left_alone);
+                let message = format!("{token}: {stored} messages became rows, {refused} were refused again, {left} were left alone");
+                Finding::holds(REPLAYED, Reason::Replayed, message)
+            }
+            (_, Some(failure)) => Finding::fails(
+                REPLAYED,
+                Cause::new(Reason::ReplayFailing, format!("{token}: the worker tries again after a failure: {failure}")),
+            ),
+            (ReplayState::Running, None) => {
+                Finding::fails(REPLAYED, Cause::new(Reason::Replaying, format!("{token}: dead letters are being put through again")))
+            }
+            (ReplayState::Waiting, None) => Finding::fails(
+                REPLAYED,
+                Cause::new(Reason::AwaitingWorker, format!("{token}: waits for a worker that runs as the spec says")),
+            ),
+        }
+    }
+}
+
+/// The number to show: the one that is shown already, while it is off by a quarter at most.
+fn about(shown: i64, found: i64) -> i64 {
+    if shown > 0 && found > 0 && (found - shown).abs() <= shown / 4 { shown } else { found }
+}
+
+/// A replay under way is told of in tenths: a dozen writes, however many messages there are.
+fn replay(previous: Option<&ReplayStatus>, token: &str, found: Option<&Replay>) -> ReplayStatus {
+    let status = |state, found: &Replay| {
+        let Replay { stored, refused, left_alone, remaining, .. } = *found;
+        ReplayStatus { token: token.to_owned(), state, stored, refused, left_alone, remaining }
+    };
+    match (previous, found) {
+        (Some(previous), None) => previous.clone(),
+        (None, None) => status(ReplayState::Waiting, &Replay::default()),
+        (_, Some(found)) if found.finished => status(ReplayState::Finished, found),
+        (previous, Some(found)) => {
+            let now = status(ReplayState::Running, found);
+            let tenth = |status: &ReplayStatus| {
+                let done = status.stored + status.refused + status.left_alone;
+                (status.state, done * 10 / (done + status.remaining).max(1))
+            };
+            previous.filter(|previous| tenth(previous) == tenth(&now)).cloned().unwrap_or(now)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(refused: i64, discarded: i64) -> DeadLetters {
+        DeadLetters { refused, discarded, replay: None }
+    }
+
+    fn shown(view: &DeadLetterView) -> Option<(i64, i64)> {
+        view.counts.map(|counts| (counts.last_day, counts.discarded_last_day))
+    }
+
+    #[test]
+    fn a_number_stays_while_it_is_about_right() {
+        let mut view = DeadLetterView::default();
+        for (refused, discarded, expected, is_news) in [
+            (0, 0, None, false),
+            (1, 0, Some((1, 0)), true),
+            (2, 0, Some((2, 0)), false),
+            (100, 0, Some((100, 0)), false),
+            (125, 0, Some((100, 0)), false),
+            (75, 0, Some((100, 0)), false),
+            (126, 0, Some((126, 0)), false),
+            (126, 1, Some((126, 1)), true),
+            (130, 7, Some((126, 7)), false),
+            (60, 0, Some((60, 0)), true),
+            (0, 0, None, true),
+        ] {
+            let next = view.after(None, Some(&found(refused, discarded)));
+            assert_eq!((shown(&next), view.is_news(&next)), (expected, is_news), "{refused} {discarded}");
+            assert_eq!(next.after(None, None), next, "without news it stays");
+            view = next;
+        }
+    }
+
+    #[test]
+    fn a_replay_is_told_in_tenths_and_to_its_end() {
+        let progress = |done, remaining, finished| DeadLetters {
+            replay: Some(Replay { stored: done, remaining, finished, ..Replay::default() }),
+            ..DeadLetters::default()
+        };
+        let mut view = DeadLetterView::default();
+        let mut writes = 0;
+        let steps = (0..=1_000).map(|done| Some(progress(done, 1_000 - done, false)));
+        for found in [None].into_iter().chain(steps).chain((0..2).map(|_| Some(progress(1_000, 0, true)))) {
+            let next = view.after(Some("a"), found.as_ref());
+            writes += u32::from(view.is_news(&next));
+            view = next;
+        }
+        assert_eq!(writes, 13, "waiting, eleven tenths, finished");
+        let replay = view.replay.clone().unwrap();
+        assert_eq!((replay.state, replay.stored, replay.remaining), (ReplayState::Finished, 1_000, 0));
+        let other = view.after(Some("b"), Some(&found(0, 0))).replay.unwrap();
+        assert_eq!((other.state, other.stored), (ReplayState::Waiting, 0));
+        assert_eq!(view.after(None, Some(&found(0, 0))).replay, None);
+    }
+
+    #[test]
+    fn conditions_say_what_is_the_matter() {
+        let replay = |state| Some(ReplayStatus { token: "a".to_owned(), state, stored: 1, refused: 2, left_alone: 0, remaining: 3 });
+        let counts = |discarded_last_day| Some(DeadLetterStatus { last_day: 9, discarded_last_day });
+        for (view, expected) in [
+            (DeadLetterView::default(), vec![]),
+            (DeadLetterView { counts: counts(0), ..DeadLetterView::default() }, vec![]),
+            (
+                DeadLetterView { counts: counts(1), ..DeadLetterView::default() },
+                vec![("DeadLettersDiscarded", Some(true), "TooManyRefused")],
+            ),
+            (
+                DeadLetterView { replay: replay(ReplayState::Waiting), ..DeadLetterView::default() },
+                vec![("Replayed", Some(false), "AwaitingWorker")],
+            ),
+            (
+                DeadLetterView { replay: replay(ReplayState::Running), ..DeadLetterView::default() },
+                vec![("Replayed", Some(false), "Replaying")],
+            ),
+            (
+                DeadLetterView { replay: replay(ReplayState::Running), failure: Some("no table".to_owned()), ..DeadLetterView::default() },
+                vec![("Replayed", Some(false), "ReplayFailing")],
+            ),
+            (
+                DeadLetterView { replay: replay(ReplayState::Finished), ..DeadLetterView::default() },
+                vec![("Replayed", Some(true), "Replayed")],
+            ),
+        ] {
+            let findings = view.findings("32Mi");
+            let found: Vec<_> = findings.iter().map(|finding| (finding.condition, finding.holds, finding.cause.reason.as_str())).collect();
+            assert_eq!(found, expected, "{view:?}");
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! One batch in one transaction: rows, dead letters, and the redelivery entries of its messages.
+//!
+//! Usually the rows are copied straight into the table. If the database refuses a row, because its key exists or for another reason,
+//! it stores nothing of that COPY, and the batch is written through the staging table: rows with new keys are inserted, rows that exist
+//! with the same values are redeliveries, rows that exist with other values become dead letters, and rows that the database refuses
+//! are found by halving.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fleetwright_copy::{Key, Rows, Timestamptz};
+use futures::SinkExt;
+use tokio::sync::Mutex;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, CopyInSink, Statement, Transaction};
+
+use super::dead_letters;
+use super::statements::Statements;
+use super::target::Target;
+use crate::decode::dead_letter::{DeadLetterCause, Reason};
+use crate::sink::batch::{Batch, conflict};
+use crate::sink::job::Job;
+use crate::sink::written::Written;
+use crate::state::acknowledgement;
+use crate::state::redelivery::RedeliveryEntry;
+
+/// How many batches are staged after a batch with a redelivery: redeliveries come together, and a COPY that is refused leaves its dead
+/// rows in the table.
+const STAGED_AFTER_DUPLICATE: u32 = 16;
+
+/// A batch with at least this many rows is inserted under the insert lock. Two concurrent COPYs into one table are slower than one after
+/// the other (measured: each row costs PostgreSQL twice as much), presumably because rows are ordered by time: the later
+/// batch already occupies the end of the index, where inserting is cheap, and the earlier batch splits pages before it. So only the commits
+/// overlap. With fewer rows, the additional statements of an explicit transaction cost more than the lock saves.
+const MIN_ROWS_FOR_LOCK: usize = 2_000;
+
+/// The lock under which a connection inserts. It is acquired after a COPY has begun, so that its holder never waits for a lock on the
+/// table.
+pub type InsertLock = Mutex<()>;
+
+/// Why a batch is not stored. Either nothing of it is stored, or all of it is and the answer was lost.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// A statement failed.
+    #[error("failed to store a batch")]
+    Store(#[from] tokio_postgres::Error),
+
+    /// Another process has taken the session over.
+    #[error("failed to store a batch: another worker has taken over its session")]
+    HoldSession,
+}
+
+/// A connection that writes batches.
+#[derive(Debug)]
+pub struct Writer {
+    client: Client,
+    copy: Statement,
+    insert_lock: Arc<InsertLock>,
+    staging: bool,
+    staged: u32,
+}
+
+impl Writer {
+    /// Prepares a connection.
+    pub async fn prepare(client: Client, statements: &Statements, insert_lock: Arc<InsertLock>) -> Result<Self, tokio_postgres::Error> {
+        let copy = client.prepare(&statements.copy).await?;
+        Ok(Self { client, copy, insert_lock, staging: false, staged: 0 })
+    }
+
+    /// Stores a batch. May be called again with the same batch after an error, with `again` set.
+    pub async fn write(&mut self, target: &Target, job: &Job, again: bool) -> Result<Written, WriteError> {
+        if again && acknowledgement::is_committed(&self.client, &job.session, job.number).await? {
+            return Ok(Written { dead_letters: job.batch.dead_letters.clone(), entries: job.entries.clone(), ..Written::default() });
+        }
+        if self.staged > 0 {
+            self.staged -= 1;
+            return self.write_staged(target, job).await;
+        }
+        match self.write_straight(target, job).await {
+            Err(WriteError::Store(error)) if is_about_a_row(&error) => {
+                if error.code() == Some(&SqlState::UNIQUE_VIOLATION) {
+                    self.staged = STAGED_AFTER_DUPLICATE;
+                }
+                self.write_staged(target, job).await
+            }
+            other => other,
+        }
+    }
+
+    async fn write_straight(&mut self, target: &Target, job: &Job) -> Result<Written, WriteError> {
+        let rows = &job.batch.rows;
+        let insert_lock = (rows.len() >= MIN_ROWS_FOR_LOCK).then_some(&*self.insert_lock);
+        if insert_lock.is_none() && job.batch.dead_letters.is_empty() && job.entries.is_empty() && job.expired.is_empty() {
+            // A single statement is an implicit transaction.
+            return Ok(Written {
+                rows: copy_rows(CopyContext::Implicit(&self.client), &self.copy, rows, 0..rows.len(), None).await?,
+                ..Written::default()
+            });
+        }
+        let transaction = self.client.transaction().await?;
+        let stored = copy_rows(CopyContext::Transaction(&transaction), &self.copy, rows, 0..rows.len(), insert_lock).await?;
+        let written =
+            Written { rows: stored, dead_letters: job.batch.dead_letters.clone(), entries: job.entries.clone(), ..Written::default() };
+        finish(transaction, target, job, written).await
+    }
+
+    async fn write_staged(&mut self, target: &Target, job: &Job) -> Result<Written, WriteError> {
+        if !self.staging {
+            self.client.batch_execute(&target.statements.create_staging).await?;
+            self.staging = true;
+        }
+        let mut transaction = self.client.transaction().await?;
+        let mut written = Written { dead_letters: job.batch.dead_letters.clone(), entries: job.entries.clone(), ..Written::default() };
+        stage(&mut transaction, &target.statements, &job.batch, &mut written).await?;
+        if !job.holds_all_entries {
+            let fresh = written.dead_letters.keys().filter(|number| !job.batch.dead_letters.contains_key(number));
+            let fresh: Vec<RedeliveryEntry> = fresh.filter_map(|number| job.batch.entry(*number)).collect();
+            written.entries.extend(fresh);
+        }
+        finish(transaction, target, job, written).await
+    }
+}
+
+/// Stores the rows of a batch through the staging table, which must exist. Rows that the database refuses become dead letters.
+pub async fn stage(
+    transaction: &mut Transaction<'_>,
+    statements: &Statements,
+    batch: &Batch,
+    written: &mut Written,
+) -> Result<(), tokio_postgres::Error> {
+    let mut ranges = Vec::from([Range { start: 0, end: batch.rows.len() }]);
+    while let Some(range) = ranges.pop() {
+        if range.is_empty() {
+            continue;
+        }
+        let attempt = transaction.savepoint("part").await?;
+        match merge(&attempt, statements, &batch.rows, range.clone()).await {
+            Ok(merged) => {
+                attempt.commit().await?;
+                merged.add_to(written, batch);
+            }
+            Err(error) if is_about_a_row(&error) => {
+                attempt.rollback().await?;
+                if range.len() == 1 {
+                    written.refuse(batch.rows.message(range.start), rejection(&error));
+                } else {
+                    let middle = range.start + range.len() / 2;
+                    // The first half is next.
+                    ranges.extend([middle..range.end, range.start..middle]);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The result of merging some rows.
+struct Merged {
+    staged: u64,
+    new: u64,
+    conflicts: Vec<Key>,
+}
+
+impl Merged {
+    fn add_to(&self, written: &mut Written, batch: &Batch) {
+        written.rows += self.new;
+        written.redelivered += self.staged.saturating_sub(self.new).saturating_sub(self.conflicts.len() as u64);
+        for key in &self.conflicts {
+            written.refuse(batch.rows.message_of(*key), conflict(*key));
+        }
+    }
+}
+
+fn rejection(error: &tokio_postgres::Error) -> DeadLetterCause {
+    let detail = error.as_db_error().map_or_else(|| error.to_string(), |error| format!("{} ({})", error.message(), error.code().code()));
+    DeadLetterCause::new(Reason::Rejected, &format!("the database refuses the row: {detail}"))
+}
+
+async fn merge(
+    attempt: &Transaction<'_>,
+    statements: &Statements,
+    rows: &Rows,
+    range: Range<usize>,
+) -> Result<Merged, tokio_postgres::Error> {
+    attempt.batch_execute(&statements.clear_staging).await?;
+    let copy = attempt.prepare(&statements.copy_staging).await?;
+    let span = rows.span(range.clone());
+    let staged = copy_rows(CopyContext::Transaction(attempt), &copy, rows, range, None).await?;
+    let new = attempt.execute(&statements.merge, &[]).await?;
+    let mut conflicts = Vec::new();
+    if new < staged
+        && let Some((first, last)) = span
+    {
+        for row in attempt.query(&statements.conflicts, &[&Timestamptz(first), &Timestamptz(last)]).await? {
+            conflicts.push(Key { time: row.get::<_, Timestamptz>(0).0, device: row.get(1) });
+        }
+    }
+    Ok(Merged { staged, new, conflicts })
+}
+
+/// Writes the dead letters and the redelivery entries, and commits.
+async fn finish(transaction: Transaction<'_>, target: &Target, job: &Job, mut written: Written) -> Result<Written, WriteError> {
+    let mut counts = None;
+    if !written.dead_letters.is_empty() {
+        counts = Some(dead_letters::choose(&transaction, target, &job.batch, &mut written).await?);
+    }
+    if written.discarded.len() < written.dead_letters.len() {
+        let copy = transaction.prepare(&target.statements.copy_dead_letters).await?;
+        let pieces = dead_letters::copy_data(target, &job.session.gateway, &job.batch, &written);
+        copy_pieces(CopyContext::Transaction(&transaction), &copy, pieces, None).await?;
+    }
+    acknowledgement::delete(&transaction, &job.session, &job.expired).await?;
+    if !written.entries.is_empty() && !acknowledgement::commit(&transaction, &job.session, job.number, &written.entries).await? {
+        return Err(WriteError::HoldSession);
+    }
+    if let Some(counts) = counts {
+        dead_letters::count(&transaction, target, &job.session.gateway, &counts).await?;
+    }
+    transaction.commit().await?;
+    Ok(written)
+}
+
+/// The transaction of a COPY.
+#[derive(Clone, Copy)]
+enum CopyContext<'a> {
+    /// The COPY is the only statement of an implicit transaction.
+    Implicit(&'a Client),
+    /// An explicit transaction.
+    Transaction(&'a Transaction<'a>),
+}
+
+impl CopyContext<'_> {
+    async fn copy_in(self, copy: &Statement) -> Result<CopyInSink<Bytes>, tokio_postgres::Error> {
+        match self {
+            Self::Implicit(client) => client.copy_in(copy).await,
+            Self::Transaction(transaction) => transaction.copy_in(copy).await,
+        }
+    }
+}
+
+async fn copy_rows(
+    context: CopyContext<'_>,
+    copy: &Statement,
+    rows: &Rows,
+    range: Range<usize>,
+    insert_lock: Option<&InsertLock>,
+) -> Result<u64, tokio_postgres::Error> {
+    if range.is_empty() {
+        return Ok(0);
+    }
+    copy_pieces(context, copy, rows.copy_data(range), insert_lock).await
+}
+
+async fn copy_pieces(
+    context: CopyContext<'_>,
+    copy: &Statement,
+    pieces: impl Iterator<Item = Bytes>,
+    insert_lock: Option<&InsertLock>,
+) -> Result<u64, tokio_postgres::Error> {
+    let mut sink = std::pin::pin!(context.copy_in(copy).await?);
+    let _guard = match insert_lock {
+        Some(lock) => Some(lock.lock().await),
+        None => None,
+    };
+    for piece in pieces {
+        sink.feed(piece).await?;
+    }
+    sink.finish().await
+}
+
+/// Whether the database refuses one row, and would accept others: data exceptions (class 22), violated constraints (23), a view's
+/// check (44), and exceptions of triggers. Not errors about the format of the COPY, which concern every row.
+fn is_about_a_row(error: &tokio_postgres::Error) -> bool {
+    const FORMAT: [SqlState; 2] = [SqlState::INVALID_BINARY_REPRESENTATION, SqlState::BAD_COPY_FILE_FORMAT];
+    error.code().is_some_and(|code| {
+        let class = code.code().get(..2).unwrap_or_default();
+        (matches!(class, "22" | "23" | "44") || *code == SqlState::RAISE_EXCEPTION) && !FORMAT.contains(code)
+    })
+}

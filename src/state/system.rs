@@ -1,0 +1,164 @@
+//! The tables that all Pipelines of a database share, in the schema `fleetwright`.
+
+use crate::database::identifier::identifier;
+
+/// Schema of Fleetwright's own tables.
+pub const SCHEMA: &str = "fleetwright";
+
+/// Channel on which a change of `fleetwright.device` is notified; the payload is the namespace.
+pub const DEVICE_CHANNEL: &str = "fleetwright_device";
+
+/// Version of the tables below, kept as the comment of the schema. Raised with every change of [`statements`].
+pub const VERSION: i32 = 4;
+
+/// The tables, each of which [`statements`] creates.
+pub const TABLES: [&str; 9] = [
+    "device",
+    "dead_letter",
+    "dead_letter_count",
+    "dead_letter_retention",
+    "pipeline_replay",
+    "session",
+    "acknowledgement",
+    "assignment",
+    "pipeline_table",
+];
+
+/// The statements that bring a database to [`VERSION`] from any earlier version or from none, in one transaction.
+/// `extension_schema` is the schema of the functions of TimescaleDB.
+#[must_use]
+pub fn statements(extension_schema: &str) -> Vec<String> {
+    let letters = dead_letters(&identifier(extension_schema));
+    let version = format!("COMMENT ON SCHEMA {SCHEMA} IS '{VERSION}'");
+    [registry(), letters, sessions(), vec![version]].concat()
+}
+
+fn registry() -> Vec<String> {
+    vec![
+        format!("CREATE SCHEMA IF NOT EXISTS {SCHEMA}"),
+        // A device keeps its id permanently, also when its object is deleted and created again: rows refer to it.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.device (
+                id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+                namespace text NOT NULL,
+                name text NOT NULL,
+                gateway text NOT NULL,
+                attributes jsonb NOT NULL DEFAULT '{{}}',
+                enabled boolean NOT NULL,
+                declared boolean NOT NULL DEFAULT true,
+                UNIQUE (namespace, name))"
+        ),
+        format!("COMMENT ON COLUMN {SCHEMA}.device.declared IS 'false once the Device object is gone'"),
+    ]
+}
+
+/// The dead letters of all Pipelines, their counts, their retention and their replays.
+fn dead_letters(timescale: &str) -> Vec<String> {
+    vec![
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.dead_letter (
+                time timestamptz NOT NULL,
+                namespace text NOT NULL,
+                pipeline text NOT NULL,
+                gateway text NOT NULL,
+                topic text NOT NULL,
+                payload bytea NOT NULL,
+                reason text NOT NULL,
+                detail text NOT NULL)"
+        ),
+        format!(
+            "SELECT {timescale}.create_hypertable('{SCHEMA}.dead_letter', {timescale}.by_range('time', INTERVAL '1 day'), if_not_exists => true)"
+        ),
+        // After the table, which an earlier version created without it. Replays follow it, in the order of arrival.
+        format!("CREATE SEQUENCE IF NOT EXISTS {SCHEMA}.dead_letter_id"),
+        format!("ALTER TABLE {SCHEMA}.dead_letter ADD COLUMN IF NOT EXISTS id bigint NOT NULL DEFAULT nextval('{SCHEMA}.dead_letter_id')"),
+        format!("COMMENT ON COLUMN {SCHEMA}.dead_letter.id IS 'keeps its value when a replay refuses the message again'"),
+        // True if unknown, as for rows of an earlier version.
+        format!("ALTER TABLE {SCHEMA}.dead_letter ADD COLUMN IF NOT EXISTS partial boolean NOT NULL DEFAULT true"),
+        format!("COMMENT ON COLUMN {SCHEMA}.dead_letter.partial IS 'whether other readings of the message are rows'"),
+        format!("CREATE INDEX IF NOT EXISTS dead_letter_pipeline_id ON {SCHEMA}.dead_letter (namespace, pipeline, id)"),
+        // Every refused message, including those beyond the quota: one row per hour, gateway and reason.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.dead_letter_count (
+                hour timestamptz NOT NULL,
+                namespace text NOT NULL,
+                pipeline text NOT NULL,
+                gateway text NOT NULL,
+                reason text NOT NULL,
+                kept bigint NOT NULL,
+                kept_bytes bigint NOT NULL,
+                discarded bigint NOT NULL,
+                PRIMARY KEY (namespace, pipeline, hour, gateway, reason))"
+        ),
+        // The retention of the dead letters of a Pipeline. Kept after the Pipeline is deleted, as long as its dead letters.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.dead_letter_retention (
+                namespace text NOT NULL,
+                pipeline text NOT NULL,
+                retention interval NOT NULL,
+                PRIMARY KEY (namespace, pipeline))"
+        ),
+        // Every Pipeline with dead letters has a row, also if it was deleted.
+        format!(
+            "INSERT INTO {SCHEMA}.dead_letter_retention SELECT DISTINCT namespace, pipeline, INTERVAL '30 days' FROM {SCHEMA}.dead_letter
+             ON CONFLICT DO NOTHING"
+        ),
+        // The replays that a Pipeline requested: the last dead letter of each, and the progress.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.pipeline_replay (
+                namespace text NOT NULL,
+                pipeline text NOT NULL,
+                token text NOT NULL,
+                done_id bigint NOT NULL,
+                last_id bigint NOT NULL,
+                stored bigint NOT NULL,
+                refused bigint NOT NULL,
+                left_alone bigint NOT NULL,
+                remaining bigint NOT NULL,
+                finished boolean NOT NULL,
+                failure text,
+                PRIMARY KEY (namespace, pipeline, token))"
+        ),
+    ]
+}
+
+/// The persistent state of workers, and the owners of tables.
+fn sessions() -> Vec<String> {
+    vec![
+        // A session of a Pipeline with a broker, `<namespace>/<pipeline>/<gateway>`, with the suffix `/1` and so on if several share a
+        // subscription: the topic filters that the broker may hold for it, and a generation that every process raises when it takes
+        // the session over, so that a transaction of an earlier process can no longer commit.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.session (
+                session text PRIMARY KEY,
+                generation bigint NOT NULL,
+                topic_filters text[] NOT NULL)"
+        ),
+        // The redelivery entries of a session, one row per batch: packet identifiers with hashes. Only for batches with messages that
+        // no key identifies (a time of arrival, a dead letter); deleted once the broker has processed the acknowledgements.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.acknowledgement (
+                session text NOT NULL,
+                batch bigint NOT NULL,
+                entries bytea NOT NULL,
+                PRIMARY KEY (session, batch))"
+        ),
+        // The ordinal of the worker that reads a gateway; `gateway` names a session, as above. Without a row, the first worker (0)
+        // reads it.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.assignment (
+                namespace text NOT NULL,
+                pipeline text NOT NULL,
+                gateway text NOT NULL,
+                worker integer NOT NULL,
+                PRIMARY KEY (namespace, pipeline, gateway))"
+        ),
+        // The owner of a table. After its Pipeline was deleted and the table kept, `pipeline` is NULL.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {SCHEMA}.pipeline_table (
+                table_name text PRIMARY KEY,
+                namespace text NOT NULL,
+                pipeline text)"
+        ),
+    ]
+}
