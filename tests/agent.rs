@@ -7,6 +7,8 @@ mod certificate;
 mod common;
 #[path = "agent/full.rs"]
 mod full;
+#[path = "agent/isolation.rs"]
+mod isolation;
 #[path = "agent/renewal.rs"]
 mod renewal;
 #[path = "agent/unreleased.rs"]

@@ -13,6 +13,12 @@ pub const FULL: &str = "$SYS/broker/fleetwright/full";
 /// Begin of the topics at which it tells how many messages were refused, one for each of [`BOUNDS`].
 pub const REFUSED: &str = "$SYS/broker/fleetwright/refused/";
 
+/// Prefix of the topics with how often devices exceeded a limit of their own, one for each of [`CLIENT_LIMITS`].
+pub const EXCEEDED: &str = "$SYS/broker/fleetwright/exceeded/";
+
+/// The limits of each device, by the broker's names.
+pub const CLIENT_LIMITS: [&str; 8] = ["queue", "retained", "subscriptions", "topic", "will", "rate", "backlog", "inflight"];
+
 /// What can be full, by the plugin's names.
 pub const BOUNDS: [&str; 3] = ["queue", "memory", "disk"];
 
@@ -27,6 +33,7 @@ pub fn parse(text: &str) -> Option<Fullness> {
         None if text == "none" => Some(Fullness::Nothing),
         None if text == "memory" => Some(Fullness::Memory),
         None if text == "disk" => Some(Fullness::Disk),
+        Some(("clients", clients)) => Some(Fullness::Clients { clients: clients.to_owned() }),
         Some(("queue", session)) => Some(Fullness::Queue { session: session.to_owned() }),
         _ => None,
     }
@@ -36,7 +43,7 @@ pub fn parse(text: &str) -> Option<Fullness> {
 #[must_use]
 pub fn bound(fullness: &Fullness) -> Option<&'static str> {
     match fullness {
-        Fullness::Nothing => None,
+        Fullness::Nothing | Fullness::Clients { .. } => None,
         Fullness::Queue { .. } => Some("queue"),
         Fullness::Memory => Some("memory"),
         Fullness::Disk => Some("disk"),
@@ -111,6 +118,7 @@ mod tests {
             ("queue _ingest_a", Some(queue)),
             ("memory", Some(Fullness::Memory)),
             ("disk", Some(Fullness::Disk)),
+            ("clients press-1: retained, press-2: rate", Some(Fullness::Clients { clients: "press-1: retained, press-2: rate".to_owned() })),
             ("", None),
             ("queue", None),
             ("disk x", None),

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use super::client_authority::ClientAuthority;
+use super::client_limits::ClientLimits;
 use super::external::ExternalBroker;
 pub use super::listener::{Listener, ListenerAuthentication, ListenerTls, Protocol};
 use super::resources::{ComputeResources, ResourceQuantity};
@@ -160,11 +161,10 @@ pub struct Limits {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_connections: i32,
 
-    /// The most bytes (of payloads) that wait for one client that is away or slow; at most 1638Mi. Beyond it `whenFull` says what
-    /// happens to those who publish what a Pipeline reads. Of other clients no queue holds up publishers, for then a device that is
-    /// away could silence a plant: beyond this bound and a quarter more, the broker drops what it would have queued for them,
-    /// counts it, and the condition `MessagesDropped` says so. With `durability: Snapshot` nobody can tell how long a queue is: there
-    /// all of them together are bounded by memory (`spec.resources.limits.memory`) instead.
+    /// The most bytes (of payloads) that wait for one Pipeline; at most 1638Mi. Beyond it `whenFull` says what happens to publishers of
+    /// messages that this Pipeline reads. What waits for devices is limited by `clients.queuedBytes` and never refuses publishers:
+    /// otherwise a device that is offline could stop a plant. With `durability: Snapshot` the broker does not report its queues; there
+    /// memory (`spec.resources.limits.memory`) bounds all of them together.
     #[serde(default = "default_queued_bytes")]
     pub queued_bytes_per_client: ResourceQuantity,
 
@@ -181,7 +181,8 @@ pub struct Limits {
     ///
     /// Whatever the broker acknowledges it keeps: the condition `BrokerFull` and its Event tell what is full and what to do, and the
     /// metric `fleetwright_broker_messages_refused` counts. With both, messages of QoS 0, which know no acknowledgement, are lost where
-    /// memory is full, and otherwise delivered to whom is connected. Operator and workers are never held up, nor are last wills.
+    /// memory is full, and otherwise delivered to whom is connected. Operator and workers are never refused. Deleting a retained message
+    /// is always possible.
     #[serde(default)]
     pub when_full: WhenFull,
 
@@ -190,6 +191,10 @@ pub struct Limits {
     #[serde(default = "default_message_bytes")]
     #[schemars(range(min = 1024, max = 268_435_455))]
     pub max_message_bytes: i32,
+
+    /// Limits of each device.
+    #[serde(default)]
+    pub clients: ClientLimits,
 }
 
 impl Default for Limits {
@@ -199,6 +204,7 @@ impl Default for Limits {
             queued_bytes_per_client: default_queued_bytes(),
             max_message_bytes: default_message_bytes(),
             when_full: WhenFull::default(),
+            clients: ClientLimits::default(),
         }
     }
 }

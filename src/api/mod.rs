@@ -3,6 +3,7 @@
 //! Nothing here talks to anything. Doc comments on fields are the user's manual: `kubectl explain` prints them.
 
 pub mod client_authority;
+pub mod client_limits;
 pub mod condition;
 pub mod crd;
 pub mod dead_letter;

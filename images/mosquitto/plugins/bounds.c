@@ -29,8 +29,8 @@
  * memory or the volume is full, new subscriptions are refused.
  *
  * The plugin publishes retained messages, once a second where they change: `$SYS/broker/fleetwright/full` (`none`, `queue SESSION`,
- * `memory` or `disk`), how many messages were refused since the start in `$SYS/broker/fleetwright/refused/queue`, `/memory`, `/disk`, and
- * which clients exceed their own limits, which the broker enforces (see limit_report.h).
+ * `memory`, `disk`, or, where nothing is full but clients exceed limits of their own, `clients CLIENT: LIMIT, ...`), and how many messages
+ * were refused since the start in `$SYS/broker/fleetwright/refused/queue`, `/memory`, `/disk`.
  *
  * Where it cannot count or read (memory, volume, database), it refuses. A database that it cannot read at the start ends the broker.
  *
@@ -230,12 +230,19 @@ static void publish(const char *topic, const char *text)
 /* The resource that is full, the most serious first. */
 static void describe_full(const struct state *state, char *text, size_t size)
 {
-	snprintf(text, size, "%s", state->volume.full ? NAMES[DISK] : state->memory_full ? NAMES[MEMORY] : "none");
-	for(size_t i = 0; !state->volume.full && !state->memory_full && i < state->queues.count; i++){
+	if(state->volume.full || state->memory_full){
+		snprintf(text, size, "%s", state->volume.full ? NAMES[DISK] : NAMES[MEMORY]);
+		return;
+	}
+	for(size_t i = 0; i < state->queues.count; i++){
 		if(state->queues.list[i].full){
 			snprintf(text, size, "%s %s", NAMES[QUEUE], state->queues.list[i].client);
 			return;
 		}
+	}
+	snprintf(text, size, "clients ");
+	if(!limit_report_clients(text, size)){
+		snprintf(text, size, "none");
 	}
 }
 
@@ -373,7 +380,6 @@ int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int 
 	if(state){
 		queues_clear(&state->queues);
 		sqlite3_close(state->volume.database);
-		limit_report_clear(&state->limits);
 		free(state->published_full);
 		free(state);
 	}

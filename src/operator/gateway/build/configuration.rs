@@ -5,6 +5,7 @@ use std::fmt::Write;
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::{Valid, metadata};
+use crate::api::client_limits::ClientLimits;
 use crate::api::gateway::{Durability, Listener, ListenerAuthentication, WhenFull};
 use crate::api::name;
 use crate::configuration::agent::{
@@ -21,6 +22,13 @@ const PREVIOUS_PASSWORD_PLUGIN: &str = "/usr/lib/mosquitto/previous_password.so"
 
 /// Our plugin that decides which client certificates are accepted (`images/mosquitto/plugins/certificate.c`).
 const CERTIFICATE_PLUGIN: &str = "/usr/lib/mosquitto/certificate.so";
+
+/// Our plugin that ends sessions of users that no longer exist (`images/mosquitto/plugins/users.c`).
+const USERS_PLUGIN: &str = "/usr/lib/mosquitto/users.so";
+
+/// Begin of the users of workers, agent and operator, whose sessions have their own life cycle. No Device is called so: names of objects begin
+/// with a letter or a digit.
+const SYSTEM_USERNAME_PREFIX: &str = "_";
 
 /// Our plugin that refuses publishers while the broker is full (`images/mosquitto/plugins/bounds.c`).
 const BOUNDS_PLUGIN: &str = "/usr/lib/mosquitto/bounds.so";
@@ -117,10 +125,12 @@ pub fn mosquitto_configuration(valid: &Valid) -> String {
     }
     let inflight = valid.memory_limit.map_or(MOST_INFLIGHT_BYTES, |bytes| (bytes / INFLIGHT_MEMORY_SHARE).min(MOST_INFLIGHT_BYTES));
     let _ = writeln!(text, "max_inflight_bytes {inflight}");
+    text += &client_limits(&valid.spec.limits.clients);
     // The bounds first: they have a say in how the database is opened.
     let _ = write!(text, "\npersistence_location {DATA_FOLDER}/\n{}\n{}", bounds_plugin(valid), persistence(valid.spec.durability));
     // For workers and the agent; a NetworkPolicy keeps everyone else out. Never full because devices are many.
     let _ = write!(text, "\n{}", listener(name::INTERNAL_MQTT_PORT, -1, true));
+    text += "client_limits false\n";
     for declared in started(valid) {
         // By certificate alone, the plugin names the client: what it calls itself is of no concern.
         let named = declared.authentication() != ListenerAuthentication::Certificate;
@@ -159,6 +169,38 @@ fn certificate_plugin(valid: &Valid) -> String {
 /// keeps them: in a snapshot's case memory bounds them all.
 fn queued_bytes(valid: &Valid) -> Option<i64> {
     (valid.spec.durability != Durability::Snapshot).then_some(valid.queued_bytes)
+}
+
+/// Limits of each client (`images/mosquitto/patches`), and the plugin that removes what is left of devices that no longer exist.
+fn client_limits(limits: &ClientLimits) -> String {
+    let options = [
+        ("queued_messages", limits.queued_messages),
+        ("queued_bytes", limits.queued_bytes),
+        ("inflight_messages", limits.in_flight_messages),
+        ("retained_messages", limits.retained_messages),
+        ("retained_bytes", limits.retained_bytes),
+        ("subscriptions", limits.subscriptions),
+        ("topic_levels", limits.topic_levels),
+        ("topic_bytes", limits.topic_bytes),
+        ("property_bytes", limits.property_bytes),
+        ("will_bytes", limits.will_bytes),
+        ("will_retain", i32::from(limits.retained_wills)),
+        ("session_expiry", limits.session_expiry_seconds),
+        ("messages_per_second", limits.messages_per_second),
+        ("message_burst", limits.message_burst),
+        ("bytes_per_second", limits.bytes_per_second),
+        ("byte_burst", limits.byte_burst),
+    ];
+    let mut text = String::from("\n");
+    for (name, value) in options {
+        let _ = writeln!(text, "client_limit_{name} {value}");
+    }
+    let _ = write!(
+        text,
+        "\nglobal_plugin {USERS_PLUGIN}\nplugin_opt_password_file {RUNTIME_FOLDER}/{PASSWORD_FILE}\n\
+         plugin_opt_certificate_file {RUNTIME_FOLDER}/{CERTIFICATE_KEYS_FILE}\nplugin_opt_keep_prefix {SYSTEM_USERNAME_PREFIX}\n"
+    );
+    text
 }
 
 fn bounds_plugin(valid: &Valid) -> String {
