@@ -118,7 +118,10 @@ mod tests {
             ("queue _ingest_a", Some(queue)),
             ("memory", Some(Fullness::Memory)),
             ("disk", Some(Fullness::Disk)),
-            ("clients press-1: retained, press-2: rate", Some(Fullness::Clients { clients: "press-1: retained, press-2: rate".to_owned() })),
+            (
+                "clients press-1: retained, press-2: rate",
+                Some(Fullness::Clients { clients: "press-1: retained, press-2: rate".to_owned() }),
+            ),
             ("", None),
             ("queue", None),
             ("disk x", None),

@@ -76,7 +76,11 @@ impl Attacker {
             (publish.pkid, publish.retain) = (1, true);
             self.send(&Packet::Publish(publish));
             match next_packet(&mut self.stream, &mut self.input) {
-                Some(Packet::PubAck(answer)) => accepted += usize::from(answer.reason != PubAckReason::QuotaExceeded),
+                Some(Packet::PubAck(answer)) => match answer.reason {
+                    PubAckReason::Success | PubAckReason::NoMatchingSubscribers => accepted += 1,
+                    PubAckReason::QuotaExceeded => {}
+                    other => panic!("{other:?}"),
+                },
                 other => panic!("{other:?}"),
             }
         }
@@ -87,7 +91,7 @@ impl Attacker {
     fn flood(&mut self, total: usize) -> Duration {
         let started = Instant::now();
         let mut output = BytesMut::new();
-        let mut publish = Publish::new("devices/press-1/self", QoS::AtLeastOnce, vec![b'x'; 100_000], None);
+        let mut publish = Publish::new("devices/press-1/reported/self", QoS::AtLeastOnce, vec![b'x'; 100_000], None);
         publish.pkid = 1;
         publish.write(&mut output).unwrap();
         self.stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -174,7 +178,7 @@ fn exceeded(agent: &Agent, limit: &str) -> f64 {
 
 /// A topic of the attacker with this many levels.
 fn deep(number: usize, levels: usize) -> String {
-    format!("devices/press-1/{number}{}", "/x".repeat(levels - 3))
+    format!("devices/press-1/reported/{number}{}", "/x".repeat(levels - 4))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,10 +213,10 @@ async fn many_subscriptions_harm_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_floods_itself_harms_nobody() {
-    check("300 MB to itself, not acknowledged", "queue", |broker| {
+    check("100 MB to itself, not acknowledged", "queue", |broker| {
         let mut attacker = Attacker::connect(broker);
         attacker.subscribe(&["devices/press-1/#".to_owned()]);
-        println!("it took {:?}", attacker.flood(300_000_000));
+        println!("it took {:?}", attacker.flood(100_000_000));
     })
     .await;
 }
@@ -223,7 +227,7 @@ async fn a_device_that_does_not_read_harms_nobody() {
         let mut attacker = Attacker::connect(broker);
         attacker.subscribe(&["devices/press-1/#".to_owned()]);
         let mut output = BytesMut::new();
-        Publish::new("devices/press-1/self", QoS::AtMostOnce, vec![b'x'; 100_000], None).write(&mut output).unwrap();
+        Publish::new("devices/press-1/reported/self", QoS::AtMostOnce, vec![b'x'; 100_000], None).write(&mut output).unwrap();
         for _ in 0..1_000 {
             attacker.stream.write_all(&output).unwrap();
         }
@@ -235,7 +239,7 @@ async fn a_device_that_does_not_read_harms_nobody() {
 async fn large_retained_wills_harm_nobody() {
     check("500 wills of 65 kB", "will", |broker| {
         for number in 0..500 {
-            let will = LastWill::new(format!("devices/press-1/{number}"), vec![b'x'; 65_000], QoS::AtLeastOnce, true, None);
+            let will = LastWill::new(format!("devices/press-1/reported/{number}"), vec![b'x'; 65_000], QoS::AtLeastOnce, true, None);
             let (_, answer) = Attacker::try_connect(broker, Some(will));
             assert_ne!(answer.map(|answer| answer.code), Some(ConnectReturnCode::Success));
         }
@@ -247,7 +251,7 @@ async fn large_retained_wills_harm_nobody() {
 async fn many_retained_wills_harm_nobody() {
     check("500 wills of 4 kB", "retained", |broker| {
         for number in 0..500 {
-            let will = LastWill::new(format!("devices/press-1/{number}"), vec![b'x'; 4_000], QoS::AtLeastOnce, true, None);
+            let will = LastWill::new(format!("devices/press-1/reported/{number}"), vec![b'x'; 4_000], QoS::AtLeastOnce, true, None);
             let (_, answer) = Attacker::try_connect(broker, Some(will));
             assert_eq!(answer.map(|answer| answer.code), Some(ConnectReturnCode::Success));
         }
@@ -276,8 +280,8 @@ async fn the_next_holder_of_a_name_finds_nothing() {
     users.push(device("press-9", &[("devices/press-1/desired", Access::Write)]));
     let (broker, mut agent) = Site::new(&json!({})).start(&users, None).await;
     let mut former = Attacker::connect(&broker);
+    assert_eq!(former.publish_retained(["devices/press-1/reported/secret".to_owned()].into_iter()), 1);
     former.subscribe(&["devices/press-1/#".to_owned()]);
-    former.publish_retained(["devices/press-1/secret".to_owned()].into_iter());
     drop(former);
     wait_until("its leave", || broker.log().lines().any(|line| line.contains("Client press-1 [") && line.contains("disconnected")));
     assert!(broker.publish(("press-9", PASSWORD), &["-t", "devices/press-1/desired", "-m", "queued"]).status.success());
@@ -290,7 +294,7 @@ async fn the_next_holder_of_a_name_finds_nothing() {
     assert!(broker.publish(("press-9", PASSWORD), &["-t", "devices/press-1/desired", "-m", "fresh"]).status.success());
     next.wait_for("fresh");
     assert_eq!(next.output().trim(), "fresh", "neither the queue nor what was retained");
-    assert!(broker.has_session(("press-2", PASSWORD), "press-2") || !broker.log().contains("Ending the session of press-2"));
+    assert!(!broker.log().contains("Ending the session of press-2"), "another device");
 }
 
 /// The Session Expiry Interval that the broker grants.
@@ -311,7 +315,7 @@ async fn a_full_broker_can_be_emptied() {
     let retained = broker.publish(("press-1", PASSWORD), &["-t", "devices/press-1/reported", "-r", "-m", "1"]);
     assert!(retained.status.success());
     leave_a_queue(&broker);
-    let answers = Paho::modern(&broker, "press-2").answers("devices/press-2/telemetry", 0..18_000, 1000);
+    let answers = Paho::modern(&broker, "press-2").answers("devices/press-2/telemetry", 0..24_000, 1000);
     assert_ne!(answers.last().unwrap(), "published 0", "full");
     let deleted = broker.publish(("press-1", PASSWORD), &["-t", "devices/press-1/reported", "-r", "-n"]);
     assert!(deleted.status.success() && deleted.stderr.is_empty(), "{}", String::from_utf8_lossy(&deleted.stderr));
