@@ -1,16 +1,16 @@
-# The images of Fleetwright, one target each. Each runs as its own user with a read-only root and no capabilities (the Pod Security
-# Standard "restricted"), and writes to volumes alone.
+# The images of Fleetwright, one target each. Each image runs as its own user with a read-only root file system and without
+# capabilities (Pod Security Standard "restricted"), and writes only to volumes.
 #
 #   docker build --target mosquitto -t fleetwright/mosquitto .
 #   cargo build --release && docker build --target fleetwright -t fleetwright/fleetwright .
 #
-# The base is Debian forky, the first with Mosquitto 2.1, which has a persistence that survives a kill of the broker.
+# The base is Debian forky, the first release with Mosquitto 2.1, whose SQLite persistence survives a kill of the broker.
 ARG BASE=docker.io/library/debian:forky-slim
 
 FROM ${BASE} AS base
 
-# Mosquitto from Debian's source package, with our patches and plugins (images/mosquitto). Compilers stay in this stage.
-# e2e/images.sh builds the same once for the image and the component tests, and puts its result in place of this stage.
+# Mosquitto from Debian's source package, with the patches and plugins in images/mosquitto. Compilers stay in this stage.
+# e2e/images.sh builds the same files once for the image and the component tests, and uses them instead of this stage.
 FROM base AS mosquitto-build
 COPY images/mosquitto /mosquitto
 RUN /mosquitto/build.sh broker /built && /mosquitto/build.sh plugins /built
@@ -29,7 +29,7 @@ EXPOSE 1883
 ENTRYPOINT ["/usr/sbin/mosquitto"]
 CMD ["-c", "/etc/mosquitto/mosquitto.conf"]
 
-# The database that the chart can bring along. Data in PGDATA; needs writable /var/run/postgresql and /tmp.
+# The database that the chart can deploy. Data is in PGDATA; /var/run/postgresql and /tmp must be writable.
 FROM base AS timescaledb
 RUN groupadd --system --gid 70 postgres \
  && useradd --system --uid 70 --gid 70 --home-dir /var/lib/postgresql --shell /bin/sh postgres \
@@ -48,11 +48,11 @@ EXPOSE 5432
 STOPSIGNAL SIGINT
 ENTRYPOINT ["/usr/local/bin/timescaledb-entrypoint"]
 
-# The operator, the agent, the ingest worker and the simulator: one binary, built beforehand.
+# The operator, the agent, the ingest worker and the simulator: one binary, built before the image.
 FROM base AS fleetwright
 ARG BINARY=target/release/fleetwright
 COPY --chmod=0755 ${BINARY} /usr/local/bin/fleetwright
-# Memory that is free goes back to the kernel at once, and not within a second: a worker that drains a queue held 6 MiB more.
+# Returns free memory to the kernel at once. With the default delay of a second, a worker that drained a queue held 6 MiB more.
 ENV MIMALLOC_PURGE_DELAY=0
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/fleetwright"]

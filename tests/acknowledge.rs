@@ -14,6 +14,7 @@ mod subscriptions;
 mod websocket;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -144,7 +145,7 @@ fn broker_with_listener(tls: bool, websocket: bool) -> (Mosquitto, Endpoint) {
         listener += "protocol websockets\n";
     }
     if tls {
-        listener += &format!("certfile {}\nkeyfile {}\n", file("certificate"), file("key"));
+        writeln!(listener, "certfile {}\nkeyfile {}", file("certificate"), file("key")).unwrap();
     }
     let configuration = broker_configuration(folder.path(), port) + &listener;
     let mut roots = RootCertStore::empty();

@@ -1,4 +1,4 @@
-//! What the credential module renders, judged by a real Mosquitto and its own clients.
+//! Tests the output of the credential module with Mosquitto and its clients.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails by panicking")]
 
@@ -38,7 +38,7 @@ fn write(folder: &Path, files: &BrokerFiles) {
 }
 
 #[test]
-fn logins() {
+fn logins_require_the_right_password() {
     let generated = Password::generate();
     let given = Password::given("with space, ümläut: $7$1$ \u{1F512}".as_bytes()).unwrap();
     let long = Password::given("x".repeat(1024).as_bytes()).unwrap();
@@ -65,7 +65,7 @@ fn logins() {
 }
 
 #[test]
-fn while_a_password_is_rotated_both_are_accepted_and_then_the_session_of_the_old_one_ends() {
+fn a_rotated_password_is_accepted_until_rotation_ends_its_session() {
     let (old, new, newest) = (Password::generate(), Password::generate(), Password::generate());
     let current = |password: &Password| entry("press-1", password, hash::GENERATED_ITERATIONS, &[]);
     let previous = |password: &Password| hash::hash("uid", "press-1", password, hash::GENERATED_ITERATIONS);
@@ -99,7 +99,7 @@ fn accepted(broker: &Mosquitto, username: &str, password: &Password) -> bool {
 }
 
 #[test]
-fn topics_of_devices_and_workers() {
+fn acls_limit_the_topics_of_devices_and_workers() {
     let password = Password::generate();
     let broker = start(
         &[
@@ -134,7 +134,7 @@ fn topics_of_devices_and_workers() {
         let answer = String::from_utf8_lossy(&[answer.stdout, answer.stderr].concat()).into_owned();
         assert_eq!(answer.contains("Not authorized"), !allowed, "{username} to {topic}: {answer}");
     }
-    // What each receives of all that, in order.
+    // The messages that each client receives, in order.
     device.wait_for("read all from");
     worker.wait_for("plant 1/press hall/7 from");
     let received = |output: String| {

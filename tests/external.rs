@@ -204,8 +204,8 @@ async fn a_refused_subscription_has_its_own_reason() {
         let client = json!({"username": FLEET.0, "password": password, "salt": salt, "iterations": 101});
         write(folder, "security.json", &json!({"defaultACLAccess": access, "clients": [client]}).to_string());
         let path = folder.path().display();
-        let arch = std::env::consts::ARCH;
-        format!("plugin /usr/lib/{arch}-linux-gnu/mosquitto_dynamic_security.so\nplugin_opt_config_file {path}/security.json\n")
+        let plugin = "/usr/lib/mosquitto-build/clients/usr/lib/mosquitto/dynamic_security.so";
+        format!("plugin {plugin}\nplugin_opt_config_file {path}/security.json\n")
     });
     let login = foreign.login();
     let error = SyncError::from(TwinSession::begin(&login, 16, true).await.expect_err("no subscription is allowed"));

@@ -23,11 +23,11 @@ const HEADER_BYTES: usize = 12_000;
 /// grows by 90 MB.
 const MAX_GROWTH: usize = 24 << 20;
 
-/// Maximum time of a probe.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum time of a probe: that of the kubelet, and one retransmission by the kernel (after a second) on a busy machine.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(2_500);
 
 async fn start() -> (SocketAddr, DropGuard) {
-    // The second half of the limit is for the ends that the server holds.
+    // The second half of the limit is for the sockets of the server.
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();

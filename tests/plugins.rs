@@ -10,7 +10,7 @@ use std::process::Command;
 
 use common::mosquitto::{Mosquitto, publish_bare, wait_until};
 use common::{free_port, parts};
-use fleetwright::credential::{KeyDigest, Password, hash};
+use fleetwright::broker::credential::{KeyDigest, Password, hash};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, PublicKeyData};
 use tempfile::TempDir;
 

@@ -1,4 +1,4 @@
-//! Presence with a real Mosquitto: what its log tells, followed by the agent, asked for as the operator does.
+//! Presence with Mosquitto: the agent follows the broker's log, and the test reads presence as the operator does.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test fails by panicking")]
 
@@ -51,17 +51,17 @@ fn broker(devices: usize, more: &str) -> (Mosquitto, PathBuf) {
         path("acls").display()
     );
     let log = path("log");
-    // Instead of `log_type all`, as other tests have it: what the operator configures has to do.
+    // Uses the log configuration of the operator instead of `log_type all`.
     let configuration = format!("log_type none\nlog_type error\nlog_type warning\nlog_type notice\nlog_type information\n{configuration}");
     (Mosquitto::start(folder, &configuration, port), log)
 }
 
-/// The token that agent and operator share.
+/// The shared token of agent and operator.
 fn token() -> PresenceToken {
     PresenceToken::derive("the password hash of the operator's user")
 }
 
-/// An agent's follower with its endpoint, and what the operator knows by asking it.
+/// The log follower and endpoint of an agent, and the presence that its client has read.
 struct Agent {
     metrics: PresenceMetrics,
     authority: String,
@@ -96,7 +96,7 @@ impl Agent {
         }
     }
 
-    /// Asks until the condition holds. Returns how long that took.
+    /// Reads until the condition is true and returns the elapsed time.
     async fn until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) -> Duration {
         let started = Instant::now();
         while self.last.is_none() || !condition(self) {
@@ -104,7 +104,7 @@ impl Agent {
             let page = tokio::time::timeout(left, self.agents.page(&self.authority, &token(), &self.query)).await;
             assert!(page.is_ok(), "waited in vain for {what}: {:?}, {:?}", self.states, self.last);
             let Ok(Ok(page)) = page else {
-                // Its listener is not there yet.
+                // The endpoint may not listen yet.
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 continue;
             };
@@ -122,7 +122,7 @@ impl Agent {
         self.until(&format!("{name} {state:?}"), |agent| agent.states.get(name) == Some(&state)).await
     }
 
-    /// What it says from the beginning, once `clients` are on it.
+    /// Reads the complete presence from the beginning, until it has this number of devices.
     async fn everything(&mut self, clients: usize) -> HashMap<String, PresenceState> {
         self.query = Query::default();
         self.last = None;
@@ -131,13 +131,13 @@ impl Agent {
     }
 
     async fn refused(&mut self, count: u64) -> Vec<RefusedClient> {
-        // A refusal alone wakes nobody: the next change brings it, or the end of the wait.
+        // A refusal alone does not end the wait: the next change or the timeout reports it.
         self.until("refusals", |agent| agent.last.as_ref().is_some_and(|page| page.refused >= count)).await;
         self.last.clone().unwrap().recently_refused
     }
 }
 
-/// A connection as a device makes it, byte by byte (MQTT 5.0 section 3.1).
+/// Connects as a device, with packets built by the test (MQTT 5.0 section 3.1).
 struct Device(TcpStream);
 
 impl Device {
@@ -157,7 +157,7 @@ impl Device {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(&packet).unwrap();
         let mut answer = [0; 4];
-        // CONNACK; its fourth byte is the reason code. A broker that finds the packet malformed only closes.
+        // The fourth byte of CONNACK is the reason code. The broker closes the connection without one after a malformed packet.
         let code = if stream.read_exact(&mut answer).is_ok() { answer[3] } else { u8::MAX };
         (Self(stream), code)
     }
@@ -186,7 +186,7 @@ fn certificate() -> (tempfile::NamedTempFile, tempfile::NamedTempFile) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn devices_come_and_go_in_every_way() {
+async fn all_ways_to_connect_and_disconnect_are_followed() {
     let (broker, log) = broker(5, "");
     let mut agent = Agent::start(&log, None);
     let port = broker.port;
@@ -194,16 +194,16 @@ async fn devices_come_and_go_in_every_way() {
     println!("connected: seen after {:?}", agent.until_is("press-0", PresenceState::Online).await);
     device.goodbye();
     println!("said goodbye: seen after {:?}", agent.until_is("press-0", PresenceState::Offline).await);
-    // One whose process is killed.
+    // A client whose process is killed.
     drop(Device::accepted(port, 1));
     agent.until_is("press-1", PresenceState::Offline).await;
-    // One that falls silent, with a keep-alive of a second.
+    // A client that stops sending, with a keep-alive of one second.
     let (silent, code) = Device::connect(port, "press-2", PASSWORD, 1);
     assert_eq!(code, 0);
     agent.until_is("press-2", PresenceState::Online).await;
     agent.until_is("press-2", PresenceState::Offline).await;
     drop(silent);
-    // One whose session is taken over stays connected; the end of the old connection says nothing.
+    // A device whose session is taken over stays connected; the end of the old connection changes nothing.
     let old = Device::accepted(port, 3);
     agent.until_is("press-3", PresenceState::Online).await;
     let new = Device::accepted(port, 3);
@@ -218,7 +218,7 @@ async fn devices_come_and_go_in_every_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_refused_is_seen_and_changes_nothing() {
+async fn refused_clients_are_reported_and_change_nothing() {
     let (certificate, key) = certificate();
     let tls = free_port();
     let tls_listener =
@@ -229,21 +229,21 @@ async fn who_is_refused_is_seen_and_changes_nothing() {
     let live = Device::accepted(port, 0);
     agent.until_is("press-0", PresenceState::Online).await;
     let address = live.0.local_addr().unwrap();
-    // The wrong password of a live device, twice; an unknown one; and names that look like the broker's own words.
+    // Two wrong passwords of a connected device, an unknown device, and names that resemble log messages of the broker.
     let hostile = format!("press-0 [{address}] disconnected: not authorised.");
     let overlong = format!("{hostile}{}", "x".repeat(5_000));
     for (name, expected) in [("press-0", 0x87), ("press-0", 0x87), ("ghost", 0x87), (&hostile, 0x87), (&overlong, 0x87), ("a\nb", 0xff)] {
         let (_, code) = Device::connect(port, name, "wrong", 60);
         assert_eq!(code, expected, "{name}");
     }
-    // One that speaks something else, and the probe of a load balancer.
+    // A client with another protocol, and the probe of a load balancer.
     TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     drop(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap());
-    // And where TLS is spoken.
+    // The same with TLS.
     let mut plain = TcpStream::connect((Ipv4Addr::LOCALHOST, tls)).unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let _ = plain.read(&mut [0; 100]);
-    // More than the listener may have.
+    // More connections than the listener allows.
     let many: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap()).collect();
     let log_file = log.join(LOG_FILE);
     common::mosquitto::wait_until("a refusal", || std::fs::read_to_string(&log_file).unwrap().contains("max_connections exceeded"));
@@ -266,13 +266,13 @@ async fn who_is_refused_is_seen_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_restarts_knows_who_is_connected() {
+async fn a_restarted_agent_knows_the_connected_devices() {
     let (broker, log) = broker(4, "");
     let before = Device::accepted(broker.port, 0);
     let agent = Agent::start(&log, None);
     let _stays = Device::accepted(broker.port, 1);
     drop(agent);
-    // While it is away.
+    // Changes while the agent is down.
     before.goodbye();
     let _new = Device::accepted(broker.port, 2);
     let mut agent = Agent::start(&log, None);
@@ -284,7 +284,7 @@ async fn an_agent_that_restarts_knows_who_is_connected() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_connected_to_a_broker_that_is_down() {
+async fn a_stopped_broker_has_no_connected_devices() {
     let (mut broker, log) = broker(2, "");
     let mut agent = Agent::start(&log, None);
     let _device = Device::accepted(broker.port, 0);
@@ -297,17 +297,17 @@ async fn nobody_is_connected_to_a_broker_that_is_down() {
     broker.stop();
     agent.until_is("press-0", PresenceState::BrokerDown).await;
     drop(device);
-    // An agent that starts while it is down.
+    // An agent that starts while the broker is down.
     let mut agent = Agent::start(&log, None);
     agent.until_is("press-0", PresenceState::BrokerDown).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_is_put_aside_loses_nothing() {
+async fn a_rotated_log_loses_no_events() {
     let (broker, log) = broker(40, "");
     let mut agent = Agent::start(&log, Some(4_096));
     let mut live: HashMap<usize, Device> = HashMap::new();
-    // Connections all the while, each of which leaves some 300 bytes in the log, and an agent that is restarted among them.
+    // Continuous connections, each of which writes some 300 bytes to the log, and restarts of the agent.
     for round in 0..400 {
         let number = (round * 7) % 40;
         match live.remove(&number) {
@@ -329,9 +329,9 @@ async fn a_log_that_is_put_aside_loses_nothing() {
     assert!(left < 50_000, "{left} bytes are left of the logs");
 }
 
-/// Two thousand devices at once, and what the agent makes of that.
+/// Connects two thousand devices at once, and measures the agent.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_storm_of_connects() {
+async fn two_thousand_connects_at_once_are_followed() {
     const DEVICES: usize = 2_000;
     let (broker, log) = broker(DEVICES, "");
     let mut agent = Agent::start(&log, None);

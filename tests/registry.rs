@@ -212,7 +212,7 @@ async fn the_registry_follows_the_devices_and_survives_a_restart_of_the_database
     postgres.kill();
     change(&declared("c", true), true);
     postgres.start_again().await;
-    // As the drift detection does every few seconds.
+    // The drift detection does this every few seconds.
     let until = Instant::now() + Duration::from_secs(30);
     while database.session().await.is_err() {
         assert!(Instant::now() < until, "no connection again");

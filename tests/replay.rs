@@ -27,7 +27,7 @@ async fn chain(decode: &Value) -> Chain {
     Chain::start(TOPIC, decode, Postgres::shared().await).await
 }
 
-/// Runs it to its end.
+/// Runs a replay to its end.
 fn replay(chain: &Chain, decode: &Value, arguments: &[&str]) {
     assert!(chain.replay(decode, arguments).wait_with_output().unwrap().status.success());
 }
@@ -158,7 +158,7 @@ async fn a_requested_replay_runs_once() {
     chain.execute("DELETE FROM vibration").await;
     fill(&chain, 10).await;
     request_replay(&mut chain, &json!({"token": "a"}));
-    common::mosquitto::wait_until("the word that it is done", || chain.worker.log().contains("this replay was done before"));
+    common::mosquitto::wait_until("the end of the second request", || chain.worker.log().contains("this replay is already finished"));
     assert_eq!((chain.count(ROWS).await, chain.count(LETTERS).await), (0, 11));
     // A message that is refused again is counted, and stays a dead letter.
     request_replay(&mut chain, &json!({"token": "b"}));

@@ -1,4 +1,4 @@
-//! Sparkplug B of a public client library, through a real broker into a real table.
+//! Sparkplug B messages of a public client library, through Mosquitto into TimescaleDB.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
@@ -26,7 +26,7 @@ use fleetwright::operator::pipeline::observe::{DatabaseView, Observed};
 use fleetwright::operator::pipeline::validate::validate;
 use serde_json::{Value, json};
 
-/// Of everybody, as the worker of a test has it.
+/// Password of all users, including the worker.
 const PASSWORD: &str = "password";
 
 /// An edge node (`e2e/clients/edge_node.py`) with the device `press-1`.
@@ -50,7 +50,7 @@ impl EdgeNode {
         let output = BufReader::new(process.stdout.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        // The first time, its Python is made.
+        // The first run creates the Python environment.
         let node = Self { process, input, lines };
         node.expect("connected");
         node
@@ -73,7 +73,7 @@ impl Drop for EdgeNode {
     }
 }
 
-/// The login that the operator gives the workers of a Pipeline.
+/// The user that the operator creates for the workers of a Pipeline.
 fn workers(pipeline: &str, topic: &str, decode: &Value) -> Entry {
     let sink = json!({"timescale": {"connectionSecret": {"name": "db"}, "table": "vibration"}});
     let pipeline: Pipeline = serde_json::from_value(json!({
@@ -103,7 +103,7 @@ fn device(name: &str, topic: &str) -> Entry {
     Entry::new(name, &hash::hash("uid", name, &Password::given(PASSWORD.as_bytes()).unwrap(), 1), &acls).unwrap()
 }
 
-/// A broker that lets these do what they may, and nobody else.
+/// A broker with only these users.
 fn broker(users: &[Entry]) -> Mosquitto {
     let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
     let files = BrokerFiles::new(users, &Password::generate()).unwrap();
@@ -137,7 +137,7 @@ async fn metrics_by_alias_are_stored_and_a_missed_birth_causes_a_rebirth_command
     chain.wait_for(births, 1).await;
     chain.wait_for(&data(-5), 1).await;
 
-    // A worker that has just started has seen no birth.
+    // A worker that has just started has received no birth.
     assert!(chain.worker.stop());
     chain.start_worker(None);
     chain.worker.wait_ready();
@@ -158,7 +158,7 @@ async fn metrics_by_alias_are_stored_and_a_missed_birth_causes_a_rebirth_command
     assert!((count("rebirths") - 1.0).abs() < f64::EPSILON);
     assert_eq!(chain.count("SELECT count(*) FROM fleetwright.dead_letter").await, 1);
 
-    // The worker of another Pipeline may not publish to the nodes, and this one commands only.
+    // The worker of another Pipeline may not publish to the nodes; only this one sends commands.
     let watcher = chain.broker.subscribe(("watcher", PASSWORD), &["-i", "watcher", "-t", "spBv1.0/plant/+/node-2"]);
     for (worker, kind, message) in
         [("other", "NCMD", "of another"), ("vibration", "NDATA", "no command"), ("vibration", "NCMD", "a command of its own")]

@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 
 const PASSWORD: &str = "secret of all";
 
-/// A broker with the operator's user and a device `press-1`; durable, unless its storage is wiped.
+/// A broker with the operator's user and a device `press-1`. It is durable unless its storage is deleted.
 fn broker() -> Mosquitto {
     let folder = tempfile::tempdir().unwrap();
     let password = Password::given(PASSWORD.as_bytes()).unwrap();
@@ -49,7 +49,7 @@ fn broker() -> Mosquitto {
     Mosquitto::start(folder, &configuration, port)
 }
 
-/// A session that reconnects when it ends, as in the operator, with an index.
+/// A session as the operator runs it, with an index. It reconnects when it ends.
 struct Operator {
     index: SharedDeviceIndex,
     changes: mpsc::UnboundedSender<Arc<str>>,
@@ -102,7 +102,7 @@ fn device(generation: i64, desired: &serde_json::Value) -> Device {
     serde_json::from_value(object).unwrap()
 }
 
-/// Waits until what the broker retains for the device contains this text; without one, until it retains nothing.
+/// Waits until the retained message of the device contains this text, or until there is none.
 async fn retains(broker: &Mosquitto, expected: Option<&str>) {
     let started = Instant::now();
     loop {
@@ -130,13 +130,13 @@ async fn desired_states_are_restored_after_crashes_and_foreign_writes() {
     operator.apply(&device(2, &json!({"samplingSeconds": 7})));
     retains(&broker, Some(r#"{"generation":2,"desired":{"samplingSeconds":7}}"#)).await;
 
-    // It crashes, and has lost all it stored.
+    // The broker crashes and loses its storage.
     broker.kill();
     std::fs::remove_file(broker.folder.path().join("mosquitto.db")).ok();
     broker.start_again();
     retains(&broker, Some(r#"{"generation":2,"desired":{"samplingSeconds":7}}"#)).await;
 
-    // Somebody else publishes there.
+    // Another client publishes to the topic.
     let (login, topic) = ((LINK_USERNAME, PASSWORD), "devices/press-1/desired");
     assert!(broker.publish(login, &["-t", topic, "-r", "-m", "other"]).status.success());
     retains(&broker, Some(r#""samplingSeconds":7"#)).await;
@@ -161,7 +161,7 @@ async fn reports_survive_an_operator_restart_and_large_ones_are_truncated() {
     say(r#"{"generation":1}"#);
     assert_eq!(&*operator.report().await.payload, br#"{"generation":1}"#);
 
-    // Far beyond what is taken: cut, so that its length shows; and one that is kept from us altogether.
+    // One report exceeds the limit and is truncated, so that its length is visible. The broker does not deliver the other.
     say(&"x".repeat(200_000));
     assert_eq!(operator.report().await.payload.len(), MAX_REPORT_BYTES + 1);
     say(&"x".repeat(1_500_000));
@@ -178,7 +178,7 @@ async fn reports_survive_an_operator_restart_and_large_ones_are_truncated() {
     say(r#"{"a":2}"#);
     let mut operator = Operator::start(broker.port, index);
     assert_eq!(&*operator.report().await.payload, br#"{"a":2}"#);
-    // And what is published afterwards gets there: the resumed session takes it.
+    // The resumed session also receives later messages.
     operator.apply(&device(3, &json!({"a": 3})));
     retains(&broker, Some(r#""a":3"#)).await;
 }

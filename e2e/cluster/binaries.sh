@@ -3,15 +3,15 @@
 
 CLUSTER_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-# The recipe's own number goes into the name: raise it when go_build changes.
+# The number in the hash is the version of go_build: increment it when go_build changes.
 binaries_name() { printf 'kubernetes-%s\n' "$({ echo "1 $(uname -m)"; cat "$CLUSTER_DIR/go.mod" "$CLUSTER_DIR/go.sum"; } | short_hash)"; }
 
-# binaries: sets BIN to the folder of the binaries, building them when they are not there.
+# binaries: sets BIN to the folder of the binaries, and builds them if they are missing.
 binaries() {
   BIN=$CACHE/$(binaries_name)
   [ -e "$BIN" ] && return
   command -v go >/dev/null || fail "missing on this machine: Go, $(sed -n 's/^go //p' "$CLUSTER_DIR/go.mod") or newer (https://go.dev/dl)"
-  cached "$(binaries_name)" "build Kubernetes and what it needs from Go modules (about 8 minutes the first time)" go_build
+  cached "$(binaries_name)" "build Kubernetes and its components from Go modules (about 8 minutes the first time)" go_build
 }
 
 go_build() {
@@ -24,5 +24,5 @@ go_build() {
   (cd "$CLUSTER_DIR" && CGO_ENABLED=0 nice -n 5 go build -mod=readonly -trimpath -o "$out/" -ldflags "-s -w \
       -X k8s.io/component-base/version.gitVersion=$version \
       -X k8s.io/component-base/version.gitMajor=$major -X k8s.io/component-base/version.gitMinor=$minor" tool) >&2
-  mv "$out/server" "$out/etcd"      # the module names its command after its folder
+  mv "$out/server" "$out/etcd"      # Go names the command after its folder
 }

@@ -1,17 +1,16 @@
 # shellcheck shell=bash
-# cert-manager beside the control plane, for those tests that need an issuer: its CRDs, and its controllers as one process
-# (e2e/cert-manager). Without its webhook: the CRDs have one version each, so that nothing is to be converted, and their own
-# schemas refuse what is malformed. What the webhook would do besides is absent: who may approve a request is not checked, and
-# a request does not say who made it (spec.username).
+# cert-manager for tests that need an issuer: its CRDs, and its controllers as one process (e2e/cert-manager). It runs without
+# its webhook. The CRDs have one version each, so no conversion is needed, and their schemas reject malformed objects. Two
+# functions of the webhook are missing: the check of who may approve a request, and the name of its creator (spec.username).
 
 CERT_MANAGER_SOURCE=$ROOT/e2e/cert-manager
 
-# The recipe's own number goes into the name: raise it when build_cert_manager changes.
+# The number in the hash is the version of build_cert_manager: increment it when build_cert_manager changes.
 cert_manager_name() {
   printf 'cert-manager-%s\n' "$({ echo "1 $(uname -m)"; cat "$CERT_MANAGER_SOURCE"/{main.go,go.mod,go.sum}; } | short_hash)"
 }
 
-# cert_manager_binary: sets CERT_MANAGER to the folder of the binary and the CRDs, making them when they are not there.
+# cert_manager_binary: sets CERT_MANAGER to the folder of the binary and the CRDs, and builds them if they are missing.
 cert_manager_binary() {
   CERT_MANAGER=$CACHE/$(cert_manager_name)
   [ -e "$CERT_MANAGER" ] || cached "$(cert_manager_name)" "build cert-manager from Go modules (about 3 minutes the first time)" build_cert_manager
@@ -25,7 +24,7 @@ build_cert_manager() {
   cp "$module"/deploy/crds/*.yaml "$out/crds/"
 }
 
-# cert_manager [--prepare] : builds it and, unless that is all that is asked for, starts it.
+# cert_manager [--prepare] : builds cert-manager and, without --prepare, starts it.
 cert_manager() {
   cert_manager_binary
   [ "${1:-}" != --prepare ] || return 0

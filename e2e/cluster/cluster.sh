@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# A real single-node Kubernetes on this machine, from upstream's own binaries, without a container engine.
+# Runs a single-node Kubernetes on this machine from upstream components, without a container engine.
 #
-#   cluster.sh up                  starts it, or finds it running
-#   cluster.sh down                ends it; no process, mount, cgroup or folder stays
-#   cluster.sh load IMAGE...       builds those of our images (fleetwright mosquitto timescaledb) and makes them known to it;
-#                                  prints the name of each as pods are to use it
-#   cluster.sh exec COMMAND...     runs a command in its network and with its DNS; KUBECONFIG, kubectl, helm, psql and the
-#                                  Mosquitto clients are set up; NAMESPACE=name makes that the default one
+#   cluster.sh up                  starts the cluster unless it runs
+#   cluster.sh down                removes the cluster with all processes, mounts, cgroups and folders
+#   cluster.sh load IMAGE...       builds images (fleetwright mosquitto timescaledb) and imports them into the cluster;
+#                                  prints the image names for pods
+#   cluster.sh exec COMMAND...     runs a command in the cluster's network and with its DNS, with KUBECONFIG, kubectl, helm, psql
+#                                  and the Mosquitto clients; NAMESPACE=name sets the default namespace
 #   cluster.sh kubectl ARGS...
-#   cluster.sh status              what runs, and what it takes
-#   cluster.sh env                 prints its settings, to be sourced
-#   cluster.sh cert-manager        starts cert-manager in it, or finds it running; with --prepare it is only built
-#   cluster.sh stop|start|kill|restart COMPONENT   one of: etcd apiserver controller-manager scheduler containerd coredns
-#                                  kubelet kube-proxy volumes cert-manager (kill: without asking)
-#   cluster.sh logs [COMPONENT]    where the logs are, or one of them
-#   cluster.sh recycle-volumes     empties the volumes whose claims are gone (it happens by itself as well)
+#   cluster.sh status              prints the components and their memory
+#   cluster.sh env                 prints the settings as shell code
+#   cluster.sh cert-manager        starts cert-manager unless it runs; --prepare only builds it
+#   cluster.sh stop|start|kill|restart COMPONENT   COMPONENT: etcd apiserver controller-manager scheduler containerd coredns
+#                                  kubelet kube-proxy volumes cert-manager (kill: SIGKILL)
+#   cluster.sh logs [COMPONENT]    lists the log files, or prints one log
+#   cluster.sh recycle-volumes     empties released volumes (the component volumes does this continuously)
 #
-#   INSTANCE=name     which one; they stand side by side. Default: demo-<hash of this clone's path>
-#   CLUSTER=local     the above (default). `current` uses the current kubeconfig context, with images pushed to REGISTRY=host/path;
-#                     `kind` a kind cluster of that name, where Docker or Podman is.
+#   INSTANCE=name     name of the cluster; several can run concurrently. Default: demo-<hash of this clone's path>
+#   CLUSTER=local     a cluster as above (default). `current` uses the current kubeconfig context and pushes images to
+#                     REGISTRY=host/path; `kind` uses a kind cluster with the name INSTANCE and needs Docker or Podman.
 #
-# Everything lives in one mount, process and network namespace whose first process is recorded in $STATE/init: when that
-# ends, the kernel ends all the rest and takes every mount and network device with it.
+# The cluster runs in its own mount, process and network namespace. $STATE/init records the first process: when it ends, the
+# kernel ends all other processes and removes the mounts and network devices.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 . "$ROOT/e2e/cluster/binaries.sh"
@@ -33,10 +33,10 @@ INSTANCE=${INSTANCE:-demo-$(printf '%s' "$ROOT" | sha256sum | cut -c1-6)}
 CLUSTER=${CLUSTER:-local}
 STATE=/var/lib/fleetwright/$INSTANCE
 CGROUP=fleetwright-$INSTANCE
-SHADOWED=(/var/lib/kubelet /var/lib/cni)   # in the instance these are others; the machine has them only to be mounted upon
+SHADOWED=(/var/lib/kubelet /var/lib/cni)   # mount points: the instance mounts its own folders there
 [[ $INSTANCE =~ ^[a-z0-9][a-z0-9-]{0,39}$ ]] || fail "INSTANCE: lower-case letters, digits and dashes, at most 40; got '$INSTANCE'"
 
-# alive: whether the instance runs. The start time tells its first process from a later one with the same number.
+# alive: whether the instance runs. The start time distinguishes its first process from a later one with the same PID.
 alive() {
   [ -s "$STATE/init" ] || return 1
   local pid start; read -r pid start <"$STATE/init"
@@ -46,14 +46,14 @@ start_time() { awk '{sub(/.*\) /, ""); print $20}' "/proc/$1/stat" 2>/dev/null |
 
 inside() { nsenter --target "$INIT" --mount --pid --net -- "$@"; }
 kubectl() { nsenter --target "$INIT" --net -- "$BIN/kubectl" --kubeconfig "$STATE/pki/admin.kubeconfig" "$@"; }
-known() { case " ${COMPONENTS[*]} " in *" ${1:-?} "*) ;; *) fail "no component is called '${1:-}'; there are: ${COMPONENTS[*]}" ;; esac; }
-require_alive() { alive || fail "the cluster '$INSTANCE' does not run: cluster.sh up"; binaries; }
+known() { case " ${COMPONENTS[*]} " in *" ${1:-?} "*) ;; *) fail "unknown component '${1:-}'; known: ${COMPONENTS[*]}" ;; esac; }
+require_alive() { alive || fail "the cluster '$INSTANCE' does not run; start it with: cluster.sh up"; binaries; }
 
-# await SECONDS WHAT COMMAND... : until COMMAND succeeds.
+# await SECONDS WHAT COMMAND... : waits until COMMAND succeeds.
 await() {
   local limit=$1 what=$2 i; shift 2
   for ((i = 0; i < limit * 10; i++)); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done
-  say "  still not there after $limit s: $what; the logs are in $STATE/log"
+  say "  not ready after $limit s: $what; the logs are in $STATE/log"
   tail -qn 3 "$STATE"/log/*.log >&2 || true
   return 1
 }
@@ -65,9 +65,9 @@ up() {
     unshare=util-linux setsid=util-linux mount=mount pgrep=procps buildah=buildah debootstrap=debootstrap
   binaries
   if alive; then
-    say "  cluster '$INSTANCE': runs already"
+    say "  cluster '$INSTANCE' already runs"
   else
-    [ ! -e "$STATE" ] || step "remove what an earlier run of '$INSTANCE' left" remove
+    [ ! -e "$STATE" ] || step "remove the remains of an earlier run of '$INSTANCE'" remove
     step "namespaces and certificates" make_instance
     alive
   fi
@@ -85,8 +85,8 @@ make_instance() {
     mkdir -p "/sys/fs/cgroup/$CGROUP"
   fi
   (make_pki "$STATE/pki" $NODE_IP $SERVICE_IP)
-  # catatonit -P waits and reaps: the first process of the instance. These folders are its own, since containerd, the CNI
-  # library and the kubelet write there whatever they are told.
+  # catatonit -P is the first process of the instance and reaps the others. The instance needs these folders for itself,
+  # because containerd, the CNI library and the kubelet write to fixed paths in them.
   # shellcheck disable=SC2016
   setsid unshare --mount --pid --net --fork --mount-proc --propagation slave bash -c '
     set -e; mount --make-rshared /; mount -t tmpfs -o mode=755 run /run; mkdir /run/lock; mount --bind "$0/varlog" /var/log
@@ -103,7 +103,7 @@ make_instance() {
 
 make_network() {
   inside ip link set lo up
-  inside ip link add node type bridge      # some kernels have no dummy device; a bridge without ports serves
+  inside ip link add node type bridge      # a bridge without ports, because some kernels have no dummy device
   inside ip addr add $NODE_IP/24 dev node
   inside ip link set node up
   inside ip route replace default dev node
@@ -135,11 +135,11 @@ node() {
   await 60 "default service account" kubectl get serviceaccount default
 }
 
-# Its output matters only when it fails; it warns of cgroup v1 each time.
+# Prints the output only on failure, because ctr warns about cgroup v1 on each call.
 ctr() { inside "$BIN/ctr" -n k8s.io "$@" 2>"$STATE/log/ctr.log" || { cat "$STATE/log/ctr.log" >&2; return 1; }; }
 import() { ctr images import "$1" >/dev/null; }
 
-# load IMAGE... : prints their names in the cluster.
+# load IMAGE... : imports the images and prints their names in the cluster.
 load() {
   require_alive
   local image name archive
@@ -153,13 +153,13 @@ load() {
   done
 }
 
-# run_in COMMAND... : becomes COMMAND in the instance's network, with its DNS and its tools, but with the machine's files and
-# processes. With NAMESPACE=name, that is where kubectl looks and where bare host names are.
+# run_in COMMAND... : executes COMMAND in the instance's network with its DNS and tools, but with the machine's files and
+# processes. NAMESPACE=name sets the default namespace of kubectl and the search domain of host names.
 run_in() {
   require_alive
   local kubeconfig=$STATE/pki/admin.kubeconfig resolv=$STATE/resolv${NAMESPACE:+-$NAMESPACE}.conf
   [ -z "${NAMESPACE:-}" ] || kubeconfig=$STATE/pki/admin-$NAMESPACE.kubeconfig
-  # Whole or not at all, for several may come here at once.
+  # Written atomically, because several commands may run concurrently.
   [ -e "$kubeconfig" ] || { sed "s/user: admin}/user: admin, namespace: $NAMESPACE}/" "$STATE/pki/admin.kubeconfig" >"$kubeconfig.$$"
     mv "$kubeconfig.$$" "$kubeconfig"; }
   [ -e "$resolv" ] || { printf 'nameserver %s\nsearch %ssvc.cluster.local cluster.local\noptions ndots:3\n' \
@@ -173,7 +173,7 @@ run_in() {
 
 down() {
   as_root "the local Kubernetes"
-  if [ ! -e "$STATE" ]; then say "  cluster '$INSTANCE': not there"; return; fi
+  if [ ! -e "$STATE" ]; then say "  cluster '$INSTANCE' does not exist"; return; fi
   step "remove cluster '$INSTANCE'" remove
 }
 
@@ -182,7 +182,7 @@ remove() {
   if alive; then
     net=$(readlink "/proc/$INIT/ns/net")
     kill -9 "$INIT"
-    # Commands of `exec` that still run in its network.
+    # Kills commands of `exec` that still run in the instance's network.
     for pid in /proc/[0-9]*; do
       pid=${pid#/proc/}
       if [ "$pid" != $$ ] && [ "$(readlink "/proc/$pid/ns/net" 2>/dev/null)" = "$net" ]; then kill -9 "$pid" 2>/dev/null || true; fi
@@ -195,12 +195,12 @@ remove() {
     sleep 0.1
   done
   rm -rf --one-file-system "$STATE"
-  # Not while another instance is mounted upon them.
+  # Another instance may still use the mount points.
   if rmdir "$(dirname "$STATE")" 2>/dev/null; then rmdir "${SHADOWED[@]}" 2>/dev/null || true; fi
 }
 
 status() {
-  if ! alive; then say "cluster '$INSTANCE': does not run"; return 1; fi
+  if ! alive; then say "cluster '$INSTANCE' does not run"; return 1; fi
   binaries
   local name pid
   printf "cluster '%s', in %s\n" "$INSTANCE" "$STATE"
@@ -226,7 +226,7 @@ logs() { if [ $# -eq 0 ]; then ls -1 "$STATE"/log/*; else cat "$STATE/log/$1.log
 usage() { sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; exit 2; }
 
 if [ "$CLUSTER" != local ]; then . "$ROOT/e2e/cluster/foreign.sh"; foreign "$@"; exit; fi
-# Two of these of one clone wait for each other. -o: what they start does not hold the lock.
+# Only one of these commands runs at a time in a clone. -o: processes that the command starts do not inherit the lock.
 case ${1:-} in up|down|cert-manager)
   if [ -z "${FLEETWRIGHT_LOCKED:-}" ]; then FLEETWRIGHT_LOCKED=1 exec flock -o "$ROOT/e2e/cluster" "$0" "$@"; fi ;;
 esac

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# One function a component: writes its configuration, then starts it inside the instance. All of them are idempotent.
+# One function for each component writes its configuration and starts it in the instance. All functions are idempotent.
 
 # shellcheck disable=SC2034  # for cluster.sh
 COMPONENTS=(etcd apiserver controller-manager scheduler containerd coredns kubelet kube-proxy volumes cert-manager)
@@ -7,8 +7,8 @@ COMPONENTS=(etcd apiserver controller-manager scheduler containerd coredns kubel
 NODE_IP=10.77.0.1 PODS=10.244.0.0/24 SERVICE_IP=10.96.0.1 SERVICES=10.96.0.0/16
 VOLUMES=40
 
-# start NAME COMMAND... : inside the instance, unless it runs. Its output goes to log/NAME.log, its process id (as the
-# instance counts them) to pid/NAME.
+# start NAME COMMAND... : starts COMMAND in the instance unless it runs. Its output goes to log/NAME.log, and its PID (in the
+# instance's PID namespace) to pid/NAME.
 start() {
   local name=$1; shift
   running "$name" && return
@@ -19,7 +19,7 @@ start() {
 
 running() { [ -s "$STATE/pid/$1" ] && inside kill -0 "$(cat "$STATE/pid/$1")" 2>/dev/null; }
 
-# stop NAME : asks it to end, and after five seconds ends it.
+# stop NAME : sends SIGTERM, and SIGKILL after five seconds.
 stop() {
   local pid i; running "$1" || return 0
   pid=$(cat "$STATE/pid/$1")
@@ -38,7 +38,7 @@ start_component() {
 }
 
 start_etcd() {
-  # It never outlives the machine's power, so it need not wait for the disk.
+  # The data need not survive a power failure, so fsync is not needed.
   start etcd "$BIN/etcd" --data-dir "$STATE/etcd" --unsafe-no-fsync --log-level warn \
     --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 --listen-peer-urls http://127.0.0.1:2380
 }
@@ -69,11 +69,11 @@ start_containerd() {
   cat >"$STATE/containerd.toml" <<TOML
 version = 3
 root = "$STATE/containerd"
-disabled_plugins = ["io.containerd.internal.v1.opt"]   # it would make a folder in /opt
+disabled_plugins = ["io.containerd.internal.v1.opt"]   # it would create a folder in /opt
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = "localhost/fleetwright/pause:local"
 [plugins.'io.containerd.cri.v1.runtime']
-  restrict_oom_score_adj = true   # root without CAP_SYS_RESOURCE may not lower it; runc then fails without a word of why
+  restrict_oom_score_adj = true   # runc fails without a message if root without CAP_SYS_RESOURCE lowers it
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
@@ -110,9 +110,9 @@ start_kubelet() {
   cat >"$STATE/kubelet.yaml" <<YAML
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
-failCgroupV1: false        # hosts with cgroup v1 only are served as well
+failCgroupV1: false        # hosts that have only cgroup v1 are supported
 cgroupDriver: cgroupfs
-cgroupRoot: /$CGROUP       # this and podLogsDir keep two instances on one machine apart
+cgroupRoot: /$CGROUP       # separates the instances of a machine, as does podLogsDir
 podLogsDir: $STATE/pod-logs
 enforceNodeAllocatable: []
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
@@ -128,7 +128,7 @@ makeIPTablesUtilChains: false
 podCIDR: $PODS
 maxPods: 250
 serializeImagePulls: false
-# The node is a workplace, whose disk and memory belong to others as well: nothing is evicted, no image is swept.
+# Other programs use disk and memory of the machine too: no eviction, no image garbage collection.
 evictionHard: {memory.available: "0%", nodefs.available: "0%", imagefs.available: "0%", nodefs.inodesFree: "0%"}
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
@@ -138,12 +138,12 @@ YAML
 }
 
 start_kube_proxy() {
-  # The limits of connection tracking belong to the whole machine: zero leaves them as they are.
+  # The conntrack limits apply to the whole machine; zero keeps them unchanged.
   start kube-proxy "$BIN/kube-proxy" --kubeconfig "$STATE/pki/proxy.kubeconfig" --hostname-override=node1 --proxy-mode=nftables \
     --cluster-cidr=$PODS --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0
 }
 
-# The default StorageClass: `local` volumes, which honour fsGroup (hostPath does not), bound when a pod first wants one.
+# The default StorageClass has `local` volumes, which support fsGroup (hostPath does not). They are bound on first use by a pod.
 make_volumes() {
   local i
   {
@@ -173,5 +173,5 @@ YAML
   } | kubectl apply --server-side -f - >/dev/null
 }
 
-# What a provisioner would do: a volume whose claim is gone is emptied and free again.
+# Replaces a provisioner: released volumes are emptied and become available again.
 start_volumes() { start volumes env "BIN=$BIN" "STATE=$STATE" bash "$CLUSTER_DIR/recycle-volumes.sh" watch; }

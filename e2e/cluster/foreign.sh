@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# The same commands on a cluster that someone else runs (CLUSTER=current), or in kind (CLUSTER=kind).
+# The commands of cluster.sh for an existing cluster (CLUSTER=current) or a kind cluster (CLUSTER=kind).
 
 foreign() {
   local command=${1:-}; [ $# -eq 0 ] || shift
-  unset -f kubectl      # here it is the program
+  unset -f kubectl      # use the program, not the function
   foreign_tools
   case $command in
     up) foreign_up ;;
@@ -14,11 +14,11 @@ foreign() {
     exec) foreign_exec "$@" ;;
     env) printf 'export KUBECONFIG=%q\n' "${KUBECONFIG:-$HOME/.kube/config}" ;;
     status) kubectl get nodes -o wide ;;
-    *) fail "'$command' is there for CLUSTER=local alone" ;;
+    *) fail "'$command' requires CLUSTER=local" ;;
   esac
 }
 
-# The machine's own kubectl and helm, else those that we build; and the clients of e2e/tools where the machine has none.
+# Uses kubectl and helm of the machine, or builds them. The clients in e2e/tools are used if the machine has none.
 foreign_tools() {
   case $CLUSTER in
     current) ;;
@@ -26,7 +26,7 @@ foreign_tools() {
       command -v kind >/dev/null || fail "CLUSTER=kind: missing on this machine: kind (https://kind.sigs.k8s.io)"
       mkdir -p "$CACHE"
       export KUBECONFIG=$CACHE/kind-$INSTANCE.kubeconfig ;;
-    *) fail "CLUSTER is local, current or kind; got '$CLUSTER'" ;;
+    *) fail "CLUSTER must be local, current or kind; got '$CLUSTER'" ;;
   esac
   if ! command -v kubectl >/dev/null || ! command -v helm >/dev/null; then
     binaries
@@ -44,7 +44,7 @@ foreign_up() {
 }
 
 foreign_down() {
-  if [ "$CLUSTER" = current ]; then say "  the current cluster is not ours to remove"; return; fi
+  if [ "$CLUSTER" = current ]; then say "  the current cluster is not removed"; return; fi
   step "remove kind cluster '$INSTANCE'" kind delete cluster --name "$INSTANCE" --kubeconfig "$KUBECONFIG"
   rm -f "$KUBECONFIG"
 }
@@ -52,7 +52,7 @@ foreign_down() {
 foreign_load() {
   local image archive context; context=$(kubectl config current-context)
   if [ -n "${REGISTRY:-}" ]; then "$ROOT/e2e/images.sh" push "$REGISTRY" "$@"; return; fi
-  [[ $context == kind-* ]] || fail "CLUSTER=current: set REGISTRY=host/path, where the nodes of '$context' can pull our images from"
+  [[ $context == kind-* ]] || fail "CLUSTER=current: set REGISTRY=host/path to a registry from which the nodes of '$context' can pull images"
   for image in "$@"; do
     archive=$("$ROOT/e2e/images.sh" archive "$image")
     step "load $image" kind load image-archive --name "${context#kind-}" "$archive"

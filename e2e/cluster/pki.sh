@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The certificates of one cluster, and a kubeconfig for each of its components. Made anew with every cluster.
+# Creates the certificates of a cluster, and a kubeconfig for each component. Each cluster gets new ones.
 
 # make_pki DIR NODE_IP SERVICE_IP
 make_pki() {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Empties every volume whose claim is gone, and makes it free again. `watch` goes on doing so; otherwise once.
+# Empties every released volume and makes it available again, once or (`watch`) continuously.
 # Runs inside the instance; cluster.sh sets BIN and STATE.
 set -euo pipefail
 
@@ -8,7 +8,7 @@ kubectl() { "$BIN/kubectl" --kubeconfig "$STATE/pki/admin.kubeconfig" "$@"; }
 recycle() {
   local name phase
   while read -r name phase; do
-    # The line may be old, and the volume another claim's by now. Once it reads as released, only we can free it.
+    # The line may be outdated and the volume bound to another claim. A released volume is changed only by this script.
     [ "$phase" = Released ] && [ "$(kubectl get persistentvolume "$name" -o 'jsonpath={.status.phase}')" = Released ] || continue
     echo "recycling $name"
     find "$STATE/volumes/${name#local-}" -mindepth 1 -delete
@@ -20,7 +20,7 @@ recycle() {
 columns=(-o 'custom-columns=NAME:.metadata.name,PHASE:.status.phase' --no-headers)
 if [ "${1:-}" != watch ]; then kubectl get persistentvolumes "${columns[@]}" | recycle; exit; fi
 while :; do
-  # A watch ends with the API server, and after some minutes by itself.
+  # A watch ends when the API server stops, and after some minutes.
   kubectl get persistentvolumes --watch "${columns[@]}" 2>/dev/null | recycle || true
   sleep 1
 done

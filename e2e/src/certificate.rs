@@ -1,4 +1,4 @@
-//! A certificate authority of a test's own, and what a listener presents to a client that is not ours.
+//! Certificate authorities of tests, and the certificates that a listener presents to OpenSSL.
 
 use std::path::PathBuf;
 
@@ -11,14 +11,14 @@ use tokio::process::Command;
 use crate::client::Listener;
 use crate::cluster::output;
 
-/// An authority, whose own certificate lies in a file for clients.
+/// A certificate authority, with its certificate in a file for clients.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: TempDir,
 }
 
 impl Authority {
-    /// A fresh one.
+    /// Creates an authority with a new key.
     pub fn new() -> Result<Self> {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name.push(DnType::CommonName, "end-to-end tests");
@@ -29,13 +29,13 @@ impl Authority {
         Ok(Self { issuer, folder })
     }
 
-    /// File with the authority's certificate.
+    /// File with the certificate of the authority.
     #[must_use]
     pub fn file(&self) -> PathBuf {
         self.folder.path().join("ca.crt")
     }
 
-    /// A Secret of type `kubernetes.io/tls` with the authority itself, and its key.
+    /// Secret of type `kubernetes.io/tls` with the certificate and the key of the authority.
     #[must_use]
     pub fn own_secret(&self, name: &str) -> Value {
         json!({
@@ -44,12 +44,12 @@ impl Authority {
         })
     }
 
-    /// A Secret of type `kubernetes.io/tls` with a fresh certificate for a host name.
+    /// Secret of type `kubernetes.io/tls` with a new certificate for a host name.
     pub fn secret(&self, name: &str, host: &str) -> Result<Value> {
         self.secret_until(name, host, 2040)
     }
 
-    /// The same; it expires with the first day of `year`.
+    /// As [`Self::secret`], with a certificate that expires at the beginning of `year`.
     pub fn secret_until(&self, name: &str, host: &str, year: i32) -> Result<Value> {
         let key = KeyPair::generate()?;
         let mut parameters = CertificateParams::new(vec![host.to_owned()])?;
@@ -62,8 +62,8 @@ impl Authority {
     }
 }
 
-/// SHA-256 (hexadecimal digits) of the leaf that a listener presents to `openssl s_client`, which trusts the listener's authority
-/// alone and verifies the host name.
+/// SHA-256 (hexadecimal digits) of the server certificate that a listener presents to `openssl s_client`. The client trusts only the
+/// listener's authority and verifies the host name.
 pub async fn presented(listener: &Listener) -> Result<String> {
     listener.reach().await?;
     let address = format!("{}:{}", listener.host, listener.port);

@@ -1,4 +1,4 @@
-//! The cluster that the tests run on, and the programs beside it.
+//! The cluster under test and its scripts.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -8,22 +8,22 @@ use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::{Api, Client, Config};
 use tokio::process::Command;
 
-/// Where the operator runs.
+/// Namespace of the operator.
 pub const SYSTEM_NAMESPACE: &str = "fleetwright-system";
 
-/// A client as `KUBECONFIG` says, that gives up instead of waiting for an API server that is away.
+/// Creates a client from `KUBECONFIG`. Requests time out when the API server is unavailable.
 ///
 /// # Errors
-/// When there is no kubeconfig.
+/// Fails when there is no kubeconfig.
 pub async fn client() -> Result<Client> {
     let mut config =
-        Config::infer().await.context("failed to find a cluster: these tests run in `cluster.sh exec`, as scripts/test.sh does it")?;
+        Config::infer().await.context("failed to find a cluster: run these tests in `cluster.sh exec`, as scripts/test.sh does")?;
     config.connect_timeout = Some(std::time::Duration::from_secs(2));
     config.read_timeout = Some(std::time::Duration::from_secs(295));
     Ok(Client::try_from(config)?)
 }
 
-/// The API of a kind, by its name alone.
+/// The API resource of a kind.
 #[must_use]
 pub fn resource(kind: &str) -> ApiResource {
     let (group, version) = match kind {
@@ -44,13 +44,13 @@ pub fn api(client: &Client, namespace: &str, kind: &str) -> Api<DynamicObject> {
     Api::namespaced_with(client.clone(), namespace, &resource(kind))
 }
 
-/// The folder of the clone.
+/// Root folder of the repository.
 #[must_use]
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// A script of the clone: where the variable says, else at its place.
+/// Path of a script: from the environment variable, or relative to the repository.
 fn script(variable: &str, place: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(|| root().join(place), PathBuf::from)
 }
@@ -61,7 +61,7 @@ pub fn cluster_script() -> PathBuf {
     script("FLEETWRIGHT_CLUSTER", "e2e/cluster/cluster.sh")
 }
 
-/// The program that judges an object's health.
+/// The program that evaluates the health of objects.
 #[must_use]
 pub fn health_script() -> PathBuf {
     script("FLEETWRIGHT_HEALTH", "e2e/health/health.sh")
@@ -72,20 +72,20 @@ pub async fn stop_component(component: &str) -> Result<()> {
     output(Command::new(cluster_script()).args(["stop", component])).await.map(drop)
 }
 
-/// Starts it again.
+/// Starts the component again.
 pub async fn start_component(component: &str) -> Result<()> {
     output(Command::new(cluster_script()).args(["start", component])).await.map(drop)
 }
 
-/// Starts cert-manager in the cluster, where it does not run yet.
+/// Starts cert-manager in the cluster unless it runs.
 pub async fn start_cert_manager() -> Result<()> {
     output(Command::new(cluster_script()).arg("cert-manager")).await.map(drop)
 }
 
-/// What a command prints, when it succeeds.
+/// Runs a command and returns its standard output.
 ///
 /// # Errors
-/// When it cannot be started, or fails: with its whole output.
+/// Fails when the command cannot be started or exits with an error. The error contains the complete output.
 pub async fn output(command: &mut Command) -> Result<String> {
     let program = command.as_std().get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output().await.with_context(|| format!("failed to start {program}"))?;

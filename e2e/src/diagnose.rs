@@ -1,4 +1,4 @@
-//! What is printed of a namespace when its test has failed: objects, events, logs.
+//! Prints the objects, events and logs of a namespace when its test has failed.
 
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{DynamicObject, ListParams, LogParams};
@@ -10,16 +10,16 @@ use crate::cluster::SYSTEM_NAMESPACE;
 
 const KINDS: [&str; 7] = ["Gateway", "Device", "Pipeline", "StatefulSet", "ConfigMap", "Secret", "Service"];
 
-/// Lines of each log. The cause stands at the end.
+/// Number of lines of each log, from its end.
 const LINES: i64 = 60;
 
-/// Objects of a kind that are printed; a fleet of hundreds says nothing more.
+/// Maximum number of objects of a kind: more of them add no information.
 const OBJECTS: usize = 12;
 
-/// Characters of each object beside its status.
+/// Maximum number of characters of each object, without its status.
 const CHARACTERS: usize = 1500;
 
-/// Prints everything; what cannot be read is said and passed over, for the test has failed already.
+/// Prints everything. Read errors are printed and skipped, because the test has already failed.
 pub async fn print(fleet: &Fleet) {
     for kind in KINDS {
         match fleet.api(kind).list(&ListParams::default()).await {
@@ -48,7 +48,7 @@ fn print_object(kind: &str, mut object: DynamicObject) {
     eprintln!("  {kind} {}, status {status}, metadata {}, {rest}", object.name_any(), json!(object.metadata));
 }
 
-/// The keys of a Secret stay, its values go.
+/// Removes the values of a Secret and keeps its keys.
 fn redact(data: &mut Value) {
     if let Some(values) = data.get_mut("data").and_then(Value::as_object_mut) {
         values.values_mut().for_each(|value| *value = Value::from("redacted"));

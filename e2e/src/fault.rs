@@ -1,4 +1,4 @@
-//! What goes wrong: a process that is killed, a pod that is deleted.
+//! Faults: killed processes and deleted pods.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,11 +13,11 @@ use tokio::process::Command;
 use crate::cluster::output;
 use crate::wait::{seconds, until};
 
-/// How long a killed container or a deleted pod may take until it is ready again. The kubelet's own pause before it
-/// restarts a container is part of that.
+/// Maximum time until a killed container or a deleted pod is ready again. It includes the restart back-off of the
+/// kubelet.
 const BACK_WITHIN: Duration = seconds(120);
 
-/// The pods of a namespace whose names start so, that are not being deleted.
+/// The pods of a namespace whose names have this prefix and that are not being deleted.
 pub async fn pods(client: &Client, namespace: &str, prefix: &str) -> Result<Vec<Pod>> {
     let list = Api::<Pod>::namespaced(client.clone(), namespace).list(&ListParams::default()).await?;
     let named =
@@ -25,17 +25,17 @@ pub async fn pods(client: &Client, namespace: &str, prefix: &str) -> Result<Vec<
     Ok(list.items.into_iter().filter(named).collect())
 }
 
-/// The one pod of that name, or of a name that starts so.
+/// The only pod whose name has this prefix.
 pub async fn pod(client: &Client, namespace: &str, prefix: &str) -> Result<Pod> {
     pods(client, namespace, prefix).await?.into_iter().next().with_context(|| format!("no pod {prefix}* in {namespace}"))
 }
 
-/// Kills (-9) the process of a pod whose command line holds `program`, and which none of its own kind started, as the kernel
-/// would when memory runs out. The API server is not asked: it may be away.
+/// Kills (SIGKILL) the process of a pod whose command line contains `program`, as the kernel does when memory runs out. Child
+/// processes with the same program are not killed directly. The API server is not used, because it may be unavailable.
 ///
-/// Such a process is known by the pod's identifier in the name of its cgroup, which holds for every container runtime.
+/// The name of the process's cgroup contains the UID of the pod, with every container runtime.
 pub async fn kill(pod: &Pod, program: &str) -> Result<()> {
-    let uid = pod.metadata.uid.as_deref().context("the pod has no identifier")?;
+    let uid = pod.metadata.uid.as_deref().context("the pod has no UID")?;
     let found: BTreeMap<u32, u32> = processes_of(uid, program)?.into_iter().collect();
     let first: Vec<String> =
         found.iter().filter(|(_, parent)| !found.contains_key(parent)).map(|(process, _)| process.to_string()).collect();
@@ -43,7 +43,7 @@ pub async fn kill(pod: &Pod, program: &str) -> Result<()> {
     output(Command::new("kill").arg("-9").args(&first)).await.map(drop)
 }
 
-/// The processes, each with its parent. One that ends while it is looked at is none.
+/// The processes of a pod, each with its parent. Processes that end during the search are ignored.
 fn processes_of(uid: &str, program: &str) -> Result<Vec<(u32, u32)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -52,7 +52,7 @@ fn processes_of(uid: &str, program: &str) -> Result<Vec<(u32, u32)>> {
         let Ok(cgroup) = fs::read_to_string(folder.join("cgroup")) else { continue };
         let Ok(command) = fs::read(folder.join("cmdline")) else { continue };
         let Ok(status) = fs::read_to_string(folder.join("status")) else { continue };
-        // systemd's cgroup driver writes underscores.
+        // The systemd cgroup driver replaces dashes by underscores.
         let of_the_pod = cgroup.contains(uid) || cgroup.contains(&uid.replace('-', "_"));
         if of_the_pod && String::from_utf8_lossy(&command).replace('\0', " ").contains(program) {
             let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
@@ -69,21 +69,21 @@ pub async fn kill_and_wait(client: &Client, namespace: &str, prefix: &str, progr
     kill(&before, program).await?;
     until(BACK_WITHIN, format!("{prefix} is back after kill -9 of {program}"), async || {
         let now = pod(client, namespace, prefix).await?;
-        ensure!(now.metadata.uid == before.metadata.uid, "the pod is another one");
+        ensure!(now.metadata.uid == before.metadata.uid, "the pod was replaced");
         ensure!(self::restarts(&now) > restarts, "no container was restarted");
         ensure_ready(&now)
     })
     .await
 }
 
-/// Deletes the pod, and waits until another one is ready in its place.
+/// Deletes the pod, and waits until its replacement is ready.
 pub async fn delete_pod_and_wait(client: &Client, namespace: &str, prefix: &str) -> Result<()> {
     let before = pod(client, namespace, prefix).await?;
     let name = before.metadata.name.clone().unwrap_or_default();
     Api::<Pod>::namespaced(client.clone(), namespace).delete(&name, &DeleteParams::default()).await?;
     until(BACK_WITHIN, format!("a pod is ready in the place of {name}"), async || {
         let now = pod(client, namespace, prefix).await?;
-        ensure!(now.metadata.uid != before.metadata.uid, "the pod is still the same");
+        ensure!(now.metadata.uid != before.metadata.uid, "the pod was not replaced");
         ensure_ready(&now)
     })
     .await
@@ -97,7 +97,7 @@ fn restarts(pod: &Pod) -> i32 {
     statuses.map(|container| container.restart_count).sum()
 }
 
-/// Whether the pod's condition `Ready` holds.
+/// Whether the pod has the condition `Ready`.
 #[must_use]
 pub fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());

@@ -1,4 +1,4 @@
-//! A test's own namespace, and what a user does in it.
+//! The namespace of a test, and the actions of a user in it.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -16,44 +16,44 @@ use crate::database::Database;
 use crate::wait::{seconds, until};
 use crate::{cluster, diagnose};
 
-/// How long a fresh object may take until it is Ready. Most of it is the start of pods on a busy machine.
+/// Maximum time until a new object is Ready. Most of it is the start of pods on a busy machine.
 pub const READY_WITHIN: Duration = seconds(120);
 
-/// How long a namespace may take to go, pods and volumes included.
+/// Maximum time of a namespace's deletion, including pods and volumes.
 pub const GONE_WITHIN: Duration = seconds(90);
 
-/// The longest that any test may take: beyond it something hangs.
+/// Maximum time of a test. A test that exceeds it hangs.
 const TEST_LIMIT: Duration = seconds(480);
 
-/// Namespace, and the way to the API server.
+/// Namespace of a test and its connection to the API server.
 #[derive(Clone)]
 pub struct Fleet {
-    /// To the API server.
+    /// Client of the API server.
     pub client: Client,
 
-    /// The test's own.
+    /// Namespace of the test.
     pub namespace: String,
 
-    /// The database that was made for it, to be dropped with it.
+    /// Database of the test; dropped at its end.
     database: Arc<OnceLock<Database>>,
 }
 
-/// As [`run`], but no other test of this process runs meanwhile: for tests that break what all share.
+/// As [`run`], but without concurrent tests in this process: for tests that disturb shared components.
 ///
 /// # Panics
-/// When the test fails.
+/// Panics when the test fails.
 pub fn run_alone(name: &str, test: impl AsyncFnOnce(Fleet) -> Result<()>) {
     static TURN: Mutex<()> = Mutex::new(());
-    // A test that failed has poisoned it, which is no reason for the next one to fail.
+    // A failed test poisons the lock. That must not fail the next test.
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     run(name, test);
 }
 
-/// Runs a test in a namespace of its own. When the test fails, everything that tells why is printed; the namespace goes in
-/// any case, whole, unless `KEEP` is set.
+/// Runs a test in a new namespace. When the test fails, its objects and logs are printed. The namespace is deleted in any
+/// case, unless `KEEP` is set.
 ///
 /// # Panics
-/// When the test fails.
+/// Panics when the test fails.
 pub fn run(name: &str, test: impl AsyncFnOnce(Fleet) -> Result<()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
@@ -87,7 +87,7 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 impl Fleet {
-    /// A fresh namespace, in which pods must keep to the restricted Pod Security Standard.
+    /// Creates a namespace that enforces the restricted Pod Security Standard.
     async fn create(name: &str) -> Result<Self> {
         let client = cluster::client().await?;
         let namespace = format!("{name}-{:06x}", rand::random_range(0..0x0100_0000));
@@ -107,7 +107,7 @@ impl Fleet {
         removed
     }
 
-    /// Deletes the namespace and waits until it is gone. One that is gone already is no error.
+    /// Deletes the namespace and waits until it is gone. A missing namespace is not an error.
     pub async fn remove_namespace(&self) -> Result<()> {
         let api = Api::<Namespace>::all(self.client.clone());
         if api.get_opt(&self.namespace).await?.is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_none()) {
@@ -121,31 +121,31 @@ impl Fleet {
         .await
     }
 
-    /// The objects of a kind in the test's namespace.
+    /// The objects of a kind in the namespace of the test.
     #[must_use]
     pub fn api(&self, kind: &str) -> Api<DynamicObject> {
         cluster::api(&self.client, &self.namespace, kind)
     }
 
-    /// Applies an object as `kubectl apply --server-side` does.
+    /// Applies an object like `kubectl apply --server-side`.
     pub async fn apply(&self, object: Value) -> Result<DynamicObject> {
         let (kind, name) = (text(&object, "/kind")?, text(&object, "/metadata/name")?);
         let parameters = PatchParams::apply("e2e").force();
         self.api(&kind).patch(&name, &parameters, &Patch::Apply(object)).await.with_context(|| format!("failed to apply {kind} {name}"))
     }
 
-    /// Applies several, at once.
+    /// Applies several objects concurrently.
     pub async fn apply_all(&self, objects: impl IntoIterator<Item = Value>) -> Result<()> {
         futures::future::try_join_all(objects.into_iter().map(|object| self.apply(object))).await.map(drop)
     }
 
-    /// Changes part of an object, by a merge patch.
+    /// Changes an object with a merge patch.
     pub async fn change(&self, kind: &str, name: &str, change: Value) -> Result<DynamicObject> {
         let patched = self.api(kind).patch(name, &PatchParams::default(), &Patch::Merge(change)).await;
         patched.with_context(|| format!("failed to change {kind} {name}"))
     }
 
-    /// Deletes an object; returns once the API server has agreed.
+    /// Requests the deletion of an object.
     pub async fn delete(&self, kind: &str, name: &str) -> Result<()> {
         self.api(kind).delete(name, &DeleteParams::default()).await.with_context(|| format!("failed to delete {kind} {name}")).map(drop)
     }
@@ -160,17 +160,17 @@ impl Fleet {
         .await
     }
 
-    /// Waits until `Ready` is True for the generation that the object has by then.
+    /// Waits until `Ready` is True for the current generation of the object.
     pub async fn ready(&self, kind: &str, name: &str) -> Result<DynamicObject> {
         until(READY_WITHIN, format!("{kind} {name} is Ready"), async || {
             let object = self.api(kind).get(name).await?;
-            ensure!(is_ready(&object), "it is {}", summary(&object));
+            ensure!(is_ready(&object), "its state is {}", summary(&object));
             Ok(object)
         })
         .await
     }
 
-    /// Waits until all of these are Ready, each given as `Kind/name`.
+    /// Waits until all of these objects, given as `Kind/name`, are Ready.
     pub async fn all_ready(&self, objects: &[&str]) -> Result<()> {
         for object in objects {
             let (kind, name) = object.split_once('/').context("expected Kind/name")?;
@@ -179,7 +179,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until a condition has a status and, unless it is empty, a reason, for the object's present generation.
+    /// Waits until a condition has this status for the object's current generation and, unless `reason` is empty, this reason.
     pub async fn condition(&self, kind: &str, name: &str, type_: &str, status: &str, reason: &str) -> Result<Condition> {
         until(READY_WITHIN, format!("{kind} {name} has {type_}={status} {reason}"), async || {
             let object = self.api(kind).get(name).await?;
@@ -189,18 +189,18 @@ impl Fleet {
                     && (reason.is_empty() || condition.reason == reason)
                     && condition.observed_generation == object.metadata.generation
             });
-            found.with_context(|| format!("it is {}", summary(&object)))
+            found.with_context(|| format!("its state is {}", summary(&object)))
         })
         .await
     }
 
-    /// Waits for an Event of an object, of the type `Normal` or `Warning`; what it says.
+    /// Waits for an Event of type `Normal` or `Warning` for an object, and returns its message.
     pub async fn event(&self, kind: &str, name: &str, type_: &str, reason: &str) -> Result<String> {
         let selector = format!("involvedObject.kind={kind},involvedObject.name={name},type={type_},reason={reason}");
         until(READY_WITHIN, format!("{kind} {name} has a {type_} Event {reason}"), async || {
             let events =
                 Api::<Event>::namespaced(self.client.clone(), &self.namespace).list(&ListParams::default().fields(&selector)).await?;
-            let event = events.items.into_iter().next().context("there is none")?;
+            let event = events.items.into_iter().next().context("there is no such Event")?;
             Ok(event.message.unwrap_or_default())
         })
         .await
@@ -213,26 +213,26 @@ impl Fleet {
         Ok(String::from_utf8(value.0)?)
     }
 
-    /// The password that the operator generated for a device.
+    /// The generated password of a device.
     pub async fn password(&self, device: &str) -> Result<String> {
         self.secret(&format!("{device}-credentials"), "password").await
     }
 
-    /// The host name under which a Gateway's devices reach it, as its status says.
+    /// The host name of a Gateway for its devices, from its status.
     pub async fn address(&self, gateway: &str) -> Result<String> {
         let object = self.api("Gateway").get(gateway).await?;
         let address = object.data.pointer("/status/address").and_then(Value::as_str);
         Ok(address.context("the Gateway's status has no address")?.to_owned())
     }
 
-    /// A fresh database for this test, and the Secret that leads to it.
+    /// Creates a database for this test, and the Secret with its connection URI.
     pub async fn database(&self) -> Result<Database> {
         let database = self.database_without_secret().await?;
         self.apply(database.secret()).await?;
         Ok(database)
     }
 
-    /// A fresh database for this test, of the server that all tests share.
+    /// Creates a database for this test on the shared server.
     pub async fn database_without_secret(&self) -> Result<Database> {
         let database = Database::create(&self.client, &self.namespace).await?;
         self.database.set(database.clone()).ok().context("the test has a database already")?;
@@ -251,7 +251,7 @@ pub fn conditions(object: &DynamicObject) -> Vec<Condition> {
     serde_json::from_value(list).unwrap_or_default()
 }
 
-/// Whether `Ready` is True for the object's present generation.
+/// Whether `Ready` is True for the current generation of the object.
 #[must_use]
 pub fn is_ready(object: &DynamicObject) -> bool {
     let generation = object.metadata.generation;

@@ -1,4 +1,4 @@
-//! How Flux, Helm and Argo CD judge an object's health: by their own code (`e2e/health`).
+//! The health of objects as Flux, Helm and Argo CD compute it, with their own code (`e2e/health`).
 
 use std::process::Stdio;
 
@@ -10,18 +10,18 @@ use tokio::process::Command;
 
 use crate::cluster::health_script;
 
-/// What one of them says.
+/// A health assessment.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 pub struct Verdict {
     /// kstatus: `Current`, `InProgress`, `Failed`, `Terminating`, `NotFound`, `Unknown`; Argo CD: `Healthy`, `Progressing`,
     /// `Degraded`, `Suspended`, `Missing`, `Unknown`.
     pub status: String,
 
-    /// Why.
+    /// The reason for the assessment.
     pub message: String,
 }
 
-/// What they say.
+/// The assessments of all tools.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 pub struct Health {
     /// Flux and Helm.
@@ -32,26 +32,26 @@ pub struct Health {
 }
 
 impl Health {
-    /// Whether any of them calls the object healthy.
+    /// Whether any tool reports the object as healthy.
     #[must_use]
     pub fn is_healthy_to_anyone(&self) -> bool {
         self.kstatus.status == "Current" || self.argocd.status == "Healthy"
     }
 
-    /// Whether all of them do.
+    /// Whether all tools report the object as healthy.
     #[must_use]
     pub fn is_healthy_to_all(&self) -> bool {
         self.kstatus.status == "Current" && self.argocd.status == "Healthy"
     }
 
-    /// Whether all of them say that it has failed.
+    /// Whether all tools report the object as failed.
     #[must_use]
     pub fn has_failed_to_all(&self) -> bool {
         self.kstatus.status == "Failed" && self.argocd.status == "Degraded"
     }
 }
 
-/// Judges an object as it is given.
+/// Computes the health of an object.
 pub async fn judge(object: &DynamicObject) -> Result<Health> {
     let mut child =
         Command::new(health_script()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("failed to start health.sh")?;
@@ -60,5 +60,5 @@ pub async fn judge(object: &DynamicObject) -> Result<Health> {
     drop(input);
     let output = child.wait_with_output().await?;
     ensure!(output.status.success(), "health.sh failed with {}", output.status);
-    serde_json::from_slice(&output.stdout).context("failed to read what health.sh prints")
+    serde_json::from_slice(&output.stdout).context("failed to parse the output of health.sh")
 }

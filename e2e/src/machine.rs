@@ -1,4 +1,4 @@
-//! A machine that proves by certificate who it is.
+//! A machine that authenticates with a client certificate.
 
 use std::path::PathBuf;
 
@@ -12,11 +12,11 @@ use crate::client::Listener;
 use crate::cluster::output;
 use crate::manifest::device_with_request;
 
-/// Its own folder: its key, which stays there, its request, and what it fetches.
+/// Folder with the machine's key, request and certificate.
 pub struct Machine(TempDir);
 
 impl Machine {
-    /// A machine makes a key, and a request for a name that `openssl` signs with it.
+    /// Creates a key, and a request for `name` that `openssl` signs with the key.
     pub async fn new(common_name: &str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let mut command = Command::new("openssl");
@@ -30,28 +30,28 @@ impl Machine {
         self.0.path().join(name)
     }
 
-    /// A Device of the Gateway `plant-1` with this machine's request.
+    /// A Device of the Gateway `plant-1` with the request of this machine.
     pub fn device(&self, name: &str) -> Result<Value> {
         Ok(device_with_request(name, "plant-1", &std::fs::read_to_string(self.file("request"))?))
     }
 
-    /// The machine fetches its certificate from the Device's status; gives the serial number.
+    /// Reads the certificate from the Device's status and returns its serial number.
     pub async fn fetch(&self, fleet: &Fleet, name: &str) -> Result<String> {
         let object = fleet.api("Device").get(name).await?;
         let certificate = object.data.pointer("/status/certificate").context("no certificate in the status")?;
         std::fs::write(self.file("certificate"), certificate["pem"].as_str().context("no pem")?)?;
-        ensure!(certificate["notAfter"].is_string() && certificate["renewalTime"].is_string(), "it has no times: {certificate}");
+        ensure!(certificate["notAfter"].is_string() && certificate["renewalTime"].is_string(), "the status has no times: {certificate}");
         Ok(certificate["serialNumber"].as_str().context("no serialNumber")?.to_owned())
     }
 
-    /// The listener of the Gateway `plant-1` at this port, with what the machine shows there and whom it trusts.
+    /// The listener of the Gateway `plant-1` on this port, with the machine's certificate and the CA that it trusts.
     pub async fn listener(&self, fleet: &Fleet, port: u16) -> Result<Listener> {
         let trusted = self.file("trusted");
         std::fs::write(&trusted, fleet.secret("plant-1-tls", "ca.crt").await?)?;
         Ok(Listener { host: fleet.address("plant-1").await?, port, authority: Some(trusted), identity: Some(self.identity()) })
     }
 
-    /// Files with what it has fetched, and with its key.
+    /// Files with the machine's certificate and key.
     #[must_use]
     pub fn identity(&self) -> (PathBuf, PathBuf) {
         (self.file("certificate"), self.file("key"))

@@ -1,11 +1,11 @@
-//! The resources as the tests write them: the least that works, to be changed where a test is about more.
+//! Minimal resources for tests, which tests change as needed.
 
 use serde_json::{Value, json};
 
-/// Secret with the connection URI of a test's database.
+/// Secret with the connection URI of the test's database.
 pub const CONNECTION_SECRET: &str = "timescale";
 
-/// A Gateway with one plain listener on 1883.
+/// A Gateway with one listener without TLS on port 1883.
 #[must_use]
 pub fn gateway(name: &str) -> Value {
     json!({"apiVersion": "fleetwright.io/v1alpha1", "kind": "Gateway", "metadata": {"name": name}, "spec": {}})
@@ -17,13 +17,13 @@ pub fn device(name: &str, gateway: &str) -> Value {
     json!({"apiVersion": "fleetwright.io/v1alpha1", "kind": "Device", "metadata": {"name": name}, "spec": {"gatewayRef": {"name": gateway}}})
 }
 
-/// A Device that asks for a certificate, and has no password.
+/// A Device with a certificate and without a password.
 #[must_use]
 pub fn device_with_request(name: &str, gateway: &str, request: &str) -> Value {
     with(device(name, gateway), "/spec/authentication", json!({"x509": {"certificateSigningRequest": request}}))
 }
 
-/// A Pipeline of every Gateway into the table `reading`: milliseconds in `/ts`, and a required number in `/value`.
+/// A Pipeline from all Gateways to the table `reading`: time in milliseconds at `/ts`, and a required number at `/value`.
 #[must_use]
 pub fn pipeline(name: &str) -> Value {
     json!({
@@ -36,16 +36,16 @@ pub fn pipeline(name: &str) -> Value {
     })
 }
 
-/// A Secret of text.
+/// A Secret with text values.
 #[must_use]
 pub fn secret(name: &str, data: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data})
 }
 
-/// `value` with what is at the JSON pointer replaced, or added to the object that the pointer's parent names.
+/// Returns `value` with the element at the JSON pointer replaced, or added to the parent object of the pointer.
 ///
 /// # Panics
-/// When the parent is not there.
+/// Panics when the parent does not exist.
 #[must_use]
 pub fn with(mut value: Value, pointer: &str, part: Value) -> Value {
     let (parent, key) = pointer.rsplit_once('/').expect("a JSON pointer starts with /");

@@ -1,4 +1,4 @@
-//! Devices that go on publishing while a test breaks things, and what the broker acknowledged to them.
+//! Devices that publish continuously during faults, and a record of the acknowledged messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,10 +12,10 @@ use crate::client::{Listener, Program};
 use crate::database::Database;
 use crate::wait::{seconds, until};
 
-/// How long what was acknowledged may take into the table once nothing is broken any more.
+/// Maximum time after the end of the faults until all acknowledged readings are in the table.
 const STORED_WITHIN: Duration = seconds(90);
 
-/// A reading: the device, and its time in milliseconds, which is its value too.
+/// A reading: the device, and the time in milliseconds, which is also the value.
 pub type Reading = (String, i64);
 
 #[derive(Default)]
@@ -25,7 +25,7 @@ struct Seen {
     outstanding: Option<usize>,
 }
 
-/// Devices at work (`e2e/clients/publisher.py`).
+/// Publishing devices (`e2e/clients/publisher.py`).
 pub struct Publisher {
     seen: Arc<Mutex<Seen>>,
     stop: tokio::sync::oneshot::Sender<()>,
@@ -33,7 +33,7 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Starts devices (name, password) that each publish so many readings a second to their topic `devices/<name>/telemetry`.
+    /// Starts devices (name, password) that each publish this number of readings per second to `devices/<name>/telemetry`.
     pub async fn start(listener: &Listener, devices: &BTreeMap<String, String>, rate: f64) -> Result<Self> {
         let mut settings = listener.settings();
         settings["topic"] = "devices/{device}/telemetry".into();
@@ -46,34 +46,34 @@ impl Publisher {
         Ok(Self { seen, stop, reader })
     }
 
-    /// How many readings the broker has acknowledged.
+    /// Number of readings that the broker has acknowledged.
     #[must_use]
     pub fn acknowledged(&self) -> usize {
         self.seen().acknowledged.len()
     }
 
-    /// How often a device has connected: more than there are devices when sessions broke.
+    /// Number of connections of all devices. It exceeds the number of devices when connections were lost.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.seen().connected
     }
 
-    /// Waits until the broker has acknowledged so many more readings.
+    /// Waits until the broker has acknowledged this number of further readings.
     pub async fn more(&self, number: usize) -> Result<()> {
         let wanted = self.acknowledged() + number;
         until(seconds(60), format!("{number} more readings are acknowledged"), async || {
-            ensure!(self.acknowledged() >= wanted, "there are {} of {wanted}", self.acknowledged());
+            ensure!(self.acknowledged() >= wanted, "{} of {wanted} are acknowledged", self.acknowledged());
             Ok(())
         })
         .await
     }
 
-    /// Stops the devices, and gives all that was acknowledged to them.
+    /// Stops the devices and returns all acknowledged readings.
     ///
     /// # Errors
-    /// When a reading was never acknowledged: then the broker did not come back.
+    /// Fails when a reading was never acknowledged, which means that the broker did not recover.
     pub async fn stop(self) -> Result<BTreeSet<Reading>> {
-        // The reader has ended only when the program did, which its result tells.
+        // The reader ends with the program, whose exit status reports failures.
         let _ = self.stop.send(());
         self.reader.await??;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,21 +110,21 @@ async fn read(mut program: Program, seen: Arc<Mutex<Seen>>, mut stopped: tokio::
     }
 }
 
-/// Waits until every acknowledged reading is in the table, by its value.
+/// Waits until every acknowledged reading is in the table. Readings are identified by value.
 pub async fn stored(database: &Database, table: &str, acknowledged: &BTreeSet<Reading>) -> Result<()> {
-    ensure!(!acknowledged.is_empty(), "nothing was acknowledged, so that nothing can be missed");
+    ensure!(!acknowledged.is_empty(), "no reading was acknowledged, so the check would be empty");
     until(STORED_WITHIN, format!("{} acknowledged readings are in {table}", acknowledged.len()), async || {
         ensure_none_missing(database, table, "value::bigint", acknowledged).await
     })
     .await
 }
 
-/// Holds that each reading stands at the time that its device gave it. For Pipelines that take the time from the message.
+/// Checks that each reading is stored with the time of its message. For Pipelines that take the time from the message.
 pub async fn stored_at_their_times(database: &Database, table: &str, acknowledged: &BTreeSet<Reading>) -> Result<()> {
     ensure_none_missing(database, table, "(extract(epoch FROM time) * 1000)::bigint", acknowledged).await
 }
 
-/// How many readings stand in the table more than once.
+/// Number of readings that are in the table more than once.
 pub async fn stored_twice(database: &Database, table: &str) -> Result<i64> {
     let sql = format!("SELECT count(*) FROM (SELECT FROM {table} GROUP BY device_id, value HAVING count(*) > 1) AS twice");
     database.number(&sql).await

@@ -1,27 +1,27 @@
-//! Waiting for something to become true, with a deadline and the reason why it did not.
+//! Waits for a condition with a deadline. A failure includes the last reason.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
-/// How often is looked. Short against what is waited for, long against what a look costs.
+/// Interval between attempts: short compared with the awaited changes, long compared with the cost of an attempt.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long a single look may take: it may hang, for instance on an API server that was stopped.
+/// Maximum time of one attempt: it may hang, for example when the API server is stopped.
 const LOOK: Duration = Duration::from_secs(20);
 
-/// Looks until `look` succeeds, and returns what it found.
+/// Repeats `look` until it succeeds, and returns its result.
 ///
 /// # Errors
-/// After `limit`: what was waited for, and why the last look failed.
+/// Fails after `limit` with `what` and the error of the last attempt.
 pub async fn until<T>(limit: Duration, what: impl Display, mut look: impl AsyncFnMut() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     loop {
         let failure = match tokio::time::timeout(LOOK, look()).await {
             Ok(Ok(found)) => return Ok(found),
             Ok(Err(failure)) => failure,
-            Err(_) => anyhow!("the last look did not end within {} s", LOOK.as_secs()),
+            Err(_) => anyhow!("the last attempt did not end within {} s", LOOK.as_secs()),
         };
         if started.elapsed() >= limit {
             return Err(failure.context(format!("not within {} s: {what}", limit.as_secs())));
@@ -30,7 +30,7 @@ pub async fn until<T>(limit: Duration, what: impl Display, mut look: impl AsyncF
     }
 }
 
-/// Seconds, for deadlines.
+/// A duration in seconds, for deadlines.
 #[must_use]
 pub const fn seconds(number: u64) -> Duration {
     Duration::from_secs(number)

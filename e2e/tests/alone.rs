@@ -1,4 +1,4 @@
-//! Tests that break, or measure, what all others need: one at a time.
+//! Tests that disturb or measure shared components. They run one at a time.
 
 mod control_plane;
 mod presence;

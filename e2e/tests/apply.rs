@@ -1,4 +1,4 @@
-//! One apply, in any order, and the readings of real clients are rows.
+//! Resources applied in any order become Ready, and readings of MQTT clients become rows.
 
 use anyhow::{Result, ensure};
 use fleetwright_e2e::certificate::Authority;
@@ -9,7 +9,7 @@ use fleetwright_e2e::{Fleet, run};
 use serde_json::json;
 
 #[test]
-fn applied_backwards_everything_becomes_ready_and_takes_readings_of_real_clients() {
+fn resources_applied_in_reverse_order_become_ready_and_store_readings() {
     run("apply", async |fleet| {
         let database = fleet.database_without_secret().await?;
         let authority = Authority::new()?;
@@ -47,7 +47,7 @@ fn applied_backwards_everything_becomes_ready_and_takes_readings_of_real_clients
     });
 }
 
-/// Publishes the reading of `press-<n>`: the value n.5, at a time that all share.
+/// Publishes a reading of `press-<n>`: the value n.5, with the same time for all.
 async fn publish(fleet: &Fleet, listener: &Listener, device: &str, client: &str) -> Result<()> {
     let number = device.trim_start_matches("press-");
     let (topic, payload) = (format!("devices/{device}/telemetry"), format!(r#"{{"ts": 1790000000123, "value": {number}.5}}"#));
@@ -94,7 +94,7 @@ fn payloads_and_topics_become_columns() {
 /// plant, line, rpm, motor_on, name_, temperature
 type Captured = (String, String, i64, Option<bool>, String, Option<f64>);
 
-/// Captures, every type, pointers into objects, and a time in text.
+/// A Pipeline with captures, all field types, JSON pointers, and a time in text.
 fn captured(name: &str) -> serde_json::Value {
     let decode = json!({
         "time": {"pointer": "/at", "unit": "Rfc3339"},
@@ -109,7 +109,7 @@ fn captured(name: &str) -> serde_json::Value {
     with(with(object, "/spec/decode", decode), "/spec/sink/timescale/table", name.into())
 }
 
-/// No time in the message, and an integer for a Float64.
+/// A Pipeline that uses the time of arrival, and integers in a Float64 field.
 fn of_arrival(name: &str) -> serde_json::Value {
     let object = with(pipeline(name), "/spec/decode", json!({"fields": [{"name": "value", "type": "Float64"}]}));
     with(object, "/spec/sink/timescale/table", name.into())

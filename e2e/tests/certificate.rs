@@ -1,4 +1,4 @@
-//! TLS of the broker: certificates that the operator issues, and those that a Secret brings, renewed under load.
+//! Server certificates of the broker, issued by the operator or from a Secret, and their renewal under load.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,11 +13,11 @@ use fleetwright_e2e::{Fleet, run};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
-/// Readings a second, and how many have to be acknowledged before and after the renewal.
+/// Readings per second, and the readings to be acknowledged before and after the renewal.
 const RATE: f64 = 50.0;
 const AROUND: usize = 100;
 
-/// How long a subscriber waits for a message that was acknowledged to its publisher.
+/// Maximum time until a subscriber receives a message that was acknowledged to its publisher.
 const DELIVERED_WITHIN: std::time::Duration = seconds(20);
 
 #[test]
@@ -32,11 +32,11 @@ fn a_listener_without_a_secret_has_a_certificate_that_devices_verify() {
         publish().await.context("a device that trusts ca.crt")?;
         let first = shown(&fleet, &listener).await?;
 
-        // A device that knows another authority refuses the broker.
+        // A device with another CA refuses the broker.
         let other = Listener::tls(&listener.host, &Authority::new()?.file());
         ensure!(presented(&other).await.is_err(), "a client that trusts another authority accepts the broker");
 
-        // The authority outlives its certificates, so that devices go on as they are.
+        // The CA outlives the server certificates, so devices need no new CA.
         fleet.delete("Secret", "plant-1-tls").await?;
         let second = until(READY_WITHIN, "another certificate is presented", async || {
             let now = shown(&fleet, &listener).await?;
@@ -51,7 +51,7 @@ fn a_listener_without_a_secret_has_a_certificate_that_devices_verify() {
 }
 
 #[test]
-fn a_renewed_certificate_reaches_the_broker_and_a_bad_one_does_not() {
+fn the_broker_loads_a_renewed_certificate_and_rejects_an_invalid_one() {
     run("renewed", async |fleet| {
         let authority = Authority::new()?;
         let host = format!("plant-1.{}.svc", fleet.namespace);
@@ -81,7 +81,7 @@ fn a_renewed_certificate_reaches_the_broker_and_a_bad_one_does_not() {
         publisher.more(AROUND).await?;
         ensure!(publisher.connections() == 1, "the publisher had to connect again");
         let acknowledged: BTreeSet<i64> = publisher.stop().await?.into_iter().map(|(_, time)| time).collect();
-        // Its session is the first one still: a session that breaks is an error here.
+        // The publisher still has its first session: a lost session is an error in this test.
         let mut delivered = BTreeSet::new();
         while !acknowledged.is_subset(&delivered) {
             let message = panel.message(DELIVERED_WITHIN).await.context("a message was missed")?;
@@ -104,7 +104,7 @@ async fn refuses_a_bad_one(fleet: &Fleet, authority: &Authority, listener: &List
     ensure!(presented(listener).await? == good, "the good certificate is not presented any more");
     ensure!(certificate(fleet).await?["sha256"] == good, "status tells of another certificate");
     fleet.event("Gateway", "plant-1", "Warning", "InvalidCertificate").await?;
-    // Mended, all is well without any further step.
+    // After the correction, no other action is needed.
     fleet.apply(other).await?;
     fleet.condition("Gateway", "plant-1", "CertificateValid", "True", "CertificateProven").await?;
     fleet.ready("Gateway", "plant-1").await.map(drop)
@@ -114,20 +114,20 @@ fn listeners(tls: &Value) -> Value {
     json!([{"name": "mqtts", "port": 8883, "tls": tls}])
 }
 
-/// What devices are given to trust, in a file.
+/// Writes the CA certificate for devices to a file.
 async fn trusted(fleet: &Fleet) -> Result<NamedTempFile> {
     let file = NamedTempFile::new()?;
     std::fs::write(file.path(), fleet.secret("plant-1-tls", "ca.crt").await?)?;
     Ok(file)
 }
 
-/// The certificate that the Gateway's status tells.
+/// The certificate in the Gateway's status.
 async fn certificate(fleet: &Fleet) -> Result<Value> {
     let object = fleet.api("Gateway").get("plant-1").await?;
     object.data.pointer("/status/certificate").cloned().context("the Gateway's status has no certificate")
 }
 
-/// SHA-256 of the leaf that the listener presents, once the Gateway's status tells of that one.
+/// SHA-256 of the certificate that the listener presents, when it is the one in the Gateway's status.
 async fn shown(fleet: &Fleet, listener: &Listener) -> Result<String> {
     until(seconds(10), "status tells what is presented", async || {
         let (presented, told) = (presented(listener).await?, certificate(fleet).await?);

@@ -1,4 +1,4 @@
-//! Without the control plane: devices publish, and what is acknowledged is in the table.
+//! Devices publish while the control plane is unavailable, and all acknowledged messages are in the table.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -12,14 +12,14 @@ use fleetwright_e2e::publisher::{Publisher, stored, stored_at_their_times, store
 use fleetwright_e2e::wait::{seconds, until};
 use fleetwright_e2e::{Fleet, fault, run_alone};
 
-/// How long the API server is away.
+/// Time for which the API server is stopped.
 const AWAY: std::time::Duration = seconds(60);
 
-/// Readings that must be acknowledged between one fault and the next.
+/// Readings that must be acknowledged between two faults.
 const BETWEEN: usize = 100;
 
 #[test]
-fn readings_flow_while_the_operator_is_killed_and_the_api_server_is_away() {
+fn readings_are_stored_while_operator_and_api_server_are_unavailable() {
     run_alone("headless", async |fleet| {
         let database = fleet.database().await?;
         fleet.apply_all([gateway("plant-1"), device("press-1", "plant-1"), device("press-2", "plant-1"), pipeline("readings")]).await?;
@@ -32,7 +32,7 @@ fn readings_flow_while_the_operator_is_killed_and_the_api_server_is_away() {
         publisher.more(BETWEEN).await?;
         fault::kill_and_wait(&fleet.client, SYSTEM_NAMESPACE, "fleetwright", "fleetwright operator").await?;
         publisher.more(BETWEEN).await?;
-        // It is at work again, not only up.
+        // The operator reconciles again.
         fleet.apply(device("press-3", "plant-1")).await?;
         fleet.ready("Device", "press-3").await?;
 
@@ -57,7 +57,7 @@ fn readings_flow_while_the_operator_is_killed_and_the_api_server_is_away() {
     });
 }
 
-/// A minute in which the worker and the broker die, and the kubelet alone restarts them, from what they have on their volumes.
+/// Kills the worker and the broker while the API server is stopped. The kubelet restarts them with the data on their volumes.
 async fn without_api_server(
     database: &Database,
     publisher: &Publisher,
@@ -73,7 +73,7 @@ async fn without_api_server(
     while started.elapsed() < AWAY {
         publisher.more(BETWEEN).await?;
     }
-    // Rows of the last seconds: the whole chain works, before the API server is back.
+    // Rows of the last seconds prove that all components work before the API server is back.
     until(seconds(20), "readings become rows without an API server", async || {
         let fresh = database.number("SELECT count(*) FROM reading WHERE time > now() - interval '5 seconds'").await?;
         ensure!(fresh > 0, "the newest row is older than five seconds");
@@ -82,7 +82,7 @@ async fn without_api_server(
     .await
 }
 
-/// Afterwards a change gets through again, by itself.
+/// Changes take effect again without intervention.
 async fn recovered(fleet: &Fleet) -> Result<()> {
     until(seconds(60), "the API server answers", async || Ok(fleet.client.apiserver_version().await.map(drop)?)).await?;
     until(seconds(30), "a Device can be applied", async || fleet.apply(device("press-4", "plant-1")).await).await?;

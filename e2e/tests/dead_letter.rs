@@ -1,4 +1,4 @@
-//! What is refused is kept with the reason, and harms nothing beside it.
+//! Refused messages become dead letters with a reason, and do not affect other messages.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use fleetwright_e2e::run;
 use fleetwright_e2e::wait::{seconds, until};
 use serde_json::json;
 
-/// Payloads with the reason that each is refused with; `None` is a row.
+/// Payloads with their dead letter reasons; `None`: the payload becomes a row.
 const MESSAGES: [(&str, Option<&str>); 13] = [
     (r#"{"ts": 1790000000001, "value": 1}"#, None),
     ("not JSON", Some("Malformed")),
@@ -27,7 +27,7 @@ const MESSAGES: [(&str, Option<&str>); 13] = [
 ];
 
 #[test]
-fn what_is_refused_is_a_dead_letter_and_the_good_ones_are_rows() {
+fn refused_messages_become_dead_letters_and_valid_ones_become_rows() {
     run("refuse", async |fleet| {
         let database = fleet.database().await?;
         let field = json!([{"name": "value", "type": "Float64", "required": true, "min": 0, "max": 1000}]);
@@ -40,7 +40,7 @@ fn what_is_refused_is_a_dead_letter_and_the_good_ones_are_rows() {
         for (payload, _) in MESSAGES {
             session.publish("devices/press-1/telemetry", payload).await?;
         }
-        // Of an array the good readings are rows, and the message is kept for the sake of the others.
+        // The valid readings of an array become rows. The message is a dead letter because of the other readings.
         let mixed = r#"[{"ts": 1790000000020, "value": 20}, {"ts": 1790000000021}, {"ts": 1790000000022, "value": 22}]"#;
         session.publish("devices/press-1/telemetry", mixed).await?;
 
@@ -67,13 +67,13 @@ fn what_is_refused_is_a_dead_letter_and_the_good_ones_are_rows() {
             Ok(())
         })
         .await?;
-        // None of this stopped the worker.
+        // None of these messages stopped the worker.
         fleet.ready("Pipeline", "readings").await.map(drop)
     });
 }
 
 #[test]
-fn a_device_that_is_not_of_this_fleet_writes_no_row() {
+fn an_unknown_or_foreign_device_writes_no_row() {
     run("stranger", async |fleet| -> Result<()> {
         let database = fleet.database().await?;
         let acls = json!([{"topic": "plants/#", "access": "Write"}]);
@@ -83,7 +83,7 @@ fn a_device_that_is_not_of_this_fleet_writes_no_row() {
         fleet.all_ready(&["Gateway/plant-1", "Gateway/plant-2", "Device/press-1", "Device/press-2", "Pipeline/readings"]).await?;
         let listener = Listener::plain(fleet.address("plant-1").await?);
         let mut session = Session::connect(&listener, "press-1", &fleet.password("press-1").await?).await?;
-        // Its ACL lets it speak for others; the registry does not.
+        // The ACL allows this device to publish for other names. The registry rejects them.
         for (topic, value) in [("plants/nobody", 1), ("plants/press-2", 2), ("plants/press-1", 3)] {
             session.publish(topic, &format!(r#"{{"ts": 1790000000001, "value": {value}}}"#)).await?;
         }
@@ -98,7 +98,7 @@ fn a_device_that_is_not_of_this_fleet_writes_no_row() {
 }
 
 #[test]
-fn after_a_fix_the_pipeline_puts_its_dead_letters_through_again() {
+fn a_corrected_pipeline_replays_its_dead_letters() {
     run("replay", async |fleet| {
         let database = fleet.database().await?;
         let field = |most: i32| json!([{"name": "value", "type": "Float64", "required": true, "max": most}]);
@@ -120,7 +120,7 @@ fn after_a_fix_the_pipeline_puts_its_dead_letters_through_again() {
         })
         .await?;
 
-        // The fix and the wish come in one change: the decoder is the new one.
+        // One change corrects the decoder and requests the replay, so the replay uses the new decoder.
         let replay = json!({"token": "2026-11-24", "reasons": ["OutOfRange"]});
         let fixed = with(with(wanted, "/spec/decode/fields", field(4)), "/spec/replay", replay);
         fleet.apply(fixed.clone()).await?;
@@ -132,7 +132,7 @@ fn after_a_fix_the_pipeline_puts_its_dead_letters_through_again() {
         let expected = json!({"token": "2026-11-24", "state": "Finished", "stored": 3, "refused": 1, "leftAlone": 0, "remaining": 0});
         ensure!(status == expected, "{status}");
 
-        // What is kept is bounded, by age and by bytes.
+        // The stored dead letters are limited by age and by size.
         let older = "INSERT INTO fleetwright.dead_letter (time, namespace, pipeline, gateway, topic, payload, reason, detail)
              SELECT time - interval '2 hours', namespace, pipeline, gateway, topic, payload, reason, detail FROM fleetwright.dead_letter";
         database.execute(older).await?;

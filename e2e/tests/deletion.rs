@@ -1,4 +1,4 @@
-//! What goes, what stays, and that nothing is trapped.
+//! Deletion of Pipelines, Gateways and namespaces.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ fn with_policy(name: &str, policy: &str) -> Value {
 }
 
 #[test]
-fn retain_leaves_the_table_and_delete_drops_it() {
+fn deletion_policy_retain_keeps_the_table_and_delete_drops_it() {
     run("deletion", async |fleet| {
         let database = fleet.database().await?;
         fleet.apply_all([gateway("plant-1"), device("press-1", "plant-1")]).await?;
@@ -42,7 +42,7 @@ fn retain_leaves_the_table_and_delete_drops_it() {
         ensure!(database.number(&letters("kept")).await? == 1, "the dead letter of a Pipeline with Retain is gone");
         ensure!(database.number(&letters("dropped")).await? == 0, "the dead letter of a Pipeline with Delete is still there");
 
-        // Whoever deletes a Pipeline by mistake applies it again, and goes on with the table that he had.
+        // A Pipeline that is created again continues to use its table.
         fleet.apply(with_policy("kept", "Retain")).await?;
         fleet.ready("Pipeline", "kept").await?;
         session.publish("devices/press-1/telemetry", r#"{"ts": 1790000000002, "value": 2}"#).await?;
@@ -60,9 +60,9 @@ async fn workers_gone(fleet: &Fleet, pipeline: &str) -> Result<()> {
 }
 
 #[test]
-fn a_namespace_goes_whole_while_the_database_is_away() {
+fn a_namespace_is_deleted_while_the_database_is_unavailable() {
     run("away", async |fleet| {
-        // Nothing but the namespace knows this server, and it goes before the Pipeline does.
+        // The database server is in the same namespace, and is deleted before the Pipeline.
         let database = Database::own(&fleet).await?;
         fleet.apply_all([gateway("plant-1"), device("press-1", "plant-1"), with_policy("dropped", "Delete")]).await?;
         fleet.all_ready(&["Gateway/plant-1", "Device/press-1", "Pipeline/dropped"]).await?;
@@ -80,7 +80,7 @@ fn a_namespace_goes_whole_while_the_database_is_away() {
 }
 
 #[test]
-fn a_gateway_goes_with_all_that_is_its_own() {
+fn a_deleted_gateway_removes_its_objects_and_keeps_devices() {
     run("gateway", async |fleet| {
         fleet.apply_all([gateway("plant-1"), device("press-1", "plant-1")]).await?;
         fleet.all_ready(&["Gateway/plant-1", "Device/press-1"]).await?;
@@ -91,7 +91,7 @@ fn a_gateway_goes_with_all_that_is_its_own() {
         {
             fleet.gone(kind, name, seconds(60)).await?;
         }
-        // Its devices wait for it, with their passwords, and it may come back.
+        // The Devices wait with their passwords until the Gateway exists again.
         let password = fleet.password("press-1").await?;
         fleet.condition("Device", "press-1", "Reconciling", "True", "").await?;
         fleet.apply(gateway("plant-1")).await?;

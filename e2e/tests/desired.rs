@@ -1,4 +1,4 @@
-//! What is desired of a Device reaches it, what it reports reaches the status, and a broker that lost its storage gets it again.
+//! Desired and reported state of a Device, and their recovery after the broker lost its storage.
 
 use std::time::{Duration, Instant};
 
@@ -12,14 +12,14 @@ use kube::Api;
 use kube::api::{DeleteParams, ListParams};
 use serde_json::{Value, json};
 
-/// How long a message may take to a device.
+/// Maximum time until a device receives a message.
 const ARRIVES_WITHIN: Duration = seconds(30);
 
 const DESIRED: &str = "devices/press-1/desired";
 const REPORTED: &str = "devices/press-1/reported";
 
 #[test]
-fn what_is_desired_and_reported_agrees_and_outlives_the_storage_of_the_broker() {
+fn desired_and_reported_state_survive_the_loss_of_broker_storage() {
     run("desired", async |fleet| {
         let press = with(device("press-1", "plant-1"), "/spec/desired", json!({"samplingSeconds": 5}));
         fleet.apply_all([gateway("plant-1"), press]).await?;
@@ -28,7 +28,7 @@ fn what_is_desired_and_reported_agrees_and_outlives_the_storage_of_the_broker() 
         let generation = receive(&fleet, 5).await?;
         let mut session = connect(&fleet).await?;
 
-        // It fails to apply what it received, then says so, then succeeds.
+        // The device reports first a failure to apply the desired state, then success.
         session.publish(REPORTED, "no JSON").await?;
         fleet.condition("Device", "press-1", "Synced", "False", "InvalidReport").await?;
         session.publish(REPORTED, &json!({"samplingSeconds": 9}).to_string()).await?;
@@ -40,7 +40,7 @@ fn what_is_desired_and_reported_agrees_and_outlives_the_storage_of_the_broker() 
         ensure!(reported == Some(&json!(5)), "the status says: {}", object.data["status"]);
         drop(session);
 
-        // A change reaches it while it is connected.
+        // A connected device receives a change.
         let mut session = connect(&fleet).await?;
         session.subscribe(DESIRED).await?;
         session.message(ARRIVES_WITHIN).await?;
@@ -63,7 +63,7 @@ async fn connect(fleet: &Fleet) -> Result<Session> {
     Session::connect(&listener, "press-1", &password).await
 }
 
-/// Connects as the device does, and waits for what the broker retains. Returns the generation.
+/// Connects as the device, waits for the retained desired state, and returns its generation.
 async fn receive(fleet: &Fleet, sampling: i64) -> Result<i64> {
     let mut session = connect(fleet).await?;
     session.subscribe(DESIRED).await?;
@@ -74,7 +74,7 @@ async fn receive(fleet: &Fleet, sampling: i64) -> Result<i64> {
     desired["generation"].as_i64().context("no generation")
 }
 
-/// Deletes the broker's pod with its volume, and waits until another one is ready.
+/// Deletes the broker's pod and its volume, and waits until a new pod is ready.
 async fn wipe(fleet: &Fleet) -> Result<()> {
     let claims = Api::<PersistentVolumeClaim>::namespaced(fleet.client.clone(), &fleet.namespace);
     for claim in claims.list(&ListParams::default()).await? {

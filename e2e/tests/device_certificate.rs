@@ -1,4 +1,4 @@
-//! Devices that connect by certificate: keys that never leave the device, certificates that come back in the Device's status.
+//! Devices with client certificates: the key stays on the device, and the certificate is in the Device's status.
 
 use std::time::Instant;
 
@@ -13,11 +13,11 @@ use fleetwright_e2e::{Fleet, run};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-/// Ports of the listeners for certificates, and for both.
+/// Ports of the listeners that require a certificate, and a certificate and a password.
 const CERTIFICATES: u16 = 8884;
 const BOTH: u16 = 8885;
 
-/// A Gateway with a listener for certificates and one for both.
+/// A Gateway with these two listeners.
 fn plant() -> Value {
     let listener =
         |name: &str, port: u16, authentication: &str| json!({"name": name, "port": port, "tls": {"authentication": authentication}});
@@ -26,11 +26,11 @@ fn plant() -> Value {
 }
 
 #[test]
-fn a_device_connects_by_its_certificate_and_is_out_within_a_second_once_it_is_disabled() {
+fn a_device_connects_by_certificate_and_is_disconnected_when_disabled() {
     run("by-certificate", async |fleet| {
         let (authority, machine) = (Authority::new()?, Machine::new("device").await?);
         fleet.apply_all([authority.own_secret("devices-ca"), plant(), machine.device("press-1")?]).await?;
-        // What cannot be a request harms that Device alone.
+        // An invalid request affects only its Device.
         fleet
             .apply(device_with_request(
                 "press-2",
@@ -64,7 +64,7 @@ fn a_device_connects_by_its_certificate_and_is_out_within_a_second_once_it_is_di
         println!("from the change of the Device to the end of its session: {:?}", disabled.elapsed());
         ensure!(Session::try_connect(&listener, "", "").await?.is_err(), "a disabled device connects");
 
-        // Enabled again, its certificate counts again; with another key it does not.
+        // An enabled Device may use its certificate again. With another key the certificate is refused.
         fleet.change("Device", "press-1", json!({"spec": {"enabled": true}})).await?;
         fleet.ready("Device", "press-1").await?;
         mosquitto_pub(&listener, "", "", "devices/press-1/telemetry", "1").await.context("enabled again")?;
@@ -75,7 +75,7 @@ fn a_device_connects_by_its_certificate_and_is_out_within_a_second_once_it_is_di
     });
 }
 
-/// A machine is replaced: the new one has another key.
+/// Replaces the machine by a new one with another key.
 async fn replace(fleet: &Fleet, listener: &Listener) -> Result<()> {
     let replacement = Machine::new("device").await?;
     fleet.apply(replacement.device("press-1")?).await?;
@@ -86,7 +86,7 @@ async fn replace(fleet: &Fleet, listener: &Listener) -> Result<()> {
     mosquitto_pub(&listener, "", "", "devices/press-1/telemetry", "1").await.context("with the new key")
 }
 
-/// A device that has both needs both where both are asked for.
+/// A listener with `CertificateAndPassword` requires both.
 async fn both(fleet: &Fleet, listener: &Listener) -> Result<()> {
     let machine = Machine::new("device").await?;
     fleet.apply(with(machine.device("press-3")?, "/spec/authentication/password", json!({}))).await?;
@@ -100,7 +100,7 @@ async fn both(fleet: &Fleet, listener: &Listener) -> Result<()> {
     Ok(())
 }
 
-/// Without its authority the Gateway says so, who has a certificate goes on, and a new Device waits for it.
+/// Deletes the CA Secret: the Gateway reports it, connected devices continue, and new Devices wait for it.
 async fn authority_goes_and_comes(fleet: &Fleet) -> Result<()> {
     fleet.delete("Secret", "devices-ca").await?;
     let told = fleet.condition("Gateway", "plant-1", "ClientAuthorityValid", "False", "SecretNotFound").await?;

@@ -1,4 +1,4 @@
-//! What somebody else changes comes back.
+//! The operator reverts changes by others.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +8,11 @@ use fleetwright_e2e::wait::{seconds, until};
 use fleetwright_e2e::{Fleet, run};
 use serde_json::json;
 
-/// How long the operator may take. What it really takes is printed.
+/// Maximum time until a change is reverted. The test prints the measured time.
 const BACK_WITHIN: Duration = seconds(20);
 
 #[test]
-fn what_is_edited_deleted_or_dropped_is_back_in_seconds() {
+fn edited_deleted_and_dropped_objects_are_restored_within_seconds() {
     run("drift", async |fleet| {
         let database = fleet.database().await?;
         fleet.apply_all([gateway("plant-1"), device("press-1", "plant-1"), pipeline("readings")]).await?;
@@ -38,7 +38,7 @@ fn what_is_edited_deleted_or_dropped_is_back_in_seconds() {
     });
 }
 
-/// Edits the ConfigMap, and waits until it says what it said before.
+/// Edits the ConfigMap, and waits until its content is restored.
 async fn edited(fleet: &Fleet, name: &str) -> Result<()> {
     let before = fleet.api("ConfigMap").get(name).await?.data["data"].clone();
     let file = before.as_object().and_then(|data| data.keys().next()).context("the ConfigMap is empty")?.clone();
@@ -54,7 +54,7 @@ async fn edited(fleet: &Fleet, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Deletes the object, and waits until another one is in its place.
+/// Deletes the object, and waits until it exists again.
 async fn deleted(fleet: &Fleet, kind: &str, name: &str) -> Result<()> {
     let before = fleet.api(kind).get(name).await?.metadata.uid;
     let called = Instant::now();

@@ -1,4 +1,4 @@
-//! A broker that is not ours, a plain Mosquitto with its own passwords: what a fleet has of it, and what is said when its login fails.
+//! An external broker: a Mosquitto with its own passwords. Its devices belong to the fleet, and login failures are reported.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use kube::Api;
 use kube::api::ListParams;
 use serde_json::{Value, json};
 
-/// How long a message may take to a device, or a device that comes or goes to show.
+/// Maximum time until a device receives a message, or until its presence is in the status.
 const SHOWS_WITHIN: Duration = seconds(30);
 
-/// The passwords of the foreign broker, as `mosquitto_passwd` wrote them: of `fleet` "open sesame", of `press-1` "of the press".
+/// The passwords of the external broker in the format of `mosquitto_passwd`: `fleet` has "open sesame", `press-1` "of the press".
 const PASSWORDS: &str = include_str!("external.passwords");
 
 const CONFIGURATION: &str = "listener 1883\nallow_anonymous false\npassword_file /run/foreign/passwords\npersistence false\nmax_queued_messages 0\nsys_interval 1\n";
 
-/// Mosquitto takes no password file that is a symbolic link, as all files of a ConfigMap are.
+/// Mosquitto refuses a password file that is a symbolic link, as all files of a ConfigMap are.
 const START: &str = "umask 077 && cp /etc/foreign/passwords /run/foreign/ && exec /usr/sbin/mosquitto -c /etc/foreign/mosquitto.conf";
 
 const PRESS: (&str, &str) = ("press-1", "of the press");
@@ -29,7 +29,7 @@ const PRESS: (&str, &str) = ("press-1", "of the press");
 const CONNECTION: &str = "devices/press-1/connection";
 
 #[test]
-fn a_broker_that_runs_elsewhere_is_part_of_the_fleet() {
+fn an_external_broker_is_part_of_the_fleet() {
     run("external", async |fleet| {
         let database = fleet.database().await?;
         let address = foreign(&fleet).await?;
@@ -45,7 +45,7 @@ fn a_broker_that_runs_elsewhere_is_part_of_the_fleet() {
         fleet.condition("Device", "press-1", "CredentialsLive", "Unknown", "ManagedElsewhere").await?;
         made_nothing(&fleet).await?;
 
-        // What is desired arrives, and what the device says of itself shows.
+        // The device receives its desired state, and its report is in the status.
         let listener = Listener::plain(address.trim_end_matches(":1883"));
         let mut session = Session::connect(&listener, PRESS.0, PRESS.1).await?;
         session.subscribe("devices/press-1/desired").await?;
@@ -58,7 +58,7 @@ fn a_broker_that_runs_elsewhere_is_part_of_the_fleet() {
             connected(&fleet, shown).await?;
         }
 
-        // What it publishes becomes rows.
+        // Its messages become rows.
         fleet.apply(pipeline("readings")).await?;
         fleet.ready("Pipeline", "readings").await?;
         let payload = json!({"ts": 1_777_863_721_500_u64, "value": 7}).to_string();
@@ -70,7 +70,7 @@ fn a_broker_that_runs_elsewhere_is_part_of_the_fleet() {
         })
         .await?;
 
-        // Without its Pipeline nothing is queued for its workers: the broker keeps no session but those that are connected.
+        // Without a Pipeline the broker queues nothing for workers: only sessions of connected clients remain.
         fleet.delete("Pipeline", "readings").await?;
         fleet.gone("Pipeline", "readings", SHOWS_WITHIN).await?;
         until(SHOWS_WITHIN, "the broker keeps no session for nobody", async || {
@@ -82,7 +82,7 @@ fn a_broker_that_runs_elsewhere_is_part_of_the_fleet() {
         })
         .await?;
 
-        // Of a broker that does not answer, an Event says what is left there.
+        // When the broker is unavailable, an Event names the sessions that could not be deleted.
         fleet.apply(pipeline("late")).await?;
         fleet.ready("Pipeline", "late").await?;
         fleet.delete("Pod", "foreign").await?;
@@ -92,9 +92,9 @@ fn a_broker_that_runs_elsewhere_is_part_of_the_fleet() {
         ensure!(told.contains("Gateway far") && told.contains("fwi"), "it does not say which client to end: {told}");
         fleet.gone("Pipeline", "late", SHOWS_WITHIN).await?;
 
-        // A Gateway stays what it is.
+        // A Gateway cannot change between an operated and an external broker.
         let error = fleet.apply(gateway("far")).await.err().context("an external Gateway became one of ours")?;
-        ensure!(format!("{error:#}").contains("for good"), "{error:#}");
+        ensure!(format!("{error:#}").contains("create another Gateway"), "{error:#}");
         Ok(())
     });
 }
@@ -103,7 +103,7 @@ fn external(address: &str) -> Value {
     with(gateway("far"), "/spec/external", json!({"address": address, "credentialsSecret": {"name": "login"}}))
 }
 
-/// Nothing of ours runs for it, and no credentials are made for its devices.
+/// The operator creates no workload for the Gateway, and no credentials for its devices.
 async fn made_nothing(fleet: &Fleet) -> Result<()> {
     let workloads = Api::<StatefulSet>::namespaced(fleet.client.clone(), &fleet.namespace).list(&ListParams::default()).await?;
     let brokers: Vec<_> = workloads.items.into_iter().filter_map(|set| set.metadata.name).filter(|name| name.contains("broker")).collect();
@@ -124,7 +124,7 @@ async fn connected(fleet: &Fleet, state: &str) -> Result<()> {
     .await
 }
 
-/// Starts a broker of somebody else; gives its address.
+/// Starts the external broker and returns its address.
 async fn foreign(fleet: &Fleet) -> Result<String> {
     let labels = json!({"app": "foreign"});
     let configuration = json!({
@@ -154,7 +154,7 @@ async fn foreign(fleet: &Fleet) -> Result<String> {
     Ok(format!("foreign.{}.svc:1883", fleet.namespace))
 }
 
-/// The broker's image, as the operator has been told.
+/// The image of the broker, from the operator's Deployment.
 async fn image(fleet: &Fleet) -> Result<String> {
     let deployments = Api::<Deployment>::namespaced(fleet.client.clone(), SYSTEM_NAMESPACE).list(&ListParams::default()).await?;
     let containers = deployments.items.into_iter().filter_map(|deployment| deployment.spec.template.spec).flat_map(|pod| pod.containers);

@@ -1,4 +1,4 @@
-//! What is killed while devices publish: every reading that was acknowledged is in the table afterwards.
+//! Processes are killed while devices publish. Afterwards every acknowledged reading is in the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,15 +14,15 @@ use kube::Api;
 use kube::api::ListParams;
 use serde_json::json;
 
-/// Devices, and readings a second of each: enough that every fault falls into batches that are under way.
+/// Devices, and readings per second of each: enough that every fault meets batches in flight.
 const DEVICES: usize = 8;
 const RATE: f64 = 10.0;
 
-/// Readings that must be acknowledged between one fault and the next: a few seconds' worth.
+/// Readings that must be acknowledged between two faults: those of a few seconds.
 const BETWEEN: usize = 250;
 
 #[test]
-fn killed_workers_agents_and_databases_lose_and_double_nothing() {
+fn killed_workers_agents_and_databases_neither_lose_nor_duplicate_readings() {
     run("killed", async |fleet| {
         let (database, publisher) = start(&fleet).await?;
         for (pod, program) in [
@@ -48,7 +48,7 @@ fn killed_workers_agents_and_databases_lose_and_double_nothing() {
 }
 
 #[test]
-fn killed_brokers_lose_nothing() {
+fn killed_brokers_lose_no_readings() {
     run("broker", async |fleet| {
         let (database, publisher) = start(&fleet).await?;
         fault::kill_and_wait(&fleet.client, &fleet.namespace, "plant-1-broker", "mosquitto").await?;
@@ -58,7 +58,7 @@ fn killed_brokers_lose_nothing() {
         fault::delete_pod_and_wait(&fleet.client, &fleet.namespace, "plant-1-broker").await?;
         publisher.more(BETWEEN).await?;
         ensure!(publisher.connections() > before, "no session broke: the broker's pod was not deleted");
-        // Messages that wait for a worker outlive the broker's death too.
+        // Messages that wait for a worker also survive a kill of the broker.
         fleet.change("Pipeline", "timed", json!({"spec": {"paused": true}})).await?;
         fleet.gone("Pod", "timed-ingest-0", fleetwright_e2e::fleet::GONE_WITHIN).await?;
         publisher.more(BETWEEN).await?;
@@ -72,7 +72,7 @@ fn killed_brokers_lose_nothing() {
         }
         stored_at_their_times(&database, "timed", &acknowledged).await?;
         ensure!(stored_twice(&database, "timed").await? == 0, "readings stand in the table more than once");
-        // A device sends again what the broker took and could not acknowledge any more, and no key tells these two apart.
+        // Devices publish again what the broker has stored but not acknowledged. Such duplicates have no unique key.
         let again = stored_twice(&database, "arrival").await?;
         println!("{} acknowledged readings are there; {again} without a key came twice from their device", acknowledged.len());
         no_dead_letters(&database).await
@@ -80,7 +80,7 @@ fn killed_brokers_lose_nothing() {
 }
 
 #[test]
-fn a_database_that_is_away_is_told_on_every_channel_and_caught_up_with() {
+fn an_unavailable_database_is_reported_and_its_backlog_is_stored() {
     run("unreachable", async |fleet| {
         let (database, publisher) = start(&fleet).await?;
         let is_up = async || metric(&fleet, "timed-ingest-0", "fleetwright_ingest_database_up").await;
@@ -106,7 +106,7 @@ fn a_database_that_is_away_is_told_on_every_channel_and_caught_up_with() {
         let events = Api::<Event>::namespaced(fleet.client.clone(), &fleet.namespace).list(&ListParams::default()).await?.items;
         let told = |event: &&Event| event.reason.as_deref() == Some("DatabaseUnavailable") && event.type_.as_deref() == Some("Warning");
         let of = |name: &str| events.iter().filter(told).filter(|event| event.involved_object.name.as_deref() == Some(name)).count();
-        // One a cause: the connection that ended, and the server that then is not there.
+        // One Event for each cause: the closed connection, then the unreachable server.
         ensure!((1..=3).contains(&of("timed")), "{} Events tell of it", of("timed"));
 
         fleet.change("StatefulSet", "timescaledb", json!({"spec": {"replicas": 1}})).await?;
@@ -118,15 +118,15 @@ fn a_database_that_is_away_is_told_on_every_channel_and_caught_up_with() {
     });
 }
 
-/// The value of a metric of a pod.
+/// Reads the value of a metric of a pod.
 async fn metric(fleet: &Fleet, pod: &str, name: &str) -> Result<String> {
     let text = metrics::scrape(&fault::pod(&fleet.client, &fleet.namespace, pod).await?).await?;
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     Ok(value.with_context(|| format!("{pod} has no metric {name}"))?.trim().to_owned())
 }
 
-/// A database of the test's own, a broker, a Pipeline that takes the time from the message and one that does not, and devices that
-/// publish.
+/// Creates a database server, a broker, a Pipeline that takes the time from the message, one that uses the time of arrival, and
+/// devices that publish.
 async fn start(fleet: &Fleet) -> Result<(Database, Publisher)> {
     let database = Database::own(fleet).await?;
     fleet.apply(gateway("plant-1")).await?;
@@ -147,7 +147,7 @@ async fn start(fleet: &Fleet) -> Result<(Database, Publisher)> {
     Ok((database, publisher))
 }
 
-/// Both tables have each of the readings, once.
+/// Checks that both tables contain each reading once.
 async fn stored_once(database: &Database, acknowledged: &BTreeSet<Reading>) -> Result<()> {
     for table in ["timed", "arrival"] {
         stored(database, table, acknowledged).await?;

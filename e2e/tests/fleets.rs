@@ -1,4 +1,4 @@
-//! Many Devices, as people and their tools work with them.
+//! Many Devices, as users and tools work with them.
 
 use std::time::Instant;
 
@@ -15,11 +15,11 @@ use tokio::process::Command;
 
 use crate::refusal::{REFUSAL, ensure_refused};
 
-/// Devices of the test: enough for several pages of work, few enough for a test.
+/// Number of Devices: enough for several pages of a list.
 const DEVICES: usize = 200;
 
 #[test]
-fn a_fleet_is_selected_awaited_and_not_held_up_by_one_that_is_refused() {
+fn devices_are_selected_and_awaited_despite_one_that_is_refused() {
     run("fleets", async |fleet| {
         fleet.apply_all([gateway("plant-1"), gateway("plant-2")]).await?;
         fleet.all_ready(&["Gateway/plant-1", "Gateway/plant-2"]).await?;
@@ -50,7 +50,7 @@ fn a_fleet_is_selected_awaited_and_not_held_up_by_one_that_is_refused() {
     });
 }
 
-/// Even numbers are at plant-1, odd ones at plant-2.
+/// Devices with even numbers belong to plant-1, those with odd numbers to plant-2.
 fn plant(number: usize) -> String {
     format!("plant-{}", number % 2 + 1)
 }
@@ -68,7 +68,7 @@ async fn kubectl(fleet: &Fleet, arguments: &[&str]) -> Result<String> {
 }
 
 #[test]
-fn a_device_moves_to_another_gateway_by_being_created_again() {
+fn a_device_moves_to_another_gateway_when_it_is_created_again() {
     run("moved", async |fleet| {
         fleet.apply_all([gateway("plant-1"), gateway("plant-2"), device("press-1", "plant-1"), device("press-2", "plant-1")]).await?;
         fleet.all_ready(&["Gateway/plant-1", "Gateway/plant-2", "Device/press-1", "Device/press-2"]).await?;
@@ -83,7 +83,7 @@ fn a_device_moves_to_another_gateway_by_being_created_again() {
         session.ended(seconds(10)).await?;
         moved(&fleet, &second, &first, &old).await?;
 
-        // Back again, while the one before is held by somebody's finalizer: the new one is created as soon as that lets go.
+        // Moves it back while a finalizer of another controller holds the old object. The new one is created when the finalizer is removed.
         let old = fleet.password("press-1").await?;
         fleet.change("Device", "press-1", json!({"metadata": {"finalizers": ["example.org/hold"]}})).await?;
         let mut session = Session::connect(&second, "press-1", &old).await?;
@@ -100,7 +100,7 @@ fn a_device_moves_to_another_gateway_by_being_created_again() {
     });
 }
 
-/// The device is let in where it is now, with a password of its own, and no longer where it was.
+/// The device can connect to its new broker with its new password, and no longer to the old broker.
 async fn moved(fleet: &Fleet, now: &Listener, before: &Listener, old: &str) -> Result<()> {
     fleet.ready("Device", "press-1").await?;
     let password = fleet.password("press-1").await?;
@@ -112,10 +112,10 @@ async fn moved(fleet: &Fleet, now: &Listener, before: &Listener, old: &str) -> R
 }
 
 #[test]
-fn a_devices_secret_is_all_that_a_device_has_to_be_given() {
+fn the_secret_of_a_device_contains_everything_to_connect() {
     run("provision", async |fleet| {
         let listeners = |port: i32| json!([{"name": "mqtt", "port": 1883}, {"name": "mqtts", "port": port, "tls": {}}]);
-        // The Device is there first: its Secret comes with the Gateway, complete.
+        // The Device is created first. Its Secret is created with the Gateway and is complete.
         fleet.apply(device("press-1", "plant-1")).await?;
         fleet.condition("Device", "press-1", "Accepted", "False", "GatewayNotFound").await?;
         fleet.apply(with(gateway("plant-1"), "/spec/listeners", listeners(8883))).await?;
@@ -130,7 +130,7 @@ fn a_devices_secret_is_all_that_a_device_has_to_be_given() {
     });
 }
 
-/// Connects with what the Secret says and nothing else.
+/// Connects with the content of the Secret only.
 async fn provisioned(fleet: &Fleet, port: u16) -> Result<()> {
     let said = async |key: &str| fleet.secret("press-1-credentials", key).await;
     let folder = tempfile::tempdir()?;

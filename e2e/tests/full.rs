@@ -1,4 +1,4 @@
-//! A broker that is full says so, refuses what it cannot keep, and goes on by itself once there is room.
+//! A broker with a full queue reports it, refuses further messages, and recovers when messages are read.
 
 use anyhow::ensure;
 use fleetwright_e2e::client::{Listener, Session};
@@ -8,14 +8,14 @@ use fleetwright_e2e::wait::{seconds, until};
 use fleetwright_e2e::{fault, metrics, run};
 use serde_json::json;
 
-/// Messages that are published while nobody reads; the bound below has room for some of them.
+/// Number of messages published while nothing reads them; the queue has room for only a part of them.
 const MESSAGES: i64 = 150;
 
 /// Reason code of MQTT 5: Quota exceeded.
 const QUOTA_EXCEEDED: i32 = 0x97;
 
 #[test]
-fn a_broker_whose_queue_is_full_refuses_and_tells() {
+fn a_broker_with_a_full_queue_refuses_messages_and_reports_it() {
     run("full", async |fleet| {
         let database = fleet.database().await?;
         let limited = with(gateway("plant-1"), "/spec/limits", json!({"queuedBytesPerClient": "4000"}));

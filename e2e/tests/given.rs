@@ -1,4 +1,4 @@
-//! Passwords that people give: what cannot be one, and what follows when the Secret changes.
+//! Passwords from users' Secrets: invalid values, and changes of the Secret.
 
 use anyhow::{Result, ensure};
 use fleetwright_e2e::client::{Listener, Session};
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::refusal::{REFUSAL, ensure_refused};
 
 #[test]
-fn what_cannot_be_a_password_is_told_and_harms_that_device_alone() {
+fn an_invalid_password_is_reported_and_affects_only_its_device() {
     run("unusable", async |fleet| {
         let huge = "p".repeat(1025);
         let bad =
@@ -41,7 +41,7 @@ fn what_cannot_be_a_password_is_told_and_harms_that_device_alone() {
             ensure_refused(&listener, name, "password").await?;
         }
 
-        // A usable one is taken without a change of the Device; a bad one after it does not throw the device out.
+        // The operator uses a valid password without a change of the Device. A later invalid one does not disconnect the device.
         for name in ["empty", "absent"] {
             fleet.apply(secret(&format!("{name}-own"), &json!({"password": "usable"}))).await?;
             fleet.ready("Device", name).await?;
@@ -52,7 +52,7 @@ fn what_cannot_be_a_password_is_told_and_harms_that_device_alone() {
         ensure!(session.publish("devices/empty/telemetry", "{}").await? < REFUSAL, "the password known before is not accepted any longer");
         Session::connect(&listener, "empty", "usable").await?;
 
-        // Another one ends what was opened with the one before.
+        // A new password ends the sessions that used the old one.
         let mut session = Session::connect(&listener, "absent", "usable").await?;
         change(&fleet, "absent-own", "another").await?;
         session.ended(seconds(10)).await?;

@@ -1,4 +1,4 @@
-//! A Pipeline that grows, shrinks and changes while its devices publish: every reading that was acknowledged is a row, once.
+//! A Pipeline is scaled and changed while devices publish: every acknowledged reading is stored once.
 
 use std::collections::BTreeMap;
 
@@ -15,24 +15,24 @@ use fleetwright_e2e::{Fleet, run};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-/// Devices of each Gateway, and readings a second of each.
+/// Devices of each Gateway, and readings per second of each.
 const DEVICES: usize = 4;
 const RATE: f64 = 10.0;
 
-/// Readings of each Gateway that must be acknowledged between one change and the next.
+/// Readings of each Gateway that must be acknowledged between two changes.
 const BETWEEN: usize = 150;
 
-/// The autoscaler looks every 15 seconds.
+/// The autoscaler evaluates its metrics every 15 seconds.
 const SCALED_WITHIN: std::time::Duration = seconds(60);
 
 #[test]
-fn pipelines_that_are_scaled_and_changed_lose_and_double_nothing() {
+fn scaled_and_changed_pipelines_neither_lose_nor_duplicate_readings() {
     run("growth", async |fleet| {
         let database = fleet.database().await?;
         let publishers = start(&fleet).await?;
         more(&publishers).await?;
 
-        // Kubernetes' own autoscaler, as config/autoscaling has it, acts through the scale subresource; without metrics, by its bounds.
+        // The HorizontalPodAutoscaler of config/autoscaling uses the scale subresource. Without metrics it applies its minimum and maximum.
         for name in ["timed", "arrival"] {
             fleet.apply(autoscaler(&fleet, name).await?).await?;
         }
@@ -52,7 +52,7 @@ fn pipelines_that_are_scaled_and_changed_lose_and_double_nothing() {
         }
         more(&publishers).await?;
 
-        // A new field rolls the workers.
+        // A new field causes a rollout of the workers.
         for name in ["timed", "arrival"] {
             let before = pod(&fleet.client, &fleet.namespace, &format!("{name}-ingest")).await?;
             fleet.change("Pipeline", name, json!({"spec": {"decode": {"fields": fields(&["value", "ts"])}}})).await?;
@@ -81,7 +81,7 @@ fn pipelines_that_are_scaled_and_changed_lose_and_double_nothing() {
 }
 
 #[test]
-fn a_pipeline_whose_topic_changes_loses_nothing_and_leaves_no_queue() {
+fn a_changed_topic_loses_no_reading_and_leaves_no_queue() {
     run("topic", async |fleet| {
         let database = fleet.database().await?;
         let acls = json!([{"topic": "lines/#", "access": "Write"}]);
@@ -92,14 +92,14 @@ fn a_pipeline_whose_topic_changes_loses_nothing_and_leaves_no_queue() {
         let devices = BTreeMap::from([("press-2".to_owned(), fleet.password("press-2").await?)]);
         let publisher = Publisher::start(&listener, &devices, RATE).await?;
         publisher.more(BETWEEN / 3).await?;
-        // What was acknowledged so far was matched by the subscription, and has to arrive.
+        // The old subscription matched all messages acknowledged so far, so they must be stored.
         let before = publisher.stop().await?;
         fleet.change("Pipeline", "readings", json!({"spec": {"source": {"topic": "lines/{device}"}}})).await?;
         stored(&database, "reading", &before).await?;
         fleet.ready("Pipeline", "readings").await?;
         subscribed(&database, "{lines/+}").await?;
 
-        // Nobody reads, so that whatever is still subscribed to is queued.
+        // No worker runs, so the broker queues messages for every subscription that still exists.
         fleet.change("Pipeline", "readings", json!({"spec": {"paused": true}})).await?;
         fleet.gone("Pod", "readings-ingest-0", GONE_WITHIN).await?;
         let mut session = Session::connect(&listener, "press-1", &fleet.password("press-1").await?).await?;
@@ -112,7 +112,7 @@ fn a_pipeline_whose_topic_changes_loses_nothing_and_leaves_no_queue() {
     });
 }
 
-/// Two Gateways with devices that publish, and a Pipeline that takes the time from the message and one that does not.
+/// Two Gateways with publishing devices, a Pipeline that takes the time from the message, and one that uses the time of arrival.
 async fn start(fleet: &Fleet) -> Result<Vec<Publisher>> {
     let gateways = ["plant-1", "plant-2"];
     fleet.apply_all(gateways.map(gateway)).await?;
@@ -146,7 +146,7 @@ async fn more(publishers: &[Publisher]) -> Result<()> {
     Ok(())
 }
 
-/// The example of `config/autoscaling`, checked strictly by the API server, for a Pipeline that is to have two workers.
+/// The example of `config/autoscaling`, strictly validated by the API server, for a Pipeline with two workers.
 async fn autoscaler(fleet: &Fleet, pipeline: &str) -> Result<Value> {
     let mut kubectl = Command::new("kubectl");
     kubectl.args(["-n", &fleet.namespace, "create", "--dry-run=server", "--validate=strict", "-o", "json", "-f"]);
@@ -160,7 +160,7 @@ async fn autoscaler(fleet: &Fleet, pipeline: &str) -> Result<Value> {
     Ok(example)
 }
 
-/// Waits until so many workers run, and the Pipeline says so.
+/// Waits until this number of workers runs, and the Pipeline's status reports it.
 async fn scaled(fleet: &Fleet, replicas: i64) -> Result<()> {
     for name in ["timed", "arrival"] {
         until(SCALED_WITHIN, format!("Pipeline {name} has {replicas} workers"), async || {
@@ -177,7 +177,7 @@ async fn scaled(fleet: &Fleet, replicas: i64) -> Result<()> {
     Ok(())
 }
 
-/// Waits until this is what the broker holds for the worker.
+/// Waits until the broker has these subscriptions for the worker.
 async fn subscribed(database: &Database, filters: &str) -> Result<()> {
     let sql = format!("SELECT count(*) FROM fleetwright.session WHERE topic_filters = '{filters}'");
     database.reaches(seconds(30), &sql, 1).await

@@ -1,4 +1,4 @@
-//! How Flux, Helm and Argo CD read an object's health, in every state that it goes through.
+//! The health of objects in Flux, Helm and Argo CD, in every state of an object.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 const OBJECTS: [(&str, &str); 3] = [("Gateway", "plant-1"), ("Device", "press-1"), ("Pipeline", "readings")];
 
 #[test]
-fn nothing_is_called_healthy_before_it_is() {
+fn no_tool_reports_an_object_as_healthy_before_it_is_ready() {
     run("health", async |fleet| {
         let states = watch(&fleet);
         fleet.database().await?;
@@ -28,7 +28,7 @@ fn nothing_is_called_healthy_before_it_is() {
             ensure!(!health.is_healthy_to_anyone(), "fresh, it is {health:?}: {}", summary(&applied));
         }
         ready_and_healthy(&fleet).await?;
-        // A change that takes a moment: the old state says nothing of the new generation.
+        // While a change is applied, the status describes the old generation only.
         let acls = json!([{"topic": "lines/#", "access": "Write"}]);
         for (kind, name, change) in [
             ("Device", "press-1", json!({"spec": {"authorization": {"acls": acls}}})),
@@ -49,11 +49,11 @@ fn nothing_is_called_healthy_before_it_is() {
 }
 
 #[test]
-fn what_waits_for_a_change_of_itself_has_failed_and_recovers_by_that_change() {
+fn an_object_that_needs_a_spec_change_has_failed_until_it_is_changed() {
     run("stalled", async |fleet| {
         let states = watch(&fleet);
         fleet.database().await?;
-        // The capture and the field would be one column: no rule of the schema can see that.
+        // The capture and the field would be the same column, which the schema cannot reject.
         let twice = with(pipeline("readings"), "/spec/source/topic", "devices/{device}/{value}".into());
         fleet.apply_all([gateway("plant-1"), device("press-1", "plant-1"), twice]).await?;
         fleet.condition("Pipeline", "readings", "Stalled", "True", "").await?;
@@ -74,7 +74,7 @@ async fn ready_and_healthy(fleet: &Fleet) -> Result<()> {
     Ok(())
 }
 
-/// Every state that the API server stores of the three kinds, from now on.
+/// Watches all states of the three kinds that the API server stores from now on.
 fn watch(fleet: &Fleet) -> mpsc::UnboundedReceiver<Result<DynamicObject>> {
     let (sender, receiver) = mpsc::unbounded_channel();
     for (kind, _) in OBJECTS {
@@ -102,9 +102,9 @@ fn watch(fleet: &Fleet) -> mpsc::UnboundedReceiver<Result<DynamicObject>> {
     receiver
 }
 
-/// Judges every state that was seen: whoever calls it healthy must find it Ready.
+/// Checks all watched states: an object may be reported as healthy only if it is Ready.
 async fn judge_all(mut states: mpsc::UnboundedReceiver<Result<DynamicObject>>) -> Result<()> {
-    // The watches are a moment behind.
+    // Watch events arrive with a delay.
     let mut seen = Vec::new();
     until(seconds(10), "every object was seen to become Ready", async || {
         while let Ok(state) = states.try_recv() {

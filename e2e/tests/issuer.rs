@@ -1,4 +1,4 @@
-//! Devices' certificates from an issuer of cert-manager, by cert-manager's own controllers: the authority's key is its alone.
+//! Device certificates from a cert-manager issuer. Only cert-manager reads the key of the CA.
 
 use anyhow::{Context, Result, ensure};
 use fleetwright_e2e::certificate::Authority;
@@ -14,19 +14,19 @@ use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-/// Port of the listener for certificates.
+/// Port of the listener that requires certificates.
 const CERTIFICATES: u16 = 8884;
 
-/// The Secrets with the authority itself, which only cert-manager reads, and with what is to be trusted.
+/// The Secret with the CA and its key, which only cert-manager reads, and the Secret with the trusted certificates.
 const AUTHORITY: &str = "authority";
 const TRUSTED: &str = "trusted";
 
-/// Reasons of a Device's `Ready`, and where it is the Device's own fault of `Accepted`.
+/// Reasons of a Device's `Ready`, and of `Accepted` where the Device itself is the cause.
 const AWAITING_ISSUER: &str = "AwaitingIssuer";
 const DENIED: &str = "CertificateDenied";
 const OTHER_NAME: &str = "CommonNameMismatch";
 
-/// A Gateway whose devices' certificates come from the issuer `devices`, and the certificates that its broker is to trust.
+/// A Gateway whose device certificates come from the issuer `devices`, and the Secret with the certificates that its broker trusts.
 fn plant(authority: &Authority) -> Result<[Value; 2]> {
     let listener = json!({"name": "certificates", "port": CERTIFICATES, "tls": {"authentication": "Certificate"}});
     let client_authority = json!({"issuerRef": {"name": "devices"}, "secretName": TRUSTED});
@@ -34,7 +34,7 @@ fn plant(authority: &Authority) -> Result<[Value; 2]> {
     Ok([secret(TRUSTED, &json!({"ca.crt": std::fs::read_to_string(authority.file())?})), gateway])
 }
 
-/// An issuer that signs with the authority in a Secret.
+/// An issuer that signs with the CA in a Secret.
 fn issuer() -> Value {
     let metadata = json!({"name": "devices"});
     json!({"apiVersion": "cert-manager.io/v1", "kind": "Issuer", "metadata": metadata, "spec": {"ca": {"secretName": AUTHORITY}}})
@@ -49,7 +49,7 @@ async fn no_request_is_left(fleet: &Fleet) -> Result<()> {
     .await
 }
 
-/// Waits until a Device is not Ready for this reason, and its condition names this as well.
+/// Waits until a Device is not Ready for this reason, with a message that contains `word`.
 async fn waits(fleet: &Fleet, name: &str, reason: &str, word: &str) -> Result<()> {
     until(READY_WITHIN, format!("Device {name} waits with {reason} for {word}"), async || {
         let object = fleet.api("Device").get(name).await?;
@@ -61,7 +61,7 @@ async fn waits(fleet: &Fleet, name: &str, reason: &str, word: &str) -> Result<()
     .await
 }
 
-/// The machine fetches the certificate of its Device, and publishes with it.
+/// Reads the certificate of the Device and publishes with it.
 async fn publishes(fleet: &Fleet, machine: &Machine, name: &str) -> Result<()> {
     fleet.ready("Device", name).await?;
     machine.fetch(fleet, name).await?;
@@ -70,7 +70,7 @@ async fn publishes(fleet: &Fleet, machine: &Machine, name: &str) -> Result<()> {
 }
 
 #[test]
-fn a_device_gets_its_certificate_from_an_issuer_of_cert_manager() {
+fn a_device_gets_its_certificate_from_a_cert_manager_issuer() {
     run("issuer", async |fleet| {
         start_cert_manager().await?;
         let (authority, machine) = (Authority::new()?, Machine::new("press-1").await?);
@@ -91,7 +91,7 @@ fn a_device_gets_its_certificate_from_an_issuer_of_cert_manager() {
     });
 }
 
-/// An issuer keeps the name in the request, so that one that is another device's must never reach it.
+/// The issuer copies the name from the request, so the operator must not forward a request with another device's name.
 async fn other_name(fleet: &Fleet) -> Result<()> {
     fleet.apply(Machine::new("press-1").await?.device("press-2")?).await?;
     let told = fleet.condition("Device", "press-2", "Accepted", "False", OTHER_NAME).await?;
@@ -105,10 +105,10 @@ async fn other_name(fleet: &Fleet) -> Result<()> {
     no_request_is_left(fleet).await
 }
 
-/// A request that is denied is told of, and made again once it is deleted.
+/// A denied request is reported, and created again after it is deleted.
 async fn denied(fleet: &Fleet) -> Result<()> {
     let machine = Machine::new("press-3").await?;
-    // It would approve the request as soon as it sees it.
+    // Stops the approver, which approves each new request.
     stop_component("cert-manager").await?;
     let outcome = deny(fleet, machine.device("press-3")?).await;
     start_component("cert-manager").await?;
@@ -119,7 +119,7 @@ async fn denied(fleet: &Fleet) -> Result<()> {
     no_request_is_left(fleet).await
 }
 
-/// Denies the first request for a Device, as `cmctl deny` does; gives its name.
+/// Denies the first request for a Device, like `cmctl deny`, and returns its name.
 async fn deny(fleet: &Fleet, device: Value) -> Result<String> {
     fleet.apply(device).await?;
     let name = until(READY_WITHIN, "a CertificateRequest is made", async || {

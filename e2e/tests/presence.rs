@@ -1,4 +1,4 @@
-//! Who is connected shows in the status of Devices and Gateways, and a restart of the operator makes nothing of it.
+//! The status of Devices and Gateways shows which devices are connected, also after a restart of the operator.
 
 use std::time::{Duration, Instant};
 
@@ -12,14 +12,14 @@ use fleetwright_e2e::{Fleet, fault, run_alone};
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
-/// How long a device that comes or goes may take to show. It takes a few tenths of a second; the rest is a busy machine.
+/// Maximum time until the status shows a change. It takes some tenths of a second on an idle machine.
 const SHOWS_WITHIN: Duration = seconds(10);
 
-/// How long is counted after a restart of the operator.
+/// Time after a restart of the operator in which writes are counted.
 const COUNTED: Duration = seconds(35);
 
 #[test]
-fn who_is_connected_shows_and_a_restart_of_the_operator_writes_nothing() {
+fn presence_is_in_the_status_and_an_operator_restart_writes_nothing() {
     run_alone("presence", async |fleet| {
         fleet
             .apply_all([gateway("plant-1"), device("press-1", "plant-1"), device("press-2", "plant-1"), device("press-3", "plant-1")])
@@ -33,7 +33,7 @@ fn who_is_connected_shows_and_a_restart_of_the_operator_writes_nothing() {
         connected(&fleet, "press-2", "Online").await?;
         println!("two devices connected one after the other, and both shown, after {:.1} s", started.elapsed().as_secs_f64());
         total(&fleet, "plant-1", 2).await?;
-        // Its process is killed.
+        // The client process is killed.
         let killed = Instant::now();
         drop(dies);
         connected(&fleet, "press-2", "Offline").await?;
@@ -41,7 +41,7 @@ fn who_is_connected_shows_and_a_restart_of_the_operator_writes_nothing() {
         let never = fleet.api("Device").get("press-3").await?;
         ensure!(never.data.pointer("/status/connection").is_none(), "a device that was never connected has a connection");
 
-        // Someone whom nobody knows, and someone who claims to be a device that is connected.
+        // An unknown client, and a client that uses the name of a connected device.
         for name in ["ghost", "press-1"] {
             ensure!(mosquitto_pub(&listener, name, "wrong", "x", "1").await.is_err(), "{name} was accepted");
         }
@@ -54,7 +54,7 @@ fn who_is_connected_shows_and_a_restart_of_the_operator_writes_nothing() {
         total(&fleet, "plant-1", 1).await?;
         connected(&fleet, "press-1", "Online").await?;
 
-        // What someone else writes there does not last.
+        // The operator reverts changes of these fields by others.
         let empty = Patch::Merge(json!({"status": {"connection": null}}));
         fleet.api("Device").patch_status("press-1", &PatchParams::default(), &empty).await?;
         connected(&fleet, "press-1", "Online").await?;
@@ -64,13 +64,13 @@ fn who_is_connected_shows_and_a_restart_of_the_operator_writes_nothing() {
         tokio::time::sleep(COUNTED).await;
         let writes = mark.writes(&fleet.namespace)?;
         ensure!(writes.is_empty(), "a restart of the operator caused {} writes:\n{}", writes.len(), writes.join("\n"));
-        // It is at work again.
+        // The operator reconciles again.
         drop(stays);
         connected(&fleet, "press-1", "Offline").await
     });
 }
 
-/// Waits until a Device's status says that.
+/// Waits until the Device's status has this state.
 pub async fn connected(fleet: &Fleet, device: &str, state: &str) -> Result<()> {
     until(SHOWS_WITHIN, format!("{device} is {state}"), async || {
         let object = fleet.api("Device").get(device).await?;
@@ -81,7 +81,7 @@ pub async fn connected(fleet: &Fleet, device: &str, state: &str) -> Result<()> {
     .await
 }
 
-/// Waits until a Gateway's status says that so many devices are connected.
+/// Waits until the Gateway's status has this number of connected devices.
 pub async fn total(fleet: &Fleet, gateway: &str, devices: i64) -> Result<()> {
     until(seconds(30), format!("{devices} devices of {gateway} are connected"), async || {
         let object = fleet.api("Gateway").get(gateway).await?;

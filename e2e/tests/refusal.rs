@@ -1,4 +1,4 @@
-//! Who may say what: refused by the broker, not by what comes after it.
+//! Authentication and authorization by the broker.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,14 @@ use fleetwright_e2e::wait::{seconds, until};
 use fleetwright_e2e::{Fleet, run};
 use serde_json::json;
 
-/// From here on, a reason code is a refusal (MQTT 5, section 2.4).
+/// Reason codes from this value on are failures (MQTT 5, section 2.4).
 pub const REFUSAL: i32 = 128;
 
-/// How long a revoked session may live. The issue wants seconds; what it really takes is printed.
+/// Maximum lifetime of a revoked session. The test prints the measured time.
 const ENDS_WITHIN: Duration = seconds(10);
 
 #[test]
-fn a_wrong_password_an_unknown_device_and_anothers_topic_are_refused() {
+fn wrong_passwords_unknown_devices_and_foreign_topics_are_refused() {
     run("intruder", async |fleet| {
         fleet.apply_all([gateway("plant-1"), device("press-1", "plant-1"), device("press-2", "plant-1")]).await?;
         fleet.all_ready(&["Gateway/plant-1", "Device/press-1", "Device/press-2"]).await?;
@@ -31,7 +31,7 @@ fn a_wrong_password_an_unknown_device_and_anothers_topic_are_refused() {
             let code = others.publish(topic, "{}").await?;
             ensure!(code >= REFUSAL, "press-2 may publish to {topic}: the reason code is {code}");
         }
-        // Whatever the broker says to the subscription, only what is one's own is delivered.
+        // The broker may accept the subscription, but it delivers only messages of the device's own topics.
         for filter in ["#", "devices/#", "devices/+/telemetry", "devices/press-2/telemetry", "devices/press-1/#"] {
             own.subscribe(filter).await?;
         }
@@ -52,7 +52,7 @@ pub async fn ensure_refused(listener: &Listener, username: &str, password: &str)
 }
 
 #[test]
-fn a_disabled_or_deleted_device_loses_its_live_session() {
+fn a_disabled_or_deleted_device_loses_its_session() {
     run("revoked", async |fleet| {
         fleet.apply(gateway("plant-1")).await?;
         fleet.apply_all(["press-1", "press-2", "press-3"].map(|name| device(name, "plant-1"))).await?;
@@ -93,7 +93,7 @@ async fn connect(fleet: &Fleet, listener: &Listener, device: &str) -> Result<Ses
 }
 
 #[test]
-fn a_password_of_ones_own_is_taken_and_followed_and_an_acl_is_too() {
+fn changes_of_a_user_password_and_of_acls_take_effect() {
     run("given", async |fleet| {
         let given = json!({"secretRef": {"name": "press-1-own", "key": "secret"}});
         fleet.apply_all([secret("press-1-own", &json!({"secret": "först"})), gateway("plant-1")]).await?;

@@ -1,4 +1,4 @@
-//! Passwords that are replaced, with a while in which both are accepted.
+//! Password rotation with a period in which both passwords are accepted.
 
 use std::time::Instant;
 
@@ -10,14 +10,14 @@ use fleetwright_e2e::wait::{seconds, until};
 use fleetwright_e2e::{Fleet, fault, run_alone};
 use serde_json::json;
 
-/// For how long both passwords are accepted: longer than a restart of the operator takes on a busy machine.
+/// Period in which both passwords are accepted: longer than a restart of the operator takes on a busy machine.
 const OVERLAP: u64 = 60;
 
-/// From here on, a reason code is a refusal (MQTT 5, section 2.4).
+/// Reason codes from this value on are failures (MQTT 5, section 2.4).
 const REFUSAL: i32 = 128;
 
 #[test]
-fn a_replaced_password_is_accepted_for_a_while_and_then_ends_its_session() {
+fn both_passwords_are_accepted_until_the_rotation_period_ends() {
     run_alone("rotation", async |fleet| {
         let rotation = json!({"password": {"rotation": {"overlap": format!("{OVERLAP}s")}}});
         fleet.apply_all([gateway("plant-1"), device("press-2", "plant-1")]).await?;
@@ -34,11 +34,11 @@ fn a_replaced_password_is_accepted_for_a_while_and_then_ends_its_session() {
         until(seconds(20), "the new password is accepted", async || publish(&listener, &new).await).await?;
         println!("a new password was accepted {} ms after the request", called.elapsed().as_millis());
         publish(&listener, &old).await?;
-        // A device's own client identifier: a second client of that name would have ended this session.
+        // The second client needs another identifier; otherwise it would end this session.
         ensure!(early.publish("devices/press-1/telemetry", "{}").await.is_err(), "two clients share one session");
         let mut early = Session::connect(&listener, "press-1", &old).await?;
 
-        // A restart of the operator forgets neither that the request was carried out nor the password before.
+        // After a restart the operator still knows the completed request and the previous password.
         fault::delete_pod_and_wait(&fleet.client, SYSTEM_NAMESPACE, "fleetwright").await?;
         fleet.apply(device("press-3", "plant-1")).await?;
         fleet.ready("Device", "press-3").await?;
@@ -54,7 +54,7 @@ fn a_replaced_password_is_accepted_for_a_while_and_then_ends_its_session() {
         publish(&listener, &new).await?;
         fleet.ready("Device", "press-1").await?;
 
-        // The next request is another one.
+        // A new token is a new request.
         ask(&fleet, "2").await?;
         let newest = another_password(&fleet, &new).await?;
         until(seconds(20), "the newest password is accepted", async || publish(&listener, &newest).await).await?;

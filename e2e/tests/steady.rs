@@ -1,4 +1,4 @@
-//! A steady fleet, and a restart of the operator, cause no writes: counted in the API server's audit log.
+//! An unchanged fleet and a restart of the operator cause no writes in the API server's audit log.
 
 use std::time::Duration;
 
@@ -13,20 +13,20 @@ use serde_json::json;
 
 use crate::presence::{connected, total};
 
-/// How long a fleet must have been without a write to be called steady.
+/// Time without writes after which a fleet counts as steady.
 const QUIET: Duration = seconds(5);
 
-/// How long is counted: longer than the operator's longest pause between two looks at an object.
+/// Time in which writes are counted: longer than the longest requeue interval of the operator.
 const COUNTED: Duration = seconds(35);
 
 #[test]
-fn neither_a_steady_fleet_nor_a_restart_of_the_operator_causes_writes() {
+fn an_unchanged_fleet_and_an_operator_restart_cause_no_writes() {
     run_alone("steady", async |fleet| {
         fleet.database().await?;
         fleet.apply_all([gateway("plant-1"), gateway("plant-2"), pipeline("readings")]).await?;
         let devices: Vec<String> = (1..=10).map(|number| format!("press-{number}")).collect();
         fleet.apply_all(devices.iter().map(|name| device(name, if name.len() > 7 { "plant-2" } else { "plant-1" }))).await?;
-        // What waits, and what can never work, is steady too.
+        // Objects that wait or have failed cause no writes either.
         fleet.apply(device("waiting", "plant-9")).await?;
         fleet.all_ready(&["Gateway/plant-1", "Gateway/plant-2", "Pipeline/readings"]).await?;
         for name in &devices {
@@ -34,7 +34,7 @@ fn neither_a_steady_fleet_nor_a_restart_of_the_operator_causes_writes() {
         }
         steady(&fleet).await?;
 
-        // The count sees writes at all: one change of a password, one write.
+        // The audit log does contain writes: one changed password causes one write.
         let mark = Mark::now()?;
         fleet.delete("Secret", "press-1-credentials").await?;
         until(seconds(20), "a write is counted", async || {
@@ -45,7 +45,7 @@ fn neither_a_steady_fleet_nor_a_restart_of_the_operator_causes_writes() {
         fleet.ready("Device", "press-1").await?;
         steady(&fleet).await?;
 
-        // Readings are no news to Kubernetes.
+        // Readings cause no writes to the API server.
         let listener = Listener::plain(fleet.address("plant-1").await?);
         let mut session = Session::connect(&listener, "press-1", &fleet.password("press-1").await?).await?;
         connected(&fleet, "press-1", "Online").await?;
@@ -72,7 +72,7 @@ fn ensure_none(mark: &Mark, fleet: &Fleet, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits until nothing was written for a while.
+/// Waits until there were no writes for some time.
 async fn steady(fleet: &Fleet) -> Result<()> {
     until(seconds(60), "the fleet is steady", async || {
         let mark = Mark::now()?;

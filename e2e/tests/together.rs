@@ -1,4 +1,4 @@
-//! Tests that live side by side, each in its namespace, with its database.
+//! Tests that run concurrently, each with its own namespace and database.
 
 mod apply;
 mod certificate;

@@ -1,4 +1,4 @@
-//! What the API server refuses, with a message that helps; and what is not there yet, and comes.
+//! Validation by the API server with helpful messages, and recovery when missing objects are created.
 
 use anyhow::{Context, Result, ensure};
 use fleetwright_e2e::certificate::Authority;
@@ -10,16 +10,16 @@ use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-/// Refusals asked for at once.
+/// Number of concurrent requests.
 const AT_ONCE: usize = 8;
 
-/// An object that is refused, and a part of the message that says why.
+/// An object that is refused, and a part of the message.
 type Case = (Value, &'static str);
 
 #[test]
-fn invalid_specs_are_refused_with_the_rule_that_they_break() {
+fn invalid_specs_are_refused_with_the_violated_rule() {
     run("invalid", async |fleet| {
-        // Before anything is broken, these are accepted: a refusal below is for the part that was changed.
+        // The unchanged objects are valid, so each refusal below is caused by its change.
         for object in [gateway("plant-1"), device("press-1", "plant-1"), pipeline("readings"), external()] {
             tried(&fleet, object).await?;
         }
@@ -33,7 +33,7 @@ fn invalid_specs_are_refused_with_the_rule_that_they_break() {
     });
 }
 
-/// Asks the API server whether it would take the object, strictly: an unknown field is refused too.
+/// Sends the object to the API server as a dry run with strict validation: unknown fields are refused too.
 async fn tried(fleet: &Fleet, object: Value) -> Result<()> {
     let kind = object["kind"].as_str().context("no kind")?.to_owned();
     let name = object["metadata"]["name"].as_str().context("no name")?.to_owned();
@@ -218,9 +218,9 @@ fn dead_letters() -> Vec<Case> {
 }
 
 #[test]
-fn what_cannot_be_changed_says_what_to_do_instead() {
+fn immutable_fields_are_refused_with_instructions() {
     run("immutable", async |fleet| {
-        // Nothing of this is to run: what they name is not there, and the Gateway is left alone.
+        // Nothing is started: the referenced objects do not exist, and the Gateway is paused.
         let paused = json!({"name": "plant-1", "annotations": {"fleetwright.io/pause-reconciliation": "true"}});
         fleet.apply_all([with(gateway("plant-1"), "/metadata", paused), device("press-1", "plant-2"), pipeline("readings")]).await?;
         for (object, message) in [
@@ -237,7 +237,7 @@ fn what_cannot_be_changed_says_what_to_do_instead() {
 }
 
 #[test]
-fn what_is_missing_is_named_and_its_coming_is_enough() {
+fn missing_objects_are_named_and_their_creation_is_sufficient() {
     run("missing", async |fleet| {
         let database = fleet.database_without_secret().await?;
         let tls = json!([{"name": "mqtts", "port": 8883, "tls": {"secretName": "plant-1-tls"}}]);
@@ -256,7 +256,7 @@ fn what_is_missing_is_named_and_its_coming_is_enough() {
             reconciling(&fleet, kind, name, missing).await?;
         }
         fleet.apply_all([authority_secret(&fleet)?, secret("press-1-own", &json!({"password": "given"}))]).await?;
-        // A server that is not there, then a database that is not there, then one that is.
+        // First an unknown server, then a missing database, then an existing one.
         for (uri, missing) in [
             ("postgresql://u:p@nowhere.invalid:5432/fleet?sslmode=disable".to_owned(), "nowhere.invalid"),
             (database.uri_of_database("not_there"), "not_there"),
@@ -275,7 +275,7 @@ fn authority_secret(fleet: &Fleet) -> Result<Value> {
     Authority::new()?.secret("plant-1-tls", &format!("plant-1.{}.svc", fleet.namespace))
 }
 
-/// Waits until the object is Reconciling, with a message that names what is missing, and is not Ready for that reason.
+/// Waits until the object is Reconciling with a message that names the missing object, and not Ready for the same reason.
 async fn reconciling(fleet: &Fleet, kind: &str, name: &str, missing: &str) -> Result<()> {
     use fleetwright_e2e::fleet::{conditions, summary};
     use fleetwright_e2e::wait::{seconds, until};

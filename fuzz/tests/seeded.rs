@@ -80,8 +80,7 @@ fn kept(target: &Target) -> Vec<Vec<u8>> {
 
 fn run(target: &Target, input: &[u8], origin: &str) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (target.run)(input))) {
-        let hex: String = input.iter().map(|byte| format!("{byte:02x}")).collect();
-        println!("{}: {origin}, input {hex}", target.name);
+        println!("{}: {origin}, input {input:02x?}", target.name);
         resume_unwind(panic);
     }
 }

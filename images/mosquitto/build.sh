@@ -2,7 +2,7 @@
 # Builds Mosquitto from Debian's source package with the patches of ../patches, and the plugins. Runs as root in the Debian of the
 # images (a container or a chroot), for the image (Dockerfile) and for the component tests (e2e/lib.sh) alike.
 #
-#   build.sh broker OUT        OUT/broker: the broker with its persistence plugin; OUT/clients: mosquitto_pub and others
+#   build.sh broker OUT        OUT/broker: the broker with its persistence plugin; OUT/clients: mosquitto_pub and others, for tests
 #   build.sh sanitized OUT     OUT/sanitized: the broker, instrumented with ASan and UBSan
 #   build.sh plugins OUT       the plugins, into OUT/broker and, where it exists, OUT/sanitized
 #   build.sh fuzzers OUT       OUT/fuzzers: fuzz targets of the plugins (libFuzzer)
@@ -58,11 +58,11 @@ images/mosquitto/plugins/version.h; then run the tests."
   touch "$SOURCE/.patched"
 }
 
-# configure FOLDER CFLAGS LDFLAGS : what the Gateways use, and no more.
+# configure FOLDER CFLAGS LDFLAGS : what the Gateways use, and the plugin by which tests restrict the users of an external broker.
 configure() {
   CFLAGS=$2 LDFLAGS=$3 cmake -S "$SOURCE" -B "$1" -Wno-dev -DCMAKE_BUILD_TYPE=None -DCMAKE_INSTALL_PREFIX=/usr -DCMAKE_SKIP_BUILD_RPATH=ON \
     -DWITH_BUNDLED_DEPS=OFF -DWITH_WEBSOCKETS=ON -DWITH_TESTS=OFF -DWITH_DOCS=OFF -DWITH_LIB_CPP=OFF -DWITH_HTTP_API=OFF -DWITH_CTRL_SHELL=OFF \
-    -DWITH_LTO=OFF -DWITH_PLUGIN_DYNAMIC_SECURITY=OFF -DWITH_PLUGIN_EXAMPLES=OFF -DWITH_PLUGIN_SPARKPLUG_AWARE=OFF \
+    -DWITH_LTO=OFF -DWITH_PLUGIN_DYNAMIC_SECURITY=ON -DWITH_PLUGIN_EXAMPLES=OFF -DWITH_PLUGIN_SPARKPLUG_AWARE=OFF \
     -DWITH_PLUGIN_ACL_FILE=OFF -DWITH_PLUGIN_PASSWORD_FILE=OFF
 }
 
@@ -87,6 +87,8 @@ build_broker() {
   library=$(cd "$WORK/installed" && find usr/lib -name 'libmosquitto.so.1')
   mkdir -p "$out/clients/$(dirname "$library")"
   cp --dereference "$WORK/installed/$library" "$out/clients/$library"
+  mkdir -p "$out/clients/usr/lib/mosquitto"
+  install -m 644 "$WORK/objects/plugins/dynamic-security/mosquitto_dynamic_security.so" "$out/clients/usr/lib/mosquitto/dynamic_security.so"
   find "$out/broker" "$out/clients" -type f -exec strip --strip-unneeded {} +
 }
 

@@ -30,28 +30,28 @@ use crate::runtime::readiness::Readiness;
 /// Check that holds while the broker accepts the agent's login.
 pub const BROKER_CHECK: &str = "broker";
 
-/// Changes are gathered until none has come for this long …
+/// The driver collects changes until none has arrived for this long …
 const BATCH_QUIET: Duration = Duration::from_millis(20);
 
-/// … or the first of them is this old. The operator gathers too: this is for what comes in several Secrets.
+/// … or until the first of them is this old. The operator collects changes too: this delay is for changes across several Secrets.
 const MAX_BATCH_AGE: Duration = Duration::from_millis(80);
 
 /// Delays between two verification logins. The initial delay is about the duration of a reload with few clients.
 const INITIAL_DELAY: Duration = Duration::from_millis(5);
 const MAX_DELAY: Duration = Duration::from_millis(250);
 
-/// A reload that is not verified after this long is asked for again, and shows.
+/// The agent repeats and logs a reload that is not verified after this long.
 const REPORT_AFTER: Duration = Duration::from_secs(10);
 
-/// A session that could not be ended is tried again after this long.
+/// The agent retries to end a session after this long.
 const END_SESSION_RETRY: Duration = Duration::from_secs(5);
 
-/// Where things are.
+/// Paths and addresses.
 #[derive(Clone, Debug)]
 pub struct BrokerPaths {
     /// Mosquitto's configuration, by which its process is found.
     pub configuration: PathBuf,
-    /// Where Mosquitto's files are written.
+    /// The folder of Mosquitto's files.
     pub runtime: PathBuf,
     /// The broker's volume.
     pub data: PathBuf,
@@ -59,7 +59,7 @@ pub struct BrokerPaths {
     pub broker: BrokerAddress,
 }
 
-/// What the loop cannot go on without.
+/// An error that ends the loop.
 #[derive(Debug, Error)]
 pub enum DriveError {
     /// A file.
@@ -70,28 +70,28 @@ pub enum DriveError {
     Render(#[from] EntryError),
 }
 
-/// The files as they were last written.
+/// The last written files.
 #[derive(Debug)]
 struct WrittenFiles {
     content: BrokerContent,
     canary: Password,
-    /// When the first change came that led to them.
+    /// The time of the first change in them.
     since: Instant,
-    /// Whether the broker has verified them, if only an earlier process of it.
+    /// Whether the broker, or an earlier process of it, has loaded them.
     verified: bool,
 }
 
-/// Where the broker stands with the files.
+/// The progress of the broker in loading the files.
 #[derive(Debug)]
 enum Verification {
-    /// It has not accepted the canary's login yet.
+    /// The broker has not accepted the canary's login yet.
     Pending {
-        /// When it was last told to reload, if it was.
+        /// The time of the last reload signal, if any.
         signalled: Option<Instant>,
         backoff: Backoff,
         next: Instant,
     },
-    /// It has; with the session.
+    /// The broker has accepted the canary's login. Holds the session.
     Verified(CanarySession),
 }
 
@@ -113,8 +113,8 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver that takes news from `changes`, and tells in `verified` which revision of each shard the broker has verified, and in
-    /// `presented` which certificates.
+    /// A driver that receives changes from `changes`. It publishes the verified revision of each shard in `verified`, and the presented
+    /// certificates in `presented`.
     #[must_use]
     pub fn new(
         paths: BrokerPaths,
@@ -130,7 +130,7 @@ impl Driver {
         let secrets: Vec<String> = secrets.into_iter().collect();
         let mut state = AgentState::new(&secrets, files::remembered_workers(&paths.data)).with_host_names(&configuration.host_names);
         for change in written {
-            // What cannot be used is as good as not there.
+            // An unusable certificate counts as missing.
             let _ = state.apply(change, Timestamp::now());
         }
         let presentation = Presentation::new(&paths.broker.host, &configuration.tls_listeners, presented);
@@ -161,7 +161,7 @@ impl Driver {
         self
     }
 
-    /// Cancelled once the files are there for the first time: from then on Mosquitto can start.
+    /// Cancelled when the files exist for the first time: Mosquitto can start from then on.
     #[must_use]
     pub fn first_written(&self) -> CancellationToken {
         self.first_written.clone()
@@ -185,7 +185,7 @@ impl Driver {
                     self.write_if_changed(since)?;
                 }
                 reason = ended(&mut self.verification) => {
-                    info!(reason, "the broker ended the agent's session: proving again");
+                    info!(reason, "the broker ended the agent's session: verifying again");
                     self.readiness.fails(BROKER_CHECK, "the broker ended the agent's session");
                     self.presentation.forget();
                     self.verification = pending(None);
@@ -207,7 +207,7 @@ impl Driver {
         }
     }
 
-    /// Takes over a change, and those that follow closely.
+    /// Applies a change and the changes that follow closely.
     async fn batch(&mut self, first: Change, since: Instant) {
         self.apply(first);
         loop {
@@ -229,7 +229,7 @@ impl Driver {
         warn!("{}", chain(&refusal));
     }
 
-    /// Writes the files where they should be others, and has the broker read them.
+    /// Writes the files if their content has changed, and makes the broker read them.
     fn write_if_changed(&mut self, since: Instant) -> Result<(), DriveError> {
         let content = match self.state.content() {
             Ok(content) => content,
@@ -244,17 +244,17 @@ impl Driver {
         self.presence.accept(self.state.presence_tokens());
         let canary = Password::generate();
         let files = self.state.files(&content, &canary)?;
-        // Remembered first: a worker that could log in and is not remembered might leave a session for good.
+        // The file of workers comes first: a worker that can log in but is not in it could leave a session that nobody ends.
         files::remember_workers(&self.paths.data, &self.state.workers())?;
         files::write_all(&self.paths.runtime, &content, &files)?;
         self.generation += 1;
         self.metrics.written.set(self.generation);
         info!(generation = self.generation, shards = content.revisions.len(), departed = content.departed.len(), "files written");
-        // What was on its way and is not verified yet is as old as its own first change.
+        // A pending change that is not verified yet keeps the time of its first change.
         let since = self.written.take().filter(|written| !written.verified).map_or(since, |written| written.since);
         self.written = Some(WrittenFiles { content, canary, since, verified: false });
         self.first_written.cancel();
-        // A broker that has answered takes the signal; another may be starting, and is asked first.
+        // A broker that has answered handles the signal. A broker that may still be starting gets a login first.
         let answered = match &self.verification {
             Verification::Verified(_) => true,
             Verification::Pending { signalled, .. } => signalled.is_some(),
@@ -285,7 +285,7 @@ impl Driver {
         }
     }
 
-    /// One login with the password that only the last files have.
+    /// Logs in once with the password that only the last files contain.
     async fn verify(&mut self) -> Result<(), DriveError> {
         let (Some(written), Verification::Pending { signalled, .. }) = (&self.written, &self.verification) else { return Ok(()) };
         let signalled = *signalled;
@@ -301,7 +301,7 @@ impl Driver {
                 self.mark_verified();
                 return self.end_sessions().await;
             }
-            // It runs and has read other files: told now, or (should the signal have been lost) told again.
+            // The broker runs with older files: send the signal, or repeat it in case the first one was lost.
             Err(LoginError::Refused { .. }) if signalled.is_none_or(|at| at.elapsed() >= REPORT_AFTER) => self.reload(),
             Err(error) => debug!("{}", chain(&error)),
         }
@@ -317,7 +317,7 @@ impl Driver {
     fn mark_verified(&mut self) {
         let Some(written) = &mut self.written else { return };
         written.verified = true;
-        info!(generation = self.generation, "the broker has verified to hold the files");
+        info!(generation = self.generation, "verified that the broker has loaded the files");
         self.metrics.verified.set(self.generation);
         self.readiness.holds(BROKER_CHECK);
         self.presentation.expect(&written.content.certificates);
@@ -330,7 +330,7 @@ impl Driver {
         });
     }
 
-    /// Ends the sessions of workers that are gone, so that no queue grows for nobody; then they vanish from the files.
+    /// Ends the sessions of removed workers, so that no queue grows without a consumer, and then removes the workers from the files.
     async fn end_sessions(&mut self) -> Result<(), DriveError> {
         self.end_sessions_at = None;
         let (Some(written), Verification::Verified(_)) = (&self.written, &self.verification) else { return Ok(()) };

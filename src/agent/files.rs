@@ -1,4 +1,4 @@
-//! The files that Mosquitto reads, and the one that the agent remembers by. Each appears whole or not at all.
+//! The files that Mosquitto reads, and the file of known workers. Each write is atomic.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -16,7 +16,7 @@ use crate::configuration::agent::{
     ACL_FILE, CERTIFICATE_KEYS_FILE, PASSWORD_FILE, PREVIOUS_PASSWORD_FILE, TLS_CERTIFICATE, TLS_KEY, tls_folder,
 };
 
-/// For the owner alone, who Mosquitto is too.
+/// Readable only by the owner; Mosquitto runs as the same user.
 const FILE_MODE: u32 = 0o600;
 const FOLDER_MODE: u32 = 0o700;
 
@@ -27,9 +27,9 @@ const WORKERS_FILE: &str = "fleetwright-workers.json";
 #[derive(Debug, Error)]
 #[error("failed to write {}: is its folder a volume that the pod's user may write?", path.display())]
 pub struct WriteFile {
-    /// Which.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Why.
+    /// The cause.
     #[source]
     pub source: io::Error,
 }
@@ -37,7 +37,7 @@ pub struct WriteFile {
 /// Writes everything that Mosquitto reads.
 ///
 /// # Errors
-/// When a file cannot be written.
+/// If a file cannot be written.
 pub fn write_all(folder: &Path, content: &BrokerContent, files: &BrokerFiles) -> Result<(), WriteFile> {
     for (secret, certificate) in &content.certificates {
         let folder = folder.join(tls_folder(secret));
@@ -50,7 +50,7 @@ pub fn write_all(folder: &Path, content: &BrokerContent, files: &BrokerFiles) ->
     write(&folder.join(PASSWORD_FILE), files.passwords.as_bytes())
 }
 
-/// The certificates that were written earlier, by an agent before this one: the last good ones.
+/// The certificates that an earlier agent wrote: the last good ones.
 #[must_use]
 pub fn written_certificates(folder: &Path, secrets: &BTreeSet<String>) -> Vec<Change> {
     let read = |secret: &String| {
@@ -62,17 +62,17 @@ pub fn written_certificates(folder: &Path, secrets: &BTreeSet<String>) -> Vec<Ch
     secrets.iter().filter_map(read).collect()
 }
 
-/// Remembers the users of workers.
+/// Saves the users of workers.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// If the file cannot be written.
 pub fn remember_workers(folder: &Path, workers: &BTreeSet<&str>) -> Result<(), WriteFile> {
     let path = folder.join(WORKERS_FILE);
     let text = serde_json::to_vec(workers).map_err(|source| WriteFile { path: path.clone(), source: source.into() })?;
     write(&path, &text)
 }
 
-/// The users of workers that were remembered; none where there is no such file yet, or where it cannot be read.
+/// The saved users of workers; empty if the file does not exist or cannot be read.
 #[must_use]
 pub fn remembered_workers(folder: &Path) -> BTreeSet<String> {
     let path = folder.join(WORKERS_FILE);
@@ -90,10 +90,10 @@ pub fn remembered_workers(folder: &Path) -> BTreeSet<String> {
     serde_json::from_slice(&text).inspect_err(warn).unwrap_or_default()
 }
 
-/// Writes beside the file, then takes its place.
+/// Writes a temporary file beside the file, then renames it.
 ///
 /// # Errors
-/// When it cannot be written.
+/// If it cannot be written.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), WriteFile> {
     let failed = |source| WriteFile { path: path.to_owned(), source };
     let folder = path.parent().unwrap_or(Path::new("/"));
@@ -102,7 +102,7 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), WriteFile> {
     temporary.push(".new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&temporary).map_err(failed)?;
     file.write_all(content).map_err(failed)?;
-    // Only the volume needs it: the rest lies in memory, where this costs nothing.
+    // Only the volume needs it: the other files are in memory, where this costs nothing.
     file.sync_all().map_err(failed)?;
     fs::rename(&temporary, path).map_err(failed)
 }

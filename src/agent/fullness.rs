@@ -1,4 +1,4 @@
-//! What of the broker is full, as its plugin tells (`images/mosquitto/plugins/bounds.c`); and what of that is worth a report.
+//! The limit that the broker has reached, as its plugin publishes it (`images/mosquitto/plugins/bounds.c`), and when to report it.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::configuration::agent::Fullness;
 
-/// Topic at which the plugin tells it.
+/// Topic to which the plugin publishes the limit.
 pub const FULL: &str = "$SYS/broker/fleetwright/full";
 
-/// Begin of the topics at which it tells how many messages were refused, one for each of [`BOUNDS`].
+/// Prefix of the topics with the counts of refused messages, one for each of [`BOUNDS`].
 pub const REFUSED: &str = "$SYS/broker/fleetwright/refused/";
 
 /// Prefix of the topics with how often devices exceeded a limit of their own, one for each of [`CLIENT_LIMITS`].
@@ -19,14 +19,14 @@ pub const EXCEEDED: &str = "$SYS/broker/fleetwright/exceeded/";
 /// The limits of each device, by the broker's names.
 pub const CLIENT_LIMITS: [&str; 8] = ["queue", "retained", "subscriptions", "topic", "will", "rate", "backlog", "inflight"];
 
-/// What can be full, by the plugin's names.
+/// The plugin's names of the limits.
 pub const BOUNDS: [&str; 3] = ["queue", "memory", "disk"];
 
-/// A broker at its bound is full and has room in turns, as fast as it is drained. That it has become full is told at once, and
-/// anything else once it has lasted so long: a report is a write.
+/// A broker at its limit alternates between full and not full, as fast as its queues drain. The agent reports a full broker at once,
+/// and every other change only after it has lasted this long: each report is a write.
 const SETTLED_AFTER: Duration = Duration::from_secs(30);
 
-/// What the plugin says.
+/// The plugin's value.
 #[must_use]
 pub fn parse(text: &str) -> Option<Fullness> {
     match text.split_once(' ') {
@@ -39,7 +39,7 @@ pub fn parse(text: &str) -> Option<Fullness> {
     }
 }
 
-/// What can be full, by the plugin's name of it; `None` where nothing is.
+/// The reached limit, by the plugin's name; `None` if no limit is reached.
 #[must_use]
 pub fn bound(fullness: &Fullness) -> Option<&'static str> {
     match fullness {
@@ -50,7 +50,7 @@ pub fn bound(fullness: &Fullness) -> Option<&'static str> {
     }
 }
 
-/// What is told, and what will be if it lasts.
+/// The reported value, and the next value if it lasts.
 #[derive(Debug, Default)]
 struct Settling {
     told: Fullness,
@@ -58,7 +58,7 @@ struct Settling {
 }
 
 impl Settling {
-    /// Takes over what the broker is at `now`.
+    /// Applies the broker's value at `now`.
     fn observe(&mut self, seen: Fullness, now: Instant) {
         if seen == self.told {
             self.next = None;
@@ -69,12 +69,12 @@ impl Settling {
         }
     }
 
-    /// When what will be told has lasted long enough.
+    /// The time at which the next value has lasted long enough.
     fn due(&self) -> Option<Instant> {
         self.next.as_ref().map(|(_, due)| *due)
     }
 
-    /// That time has come.
+    /// Reports the next value: its time has come.
     fn settle(&mut self) {
         if let Some((next, _)) = self.next.take() {
             self.told = next;
@@ -82,7 +82,7 @@ impl Settling {
     }
 }
 
-/// Tells in `told` what is worth a report, until `seen` is no more. What nobody has said yet is `None`.
+/// Publishes in `told` the values to report, until the sender of `seen` is dropped. `None` until the first value.
 pub async fn settle(mut seen: watch::Receiver<Option<Fullness>>, told: watch::Sender<Option<Fullness>>) {
     let mut settling = Settling::default();
     loop {
@@ -136,7 +136,7 @@ mod tests {
     fn full_at_once_and_over_when_it_has_lasted() {
         let start = Instant::now();
         let mut settling = Settling::default();
-        // Second, what the broker is, what is told then.
+        // Second, value of the broker, value reported then.
         for (second, seen, told) in [
             (0, Fullness::Nothing, Fullness::Nothing),
             (1, Fullness::Disk, Fullness::Disk),

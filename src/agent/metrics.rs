@@ -1,4 +1,4 @@
-//! What an agent counts, of itself and of its broker.
+//! The metrics of an agent and of its broker.
 
 use std::sync::Arc;
 
@@ -10,33 +10,33 @@ use super::fullness::{BOUNDS, CLIENT_LIMITS, bound};
 use super::presentation::Presented;
 use crate::configuration::agent::Fullness;
 
-/// Seconds until a change is proven; the target is one second from a Device to the broker.
+/// Seconds until a change is verified; the target is one second from a Device to the broker.
 const VERIFICATION_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
 
 /// The metrics of an agent.
 #[derive(Debug)]
 pub struct AgentMetrics {
-    /// Reloads that the broker was told to make.
+    /// Reload signals to the broker.
     pub reloads: IntCounter,
-    /// From the first change of a generation until the broker has proven it.
+    /// Time from the first change of a generation to its verification.
     pub change_to_verified: Histogram,
-    /// From the signal to the proof.
+    /// Time from the signal to the verification.
     pub reload_to_verified: Histogram,
     /// Generation of the files.
     pub written: IntGauge,
-    /// Generation that the broker has proven.
+    /// Generation that the agent has verified at the broker.
     pub verified: IntGauge,
-    /// Secrets that could not be used, by what they hold.
+    /// Unusable Secrets, by their kind of content.
     pub refused: IntCounterVec,
-    /// Sessions of workers that are gone, ended.
+    /// Ended sessions of removed workers.
     pub sessions_ended: IntCounter,
     /// Clients connected to the broker.
     pub clients_connected: IntGauge,
-    /// Bytes of messages that the broker holds.
+    /// Bytes of messages in the broker.
     pub messages_stored_bytes: IntGauge,
     /// Memory of the broker.
     pub heap_bytes: IntGauge,
-    /// When the certificates expire that the broker presents, by their Secret.
+    /// Expiry of the presented certificates, by their Secret.
     pub certificate_expiry: IntGaugeVec,
     messages_dropped: IntGauge,
     messages_refused: IntGaugeVec,
@@ -47,10 +47,10 @@ pub struct AgentMetrics {
 }
 
 impl AgentMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     ///
     /// # Errors
-    /// When one is registered already.
+    /// If a metric is already registered.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let gauge = |name: &str, help: &str| registered(registry, IntGauge::new(name, help)?);
         let counter = |name: &str, help: &str| registered(registry, IntCounter::new(name, help)?);
@@ -118,7 +118,7 @@ impl AgentMetrics {
         self.has_dropped.send_if_modified(|has| std::mem::replace(has, messages > 0) != (messages > 0));
     }
 
-    /// The broker's count of messages that were refused because this was full.
+    /// The broker's count of messages that it refused because of this limit.
     pub fn observe_refused(&self, bound: &str, messages: i64) {
         if BOUNDS.contains(&bound) {
             self.messages_refused.with_label_values(&[bound]).set(messages);
@@ -132,7 +132,7 @@ impl AgentMetrics {
         }
     }
 
-    /// What of the broker is full.
+    /// Sets the limit that the broker has reached.
     pub fn observe_fullness(&self, seen: Fullness) {
         for name in BOUNDS {
             self.full.with_label_values(&[name]).set(i64::from(bound(&seen) == Some(name)));
@@ -140,20 +140,20 @@ impl AgentMetrics {
         self.fullness.send_replace(Some(seen));
     }
 
-    /// What of the broker is full, and when that changes; `None` before it has said so.
+    /// A receiver of the reached limit; `None` before the broker's first value.
     #[must_use]
     pub fn fullness(&self) -> watch::Receiver<Option<Fullness>> {
         self.fullness.subscribe()
     }
 
-    /// Whether the broker has dropped messages since it started, and when that changes.
+    /// A receiver of whether the broker has dropped messages since its start.
     #[must_use]
     pub fn has_dropped(&self) -> watch::Receiver<bool> {
         self.has_dropped.subscribe()
     }
 }
 
-/// Keeps the gauge of certificates, until the sender is gone.
+/// Updates the gauge of certificates until the sender is dropped.
 pub async fn follow_presented(metrics: Arc<AgentMetrics>, mut presented: watch::Receiver<Option<Presented>>) {
     while presented.changed().await.is_ok() {
         let presented = presented.borrow_and_update().clone().unwrap_or_default();

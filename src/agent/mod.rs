@@ -2,7 +2,7 @@
 //!
 //! Secrets ([`source`]) -> what the broker should hold ([`state`]) -> [`files`] -> one reload ([`process`]) -> a login with a
 //! password that only these files have ([`session`]), a handshake with each TLS listener ([`presentation`]) -> the [`report`].
-//! [`driver`] leads through that. Beside it, [`presence`] tells the operator who is connected.
+//! [`driver`] runs these steps. In parallel, [`presence`] reports the connected clients to the operator.
 
 pub mod driver;
 pub mod files;
@@ -42,7 +42,7 @@ use crate::runtime::error::chain;
 use crate::runtime::http;
 use crate::runtime::readiness::Readiness;
 
-/// News that wait for the driver. A full channel slows the watches down, and nothing is lost.
+/// Capacity of the channel of changes. A full channel slows the watches down, and loses nothing.
 const MAX_QUEUED_CHANGES: usize = 128;
 
 /// Arguments of the role `agent`.
@@ -84,7 +84,7 @@ pub struct Arguments {
 /// Runs until `shutdown` is cancelled.
 ///
 /// # Errors
-/// When the configuration cannot be read, a file cannot be written, or the endpoint's address is taken.
+/// If the configuration cannot be read, a file cannot be written, or the endpoint's address is in use.
 pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::Result<()> {
     // The containers of the pod share a user and a process namespace. Without this the broker could read the agent's token through
     // /proc/<pid>/root; with it that takes the capability CAP_SYS_PTRACE, which no container of the pod has.
@@ -118,7 +118,7 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
         tokio::spawn(report::run(client, configuration.clone(), inputs));
     }
     tokio::spawn(source::run(client, configuration, arguments.secrets, changes));
-    // Mosquitto starts when the startup probe succeeds, so that there is no endpoint before its files are there.
+    // Mosquitto starts when the startup probe succeeds. The endpoint therefore opens only after its files exist.
     let endpoint = async {
         tokio::select! {
             () = first_written.cancelled() => {}
@@ -136,8 +136,8 @@ fn read_configuration(path: &Path) -> anyhow::Result<AgentConfiguration> {
     serde_json::from_str(&text).with_context(|| format!("failed to parse {}: is it of another version?", path.display()))
 }
 
-/// The API server, where there is one: without it the pod's volume has to do.
+/// A client of the API server, if it can be configured. Without it the agent reads only the pod's volume.
 async fn client() -> Option<Client> {
     let config = Config::infer().await.inspect_err(|error| warn!(error = chain(error), "failed to find the API server")).ok()?;
-    Client::try_from(config).inspect_err(|error| warn!(error = chain(error), "failed to make a client of the API server")).ok()
+    Client::try_from(config).inspect_err(|error| warn!(error = chain(error), "failed to create a client of the API server")).ok()
 }

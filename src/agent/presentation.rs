@@ -1,8 +1,8 @@
-//! What the broker presents on its TLS listeners: handshakes with each, as clients would do them.
+//! Checks the certificates of the broker's TLS listeners by handshakes, as a client makes them.
 //!
-//! One for each kind of key: Mosquitto (2.1.2) loads a certificate into the TLS context that it has, and OpenSSL keeps one of each
-//! kind there. Of a renewal that changes the kind the former certificate stays beside the new one until the broker starts anew, and
-//! is what some clients, or even most, are presented_by.
+//! The agent makes one handshake for each kind of key: Mosquitto (2.1.2) loads a certificate into the existing TLS context, and OpenSSL
+//! keeps one certificate of each kind there. If a renewal changes the kind, the old certificate stays beside the new one until the
+//! broker restarts, and some or even most clients still get the old one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,56 +27,56 @@ use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 use crate::runtime::tls::{KeyKind, TlsError, Verification, client_configuration};
 
-/// The longest a handshake may take.
+/// Timeout of a handshake.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Delays after a handshake that did not present the expected certificate.
 const INITIAL_DELAY: Duration = Duration::from_millis(50);
 const MAX_DELAY: Duration = Duration::from_secs(30);
 
-/// What is still not presented after this long shows in the log.
+/// The agent logs a certificate that is still not presented after this long.
 const REPORT_AFTER: Duration = Duration::from_secs(10);
 
-/// By the name of the Secret that a certificate should have come from.
+/// Values by the name of the Secret that should contain the certificate.
 pub type Presented = BTreeMap<String, PresentedCertificate>;
 
-/// Why nobody knows what a listener presents.
+/// Why the agent cannot read a listener's certificate.
 #[derive(Debug, Error)]
 pub enum HandshakeError {
-    /// No answer, or one that is not TLS.
+    /// No answer, or an answer that is not TLS.
     #[error("failed to shake hands with port {port} of the broker: does it have as many clients as limits.maxConnections allows?")]
     Connect {
-        /// Of the listener.
+        /// Port of the listener.
         port: u16,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
 
-    /// No whole answer.
+    /// No complete answer in time.
     #[error("port {port} of the broker did not answer within {} s", TIMEOUT.as_secs())]
     Timeout {
-        /// Of the listener.
+        /// Port of the listener.
         port: u16,
     },
 
-    /// An answer without a certificate that can be read.
+    /// An answer without a readable certificate.
     #[error("port {port} of the broker presents no readable certificate")]
     Read {
-        /// Of the listener.
+        /// Port of the listener.
         port: u16,
-        /// Why.
+        /// The cause.
         #[source]
         source: CertificateError,
     },
 
-    /// Of our own side.
+    /// An error of the agent's own TLS configuration.
     #[error(transparent)]
     SetUp(#[from] TlsError),
 }
 
 impl HandshakeError {
-    /// Whether the broker answered that the two have nothing in common: here, that it has no key of the kind that was asked for.
+    /// Whether the broker answered that no parameters match: here, that it has no key of the requested kind.
     fn is_refusal(&self) -> bool {
         let Self::Connect { source, .. } = self else { return false };
         let error = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
@@ -84,15 +84,15 @@ impl HandshakeError {
     }
 }
 
-/// Follows what the broker presents.
+/// Observes the certificates that the broker presents.
 #[derive(Debug)]
 pub struct Presentation {
     host: String,
     listeners: Vec<TlsListener>,
     presented: watch::Sender<Option<Presented>>,
-    /// Where refusals are counted, those of these handshakes apart.
+    /// The counter of refusals. It excludes these handshakes.
     presence: Presence,
-    /// Fingerprints by Secret, once every listener has presented_by these and no others.
+    /// Fingerprints by Secret, once every listener has presented these and no others.
     settled: Option<BTreeMap<String, String>>,
     next: Option<Instant>,
     backoff: Backoff,
@@ -100,7 +100,7 @@ pub struct Presentation {
 }
 
 impl Presentation {
-    /// Of these listeners on `host`, an IP address. Tells in `presented` what was seen; `None` before the first observe.
+    /// An observer of these listeners on `host`, an IP address. Publishes the result in `presented`; `None` before the first observation.
     #[must_use]
     pub fn new(host: &str, listeners: &[TlsListener], presented: watch::Sender<Option<Presented>>) -> Self {
         let (host, listeners, presence) = (host.to_owned(), listeners.to_vec(), Presence::new());
@@ -116,19 +116,19 @@ impl Presentation {
         }
     }
 
-    /// The same, which says there which refused clients are its own.
+    /// The same observer, which marks its own refused handshakes there.
     #[must_use]
     pub fn with_presence(mut self, presence: Presence) -> Self {
         self.presence = presence;
         self
     }
 
-    /// The broker has ended, and another may present something else.
+    /// Discards the observations: the broker has ended, and its successor may present other certificates.
     pub fn forget(&mut self) {
         self.settled = None;
     }
 
-    /// The broker says that it has read its files: time to observe, where it was not seen to present these before.
+    /// The broker has read its files: observe now, unless these certificates were observed before.
     pub fn expect(&mut self, certificates: &BTreeMap<String, ServerCertificate>) {
         if self.settled.as_ref() == Some(&fingerprints(certificates)) {
             return;
@@ -139,13 +139,13 @@ impl Presentation {
         self.since = self.next;
     }
 
-    /// When to observe.
+    /// Waits for the next observation.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         self.next
     }
 
-    /// Looks at all listeners, and again schedule_retry where one does not present its certificate of these.
+    /// Observes all listeners, and schedules a retry if a listener does not present its certificate of these.
     pub async fn observe(&mut self, certificates: &BTreeMap<String, ServerCertificate>) {
         let seen = join_all(self.listeners.iter().map(|listener| presented_by(&self.host, listener.port, &self.presence))).await;
         let mut presented = self.presented.borrow().clone().unwrap_or_default();
@@ -160,7 +160,7 @@ impl Presentation {
                     if !wanted {
                         outstanding.push(format!("port {port} presents another certificate than that of Secret {secret}"));
                     }
-                    // One listener that lags behind is what there is to publish.
+                    // A listener that is not up to date decides the published value.
                     if *settled.get(secret.as_str()).unwrap_or(&true) {
                         presented.insert(secret.clone(), seen);
                     }
@@ -205,7 +205,7 @@ fn fingerprints(certificates: &BTreeMap<String, ServerCertificate>) -> BTreeMap<
     certificates.iter().map(|(secret, certificate)| (secret.clone(), certificate.fingerprint.clone())).collect()
 }
 
-/// What there is to publish of a listener that showed these, and whether it shows what is wanted and nothing else.
+/// The published certificate of a listener that presented these, and whether it presents exactly the wanted certificate.
 fn classify(mut seen: Vec<PresentedCertificate>, wanted: Option<&str>) -> Option<(PresentedCertificate, bool)> {
     let Some(position) = seen.iter().position(|one| Some(one.fingerprint.as_str()) == wanted) else {
         return seen.pop().map(|other| (other, false));
@@ -216,11 +216,11 @@ fn classify(mut seen: Vec<PresentedCertificate>, wanted: Option<&str>) -> Option
     Some((found, alone))
 }
 
-/// The certificates that a listener presents, and has the keys of: at least one.
+/// The certificates that a listener presents and has the keys of: at least one.
 async fn presented_by(host: &str, port: u16, presence: &Presence) -> Result<Vec<PresentedCertificate>, HandshakeError> {
     let mut presented_by = Vec::new();
     let mut refusal = None;
-    // One after the other: each takes one of the listener's connections.
+    // Sequential handshakes: each occupies one of the listener's connections.
     for kind in KeyKind::ALL {
         match handshake(host, port, kind, presence).await {
             Ok(certificate) => presented_by.push(certificate),
@@ -234,14 +234,14 @@ async fn presented_by(host: &str, port: u16, presence: &Presence) -> Result<Vec<
     }
 }
 
-/// What a listener presents to a client that asks for this kind of key.
+/// The certificate that a listener presents to a client that accepts only this kind of key.
 async fn handshake(host: &str, port: u16, kind: KeyKind, presence: &Presence) -> Result<PresentedCertificate, HandshakeError> {
     let configuration = client_configuration(Verification::UnverifiedOf(kind))?;
     let failed = |source| HandshakeError::Connect { port, source };
     let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(std::io::Error::other(error)))?;
     let shake = async {
         let stream = TcpStream::connect((host, port)).await?;
-        // A kind of key that the listener does not have, or a certificate that it asks for and is not given: it refuses.
+        // The listener refuses if it has no key of this kind, or if it requires a client certificate.
         presence.expect_own(stream.local_addr()?);
         TlsConnector::from(Arc::new(configuration)).connect(name, stream).await
     };

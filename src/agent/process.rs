@@ -1,4 +1,4 @@
-//! The broker's process, found by its command line, and signalled.
+//! Finds the broker's process by its command line, and sends signals to it.
 
 use std::fs;
 use std::path::Path;
@@ -10,33 +10,33 @@ use thiserror::Error;
 /// Name of the broker's program.
 const PROGRAM: &str = "mosquitto";
 
-/// Why the broker was not told to reload.
+/// Why the agent could not signal the broker.
 #[derive(Debug, Error)]
 pub enum SignalError {
-    /// No such process. It will read the files when it starts.
+    /// The broker does not run. It will read the files when it starts.
     #[error("no process {PROGRAM} runs with the configuration {configuration:?}")]
     FindProcess {
-        /// Path of the configuration that was looked for.
+        /// Path of the configuration in the command line.
         configuration: String,
     },
 
     /// The operating system refused.
     #[error("failed to signal process {process}: do both containers of the pod run as the same user?")]
     Signal {
-        /// Its number.
+        /// Process id.
         process: i32,
-        /// Why.
+        /// The cause.
         #[source]
         source: Errno,
     },
 }
 
-/// Tells the broker that was started with this configuration to read its files again (SIGHUP).
+/// Sends SIGHUP to the broker that was started with this configuration, so that it reads its files again.
 ///
-/// A broker that has only just started does not know the signal yet and would end: signal one that has answered before.
+/// The signal ends a broker that is still starting: signal only a broker that has answered before.
 ///
 /// # Errors
-/// When there is none, or it cannot be signalled.
+/// If no such broker runs, or the signal fails.
 pub fn reload(configuration: &Path) -> Result<(), SignalError> {
     let missing = || SignalError::FindProcess { configuration: configuration.display().to_string() };
     let process = find(Path::new("/proc"), configuration).ok_or_else(missing)?;
@@ -47,7 +47,7 @@ pub fn reload(configuration: &Path) -> Result<(), SignalError> {
     }
 }
 
-/// Whether a broker that was started with this configuration is there.
+/// Whether a broker that was started with this configuration runs.
 #[must_use]
 pub fn runs_with(configuration: &Path) -> bool {
     find(Path::new("/proc"), configuration).is_some()
@@ -55,13 +55,13 @@ pub fn runs_with(configuration: &Path) -> bool {
 
 fn find(processes: &Path, configuration: &Path) -> Option<i32> {
     let numbers = fs::read_dir(processes).ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    // Processes that end meanwhile have no command line any more.
+    // A process that has just ended has no command line.
     numbers
         .into_iter()
         .find(|number| fs::read(processes.join(number.to_string()).join("cmdline")).is_ok_and(|line| runs(&line, configuration)))
 }
 
-/// Whether a command line (arguments that end with a NUL each) is the broker's with this configuration.
+/// Whether a command line (arguments that each end with a NUL) starts the broker with this configuration.
 fn runs(command_line: &[u8], configuration: &Path) -> bool {
     let mut arguments = command_line.split(|byte| *byte == 0);
     let program = arguments.next().unwrap_or_default();

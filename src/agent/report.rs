@@ -1,4 +1,4 @@
-//! Tells the operator what the broker has proven: one key of one ConfigMap, written only when it changes.
+//! Reports the broker's verified state to the operator: one key of one ConfigMap, written only when it changes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,27 +17,27 @@ use crate::configuration::agent::{AgentConfiguration, AgentReport, Fullness, REP
 use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 
-/// The longest a call to the API server may take.
+/// Timeout of a call to the API server.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Delays after a failed call.
 const INITIAL_DELAY: Duration = Duration::from_millis(200);
 const MAX_DELAY: Duration = Duration::from_secs(10);
 
-/// What is reported. `None`: nothing is known yet.
+/// The inputs of the report. `None`: not known yet.
 #[derive(Debug)]
 pub struct ReportInputs {
-    /// For each shard, the revision that the broker has proven to hold.
+    /// The verified revision of each shard.
     pub proven: watch::Receiver<Option<BTreeMap<usize, String>>>,
     /// The certificates that it presents.
     pub presented: watch::Receiver<Option<Presented>>,
-    /// Whether it dropped messages.
+    /// Whether the broker has dropped messages.
     pub has_dropped: watch::Receiver<bool>,
-    /// What of it is full.
+    /// The limit that the broker has reached.
     pub fullness: watch::Receiver<Option<Fullness>>,
 }
 
-/// What is not known before an agent that has just started has looked stays as the one before it said.
+/// A new agent keeps the values of the previous agent's report until it has its own.
 struct ObservedReport {
     shards: BTreeMap<usize, String>,
     certificates: Option<Presented>,
@@ -46,7 +46,7 @@ struct ObservedReport {
 }
 
 impl ReportInputs {
-    /// `None` before anything is proven.
+    /// `None` before the first verification.
     fn report(&mut self) -> Option<ObservedReport> {
         Some(ObservedReport {
             certificates: self.presented.borrow_and_update().clone(),
@@ -66,7 +66,7 @@ impl ReportInputs {
     }
 }
 
-/// Reports all inputs, until one of their senders is gone.
+/// Reports all inputs until one of their senders is dropped.
 pub async fn run(client: Client, configuration: AgentConfiguration, mut inputs: ReportInputs) {
     let api = Api::<ConfigMap>::namespaced(client, &configuration.namespace);
     let name = agent_report(&configuration.gateway);
@@ -88,13 +88,13 @@ pub async fn run(client: Client, configuration: AgentConfiguration, mut inputs: 
     }
 }
 
-/// Writes the report where the API server has another. `known` is what it has, as far as that is known.
+/// Writes the report if the API server has a different one. `known` is the last known content there.
 async fn write(api: &Api<ConfigMap>, name: &str, report: ObservedReport, known: &mut Option<String>) -> Result<(), String> {
     if known.is_none() {
         let found = call(api.get(name)).await?;
         *known = found.data.and_then(|mut data| data.remove(REPORT_KEY));
     }
-    // One that cannot be read is as good as none.
+    // An unreadable report counts as missing.
     let before = known.as_ref().and_then(|known| serde_json::from_str::<AgentReport>(known).ok()).unwrap_or_default();
     let wanted = AgentReport {
         shards: report.shards,

@@ -1,4 +1,4 @@
-//! Where news of Secrets comes from: the API server, and the pod's volume when that is away.
+//! The sources of Secrets: the API server, and the pod's volume while the API server is unavailable.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,11 +21,11 @@ use crate::broker::credential::shard::{self, ACLS_KEY, CERTIFICATE_KEYS_KEY, COU
 use crate::configuration::agent::{AgentConfiguration, TLS_CERTIFICATE, TLS_KEY, shard_folder, tls_folder};
 use crate::runtime::error::chain;
 
-/// How long the API server has for its first answers before the volume stands in. The volume is a minute behind.
+/// Timeout for the first answers of the API server. After it the agent reads the volume, which can be a minute old.
 const API_SERVER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Sends news of the Gateway's Secrets until the receiver is gone. Those of the volume come once, where the API server has
-/// not told of all of them in time.
+/// Sends changes of the Gateway's Secrets until the receiver is dropped. Sends the content of the volume once, if the API server has
+/// not returned all Secrets in time.
 pub async fn run(client: Option<Client>, configuration: AgentConfiguration, secrets: PathBuf, changes: mpsc::Sender<Change>) {
     let received = watch::Sender::new(std::collections::BTreeSet::new());
     let fallback = fall_back(&configuration, &secrets, received.subscribe(), &changes);
@@ -36,7 +36,7 @@ pub async fn run(client: Option<Client>, configuration: AgentConfiguration, secr
     tokio::join!(fallback, watcher_task.run(&secrets));
 }
 
-/// Tells what the volume holds of all that the API server has not told of.
+/// Sends the volume's content of every Secret that the API server has not returned.
 async fn fall_back(
     configuration: &AgentConfiguration,
     secrets: &Path,
@@ -48,15 +48,15 @@ async fn fall_back(
     let mounted = mounted(secrets, &tls_secrets);
     let missing: Vec<Change> = mounted.into_iter().filter(|change| !received.borrow().contains(&change.subject)).collect();
     if !missing.is_empty() {
-        info!(secrets = missing.len(), "the API server has not told of these Secrets yet: taking them from the pod's volume");
+        info!(secrets = missing.len(), "the API server has not returned these Secrets yet: reading them from the pod's volume");
     }
     for change in missing {
-        // The receiver is gone: the agent stops.
+        // The receiver is dropped: the agent stops.
         let _ = changes.send(change).await;
     }
 }
 
-/// What the volume holds.
+/// Reads a Secret from the volume.
 #[must_use]
 pub fn mounted(folder: &Path, tls_secrets: &[String]) -> Vec<Change> {
     let read = |subject: Subject, part: &str, keys: &[&str], optional: &[&str]| {
@@ -72,7 +72,7 @@ pub fn mounted(folder: &Path, tls_secrets: &[String]) -> Vec<Change> {
     (0..MAX_SHARDS).filter_map(shard).chain(tls_secrets.iter().filter_map(tls)).collect()
 }
 
-/// Follows Secrets at the API server, each by its name: a Role can allow no more than that.
+/// Watches each Secret by its name, so that the Role needs to allow only these names.
 struct SecretWatcher {
     api: Api<Secret>,
     gateway: String,
@@ -102,7 +102,7 @@ impl SecretWatcher {
         }
     }
 
-    /// Sends news of one Secret until the receiver is gone. Shard 0 also tells how many shards there are.
+    /// Sends changes of one Secret until the receiver is dropped. Shard 0 also contains the number of shards.
     fn watch_secret(&self, subject: Subject, name: String, count: Option<watch::Sender<usize>>) -> impl Future<Output = ()> + use<> {
         let (changes, received) = (self.changes.clone(), self.received.clone());
         let config = Config::default().fields(&format!("metadata.name={name}"));
@@ -123,7 +123,7 @@ impl SecretWatcher {
                     Ok(Event::InitDone) if listed => continue,
                     Ok(Event::InitDone | Event::Delete(_)) => None,
                     Err(error) => {
-                        warn!(secret = name, error = chain(&error), "failed to watch_secret a Secret: trying again");
+                        warn!(secret = name, error = chain(&error), "failed to watch a Secret: trying again");
                         continue;
                     }
                 };

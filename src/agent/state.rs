@@ -1,4 +1,4 @@
-//! What the agent knows, and what its broker should hold because of it: pure.
+//! The agent's knowledge, and the content of the broker that follows from it: pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,14 +13,14 @@ use crate::broker::credential::{Entry, Password, PresenceToken, hash};
 use crate::certificate::server::{CertificateError, ServerCertificate};
 use crate::configuration::agent::{TLS_CERTIFICATE, TLS_KEY};
 
-/// News of a Secret. `data` is `None` where the API server says that there is no such Secret.
+/// A change of a Secret. `data` is `None` if the API server has no such Secret.
 #[derive(Debug)]
 pub struct Change {
-    /// Which Secret.
+    /// The Secret.
     pub subject: Subject,
     /// Its data.
     pub data: Option<Data>,
-    /// Who says so.
+    /// The source of the change.
     pub origin: Origin,
 }
 
@@ -33,24 +33,24 @@ pub enum Subject {
     Tls(String),
 }
 
-/// Where news comes from.
+/// The source of a change.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Origin {
-    /// The API server: this is how it is.
+    /// The API server: the current state.
     ApiServer,
-    /// The pod's volume: this is how it was a while ago.
+    /// The pod's volume: an earlier state.
     Volume,
 }
 
-/// News that cannot be used. What was there before stays.
+/// An unusable change. The previous content stays.
 #[derive(Debug, Error)]
 pub enum ChangeError {
     /// A shard that the operator did not write.
     #[error("shard {number} is not used, and what it held before stays: its Secret was changed by someone else")]
     Shard {
-        /// Which.
+        /// Number of the shard.
         number: usize,
-        /// Why.
+        /// The cause.
         #[source]
         source: ShardError,
     },
@@ -58,7 +58,7 @@ pub enum ChangeError {
     /// A shard that was deleted.
     #[error("shard {number} was deleted, and what it held stays until the operator writes it again")]
     ShardDeleted {
-        /// Which.
+        /// Number of the shard.
         number: usize,
     },
 
@@ -67,12 +67,12 @@ pub enum ChangeError {
     Certificate {
         /// Name of the Secret.
         secret: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: CertificateError,
     },
 
-    /// A Secret without certificate or key, or one that was deleted.
+    /// A Secret without certificate or key, or a deleted Secret.
     #[error("Secret {secret} has no {TLS_CERTIFICATE} or no {TLS_KEY}; the broker keeps the certificate it has")]
     CertificateMissing {
         /// Name of the Secret.
@@ -80,7 +80,7 @@ pub enum ChangeError {
     },
 }
 
-/// What must become known before the broker can be given anything.
+/// Input that the agent needs before it can write the broker's files.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
 pub enum MissingSecret {
     /// A shard.
@@ -95,39 +95,39 @@ pub enum MissingSecret {
     },
 }
 
-/// What the agent knows.
+/// The agent's knowledge.
 #[derive(Debug, Default)]
 pub struct AgentState {
     shards: BTreeMap<usize, Shard>,
     revisions: BTreeMap<usize, String>,
-    /// Shards whose present content came from the API server.
+    /// Shards whose current content came from the API server.
     confirmed: BTreeSet<usize>,
-    /// The API server says that there is no shard 0: the Gateway has no users yet.
+    /// The API server has no shard 0: the Gateway has no users yet.
     vacant: bool,
     certificates: BTreeMap<String, Option<ServerCertificate>>,
-    /// Names that a certificate has to be for.
+    /// Names that a certificate must contain.
     host_names: Vec<String>,
-    /// Secrets with a certificate whose time has not come, with that time.
+    /// Secrets whose certificate is not valid yet, with the start of its validity.
     early: BTreeMap<String, (Data, Timestamp)>,
-    /// Users of workers that may have a session, with a password of the agent's own for those that are gone.
+    /// Users of workers that may have a session. A removed worker has a password that the agent generated.
     workers: BTreeMap<String, Password>,
 }
 
-/// What tells one content of the broker from another.
+/// The identity of the broker's content.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct BrokerContent {
-    /// For each shard, by number, its revision.
+    /// Revision of each shard, by number.
     pub revisions: BTreeMap<usize, String>,
 
     /// Certificates by the name of their Secret.
     pub certificates: BTreeMap<String, ServerCertificate>,
 
-    /// Users of workers that are gone, and whose sessions are still to be ended; with the password for that.
+    /// Users of removed workers whose sessions still have to end, with the password for that login.
     pub departed: BTreeMap<String, Password>,
 }
 
 impl AgentState {
-    /// Knows nothing but the names of the Secrets with certificates, and the users of workers that may have a session.
+    /// A state with only the names of the Secrets with certificates, and the users of workers that may have a session.
     pub fn new(tls_secrets: &[String], workers: impl IntoIterator<Item = String>) -> Self {
         Self {
             certificates: tls_secrets.iter().map(|secret| (secret.clone(), None)).collect(),
@@ -136,20 +136,20 @@ impl AgentState {
         }
     }
 
-    /// The same, with names that each certificate has to be for.
+    /// The same state, with names that each certificate must contain.
     #[must_use]
     pub fn with_host_names(mut self, host_names: &[String]) -> Self {
         self.host_names = host_names.to_vec();
         self
     }
 
-    /// When a certificate becomes valid that came too early.
+    /// The next time at which an early certificate becomes valid.
     #[must_use]
     pub fn next_due(&self) -> Option<Timestamp> {
         self.early.values().map(|(_, not_before)| *not_before).min()
     }
 
-    /// What came too early and is due now, as news.
+    /// Early certificates that are valid now, as changes.
     pub fn take_due(&mut self, now: Timestamp) -> Vec<Change> {
         let due: Vec<String> = self.early.iter().filter(|(_, (_, not_before))| *not_before <= now).map(|(name, _)| name.clone()).collect();
         let change = |secret: String| {
@@ -159,10 +159,10 @@ impl AgentState {
         due.into_iter().filter_map(change).collect()
     }
 
-    /// Takes over news.
+    /// Applies a change.
     ///
     /// # Errors
-    /// When they cannot be used; what was there before stays.
+    /// If the change is unusable. The previous content stays.
     pub fn apply(&mut self, change: Change, now: Timestamp) -> Result<(), ChangeError> {
         match change.subject {
             Subject::Shard(number) => self.apply_shard(number, change.data.as_ref(), change.origin),
@@ -181,7 +181,7 @@ impl AgentState {
         let shard = Shard::parse(data).map_err(|source| ChangeError::Shard { number, source })?;
         if number == 0 {
             self.vacant = false;
-            // What lies beyond would be stale if it ever came back.
+            // Shards beyond the count would be stale if the count grew again.
             self.shards.retain(|number, _| *number < shard.count());
             self.revisions.retain(|number, _| *number < shard.count());
             self.confirmed.retain(|number| *number < shard.count());
@@ -195,7 +195,7 @@ impl AgentState {
     }
 
     fn apply_certificate(&mut self, secret: String, data: Option<&Data>, now: Timestamp) -> Result<(), ChangeError> {
-        // Only those that a listener names are followed.
+        // The agent watches only the Secrets that a listener names.
         let Some(known) = self.certificates.get_mut(&secret) else { return Ok(()) };
         self.early.remove(&secret);
         let value = |key: &str| data.and_then(|data| data.get(key)).map(|value| value.0.as_slice());
@@ -213,7 +213,7 @@ impl AgentState {
                 }
                 Err(ChangeError::Certificate { secret, source })
             }
-            // Without any certificate the broker does not start at all, and its other listeners neither.
+            // Without any certificate the broker does not start, and its other listeners do not work either.
             Ok(()) | Err(_) => {
                 *known = Some(certificate);
                 Ok(())
@@ -221,10 +221,10 @@ impl AgentState {
         }
     }
 
-    /// What the broker should hold.
+    /// The wanted content of the broker.
     ///
     /// # Errors
-    /// When it is too early to tell.
+    /// If required input is still missing.
     pub fn content(&mut self) -> Result<BrokerContent, MissingSecret> {
         let users: BTreeSet<String> = match shard::assemble(&self.shards) {
             Ok(users) => users.into_keys().map(str::to_owned).collect(),
@@ -238,7 +238,7 @@ impl AgentState {
         for worker in users.iter().filter(|user| user.starts_with(INGEST_USERNAME_PREFIX)) {
             self.workers.entry(worker.clone()).or_insert_with(Password::generate);
         }
-        // From a volume a worker that is new may be missing, and one session ended too many is messages lost.
+        // A volume may lack a new worker. If the agent ended that worker's session, messages would be lost.
         let certain = !self.vacant && self.shards.keys().all(|number| self.confirmed.contains(number));
         let departed = |(worker, _): &(&String, &Password)| certain && !users.contains(*worker);
         Ok(BrokerContent {
@@ -248,13 +248,13 @@ impl AgentState {
         })
     }
 
-    /// The broker's files for the content that [`Self::content`] last gave.
+    /// The broker's files for the content that [`Self::content`] last returned.
     ///
     /// # Errors
-    /// When a remembered worker has no valid name.
+    /// If a remembered worker has no valid name.
     pub fn files(&self, content: &BrokerContent, canary: &Password) -> Result<BrokerFiles, EntryError> {
         let departed = content.departed.iter().map(|(worker, password)| {
-            // With no rule of its own it can do nothing but connect.
+            // Without an access rule the user can only connect.
             Entry::new(worker, &hash::hash("", worker, password, hash::GENERATED_ITERATIONS), &[])
         });
         let departed = departed.collect::<Result<Vec<_>, _>>()?;
@@ -269,18 +269,18 @@ impl AgentState {
         users.get(LINK_USERNAME).map(|operator| PresenceToken::of(operator).collect()).unwrap_or_default()
     }
 
-    /// The session of a worker that is gone has been ended.
+    /// Records that the session of a removed worker has ended.
     pub fn session_ended(&mut self, worker: &str) {
         self.workers.remove(worker);
     }
 
-    /// Users of workers that may have a session, to be remembered across restarts.
+    /// Users of workers that may have a session, for the file that survives restarts.
     #[must_use]
     pub fn workers(&self) -> BTreeSet<&str> {
         self.workers.keys().map(String::as_str).collect()
     }
 
-    /// Whether anything usable is known of a Secret.
+    /// Whether the state has usable content of a Secret.
     #[must_use]
     pub fn knows(&self, subject: &Subject) -> bool {
         match subject {

@@ -7,7 +7,7 @@ use super::reason::Reason;
 use super::reference::DescriptorReference;
 
 /// The longest FileDescriptorSet, in bytes: in base64 it stands in the ConfigMap of the workers, which holds 1 MiB.
-pub const MOST_DESCRIPTOR: usize = 512 * 1024;
+pub const MAX_DESCRIPTOR: usize = 512 * 1024;
 
 /// The FileDescriptorSet in a ConfigMap, or what is wrong with it.
 ///
@@ -24,9 +24,9 @@ pub fn read(map: Option<ConfigMap>, reference: &DescriptorReference) -> Result<V
             format!("ConfigMap {name} has no key {key} in binaryData: kubectl create configmap {name} --from-file={key} puts it there");
         return Err(Cause::new(Reason::DescriptorNotFound, message));
     };
-    if value.0.len() > MOST_DESCRIPTOR {
+    if value.0.len() > MAX_DESCRIPTOR {
         let message = format!(
-            "ConfigMap {name}, key {key}: expected at most {MOST_DESCRIPTOR} bytes, found {}; write it without --include_source_info",
+            "ConfigMap {name}, key {key}: expected at most {MAX_DESCRIPTOR} bytes, found {}; write it without --include_source_info",
             value.0.len()
         );
         return Err(Cause::new(Reason::DescriptorTooLarge, message));
@@ -49,8 +49,8 @@ mod tests {
             (None, Some("DescriptorNotFound")),
             (Some(ConfigMap::default()), Some("DescriptorNotFound")),
             (map("other", 1), Some("DescriptorNotFound")),
-            (map("descriptor.pb", MOST_DESCRIPTOR + 1), Some("DescriptorTooLarge")),
-            (map("descriptor.pb", MOST_DESCRIPTOR), None),
+            (map("descriptor.pb", MAX_DESCRIPTOR + 1), Some("DescriptorTooLarge")),
+            (map("descriptor.pb", MAX_DESCRIPTOR), None),
         ] {
             let reference = DescriptorReference { name: "schema".to_owned(), key: "descriptor.pb".to_owned() };
             assert_eq!(read(map, &reference).err().map(|cause| cause.reason.as_str()), reason);

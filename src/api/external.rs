@@ -52,14 +52,14 @@ pub struct SharedSubscription {
     /// How many sessions of each Pipeline share the subscription: the most workers that can read this broker. Several of one worker
     /// cost it a little memory and speed, so two to four for each worker that there may be one day are plenty.
     #[serde(default = "default_sessions")]
-    #[schemars(range(min = 2, max = MOST_SESSIONS))]
+    #[schemars(range(min = 2, max = MAX_SESSIONS))]
     pub sessions: i32,
 }
 
 /// The most sessions that share a subscription: as many workers bring more than a database takes. Times of arrival are given in steps of so
 /// many microseconds, a session each its own, so that with many more a busy session would run ahead of the clock (here beyond 62,500 readings
 /// a second).
-pub const MOST_SESSIONS: i32 = 16;
+pub const MAX_SESSIONS: i32 = 16;
 
 const fn default_sessions() -> i32 {
     4

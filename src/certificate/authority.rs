@@ -1,7 +1,7 @@
-//! An authority of the operator's own, for brokers for which the user names no certificate: one a Gateway.
+//! The operator's authority for brokers whose listeners name no certificate: one for each Gateway.
 //!
-//! A Gateway's and not a namespace's: it is owned by the Gateway and goes with it, nobody but the operator reads its key, and who
-//! steals that key can pretend to be this one broker. Its life has four parts:
+//! The authority belongs to a Gateway and not to a namespace: Kubernetes deletes it with the Gateway, only the operator reads its key,
+//! and a stolen key can impersonate only this broker. Its lifetime has four parts:
 //!
 //! | share of its life | what clients trust (`ca.crt`) | who signs |
 //! |---|---|---|
@@ -10,7 +10,7 @@
 //! | to its end | it, and the next one | the next one |
 //! | after | the next one | the next one |
 //!
-//! So whoever takes over `ca.crt` within the overlap is never cut off.
+//! A client that updates `ca.crt` within the overlap therefore never loses its connection.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -53,10 +53,10 @@ const NEXT_CERTIFICATE: &str = "next.crt";
 const NEXT_KEY: &str = "next.key";
 const PREVIOUS_CERTIFICATE: &str = "previous.crt";
 
-/// What cannot be read or issued.
+/// Why an authority cannot be read or a certificate cannot be issued.
 #[derive(Debug, Error)]
 pub enum AuthorityError {
-    /// The Secret of the authority was changed by someone else. Says nothing of its content.
+    /// Another writer changed the Secret of the authority. The error does not show its content.
     #[error(
         "the key {key} of the authority's Secret cannot be read: restore the Secret; or delete it, then a new authority is made, and clients \
          must be given the new {TLS_AUTHORITIES}"
@@ -96,10 +96,10 @@ struct Root {
 }
 
 impl Authority {
-    /// A fresh one for a Gateway.
+    /// A new authority for a Gateway.
     ///
     /// # Errors
-    /// When there is no randomness.
+    /// If the system has no randomness.
     pub fn create(namespace: &str, gateway: &str, now: Timestamp) -> Result<Self, AuthorityError> {
         Ok(Self { signing: Root::create(namespace, gateway, now)?, next: None, previous: None })
     }
@@ -107,7 +107,7 @@ impl Authority {
     /// The one in a Secret.
     ///
     /// # Errors
-    /// When somebody broke it.
+    /// If its content is malformed.
     pub fn parse(data: &Data) -> Result<Self, AuthorityError> {
         let next = data.contains_key(NEXT_CERTIFICATE).then(|| Root::parse(data, NEXT_CERTIFICATE, NEXT_KEY)).transpose()?;
         let previous = data.contains_key(PREVIOUS_CERTIFICATE).then(|| text(data, PREVIOUS_CERTIFICATE)).transpose()?;
@@ -132,17 +132,17 @@ impl Authority {
         data.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect()
     }
 
-    /// What clients should trust, as PEM: the one that signs first.
+    /// The certificates that clients should trust, as PEM: the signing one first.
     #[must_use]
     pub fn trusted(&self) -> String {
         let next = self.next.as_ref().map(|next| next.certificate.as_str());
         [Some(self.signing.certificate.as_str()), next, self.previous.as_deref()].into_iter().flatten().collect()
     }
 
-    /// As it should be by now: see the table above. Does nothing but at the turns of its life.
+    /// The authority at this time, see the table above. Changes only between two parts of its lifetime.
     ///
     /// # Errors
-    /// When there is no randomness.
+    /// If the system has no randomness.
     pub fn advance(mut self, namespace: &str, gateway: &str, now: Timestamp) -> Result<Self, AuthorityError> {
         if self.next.is_none() && now >= self.signing.not_before + NEXT_AFTER {
             self.next = Some(Root::create(namespace, gateway, now)?);
@@ -246,7 +246,7 @@ fn validity(pem: &str) -> Option<(Timestamp, Timestamp)> {
     Some((timestamp(validity.not_before), timestamp(validity.not_after)))
 }
 
-/// X.509 knows no parts of a second.
+/// X.509 has no fractions of a second.
 fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }

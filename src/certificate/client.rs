@@ -34,7 +34,7 @@ pub struct ClientAuthority {
     not_after: Timestamp,
 }
 
-/// Why a Secret is no authority that can sign.
+/// Why the authority in a Secret cannot sign.
 #[derive(Debug, Error)]
 pub enum AuthorityError {
     /// The pair cannot be used at all.
@@ -45,7 +45,7 @@ pub enum AuthorityError {
     #[error("the first certificate is not a certificate authority (basicConstraints CA:TRUE): put the client CA's own certificate there")]
     NotAnAuthority,
 
-    /// One that may not sign certificates.
+    /// A certificate that may not sign certificates.
     #[error("the first certificate may not sign certificates (its keyUsage lacks keyCertSign): issue the client CA again with it")]
     KeyUsage,
 
@@ -56,7 +56,7 @@ pub enum AuthorityError {
     )]
     NoRoot,
 
-    /// What is to be trusted besides.
+    /// The additional trusted certificates.
     #[error("ca.crt cannot be read: expected PEM blocks `CERTIFICATE`")]
     ParseTrusted,
 
@@ -71,7 +71,7 @@ pub enum AuthorityError {
     UnsupportedSubject,
 }
 
-/// What becomes of a request.
+/// An issued certificate.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Issued {
     /// The certificate, as PEM.
@@ -150,7 +150,7 @@ impl ClientAuthority {
     /// Issues a certificate with this common name, valid for so long, or as long as the authority itself.
     ///
     /// # Errors
-    /// When the key refuses to sign.
+    /// If the key cannot sign.
     pub fn issue(
         &self,
         common_name: &str,
@@ -215,10 +215,10 @@ fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-/// Tells one authority from another: see [`ClientAuthority::fingerprint`].
+/// The identity of an authority: see [`ClientAuthority::fingerprint`].
 pub(super) fn authority_fingerprint(certificate: &Certificate) -> u64 {
     let certificate = &certificate.tbs_certificate;
-    // What cannot be encoded was not parsed.
+    // A parsed name can always be encoded.
     let mut hasher = Sha256::new();
     hasher.update(certificate.subject.to_der().unwrap_or_default());
     hasher.update(certificate.subject_public_key_info.to_der().unwrap_or_default());

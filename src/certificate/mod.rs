@@ -1,7 +1,7 @@
-//! X.509: what brokers show to clients, and who signs it. Reading and issuing, all pure but for the randomness of keys.
+//! X.509: reads and issues the certificates of brokers and devices. Pure except for the randomness of keys.
 //!
-//! [`server`]: a listener's certificate, checked before a broker is given it; [`authority`]: who issues it where the user names
-//! none. [`request`]: what a device sends; [`client`]: who signs it; [`trust`]: whom brokers trust where somebody else does.
+//! [`server`]: checks a listener's certificate before a broker gets it; [`authority`]: issues it if the user names none.
+//! [`request`]: a device's signing request; [`client`]: signs it; [`trust`]: the authorities that brokers trust if an external one signs.
 
 pub mod authority;
 pub mod client;

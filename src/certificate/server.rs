@@ -1,5 +1,5 @@
-//! A listener's certificate: whether a broker can use it. Checked by the operator, which says so, and by the agent, which
-//! keeps the last good one.
+//! Checks whether a broker can use a listener's certificate. The operator reports the result, and the agent keeps the last good
+//! certificate.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -57,11 +57,11 @@ pub enum CertificateError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// No usable block in `tls.key`. Says nothing of its content.
+    /// No usable block in `tls.key`. The error does not show its content.
     #[error("tls.key holds no private key: expected one unencrypted PEM block `PRIVATE KEY`, `RSA PRIVATE KEY` or `EC PRIVATE KEY`")]
     NoKey,
 
-    /// The key is of another pair.
+    /// The key does not match the certificate.
     #[error("tls.key is not the key of the first certificate in tls.crt: write both from the same pair, the leaf first")]
     MatchKey(#[source] rustls::Error),
 
@@ -85,14 +85,14 @@ pub enum CertificateError {
         found: String,
     },
 
-    /// Its time is over.
+    /// The certificate has expired.
     #[error("the certificate expired at {not_after}: renew it")]
     Expired {
         /// When.
         not_after: Timestamp,
     },
 
-    /// Its time has not come.
+    /// The certificate is not valid yet.
     #[error("the certificate is not valid before {not_before}")]
     NotYetValid {
         /// When it will.
@@ -104,7 +104,7 @@ impl ServerCertificate {
     /// The certificate of a TLS Secret.
     ///
     /// # Errors
-    /// When the parts cannot be read or do not fit. Whether its time is over is told by [`Self::check_time`].
+    /// If the parts cannot be read or do not match. [`Self::check_time`] checks the validity.
     pub fn parse(chain: &[u8], key: &[u8]) -> Result<Self, CertificateError> {
         let certificates = parse_chain(chain)?;
         let leaf = certificates.first().ok_or(CertificateError::NoCertificate)?;
@@ -124,7 +124,7 @@ impl ServerCertificate {
     /// Whether clients that reach the broker under these names, now, would accept it.
     ///
     /// # Errors
-    /// When they would not.
+    /// If they would refuse it.
     pub fn check(&self, now: Timestamp, host_names: &[String]) -> Result<(), CertificateError> {
         self.check_time(now)?;
         host_names.iter().try_for_each(|name| self.check_name(name))
@@ -138,7 +138,7 @@ impl ServerCertificate {
 
     fn check_name(&self, name: &str) -> Result<(), CertificateError> {
         let valid = ParsedCertificate::try_from(&self.leaf).is_ok_and(|leaf| {
-            // What is no host name is none of the certificate's.
+            // An invalid host name cannot be in a certificate.
             ServerName::try_from(name).is_ok_and(|name| verify_server_name(&leaf, &name).is_ok())
         });
         if valid {
@@ -175,10 +175,10 @@ impl std::fmt::Debug for ServerCertificate {
     }
 }
 
-/// When a certificate is valid.
+/// The validity of a certificate.
 ///
 /// # Errors
-/// When it cannot be read.
+/// If it cannot be read.
 pub fn validity(certificate: &CertificateDer<'_>) -> Result<(Timestamp, Timestamp), CertificateError> {
     let parsed = parse(certificate).map_err(|source| CertificateError::ParseCertificate { position: 1, source: source.into() })?;
     Ok(super::validity(&parsed))

@@ -1,4 +1,5 @@
-//! Whom brokers trust where somebody else signs the certificates of devices, and whether such a certificate can be used. Pure.
+//! The authorities that brokers trust if an external authority signs the certificates of devices, and the check of such certificates.
+//! Pure.
 
 use std::fmt;
 use std::sync::Arc;
@@ -36,7 +37,7 @@ pub struct TrustedAuthorities {
     roots: Vec<Certificate>,
 }
 
-/// Why a certificate is none that a device could connect with.
+/// Why a device cannot connect with a certificate.
 #[derive(Debug, Error)]
 pub enum UnusableCertificate {
     /// No certificate in it, or far too much.
@@ -63,7 +64,7 @@ pub enum UnusableCertificate {
         not_after: Timestamp,
     },
 
-    /// Clients that present it would be turned away.
+    /// The broker would refuse clients that present it.
     #[error(
         "the broker would not accept what was issued: it has to be valid now, for client authentication, and signed by one that {secret} trusts"
     )]
@@ -117,7 +118,7 @@ impl TrustedAuthorities {
     /// certificate first.
     ///
     /// # Errors
-    /// When it cannot, now.
+    /// If it cannot connect now.
     pub fn check(&self, chain: &[u8], device: &str, key: &[u8], secret: &str, now: Timestamp) -> Result<Usable, UnusableCertificate> {
         if chain.len() > MAX_BYTES {
             return Err(UnusableCertificate::Unreadable);
@@ -164,7 +165,7 @@ impl TrustedAuthorities {
         &self.trusted
     }
 
-    /// Tells one authority from another, as [`super::client::ClientAuthority::fingerprint`] does.
+    /// The identity of an authority, as in [`super::client::ClientAuthority::fingerprint`].
     #[must_use]
     pub const fn fingerprint(&self) -> u64 {
         self.fingerprint

@@ -17,29 +17,29 @@ pub const MOSQUITTO_FILE: &str = "mosquitto.conf";
 /// Folder of the broker's pod where the ConfigMap with both is mounted.
 pub const CONFIGURATION_FOLDER: &str = "/etc/fleetwright";
 
-/// Folder in memory where the agent writes what Mosquitto reads.
+/// Folder in memory for the files that the agent writes and Mosquitto reads.
 pub const RUNTIME_FOLDER: &str = "/run/fleetwright";
 
 /// Folder of the broker's volume.
 pub const DATA_FOLDER: &str = "/var/lib/mosquitto";
 
-/// Folder, on a volume of the pod's own, where Mosquitto writes its log for the agent.
+/// Folder in an `emptyDir` volume, where Mosquitto writes its log for the agent.
 pub const LOG_FOLDER: &str = "/var/log/fleetwright";
 
 /// Mosquitto's log, in [`LOG_FOLDER`].
 pub const LOG_FILE: &str = "mosquitto.log";
 
-/// Folder where the Secrets are mounted (each optional): what the agent starts with when the API server is away.
+/// Folder where the Secrets are mounted (each optional): the agent starts with them if the API server is unavailable.
 pub const SECRETS_FOLDER: &str = "/mnt/fleetwright";
 
 /// Mosquitto's `password_file`, in [`RUNTIME_FOLDER`].
 pub const PASSWORD_FILE: &str = "passwords";
 
-/// File of the plugin `previous_password.so` of the broker's image, in [`RUNTIME_FOLDER`]: passwords that are accepted besides
+/// File of the plugin `previous_password.so` of the broker's image, in [`RUNTIME_FOLDER`]: passwords that are accepted in addition to
 /// those of [`PASSWORD_FILE`].
 pub const PREVIOUS_PASSWORD_FILE: &str = "previous-passwords";
 
-/// File of the plugin `certificate.so` of the broker's image, in [`RUNTIME_FOLDER`]: whose certificates count.
+/// File of the plugin `certificate.so` of the broker's image, in [`RUNTIME_FOLDER`]: the accepted public keys of each user.
 pub const CERTIFICATE_KEYS_FILE: &str = "certificate-keys";
 
 /// Certificates of the authorities that sign the certificates of devices, in [`CONFIGURATION_FOLDER`].
@@ -57,19 +57,19 @@ pub const TLS_KEY: &str = "tls.key";
 /// Key of a TLS Secret with the certificates of the authorities that clients should trust; as cert-manager writes it.
 pub const TLS_AUTHORITIES: &str = "ca.crt";
 
-/// Where the content of a TLS Secret lies, in [`RUNTIME_FOLDER`] and in [`SECRETS_FOLDER`].
+/// The folder of a TLS Secret's content, in [`RUNTIME_FOLDER`] and in [`SECRETS_FOLDER`].
 #[must_use]
 pub fn tls_folder(secret: &str) -> String {
     format!("tls/{secret}")
 }
 
-/// Where the content of a shard lies, in [`SECRETS_FOLDER`].
+/// The folder of a shard's content, in [`SECRETS_FOLDER`].
 #[must_use]
 pub fn shard_folder(shard: usize) -> String {
     format!("shards/{shard}")
 }
 
-/// What an agent does.
+/// The configuration of an agent.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AgentConfiguration {
@@ -83,7 +83,7 @@ pub struct AgentConfiguration {
     #[serde(default)]
     pub tls_listeners: Vec<TlsListener>,
 
-    /// Host names and addresses under which clients reach the broker: a certificate has to be for each of them.
+    /// Host names and addresses under which clients reach the broker: a certificate must contain each of them.
     #[serde(default)]
     pub host_names: Vec<String>,
 }
@@ -107,39 +107,39 @@ impl AgentConfiguration {
     }
 }
 
-/// A certificate that the broker has proven to present on every listener that names its Secret.
+/// A certificate that the agent has seen on every listener that names its Secret.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PresentedCertificate {
     /// SHA-256 of the leaf (see `certificate::fingerprint`).
     pub fingerprint: String,
 
-    /// It is valid up to here.
+    /// The end of its validity.
     pub not_after: Time,
 
-    /// Where the broker presents, beside it, another one to clients that ask for a key of another kind: that one is valid up to here.
+    /// The end of validity of another certificate, if the broker also presents it to clients that accept another kind of key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub former_not_after: Option<Time>,
 }
 
-/// What of a broker is full, so that it takes no messages.
+/// The limit at which a broker refuses messages.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Fullness {
-    /// Nothing is.
+    /// No limit is reached.
     #[default]
     Nothing,
 
-    /// The queue of a session; only messages that this session would get are not taken.
+    /// The queue of a session is full; the broker refuses only messages for this session.
     Queue {
         /// Client identifier of the session.
         session: String,
     },
 
-    /// The memory that the broker may use.
+    /// The broker has reached its memory limit.
     Memory,
 
-    /// The broker's volume.
+    /// The broker's volume is full.
     Disk,
 
     /// Nothing is, but devices exceed their own limits and are refused.
@@ -150,18 +150,18 @@ pub enum Fullness {
 }
 
 impl Fullness {
-    /// Whether nothing is full.
+    /// Whether no limit is reached.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
         *self == Self::Nothing
     }
 }
 
-/// What an agent has proven of its broker. Written only when it changes; that it is there means that the broker once accepted a login.
+/// The agent's report on its broker. Written only when it changes. Its existence means that the broker has accepted a login.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentReport {
-    /// For each shard, by number, the revision (see `credential::shard`) that the broker has proven to hold.
+    /// For each shard, by number, the revision (see `credential::shard`) that the broker has loaded.
     #[serde(default)]
     pub shards: BTreeMap<usize, String>,
 
@@ -169,11 +169,11 @@ pub struct AgentReport {
     #[serde(default)]
     pub certificates: BTreeMap<String, PresentedCertificate>,
 
-    /// Whether the broker ever dropped messages because of a limit, since it started.
+    /// Whether the broker has dropped messages because of a limit since its start.
     #[serde(default)]
     pub messages_dropped: bool,
 
-    /// What of the broker is full.
+    /// The limit that the broker has reached.
     #[serde(default, skip_serializing_if = "Fullness::is_nothing")]
     pub fullness: Fullness,
 }

@@ -8,7 +8,7 @@ pub use crate::mqtt::login_files::{AUTHORITIES_FILE, PASSWORD_FILE, USERNAME_FIL
 /// Key of the workers' ConfigMap, and file name under which it is mounted.
 pub const FILE: &str = "ingest.json";
 
-/// What a worker does. Secrets are not in it: they are files of their own.
+/// The configuration of a worker. Secrets are separate files.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IngestConfiguration {
@@ -24,7 +24,7 @@ pub struct IngestConfiguration {
     /// Topic with captures, as in `spec.source.topic`.
     pub topic: String,
 
-    /// As in `spec.decode`.
+    /// The value of `spec.decode`.
     pub decode: Decode,
 
     /// The FileDescriptorSet that `decode.protobuf` names, in base64.
@@ -34,11 +34,11 @@ pub struct IngestConfiguration {
     /// Hypertable in the schema `public`.
     pub table: String,
 
-    /// The most bytes of dead letters that are kept in an hour, as in `spec.deadLetters.maxBytesPerHour`.
+    /// Maximum size in bytes of the dead letters that are kept per hour, as in `spec.deadLetters.maxBytesPerHour`.
     #[serde(default = "default_dead_letter_bytes_per_hour")]
     pub dead_letter_bytes_per_hour: i64,
 
-    /// As in `spec.replay`. It is here, and not told in the database, so that a replay never meets the decoder of before.
+    /// The value of `spec.replay`. It is part of the configuration and not of the database, so that a replay never uses an old decoder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
 }
@@ -60,12 +60,12 @@ pub struct IngestGateway {
     /// Its port.
     pub port: u16,
 
-    /// How to log in, where the broker runs elsewhere.
+    /// The login, if the broker is external.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<ExternalAccess>,
 }
 
-/// How to log in at a broker that runs elsewhere. User name and password are files, see [`USERNAME_FILE`].
+/// The login at an external broker. User name and password are files, see [`USERNAME_FILE`].
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExternalAccess {
@@ -75,26 +75,26 @@ pub struct ExternalAccess {
     /// Whether the connection is encrypted.
     pub tls: bool,
 
-    /// Whether the authorities to trust are a file; else the public ones are trusted.
+    /// Whether the trusted authorities come from a file; otherwise the public authorities are trusted.
     pub authorities: bool,
 
-    /// How many sessions share the subscription; left out: one session has a subscription of its own.
+    /// Number of sessions that share the subscription; absent if one session has an unshared subscription.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared_by: Option<i32>,
 }
 
-/// What a filter of a shared subscription begins with (MQTT 5.0, section 4.8.2).
+/// Prefix of the filter of a shared subscription (MQTT 5.0, section 4.8.2).
 pub const SHARED: &str = "$share/";
 
 impl IngestGateway {
-    /// How many sessions read it.
+    /// Number of sessions that read the Gateway.
     #[must_use]
     pub fn sessions(&self) -> i32 {
         self.external.as_ref().and_then(|external| external.shared_by).unwrap_or(1)
     }
 
-    /// The filter to subscribe to for messages that match `filter`. The group is the Pipeline's own at this broker, and a new
-    /// number of sessions leaves it as it is.
+    /// The filter to subscribe to for messages that match `filter`. The group is unique to the Pipeline at this broker, and does not
+    /// depend on the number of sessions.
     #[must_use]
     pub fn subscription(&self, filter: &str) -> String {
         match &self.external {

@@ -1,5 +1,5 @@
-//! What the operator writes for the other roles to read, and the agent for the operator: shared by both sides, so that a
-//! configuration and its reader never disagree.
+//! The formats that the operator writes for the other roles, and the agent for the operator. Writer and reader share these types, so
+//! that they always agree.
 
 pub mod agent;
 pub mod ingest;

@@ -82,11 +82,11 @@ pub enum ConnectionUriError {
     )]
     Parse,
 
-    /// There is no host.
+    /// The host is missing.
     #[error("failed to find a host in the URI: expected postgresql://user:password@host:5432/database")]
     FindHost,
 
-    /// There is no user.
+    /// The user is missing.
     #[error("failed to find a user in the URI: expected postgresql://user:password@host:5432/database")]
     FindUser,
 

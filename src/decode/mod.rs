@@ -1,4 +1,4 @@
-//! From the payload of a message to readings with typed values, as a Pipeline's `decode` says, which is compiled once. Knows no database.
+//! Decodes the payload of a message into readings with typed values, by a Pipeline's `decode`, which is compiled once. Knows no database.
 //!
 //! A payload is read in one pass, without an intermediate representation: numbers, and texts without escapes, go from the payload into
 //! a reused slot per field, are checked, and are passed to the observer of readings ([`stream::ReadingObserver`]). That is the point where

@@ -6,7 +6,7 @@ use super::dead_letter::{DeadLetterCause, Reason};
 use super::sparkplug::SparkplugState;
 use super::time::Time;
 use super::{Decoder, Outcome, Parsed, Value};
-use fleetwright_api::external::MOST_SESSIONS;
+use fleetwright_api::external::MAX_SESSIONS;
 use fleetwright_api::topic::TopicPattern;
 
 /// A valid reading: its values are typed and checked.
@@ -64,7 +64,7 @@ impl Stream {
     /// readings are distinguished by time and device only.
     #[must_use]
     pub fn sharing(self, number: i32) -> Self {
-        Self { grid: Grid { step: MOST_SESSIONS.into(), first: number.into() }, ..self }
+        Self { grid: Grid { step: MAX_SESSIONS.into(), first: number.into() }, ..self }
     }
 
     /// The Pipeline's topic.
@@ -160,15 +160,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_two_that_share_give_the_same_time(arrivals in prop::collection::vec((0..MOST_SESSIONS, 0_i64..200), 0..200)) {
-            let mut last = [Time::default(); MOST_SESSIONS as usize];
+        fn no_two_that_share_give_the_same_time(arrivals in prop::collection::vec((0..MAX_SESSIONS, 0_i64..200), 0..200)) {
+            let mut last = [Time::default(); MAX_SESSIONS as usize];
             let mut given = BTreeSet::new();
             for (number, arrival) in arrivals {
-                let grid = Grid { step: MOST_SESSIONS.into(), first: number.into() };
+                let grid = Grid { step: MAX_SESSIONS.into(), first: number.into() };
                 let last = &mut last[usize::try_from(number).unwrap()];
                 let next = grid.next(*last, Time(arrival));
                 prop_assert!(next > *last && next >= Time(arrival));
-                prop_assert!(next.0 - arrival.max(last.0 + 1) < i64::from(MOST_SESSIONS));
+                prop_assert!(next.0 - arrival.max(last.0 + 1) < i64::from(MAX_SESSIONS));
                 prop_assert!(given.insert(next));
                 *last = next;
             }

@@ -22,7 +22,7 @@ pub struct Images {
     /// The image of this binary, for agents and workers.
     pub fleetwright: String,
 
-    /// The broker.
+    /// The image of the broker.
     pub mosquitto: String,
 
     /// `imagePullPolicy` of all containers; empty for the cluster's default.
@@ -32,7 +32,7 @@ pub struct Images {
 /// The handles of the operator. Each controller takes the ones that it needs at its start; no reconciler keeps the whole.
 #[derive(Clone)]
 pub struct Context {
-    /// For reads.
+    /// The client for reads.
     pub client: Client,
 
     /// Container images of the pods that the operator creates.
@@ -62,7 +62,7 @@ impl Context {
     /// A context whose events and leases name `instance`, a pod of `namespace`.
     ///
     /// # Errors
-    /// When the registry refuses a metric.
+    /// If the registry refuses a metric.
     pub fn new(client: Client, images: Images, namespace: String, instance: String, metrics: Registry) -> Result<Self, prometheus::Error> {
         let observer = PrometheusMetrics::new("fleetwright")?;
         metrics.register(Box::new(observer.clone()))?;
@@ -85,14 +85,14 @@ impl Context {
         Arc::new(EventRecorder::new(self.client.clone(), reporter))
     }
 
-    /// The observer that turns reconciliations into metrics.
+    /// The observer that records reconciliations as metrics.
     #[must_use]
     pub fn observer(&self) -> Arc<dyn ReconcileObserver> {
         Arc::clone(&self.observer)
     }
 }
 
-/// Turns the error of a terminating namespace into waiting: the namespace accepts no new objects, and is about to delete this one.
+/// Waits instead of failing in a terminating namespace: it accepts no new objects, and will delete this object.
 pub fn unless_terminating(outcome: Result<Option<Action>, WriteError>) -> Result<Option<Action>, WriteError> {
     match outcome {
         Err(error) if error.is_namespace_terminating() => {

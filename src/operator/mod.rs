@@ -1,4 +1,4 @@
-//! The role `operator`: the control plane. A reconciler a kind, one lease that gates all writing, and one place that writes.
+//! The role `operator`: the control plane. One reconciler for each kind, one lease that gates all writes, and one module that writes.
 
 pub mod context;
 pub mod device;
@@ -33,7 +33,7 @@ use pipeline::retention::Retention;
 use presence::PresenceController;
 use twin_sync::TwinSync;
 
-/// The longest a single read of a response may take; long enough for a watch's bookmarks (one a minute).
+/// Timeout of a single read of a response; long enough for a watch's bookmarks (one a minute).
 const READ_TIMEOUT: Duration = Duration::from_secs(295);
 
 /// The delay after the first failed attempt to reach the API server at the start; it doubles up to [`MAX_REACH_DELAY`].
@@ -42,13 +42,13 @@ const INITIAL_REACH_DELAY: Duration = Duration::from_millis(500);
 /// The longest delay between such attempts.
 const MAX_REACH_DELAY: Duration = Duration::from_secs(10);
 
-/// How long such an attempt may take.
+/// Timeout of such an attempt.
 const REACH_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Check that holds once all Devices have been listed.
 const DEVICES_CHECK: &str = "devices";
 
-/// Changes of Devices that a registry may be behind before it starts from all of them.
+/// Changes of Devices that a registry may lag behind before it restarts from a full list.
 const REGISTRY_BACKLOG: usize = 16_384;
 
 /// Check that holds once this instance has the lease or waits for it: a stand-by is ready to take over.
@@ -77,15 +77,15 @@ pub struct Arguments {
     #[arg(long, env = "POD_NAME", default_value = "fleetwright")]
     instance: String,
 
-    /// Most calls to the API server at the same time for Devices
+    /// Maximum of concurrent calls to the API server for Devices
     #[arg(long, env = "FLEETWRIGHT_DEVICE_CONCURRENCY", default_value_t = 32)]
     device_concurrency: usize,
 
-    /// Most writes a second that say whether Devices are connected, of all Devices together
+    /// Maximum writes per second of the connection state of all Devices together
     #[arg(long, env = "FLEETWRIGHT_PRESENCE_WRITES_PER_SECOND", default_value_t = presence::DEFAULT_WRITES_PER_SECOND, value_parser = positive)]
     presence_writes_per_second: f64,
 
-    /// Most writes a second of what devices report of their state, of all Devices together
+    /// Maximum writes per second of the reported state of all Devices together
     #[arg(long, env = "FLEETWRIGHT_REPORT_WRITES_PER_SECOND", default_value_t = twin_sync::reports::DEFAULT_WRITES_PER_SECOND, value_parser = positive)]
     report_writes_per_second: f64,
 
@@ -97,7 +97,7 @@ pub struct Arguments {
 /// Runs until `shutdown` is cancelled, or the lease is lost.
 ///
 /// # Errors
-/// When nothing says where the API server is, or the lease is lost: the process ends, so that no work outlives the lease.
+/// If the API server is not configured, or the lease is lost: the process ends, so that no work outlives the lease.
 pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut config = Config::infer().await.context("failed to find the API server: neither in a pod nor with a kubeconfig")?;
     config.read_timeout = Some(READ_TIMEOUT);
@@ -151,13 +151,13 @@ async fn reach(client: &Client) {
     }
 }
 
-/// A number of which some is needed.
+/// A number above zero.
 fn positive(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
     if number.is_finite() && number > 0.0 { Ok(number) } else { Err(format!("expected a number above 0, found {text}")) }
 }
 
-/// All reconcilers, until one of them ends, which none does by itself.
+/// Runs all reconcilers until one of them ends, which is an error.
 async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness) -> anyhow::Result<()> {
     info!("holding the lease: reconciling");
     readiness.fails(DEVICES_CHECK, "listing");
@@ -176,8 +176,8 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
         readiness.holds(DEVICES_CHECK);
         to_tell.cancel();
     };
-    // Each is a task of its own: while one takes in lists of thousands, the others go on, and above all the lease is renewed.
-    // They end with the set.
+    // Each reconciler is a separate task: while one reads lists of thousands of objects, the others and the renewal of the lease continue.
+    // The tasks end with the set.
     let mut reconcilers = JoinSet::new();
     reconcilers.spawn(driver.run(all_listed));
     reconcilers.spawn(presence.run(listed.clone()));
@@ -186,6 +186,6 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     reconcilers.spawn(pipeline::run(context, devices, retention));
     match reconcilers.join_next().await {
         Some(Err(error)) => Err(error).context("a reconciler ended unexpectedly"),
-        Some(Ok(())) | None => bail!("a reconciler ended, which none does by itself"),
+        Some(Ok(())) | None => bail!("a reconciler ended unexpectedly"),
     }
 }

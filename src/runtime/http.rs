@@ -9,11 +9,15 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus::{Encoder, Registry, TextEncoder};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
 
 use super::http_server;
 use super::readiness::Readiness;
+
+/// Connections that the kernel keeps until they are accepted; it drops more, and the client retries after a second. The default of
+/// Linux for its own limit (`net.core.somaxconn`).
+const BACKLOG: u32 = 4096;
 
 /// What the handlers of a role share.
 #[derive(Clone)]
@@ -47,7 +51,10 @@ pub async fn serve_with(
         .route("/metrics", get(expose))
         .with_state(RoleEndpoint { readiness, metrics })
         .merge(routes);
-    let listener = TcpListener::bind(address).await?;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    let listener = socket.listen(BACKLOG)?;
     http_server::serve(listener, endpoints, shutdown).await;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What a process waits for before it is ready, by name, each with the reason while it does not hold.
+//! The readiness checks of a process by name, each with the reason while it does not hold.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

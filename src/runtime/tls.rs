@@ -1,4 +1,4 @@
-//! TLS of clients: whom they trust.
+//! TLS of clients: the trusted authorities.
 
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ impl KeyKind {
     }
 }
 
-/// Why there is no configuration.
+/// Why a configuration is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// The authorities are no certificates.

@@ -89,7 +89,7 @@ impl<S: Read + Write> Write for WebSocket<S> {
         match u8::try_from(length) {
             Ok(short) if short < 126 => frame.push(MASKED | short),
             _ => {
-                frame.push(MASKED | 126);
+                frame.push(MASKED | 0x7e);
                 frame.extend_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
             }
         }

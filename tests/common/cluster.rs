@@ -1,4 +1,4 @@
-//! A real broker that is a cluster of nodes, each a process.
+//! A clustered broker; each node is a process.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpStream};
@@ -11,21 +11,21 @@ use tempfile::TempDir;
 use super::free_port;
 use super::proxy::Proxy;
 
-/// How long the nodes may take until they have found one another.
+/// Maximum time until the nodes have formed a cluster.
 const FORMED_WITHIN: Duration = Duration::from_mins(1);
 
-/// A cluster whose nodes end when this is dropped.
+/// A cluster whose nodes end on drop.
 pub struct Cluster {
-    /// Where each node listens.
+    /// Port of each node.
     pub ports: Vec<u16>,
-    /// Leads every connection to another node, in turn.
+    /// Distributes connections to the nodes in turn.
     pub balancer: Proxy,
     nodes: Vec<Child>,
     folder: TempDir,
 }
 
 impl Cluster {
-    /// A cluster of so many nodes, all of which answer.
+    /// Starts a cluster with this number of nodes and waits until all answer.
     pub fn start(nodes: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ports: Vec<[u16; 3]> = (0..nodes).map(|_| std::array::from_fn(|_| free_port())).collect();
@@ -43,7 +43,7 @@ impl Cluster {
         cluster
     }
 
-    /// What the nodes have logged so far.
+    /// The logs of the nodes.
     pub fn log(&self) -> String {
         let logs = (1..=self.nodes.len()).map(|number| self.folder.path().join(format!("{number}.log")));
         logs.map(|log| std::fs::read_to_string(log).unwrap_or_default()).collect()

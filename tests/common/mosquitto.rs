@@ -1,4 +1,4 @@
-//! A real Mosquitto, and its own clients.
+//! Mosquitto and its clients as processes.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -17,12 +17,12 @@ use tempfile::TempDir;
 use super::packets::{hello, login, next_packet};
 use super::parts;
 
-/// How long anything may take on two busy cores.
+/// Maximum time of an operation on two busy cores.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A broker whose process ends when this is dropped.
+/// A broker whose process ends on drop.
 pub struct Mosquitto {
-    /// Port that is known to answer.
+    /// Port that accepts connections.
     pub port: u16,
     /// Folder with `mosquitto.conf` and `mosquitto.log`.
     pub folder: TempDir,
@@ -35,18 +35,18 @@ pub struct Mosquitto {
 pub type Environment = Vec<(&'static str, String)>;
 
 impl Mosquitto {
-    /// A broker with this configuration in `folder`, ready on `port`.
+    /// Starts a broker with this configuration in `folder` and waits until it answers on `port`.
     pub fn start(folder: TempDir, configuration: &str, port: u16) -> Self {
         Self::start_on(folder, configuration, port, None)
     }
 
-    /// The same, where its folder `data` is a volume of this size, if one is given.
+    /// As [`Self::start`]; its folder `data` is a volume of this size, if one is given.
     pub fn start_on(folder: TempDir, configuration: &str, port: u16, size: Option<&str>) -> Self {
         let volume = size.map(|size| Volume::mount(&folder.path().join("data"), size));
         Self::begin(folder, configuration, port, volume, Vec::new())
     }
 
-    /// The same as [`Self::start`], with these environment variables.
+    /// As [`Self::start`], with these environment variables.
     pub fn start_with(folder: TempDir, configuration: &str, port: u16, environment: Environment) -> Self {
         Self::begin(folder, configuration, port, None, environment)
     }
@@ -64,63 +64,63 @@ impl Mosquitto {
         self.process.id()
     }
 
-    /// What it has logged so far.
+    /// The log since the start.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("mosquitto.log")).unwrap_or_default()
     }
 
-    /// SIGHUP.
+    /// Sends SIGHUP.
     pub fn reload(&self) {
         signal(&self.process, "-HUP");
     }
 
-    /// Halts it, until [`Self::resume`].
+    /// Stops the process (SIGSTOP) until [`Self::resume`].
     pub fn pause(&self) {
         signal(&self.process, "-STOP");
     }
 
-    /// Lets it go on.
+    /// Continues the process (SIGCONT).
     pub fn resume(&self) {
         signal(&self.process, "-CONT");
     }
 
-    /// Kills it as a crash would (SIGKILL), and waits for its end.
+    /// Kills the process (SIGKILL), as a crash does, and waits for its end.
     pub fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    /// Whether it has ended by itself.
+    /// Whether the process has ended without a signal of the test.
     pub fn has_ended(&mut self) -> bool {
         self.process.try_wait().unwrap().is_some()
     }
 
-    /// Its exit code, once it has ended by itself or by [`Self::stop`].
+    /// The exit code, after the process has ended or [`Self::stop`].
     pub fn exit_code(&mut self) -> Option<i32> {
         self.process.try_wait().unwrap().and_then(|status| status.code())
     }
 
-    /// Tries to start it again after [`Self::kill`] or [`Self::stop`]: the log of a broker that must not start.
+    /// Expects that a restart after [`Self::kill`] or [`Self::stop`] fails, and returns the log.
     pub fn fails_to_start(&mut self) -> String {
         let before = self.log().len();
         self.process = spawn(self.folder.path(), self.volume.as_ref(), &self.environment);
         failed_start(&mut self.process, self.folder.path(), before)
     }
 
-    /// The log of a broker with this configuration that must not start.
+    /// Expects that a broker with this configuration fails to start, and returns the log.
     pub fn fails_to_start_in(folder: &Path, configuration: &str) -> String {
         std::fs::write(folder.join("mosquitto.conf"), configuration).unwrap();
         failed_start(&mut spawn(folder, None, &Environment::new()), folder, 0)
     }
 
-    /// Its folder `data`, from here.
+    /// The folder `data`, as seen by the test.
     pub fn data(&self) -> PathBuf {
         let folder = self.folder.path().join("data");
         let Some(volume) = &self.volume else { return folder };
         Path::new(&format!("/proc/{}/root", volume.0.id())).join(folder.strip_prefix("/").unwrap())
     }
 
-    /// Stops it in order (SIGTERM), and waits for its end.
+    /// Sends SIGTERM and waits for the end of the process.
     pub fn stop(&mut self) {
         if self.process.try_wait().unwrap().is_none() {
             signal(&self.process, "-TERM");
@@ -128,7 +128,7 @@ impl Mosquitto {
         }
     }
 
-    /// Starts it again after [`Self::kill`] or [`Self::stop`].
+    /// Starts the broker again after [`Self::kill`] or [`Self::stop`].
     pub fn start_again(&mut self) {
         self.process = spawn(self.folder.path(), self.volume.as_ref(), &self.environment);
         self.ready();
@@ -143,17 +143,17 @@ impl Mosquitto {
         }
     }
 
-    /// `mosquitto_pub` as this user, to its end.
+    /// Runs `mosquitto_pub` as this user.
     pub fn publish(&self, login: (&str, &str), arguments: &[&str]) -> Output {
         self.client("mosquitto_pub", login, arguments).output().unwrap()
     }
 
-    /// `mosquitto_pub` as this user: a message for each line, until the broker has acknowledged them all.
+    /// Runs `mosquitto_pub` as this user with a message for each line, until the broker has acknowledged all.
     pub fn publish_lines(&self, login: (&str, &str), arguments: &[&str], lines: &str) {
         assert!(self.pour(login, arguments, lines).status.success());
     }
 
-    /// The same, until the broker has answered them all.
+    /// As above, until the broker has answered all.
     pub fn pour(&self, login: (&str, &str), arguments: &[&str], lines: &str) -> Output {
         let mut client = self.client("mosquitto_pub", login, arguments);
         let mut process = client.arg("-l").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -161,12 +161,12 @@ impl Mosquitto {
         process.wait_with_output().unwrap()
     }
 
-    /// `mosquitto_sub` with these arguments alone, which becomes this client, in the background.
+    /// Runs `mosquitto_sub` with only these arguments, which define the client, in the background.
     pub fn subscribe_bare(&self, client: &str, arguments: &[&str]) -> Subscriber {
         self.start_subscriber(client, bare("mosquitto_sub", arguments))
     }
 
-    /// `mosquitto_sub` as this user, in the background.
+    /// Runs `mosquitto_sub` as this user in the background.
     pub fn subscribe(&self, login: (&str, &str), arguments: &[&str]) -> Subscriber {
         self.start_subscriber(login.0, self.client("mosquitto_sub", login, arguments))
     }
@@ -174,7 +174,7 @@ impl Mosquitto {
     fn start_subscriber(&self, client: &str, mut command: Command) -> Subscriber {
         let output = tempfile::NamedTempFile::new().unwrap();
         let stream = output.reopen().unwrap();
-        // The client does not say in time that it is subscribed; the broker does.
+        // The client reports its subscription late; the log of the broker does not.
         let subscribed = format!("Sending SUBACK to {client}");
         let before = self.log().matches(&subscribed).count();
         let process = command.stdout(stream.try_clone().unwrap()).stderr(stream).spawn().unwrap();
@@ -182,7 +182,7 @@ impl Mosquitto {
         Subscriber { process, output }
     }
 
-    /// `mosquitto_pub` as this user: numbers from 0 on, a thousand a second at the most, all over one connection.
+    /// Publishes increasing numbers from 0 as this user, at most a thousand per second, over one connection.
     pub fn stream(&self, login: (&str, &str), arguments: &[&str]) -> Stream {
         let mut process = self.client("mosquitto_pub", login, arguments).arg("-l").stdin(Stdio::piped()).spawn().unwrap();
         let mut input = process.stdin.take().unwrap();
@@ -200,7 +200,7 @@ impl Mosquitto {
         Stream { process, stop, writer }
     }
 
-    /// Whether it keeps a session of this client, which stays as it is. That ends the connection of whoever has it.
+    /// Whether the broker keeps a session of this client. The check ends an existing connection of the client and keeps the session.
     pub fn has_session(&self, user: (&str, &str), client_id: &str) -> bool {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
         stream.write_all(&hello(client_id, login(user), true)).unwrap();
@@ -227,7 +227,7 @@ impl Mosquitto {
     }
 }
 
-/// `mosquitto_pub` with these arguments alone, to its end: what says who it is, and where the broker is, has to be among them.
+/// Runs `mosquitto_pub` with only these arguments, which must include user and broker.
 pub fn publish_bare(arguments: &[&str]) -> Output {
     bare("mosquitto_pub", arguments).output().unwrap()
 }
@@ -251,17 +251,17 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// What it has printed so far.
+    /// The output so far.
     pub fn output(&self) -> String {
         std::fs::read_to_string(self.output.path()).unwrap()
     }
 
-    /// Returns once its output has this text.
+    /// Waits until the output contains this text.
     pub fn wait_for(&self, text: &str) {
         wait_until(&format!("{text:?} in the output of mosquitto_sub"), || self.output().contains(text));
     }
 
-    /// Whether it is still there.
+    /// Whether the process runs.
     pub fn is_running(&mut self) -> bool {
         self.process.try_wait().unwrap().is_none()
     }
@@ -274,7 +274,7 @@ impl Drop for Subscriber {
     }
 }
 
-/// A `mosquitto_pub` that publishes number after number.
+/// A `mosquitto_pub` that publishes increasing numbers.
 pub struct Stream {
     process: Child,
     stop: Arc<AtomicBool>,
@@ -282,7 +282,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Ends it once the broker has acknowledged everything; gives how many there were.
+    /// Ends the publisher when the broker has acknowledged everything, and returns the number of messages.
     pub fn finish(mut self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.writer.join().unwrap();
@@ -291,7 +291,7 @@ impl Stream {
     }
 }
 
-/// Returns once the condition holds.
+/// Waits until the condition is true.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
@@ -300,7 +300,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A small file system in memory, which this process alone sees, and whom it lets in; it is gone when that ends.
+/// A small tmpfs in a mount namespace that only its processes see. It is removed with the last process.
 struct Volume(Child);
 
 impl Volume {
@@ -313,7 +313,7 @@ impl Volume {
         Self(process)
     }
 
-    /// A program that sees it.
+    /// A command that runs in the mount namespace.
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--mount=/proc/{}/ns/mnt", self.0.id())).arg(program);
@@ -343,7 +343,7 @@ fn spawn(folder: &Path, volume: Option<&Volume>, environment: &Environment) -> C
         .expect("e2e/parts.sh runs")
 }
 
-/// The log, from this byte on, of a process that has to end with an error.
+/// Waits until the process ends with an error, and returns the log from byte `before`.
 fn failed_start(process: &mut Child, folder: &Path, before: usize) -> String {
     let read = || std::fs::read_to_string(folder.join("mosquitto.log")).unwrap().split_off(before);
     let mut status = None;

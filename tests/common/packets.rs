@@ -1,4 +1,4 @@
-//! Packets of MQTT 5, for tests that need more of a connection than any client shows.
+//! MQTT 5 packets for tests that need more control over a connection than existing clients give.
 
 #![allow(clippy::panic, reason = "a helper of tests fails by panicking")]
 
@@ -7,12 +7,12 @@ use std::io::{ErrorKind, Read};
 use bytes::BytesMut;
 use rumqttc::mqttbytes::v5::{Connect, ConnectAuth, ConnectProperties, Packet};
 
-/// The login of a user.
+/// CONNECT with user name and password.
 pub fn login((username, password): (&str, &str)) -> ConnectAuth {
     ConnectAuth::UsernamePassword { username: username.to_owned(), password: password.to_owned().into() }
 }
 
-/// The beginning of a session that outlives its connection, or of a connection to it; or of one that does not, and ends the other.
+/// CONNECT with a session that survives its connection, or (clean start) with a session that ends with it.
 pub fn hello(client_id: &str, auth: ConnectAuth, outlives: bool) -> BytesMut {
     let properties = ConnectProperties { session_expiry_interval: Some(if outlives { 600 } else { 0 }), ..ConnectProperties::new() };
     let connect = Connect { keep_alive: 60, client_id: client_id.to_owned(), clean_start: !outlives, properties: Some(properties) };
@@ -21,7 +21,7 @@ pub fn hello(client_id: &str, auth: ConnectAuth, outlives: bool) -> BytesMut {
     packet
 }
 
-/// What the broker says next; nothing once the connection has ended.
+/// Reads the next packet; `None` when the connection has ended.
 pub fn next_packet(stream: &mut (impl Read + ?Sized), input: &mut BytesMut) -> Option<Packet> {
     let mut chunk = [0; 8192];
     loop {

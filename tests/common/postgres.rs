@@ -1,4 +1,4 @@
-//! A real PostgreSQL with TimescaleDB.
+//! PostgreSQL with TimescaleDB as a process.
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -14,13 +14,13 @@ use tokio_postgres::Client;
 
 use super::{free_port, parts};
 
-/// How long a server may take to answer, the making of its folder included; two busy cores take a few seconds.
+/// Maximum time for an answer of a server, including `initdb`; two busy cores take a few seconds.
 const START: Duration = Duration::from_mins(1);
 
 static SHARED: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 
-/// A server with a folder of its own; both go when this is dropped.
+/// A server with its own data folder; both are removed on drop.
 pub struct Postgres {
     port: u16,
     process: Mutex<Child>,
@@ -28,7 +28,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// A server that nobody else uses, ready.
+    /// Starts a server for one test.
     pub async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
@@ -37,7 +37,7 @@ impl Postgres {
         postgres
     }
 
-    /// The server that all tests of this process share; each makes a database of its own in it.
+    /// The shared server of all tests in this process; each test creates its own database.
     pub async fn shared() -> Arc<Self> {
         let postgres = {
             let mut shared = SHARED.lock().unwrap();
@@ -53,34 +53,34 @@ impl Postgres {
         postgres
     }
 
-    /// URI of one of its databases.
+    /// URI of a database.
     pub fn uri(&self, database: &str) -> ConnectionUri {
         self.uri_text(database).parse().unwrap()
     }
 
-    /// URI of one of its databases, as a Secret would hold it.
+    /// URI of a database, as in a Secret.
     pub fn uri_text(&self, database: &str) -> String {
         Self::uri_at(self.port, database)
     }
 
-    /// The same, reached by another port of this machine.
+    /// URI of a database through another port of this machine.
     pub fn uri_at(port: u16, database: &str) -> String {
         format!("postgresql://postgres@127.0.0.1:{port}/{database}?sslmode=disable")
     }
 
-    /// Where it listens.
+    /// Port of the server.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// A new database, empty but for what `template1` holds; its name.
+    /// Creates a database as a copy of `template1` and returns its name.
     pub async fn create_database(&self) -> String {
         let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
         self.client("postgres").await.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
         name
     }
 
-    /// Writes a file into its data folder, which only it can read.
+    /// Writes a file to the data folder, readable only by the server.
     pub fn write(&self, name: &str, content: &str) {
         let data = self.folder.path().join("data");
         let owner = data.metadata().unwrap();
@@ -90,21 +90,21 @@ impl Postgres {
         chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
     }
 
-    /// A connection to one of its databases.
+    /// Connects to a database.
     pub async fn client(&self, database: &str) -> Client {
         let (client, connection) = connect(&self.uri(database), "test").await.unwrap();
         drive(connection);
         client
     }
 
-    /// Kills the server as a crash would (SIGKILL).
+    /// Kills the server (SIGKILL), as a crash does.
     pub fn kill(&self) {
         let mut process = self.process.lock().unwrap();
         process.kill().unwrap();
         process.wait().unwrap();
     }
 
-    /// Stops the server in order.
+    /// Stops the server.
     pub fn stop(&self) {
         interrupt(&mut self.process.lock().unwrap());
     }
@@ -117,16 +117,16 @@ impl Postgres {
 
     async fn ready(&self) {
         let until = Instant::now() + START;
-        loop {
-            match connect(&self.uri("postgres"), "test").await {
-                Ok(_) => return,
-                Err(error) => assert!(
-                    self.process.lock().unwrap().try_wait().unwrap().is_none() && Instant::now() < until,
-                    "PostgreSQL does not answer ({error:?}); its log:\n{}",
-                    std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
-                ),
-            }
+        while let Err(error) = connect(&self.uri("postgres"), "test").await {
+            let log = || std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            let ended = self.process.lock().unwrap().try_wait().unwrap().is_some();
+            // The server does not start while a session of a killed one holds the shared memory. The kernel ends those sessions soon.
+            let again = ended && log().lines().rev().take(2).any(|line| line.contains("Terminate any old server processes"));
+            assert!((!ended || again) && Instant::now() < until, "PostgreSQL does not answer ({error:?}); its log:\n{}", log());
             tokio::time::sleep(Duration::from_millis(50)).await;
+            if again {
+                *self.process.lock().unwrap() = spawn(&self.folder, self.port);
+            }
         }
     }
 }

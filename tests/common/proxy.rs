@@ -1,4 +1,4 @@
-//! A TCP proxy that does to connections what networks do: cuts, half-closes, stalls, delays, refuses.
+//! A TCP proxy that simulates network faults: cuts, half-closes, stalls, delays, refused connections.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -8,48 +8,48 @@ use std::time::Duration;
 
 use super::free_port;
 
-/// What is done to one direction of every connection that is open.
+/// A fault in one direction of every open connection.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
-    /// This many bytes more pass, then the whole connection breaks: mostly in the middle of a packet.
+    /// Passes this number of further bytes, then closes the whole connection, mostly within a packet.
     CutAfter(usize),
-    /// Nothing more passes, and the receiver is told so (FIN). The other direction goes on.
+    /// Passes nothing more and sends FIN. The other direction continues.
     HalfClose,
-    /// What comes next passes this much later, and what follows behind it.
+    /// Delays the next data and everything behind it by this time.
     Delay(Duration),
 }
 
-/// Which way.
+/// Direction of the data.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Way {
-    /// From the one that connected to the server.
+    /// From client to server.
     Up,
-    /// From the server.
+    /// From server to client.
     Down,
 }
 
-/// How the proxy is.
+/// State of the proxy.
 const PASSES: u8 = 0;
 const STALLS: u8 = 1;
 const REFUSES: u8 = 2;
 const ENDED: u8 = 3;
 
-/// A proxy in front of servers of this machine; it ends when this is dropped.
+/// A proxy in front of servers of this machine; it ends on drop.
 pub struct Proxy {
-    /// Where it listens.
+    /// Port of the proxy.
     pub port: u16,
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    /// Ports of the servers, which take their turns.
+    /// Ports of the servers, which are used in turn.
     servers: Vec<u16>,
     turn: AtomicUsize,
-    /// Whether a server may say to its end what it has to say to a client that is gone.
+    /// Whether the server may send until it closes the connection after the client has gone.
     drains: bool,
     mode: AtomicU8,
     links: Mutex<Vec<Arc<Link>>>,
-    /// Told of every change of `mode`, and of every end of a connection.
+    /// Signals changes of `mode` and ends of connections.
     changed: (Mutex<()>, Condvar),
 }
 
@@ -70,13 +70,13 @@ impl Link {
 }
 
 impl Proxy {
-    /// A proxy in front of this port.
+    /// Starts a proxy in front of this port.
     pub fn start(server: u16) -> Self {
         Self::start_with(vec![server], false)
     }
 
-    /// A proxy that connects to one of these ports after the other, as a load balancer does. A server is told in order that a client is
-    /// gone: nothing that it sends is refused until it has closed too.
+    /// Starts a proxy that connects to these ports in turn, as a load balancer does. A server receives the end of a client in order:
+    /// its data is accepted until it has closed too.
     pub fn balance(servers: Vec<u16>) -> Self {
         Self::start_with(servers, true)
     }
@@ -92,14 +92,14 @@ impl Proxy {
         proxy
     }
 
-    /// Does this to one direction of all connections that are open.
+    /// Applies a fault to one direction of all open connections.
     pub fn harm(&self, way: Way, fault: Fault) {
         for link in self.shared.links.lock().unwrap().iter() {
             *link.faults[way as usize].lock().unwrap() = Some(fault);
         }
     }
 
-    /// Breaks all connections.
+    /// Closes all connections.
     pub fn cut(&self) {
         for link in self.shared.links.lock().unwrap().iter() {
             link.end();
@@ -107,25 +107,25 @@ impl Proxy {
         self.shared.tell();
     }
 
-    /// Breaks the connection that is the oldest, for its client.
+    /// Closes the oldest connection of a client.
     pub fn cut_oldest(&self) {
         if let Some(link) = self.shared.links.lock().unwrap().first() {
             let _ = link.sides[0].shutdown(Shutdown::Both);
         }
     }
 
-    /// From now on nothing passes, but connections stay and new ones are taken.
+    /// From now on no data passes. Connections stay open and new ones are accepted.
     pub fn stall(&self) {
         self.shared.set(STALLS);
     }
 
-    /// From now on nobody listens, and all connections break.
+    /// From now on connections are refused. All open connections are closed.
     pub fn refuse(&self) {
         self.shared.set(REFUSES);
         self.cut();
     }
 
-    /// All is as it was at the beginning.
+    /// Restores normal operation.
     pub fn pass(&self) {
         self.shared.set(PASSES);
     }
@@ -193,13 +193,13 @@ impl Shared {
         });
     }
 
-    /// Passes on what comes one way, until an end or a fault.
+    /// Forwards the data of one direction until its end or a fault.
     fn pump(&self, link: &Link, way: Way) {
         let (mut from, mut to) = if way == Way::Up { (&link.sides[0], &link.sides[1]) } else { (&link.sides[1], &link.sides[0]) };
         let mut buffer = [0; 16 * 1024];
         loop {
             let read = match from.read(&mut buffer) {
-                // An end of one direction is passed on as that.
+                // Forwards the end of one direction.
                 Ok(0) => return drop(to.shutdown(Shutdown::Write)),
                 Ok(read) => read,
                 Err(_) if self.drains && way == Way::Up => return drop(to.shutdown(Shutdown::Write)),

@@ -1,4 +1,4 @@
-//! A device that remembers what the broker has acknowledged, and sends the rest again after every failure.
+//! A device that records acknowledged messages and publishes the others again after a failure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -12,15 +12,15 @@ use bytes::BytesMut;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{Connect, ConnectAuth, ConnectReturnCode, Packet, PubAckReason, Publish};
 
-/// The most messages that are not acknowledged.
+/// Maximum number of unacknowledged messages.
 const WINDOW: usize = 500;
 
-/// What became of the messages.
+/// The result of a publisher.
 #[derive(Debug, Default)]
 pub struct Published {
-    /// Numbers of the messages that the broker acknowledged.
+    /// Numbers of the acknowledged messages.
     pub acknowledged: BTreeSet<u64>,
-    /// Numbers of those that were sent more than once.
+    /// Numbers of the messages that were sent more than once.
     pub repeated: BTreeSet<u64>,
 }
 
@@ -33,7 +33,7 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes message after message; `message` gives topic and payload of a number.
+    /// Publishes continuously; `message` returns topic and payload of a number.
     pub fn start(port: u16, username: &str, message: impl Fn(u64) -> (String, String) + Send + 'static) -> Self {
         let (stop, count, result) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(Mutex::default()));
         let mut state = State {
@@ -56,12 +56,12 @@ impl Publisher {
         Self { stop, count, result, thread: Some(thread) }
     }
 
-    /// How many messages are acknowledged by now.
+    /// Number of acknowledged messages.
     pub fn acknowledged(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Sends nothing new, waits until all is acknowledged, and says what became of it.
+    /// Stops publishing new messages, waits until all are acknowledged, and returns the result.
     pub fn finish(mut self) -> Published {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap();
@@ -137,7 +137,7 @@ impl State {
         match packet {
             Packet::ConnAck(answer) => assert_eq!(answer.code, ConnectReturnCode::Success),
             Packet::PubAck(answer) => {
-                // The worker's session is there for as long as anything is published.
+                // The worker's session exists as long as anything is published.
                 assert_eq!(answer.reason, PubAckReason::Success);
                 if let Some(number) = self.waiting.remove(&answer.pkid) {
                     self.result.lock().unwrap().acknowledged.insert(number);

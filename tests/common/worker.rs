@@ -1,4 +1,4 @@
-//! A worker as a process, with what it needs around it.
+//! A worker as a process, with a broker and a database.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -22,7 +22,7 @@ use super::mosquitto::{Mosquitto, wait_until};
 use super::postgres::Postgres;
 use super::proxy::Proxy;
 
-/// Number of devices that the registry knows: `press-1` and so on.
+/// Number of devices in the registry: `press-1` and so on.
 const DEVICES: i32 = 9;
 
 /// A broker, a database with the Pipeline's table, and a worker.
@@ -33,7 +33,7 @@ pub struct Chain<B = Mosquitto> {
     pub client: Client,
     pub desired: Desired,
     pub worker: Worker,
-    /// What the worker reaches the broker and the database through, where the test has asked for that.
+    /// Proxies between worker and broker or database, if the test needs them.
     pub proxies: Option<Proxies>,
     configuration: Value,
     uri: String,
@@ -48,12 +48,12 @@ pub struct Proxies {
 }
 
 impl Chain {
-    /// A chain for a topic and a decoder, with the worker ready.
+    /// Starts broker, database and worker for a topic and a decoder, and waits until the worker is ready.
     pub async fn start(topic: &str, decode: &Value, postgres: Arc<Postgres>) -> Self {
         Self::start_with(&[], topic, decode, postgres).await
     }
 
-    /// The same, with more arguments for the worker.
+    /// As above, with additional arguments of the worker.
     pub async fn start_with(arguments: &'static [&'static str], topic: &str, decode: &Value, postgres: Arc<Postgres>) -> Self {
         let broker = broker();
         let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": broker.port});
@@ -62,7 +62,7 @@ impl Chain {
         chain
     }
 
-    /// A chain with a proxy on each side of the worker, which is ready.
+    /// As above, with a proxy on each side of the worker.
     pub async fn start_between_proxies(topic: &str, decode: &Value, postgres: Arc<Postgres>) -> Self {
         let broker = broker();
         let proxies = Proxies { broker: Proxy::start(broker.port), database: Proxy::start(postgres.port()) };
@@ -80,7 +80,7 @@ impl Chain {
 }
 
 impl<B> Chain<B> {
-    /// A chain that reads a broker of somebody else, which is the Gateway plant-1; with these files for the worker, which need not be
+    /// Starts a worker that reads an external broker as Gateway plant-1, with these additional files. The worker need not be
     /// ready.
     pub async fn start_reading(
         broker: B,
@@ -132,7 +132,7 @@ impl<B> Chain<B> {
         Self { broker, postgres, database, client, desired, worker, proxies, configuration, uri, arguments, files }
     }
 
-    /// A new process in the place of the worker's, with the same or another topic.
+    /// Replaces the worker process, with the same or another topic.
     pub fn start_worker(&mut self, topic: Option<&str>) {
         if let Some(topic) = topic {
             self.configuration["topic"] = topic.into();
@@ -146,27 +146,27 @@ impl<B> Chain<B> {
         self.configuration[name] = value;
     }
 
-    /// One more worker, of this ordinal, which reads nothing until the gateway is assigned to it.
+    /// Starts a further worker with this ordinal. It reads nothing until a gateway is assigned to it.
     pub fn one_more_worker(&self, ordinal: i32) -> Worker {
         Worker::start(&self.configuration, &self.uri, ordinal, self.arguments, &self.files)
     }
 
-    /// A new process in the place of one of these.
+    /// Replaces the process of one of these workers.
     pub fn restart(&self, worker: &mut Worker, ordinal: i32) {
         let folder = std::mem::replace(&mut worker.folder, tempfile::tempdir().unwrap());
         *worker = Worker::start_in(folder, &self.configuration, &self.uri, ordinal, self.arguments);
     }
 
-    /// Spreads these sessions over so many workers.
+    /// Distributes these sessions over this number of workers.
     pub async fn spread(&mut self, sessions: &[&str], workers: i32) {
         let sessions: Vec<String> = sessions.iter().map(|name| (*name).to_owned()).collect();
         spread(&mut self.client, &self.desired.owner, &sessions, workers).await.unwrap();
     }
 
-    /// Says which worker reads the gateway.
+    /// Assigns the gateway to a worker.
     pub async fn assign(&mut self, ordinal: i32) {
         let gateways = ["plant-0".to_owned(), "plant-1".to_owned()];
-        // Of two gateways the first goes to the other worker.
+        // The first of two gateways belongs to the other worker.
         self.execute(&format!(
             "DELETE FROM fleetwright.assignment; INSERT INTO fleetwright.assignment VALUES ('plant', 'vibration', 'plant-0', {})",
             1 - ordinal
@@ -176,7 +176,7 @@ impl<B> Chain<B> {
         assert!(!spread(&mut self.client, &self.desired.owner, &gateways, 2).await.unwrap(), "this is how two workers share two gateways");
     }
 
-    /// `fleetwright replay` with the worker's configuration, in which the decoder is this one.
+    /// Runs `fleetwright replay` with the worker's configuration and this decoder.
     pub fn replay(&self, decode: &Value, arguments: &[&str]) -> Child {
         let folder = tempfile::tempdir().unwrap();
         let mut configuration = self.configuration.clone();
@@ -192,18 +192,18 @@ impl<B> Chain<B> {
             .spawn()
             .unwrap();
         replay.stdin.take().unwrap().write_all(self.postgres.uri_text(&self.database).as_bytes()).unwrap();
-        // It has read its configuration before the database, and the folder goes now.
+        // The process has read its configuration when it connects to the database; the folder is removed after that.
         let mut first = [0];
         replay.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
         replay
     }
 
-    /// Connects to the database again, after it was away.
+    /// Connects to the database again after it was unavailable.
     pub async fn reconnect(&mut self) {
         self.client = self.postgres.client(&self.database).await;
     }
 
-    /// Brings the table back.
+    /// Restores the table.
     pub async fn apply(&mut self) {
         apply(&mut self.client, &self.desired).await.unwrap();
     }
@@ -216,7 +216,7 @@ impl<B> Chain<B> {
         self.client.query_one(query, &[]).await.unwrap().get(0)
     }
 
-    /// Returns once a query that counts gives this number.
+    /// Waits until a query returns this number.
     pub async fn wait_for(&self, query: &str, expected: i64) {
         let started = std::time::Instant::now();
         loop {
@@ -234,7 +234,7 @@ impl<B> Chain<B> {
     }
 }
 
-/// A broker as a Gateway of durability `Process` has it, but for the logins.
+/// A broker configured like a Gateway with durability `Process`, except for its users.
 pub fn broker() -> Mosquitto {
     let folder = tempfile::tempdir().unwrap();
     let port = free_port();
@@ -242,7 +242,7 @@ pub fn broker() -> Mosquitto {
     Mosquitto::start(folder, &configuration, port)
 }
 
-/// The configuration of such a broker.
+/// Configuration of this broker.
 pub fn broker_configuration(folder: &Path, port: u16) -> String {
     format!(
         "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_inflight_messages 65534\nmax_queued_messages 0\n\
@@ -251,7 +251,7 @@ pub fn broker_configuration(folder: &Path, port: u16) -> String {
     )
 }
 
-/// A worker's process.
+/// The process of a worker.
 pub struct Worker {
     process: Child,
     folder: TempDir,
@@ -277,18 +277,18 @@ impl Worker {
         Self { process, folder, http }
     }
 
-    /// Writes one of its files.
+    /// Writes one of the worker's files.
     pub fn write(&self, name: &str, content: &str) {
         write(self.folder.path(), name, content);
     }
 
-    /// Kills it as a crash would (SIGKILL).
+    /// Kills the worker (SIGKILL), as a crash does.
     pub fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    /// Stops it in order (SIGTERM); whether it said that it succeeded.
+    /// Stops the worker (SIGTERM) and returns whether it succeeded.
     pub fn stop(&mut self) -> bool {
         if let Some(status) = self.process.try_wait().unwrap() {
             return status.success();
@@ -301,7 +301,7 @@ impl Worker {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Status line and body of an answer.
+    /// Status line and body of an HTTP response.
     pub fn get(&self, path: &str) -> (String, String) {
         let mut answer = String::new();
         if let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.http)) {
@@ -316,7 +316,7 @@ impl Worker {
         wait_until(&format!("the worker's readiness; its log:\n{}", self.log()), || self.get("/readyz").0.contains("200"));
     }
 
-    /// Returns once it is not ready, for a reason with this text.
+    /// Waits until the worker is not ready for a reason that contains this text.
     pub fn wait_not_ready(&self, reason: &str) {
         wait_until(&format!("unreadiness because of {reason:?}"), || {
             let (status, body) = self.get("/readyz");

@@ -1,4 +1,4 @@
-//! Changes of single Devices: until the broker has proven them, and until a revoked one is disconnected.
+//! Changes of single Devices: time until the broker has confirmed them, and time until a revoked device is disconnected.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,16 +17,16 @@ use crate::fleet::{Fleet, device_name, gateway_of, is_live};
 use crate::operator::Operator;
 use crate::report::{heading, progress, row, times};
 
-/// A change that takes longer than this is a failure, not a figure.
+/// Maximum time of a change; a longer one fails the benchmark.
 const LONGEST: Duration = Duration::from_mins(1);
 
-/// A change also of a Device that another run has changed, or `revoke` disabled.
+/// A patch that also changes a Device that another run has changed or `revoke` has disabled.
 fn change(number: usize) -> Value {
     let run = std::process::id();
     json!({"spec": {"enabled": true, "authorization": {"acls": [{"topic": format!("plants/{run}-{number}/#"), "access": "Write"}]}}})
 }
 
-/// From the change of a Device (its ACL) until its status says that the broker has proven it.
+/// Time from the change of a Device's ACL until its status reports that the broker has confirmed it.
 async fn until_live(fleet: &Fleet<'_>, name: &str, patch: &Value) -> anyhow::Result<Duration> {
     let begin = Instant::now();
     let patched = fleet.devices().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
@@ -39,7 +39,7 @@ async fn until_live(fleet: &Fleet<'_>, name: &str, patch: &Value) -> anyhow::Res
     Ok(begin.elapsed())
 }
 
-/// One after another.
+/// Measures changes one after another.
 pub async fn single(fleet: &Fleet<'_>, arguments: &Arguments) -> anyhow::Result<()> {
     heading("single changes");
     let mut taken = Vec::new();
@@ -51,7 +51,7 @@ pub async fn single(fleet: &Fleet<'_>, arguments: &Arguments) -> anyhow::Result<
     Ok(())
 }
 
-/// One device of a hundred a minute, evenly.
+/// Changes one percent of the devices per minute, evenly distributed.
 pub async fn churn(fleet: &Fleet<'_>, operator: &Operator, arguments: &Arguments) -> anyhow::Result<()> {
     heading(&format!("churn: one device of a hundred a minute, for {} minutes", arguments.churn_minutes));
     let a_minute = (arguments.devices / 100).max(1);
@@ -64,7 +64,7 @@ pub async fn churn(fleet: &Fleet<'_>, operator: &Operator, arguments: &Arguments
     let mut running = JoinSet::new();
     for number in 0..count {
         tokio::time::sleep_until((begin + pause * u32::try_from(number)?).into()).await;
-        // Far apart, so that all Gateways and shards have their share.
+        // A stride over the devices, so that the changes are distributed over all Gateways and shards.
         let name = device_name(number.wrapping_mul(7919) % arguments.devices);
         let devices = Arc::clone(&shared);
         running.spawn(async move { change_of(&devices, &name, number).await });
@@ -88,7 +88,7 @@ async fn change_of(devices: &kube::Api<Device>, name: &str, number: usize) -> an
     let begin = Instant::now();
     let patched = devices.patch(name, &PatchParams::default(), &Patch::Merge(change(number))).await?;
     let generation = patched.metadata.generation.unwrap_or_default();
-    // A later change of the same Device counts for this one too.
+    // A later change of the same Device also confirms this one.
     let live = |device: Option<&Device>| {
         device
             .is_some_and(|device| is_live(device) && device.status.as_ref().is_some_and(|status| status.observed_generation >= generation))
@@ -97,8 +97,8 @@ async fn change_of(devices: &kube::Api<Device>, name: &str, number: usize) -> an
     Ok(begin.elapsed())
 }
 
-/// From the call that disables a Device until its connection is closed, with all devices connected; meanwhile a further client of
-/// the same broker asks again and again, to see how long it is held.
+/// Time from the request that disables a Device until its connection is closed, while all devices are connected. A further client
+/// of the same broker sends requests continuously, to measure how long the reload blocks the broker.
 pub async fn revoke(fleet: &Fleet<'_>, clients: &Clients, arguments: &Arguments) -> anyhow::Result<()> {
     heading(&format!("revocation with {} devices connected", clients.connected()));
     let mut taken = Vec::new();

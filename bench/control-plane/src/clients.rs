@@ -1,4 +1,4 @@
-//! As many connected devices as the fleet has: MQTT 3.1.1 logins with the passwords of their Secrets, and then silence.
+//! Connected devices: they log in with MQTT 3.1.1 and the passwords of their Secrets, and publish nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,13 +20,13 @@ use crate::Arguments;
 use crate::fleet::{Fleet, device_name, gateway_of};
 use crate::report::{heading, rate_row};
 
-/// Logins at once; a broker takes some 5,000 a second.
+/// Maximum number of concurrent logins; a broker accepts some 5,000 per second.
 const LOGINS: usize = 256;
 
-/// How often a prober asks; an answer takes a fraction of a millisecond while the broker is not held.
+/// Interval of the prober's requests; an answer takes a fraction of a millisecond while the broker is not blocked.
 const PROBE_PAUSE: Duration = Duration::from_millis(2);
 
-/// How a device logs in.
+/// Address and credentials of a device.
 #[derive(Clone, Debug)]
 struct Login {
     host: String,
@@ -34,7 +34,7 @@ struct Login {
     password: String,
 }
 
-/// One connected device.
+/// A connected device.
 struct Connection {
     closed: watch::Receiver<Option<Instant>>,
     task: JoinHandle<()>,
@@ -68,7 +68,7 @@ impl Clients {
         Ok(clients)
     }
 
-    /// Connects every device that is not disabled, all at once.
+    /// Connects all enabled devices concurrently.
     pub async fn reconnect(&mut self) -> anyhow::Result<Duration> {
         let begin = Instant::now();
         let closed: Vec<bool> = self.connections.iter().map(Option::is_none).collect();
@@ -85,7 +85,7 @@ impl Clients {
         Ok(begin.elapsed())
     }
 
-    /// Cuts all connections, without a DISCONNECT. A device that the broker itself disconnected stays away from then on.
+    /// Closes all connections without a DISCONNECT. Devices that the broker has disconnected are not connected again.
     pub fn cut(&mut self) {
         for slot in &mut self.connections {
             if let Some(connection) = slot {
@@ -97,12 +97,12 @@ impl Clients {
         }
     }
 
-    /// How many are connected.
+    /// Number of connected devices.
     pub fn connected(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// When a device's connection was closed by the broker.
+    /// Time when the broker closed a device's connection.
     pub async fn closed(&self, index: usize, longest: Duration) -> anyhow::Result<Instant> {
         let connection = self.connections.get(index).and_then(Option::as_ref).context("not connected")?;
         let mut closed = connection.closed.clone();
@@ -111,7 +111,7 @@ impl Clients {
     }
 }
 
-/// The connections of this process are as many as the devices.
+/// Raises the file limit, because this process has one connection for each device.
 fn raise_file_limit() -> anyhow::Result<()> {
     let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let raised = rustix::process::Rlimit { current: limits.maximum, maximum: limits.maximum };
@@ -164,7 +164,7 @@ async fn log_in(login: &Login) -> anyhow::Result<TcpStream> {
     packet.extend_from_slice(&body);
     let mut stream = TcpStream::connect(&login.host).await.with_context(|| format!("failed to reach {}", login.host))?;
     stream.set_nodelay(true)?;
-    // Ended by a reset: so many connections that wait for stragglers would leave no port for the next ones.
+    // Closed with a reset: connections in TIME_WAIT would use up the local ports.
     stream.set_zero_linger()?;
     stream.write_all(&packet).await?;
     let mut answer = [0_u8; 4];
@@ -173,9 +173,9 @@ async fn log_in(login: &Login) -> anyhow::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Logs in and waits for the end of the connection.
+/// Logs in and waits until the connection ends.
 async fn hold(login: Login, count: Arc<AtomicUsize>) -> anyhow::Result<Connection> {
-    // A queue of logins that is full for a moment is no failure of the broker.
+    // Retries, because the broker's accept queue may be full for a moment.
     let mut stream = timeout(Duration::from_mins(1), log_in(&login)).await.context("no answer to a login")??;
     count.fetch_add(1, Ordering::Relaxed);
     let (tell, closed) = watch::channel(None);
@@ -183,7 +183,7 @@ async fn hold(login: Login, count: Arc<AtomicUsize>) -> anyhow::Result<Connectio
     let task = tokio::spawn(async move {
         let _guard = guard;
         let mut byte = [0_u8; 1];
-        // Nothing is subscribed to: whatever can be read is the end.
+        // The client has no subscription, so any read means the end of the connection.
         let _ = stream.read(&mut byte).await;
         tell.send_replace(Some(Instant::now()));
     });
@@ -198,15 +198,15 @@ impl Drop for Counted {
     }
 }
 
-/// A client that asks a broker again and again, and keeps the longest time of an answer. It uses the connection of a device of
-/// its own.
+/// A client that sends requests to a broker continuously and records the longest response time. It uses the connection of a
+/// separate device.
 pub struct Prober {
     stop: oneshot::Sender<()>,
     task: JoinHandle<anyhow::Result<Duration>>,
 }
 
 impl Prober {
-    /// Starts to ask the broker of a Gateway, as its last device.
+    /// Starts to send requests to the broker of a Gateway, as its last device.
     pub async fn start(clients: &Clients, gateway: &str) -> anyhow::Result<Self> {
         let host = clients.hosts.get(gateway).with_context(|| format!("no Service of Gateway {gateway}"))?;
         let login = clients.logins.iter().rev().find(|login| login.host == *host).context("no device")?.clone();
@@ -228,9 +228,9 @@ impl Prober {
         Ok(Self { stop, task })
     }
 
-    /// The longest time of an answer.
+    /// Stops the client and returns the longest response time.
     pub async fn stop(self) -> anyhow::Result<Duration> {
-        // What follows the end of a session is still part of the reload.
+        // The reload continues after it has ended sessions.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let _ = self.stop.send(());
         self.task.await?

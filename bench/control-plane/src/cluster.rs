@@ -1,4 +1,4 @@
-//! The cluster that all is measured on.
+//! The cluster under test.
 
 use std::time::{Duration, Instant};
 
@@ -7,20 +7,20 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
 use kube::{Client, Config};
 
-/// The API server.
+/// Connection to the API server.
 pub struct Cluster {
-    /// Its client.
+    /// Client of the API server.
     pub client: Client,
 }
 
 impl Cluster {
-    /// As KUBECONFIG says.
+    /// Connects with KUBECONFIG.
     pub async fn connect() -> anyhow::Result<Self> {
         let config = Config::infer().await.context("no cluster: run.sh brings one up")?;
         Ok(Self { client: Client::try_from(config)? })
     }
 
-    /// A new namespace.
+    /// Creates a namespace.
     pub async fn create_namespace(&self, name: &str) -> anyhow::Result<()> {
         let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
         Api::<Namespace>::all(self.client.clone())
@@ -30,7 +30,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Deletes a namespace and all that is in it.
+    /// Deletes a namespace with its content.
     pub async fn delete_namespace(&self, name: &str) -> anyhow::Result<()> {
         let namespaces = Api::<Namespace>::all(self.client.clone());
         namespaces.delete(name, &DeleteParams::default()).await?;

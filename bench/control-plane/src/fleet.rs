@@ -1,4 +1,4 @@
-//! The fleet under test: its declaration, and what its Devices' status says.
+//! The fleet under test: creates its resources and reads the status of its Devices.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use crate::cluster::Cluster;
 use crate::operator::Operator;
 use crate::report::{heading, progress, rate_row, row};
 
-/// How long the operator is watched for writes that nothing asks for.
+/// Time in which unnecessary writes of the operator are counted.
 const SECOND_LOOK: Duration = Duration::from_secs(30);
 
 /// A namespace with Gateways and their Devices.
@@ -41,7 +41,7 @@ pub fn gateway_of(index: usize, gateways: usize) -> String {
     format!("plant-{}", index % gateways)
 }
 
-/// Declares all Devices, as many at once as the operator makes calls. Returns how long it took.
+/// Creates all Devices, with the concurrency of the operator. Returns the elapsed time.
 pub async fn declare(
     cluster: &Cluster,
     namespace: &str,
@@ -69,10 +69,10 @@ pub async fn declare(
     Ok(begin.elapsed())
 }
 
-/// When none more Devices have become as awaited for this long, none will.
+/// Waiting fails when no further Device has met the condition for this time.
 const STALLED: Duration = Duration::from_mins(5);
 
-/// Waits until as many Devices satisfy a condition.
+/// Waits until this number of Devices meets a condition.
 pub async fn await_devices(api: Api<Device>, count: usize, holds: impl Fn(&Device) -> bool) -> anyhow::Result<()> {
     let mut progressed = Instant::now();
     let mut changes = watcher(api, watcher::Config::default()).boxed();
@@ -97,7 +97,7 @@ pub async fn await_devices(api: Api<Device>, count: usize, holds: impl Fn(&Devic
 }
 
 impl<'a> Fleet<'a> {
-    /// A new namespace with Gateways that are Ready.
+    /// Creates a namespace with Gateways and waits until they are Ready.
     pub async fn prepare(cluster: &'a Cluster, namespace: &'static str, gateways: usize) -> anyhow::Result<Self> {
         cluster.create_namespace(namespace).await?;
         let api = Api::<Gateway>::namespaced(cluster.client.clone(), namespace);
@@ -118,12 +118,12 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    /// The API of its Devices.
+    /// The API of the fleet's Devices.
     pub fn devices(&self) -> Api<Device> {
         Api::namespaced(self.cluster.client.clone(), self.namespace)
     }
 
-    /// From the first declaration until the brokers have proven all credentials; then nothing.
+    /// Measures the time from the first request until the brokers have confirmed all credentials, then counts writes while idle.
     pub async fn measure_declaration(&self, operator: &Operator, arguments: &Arguments, floor: Option<Duration>) -> anyhow::Result<()> {
         heading("fleetwright");
         let before = operator.look().await?;
@@ -150,7 +150,7 @@ impl<'a> Fleet<'a> {
         row("operator: processor time", &format!("{:.1} s", after.cpu_seconds - before.cpu_seconds));
         row("operator: memory", &format!("{:.0} MiB", after.mebibytes));
         let mark = Mark::now()?;
-        // The totals of the Gateways follow after two seconds; then there is nothing left to do.
+        // The Gateways' totals are updated after two seconds. Afterwards there is no work left.
         tokio::time::sleep(Duration::from_secs(5)).await;
         let settled = Mark::now()?;
         tokio::time::sleep(SECOND_LOOK).await;
@@ -162,13 +162,13 @@ impl<'a> Fleet<'a> {
         Ok(())
     }
 
-    /// Removes all of it.
+    /// Removes the fleet.
     pub async fn remove(&self) -> anyhow::Result<()> {
         self.cluster.delete_namespace(self.namespace).await
     }
 }
 
-/// Whether the broker has proven to hold the Device's credential.
+/// Whether the broker has confirmed the Device's credentials.
 pub fn is_live(device: &Device) -> bool {
     holds(device.status.as_ref().map(|status| &*status.conditions), CREDENTIALS_LIVE)
 }

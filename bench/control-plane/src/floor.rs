@@ -1,4 +1,4 @@
-//! The floor: what no implementation can do without, in the fewest calls, by a bare client.
+//! The floor: the minimum of writes that every implementation needs, made by a plain client.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -18,12 +18,12 @@ use crate::report::{heading, rate_row};
 
 const NAMESPACE: &str = "bench-floor";
 
-/// Declares the Devices and then writes a Secret and a status for each. Returns how long both took together.
+/// Creates the Devices and then writes a Secret and a status for each. Returns the total time.
 pub async fn measure(cluster: &Cluster, arguments: &Arguments) -> anyhow::Result<Duration> {
     heading("floor");
     cluster.create_namespace(NAMESPACE).await?;
-    // Paused: they are not the operator's to work on.
-    // Somebody watches, as in the other parts.
+    // Paused, so that the operator ignores them.
+    // A watch runs, as in the other measurements.
     let devices = Api::<Device>::namespaced(cluster.client.clone(), NAMESPACE);
     let watching = tokio::spawn(fleet::await_devices(devices, arguments.devices, fleet::is_live));
     let declared = fleet::declare(cluster, NAMESPACE, arguments, |_| "nowhere".to_owned(), true).await?;
@@ -41,7 +41,7 @@ pub async fn measure(cluster: &Cluster, arguments: &Arguments) -> anyhow::Result
 async fn fewest_writes(cluster: &Cluster, arguments: &Arguments) -> anyhow::Result<()> {
     let secrets = Api::<Secret>::namespaced(cluster.client.clone(), NAMESPACE);
     let devices = Api::<Device>::namespaced(cluster.client.clone(), NAMESPACE);
-    // As long as those of a Device's Secret.
+    // The same size as the values in a Device's Secret.
     let data: BTreeMap<_, _> =
         [("username", 13), ("password", 43), ("gateway", 23)].map(|(key, length)| (key.to_owned(), ByteString(vec![b'x'; length]))).into();
     stream::iter(0..arguments.devices)

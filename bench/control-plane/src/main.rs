@@ -1,5 +1,5 @@
-//! A fleet at scale on a real Kubernetes, beside the floor (the fewest writes that any implementation needs) and beside a naive
-//! controller, in one run.
+//! Compares, in one run on a Kubernetes cluster, a large fleet with the floor (the fewest writes that any implementation needs) and
+//! with a naive controller.
 
 mod changes;
 mod clients;
@@ -22,53 +22,53 @@ use self::fleet::Fleet;
 use self::operator::Operator;
 use self::report::{heading, row};
 
-/// Namespace of the fleet under Fleetwright.
+/// Namespace of the fleet that Fleetwright operates.
 const FLEET: &str = "bench-fleet";
 
-/// Devices at fleet scale, beside the floor and a naive controller. Needs a cluster with Fleetwright installed, KUBECONFIG and
-/// AUDIT_LOG; run.sh sees to them.
+/// Measures a large fleet, the floor and a naive controller. Needs a cluster with Fleetwright installed, KUBECONFIG and
+/// AUDIT_LOG; run.sh sets them up.
 #[derive(Clone, Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
     role: Option<Role>,
 
-    /// Devices to declare
+    /// Number of Devices
     #[arg(long, default_value_t = 15_000)]
     devices: usize,
 
-    /// Gateways to spread them over
+    /// Number of Gateways
     #[arg(long, default_value_t = 12)]
     gateways: usize,
 
-    /// Calls at the same time: that of the operator (`deviceConcurrency`)
+    /// Number of concurrent requests, equal to that of the operator (`deviceConcurrency`)
     #[arg(long, default_value_t = 32)]
     concurrency: usize,
 
-    /// What to measure, in this order; all of them where none is named
+    /// Measurements to run, in this order; default: all
     #[arg(long = "scenario", value_enum)]
     scenarios: Vec<Scenario>,
 
-    /// Single changes to measure, one after another
+    /// Number of single changes to measure, one after another
     #[arg(long, default_value_t = 100)]
     changes: usize,
 
-    /// Minutes of churn, with one device of a hundred changed a minute
+    /// Minutes of churn, in which one percent of the devices is changed per minute
     #[arg(long, default_value_t = 10)]
     churn_minutes: u64,
 
-    /// Leave the fleet, for a look or for another run
+    /// Keep the fleet for inspection or another run
     #[arg(long)]
     keep: bool,
 
-    /// Go on with the fleet that a run with --keep and as many Devices and Gateways left
+    /// Continue with the fleet of a run with --keep and the same numbers of Devices and Gateways
     #[arg(long)]
     adopt: bool,
 }
 
-/// What this process is.
+/// The role of this process.
 #[derive(Clone, Debug, Subcommand)]
 enum Role {
-    /// The naive controller, which the benchmark starts as a process of its own
+    /// The naive controller, which the benchmark starts as a separate process
     #[command(hide = true)]
     Naive {
         /// Namespace of the Devices
@@ -76,22 +76,22 @@ enum Role {
     },
 }
 
-/// What is measured.
+/// A measurement.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, ValueEnum)]
 enum Scenario {
-    /// The fewest writes that are needed, by a bare client
+    /// The fewest necessary writes, by a plain client
     Floor,
-    /// The same Devices under a naive controller
+    /// The same Devices with a naive controller
     Naive,
-    /// All Devices at once, until the brokers have proven each; then a second look
+    /// All Devices at once until the brokers have confirmed each, then writes while idle
     Declare,
     /// Restart of the operator
     Restart,
-    /// Single changes among all Devices, until the broker has proven each
+    /// Single changes among all Devices, until the broker has confirmed each
     Changes,
-    /// One device of a hundred changed a minute
+    /// Changes of one percent of the devices per minute
     Churn,
-    /// Revocation while all devices are connected, and how long a reload holds their broker
+    /// Revocation while all devices are connected, and how long the reload blocks their broker
     Revoke,
     /// All devices reconnect at once
     Storm,

@@ -1,6 +1,6 @@
-//! What one gets by following the tutorials: a Controller with whole objects in its stores, a Secret a Device, and a status
-//! by server-side apply at every reconciliation. It does less than Fleetwright (no broker learns of anything); it shows what the
-//! writes and the stores alone cost.
+//! A naive controller as in tutorials: a Controller with whole objects in its stores, a Secret for each Device, and a status
+//! update by server-side apply at every reconciliation. It does less than Fleetwright (it configures no broker), and shows the
+//! cost of the writes and stores alone.
 
 use std::collections::BTreeMap;
 use std::process::Stdio;
@@ -29,10 +29,10 @@ use crate::report::{heading, rate_row, row};
 
 const NAMESPACE: &str = "bench-naive";
 
-/// A restarted one that has written nothing for this long is done with its second look.
+/// A restarted controller that has written nothing for this time has finished its first reconciliations.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// Declares the Devices, until the naive controller has written each one's Ready; then restarts it.
+/// Creates the Devices, waits until the naive controller has set Ready on each, and restarts it.
 pub async fn measure(cluster: &Cluster, arguments: &Arguments, floor: Option<Duration>) -> anyhow::Result<()> {
     heading("a naive controller (a Secret and a status each, whole objects in its stores)");
     cluster.create_namespace(NAMESPACE).await?;
@@ -41,7 +41,7 @@ pub async fn measure(cluster: &Cluster, arguments: &Arguments, floor: Option<Dur
     let devices = Api::<Device>::namespaced(cluster.client.clone(), NAMESPACE);
     let of = |_| "nowhere".to_owned();
     let ready = |device: &Device| holds(device.status.as_ref().map(|status| &*status.conditions), READY);
-    // Paused, so that Fleetwright leaves them alone.
+    // Paused, so that Fleetwright ignores them.
     let (declared, done) =
         tokio::join!(fleet::declare(cluster, NAMESPACE, arguments, of, true), await_devices(devices, arguments.devices, ready),);
     declared?;
@@ -67,7 +67,7 @@ pub async fn measure(cluster: &Cluster, arguments: &Arguments, floor: Option<Dur
     cluster.delete_namespace(NAMESPACE).await
 }
 
-/// The naive controller as a process of its own, which prints how many writes it has made, each second.
+/// The naive controller as a separate process, which prints its number of writes every second.
 struct Process {
     child: Child,
     lines: tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
@@ -83,7 +83,7 @@ impl Process {
         Ok(Self { child, lines })
     }
 
-    /// Waits until it writes no longer. Returns how many writes it has made.
+    /// Waits until it writes no more. Returns the number of its writes.
     async fn settle(&mut self) -> anyhow::Result<u64> {
         let (mut writes, mut since) = (0, Instant::now());
         loop {
@@ -158,7 +158,7 @@ async fn reconcile(device: Arc<Device>, context: Arc<Context>) -> Result<Action,
     context.writes.fetch_add(1, Ordering::Relaxed);
     let condition = json!({
         "type": READY, "status": "True", "reason": "Reconciled", "message": "", "observedGeneration": device.metadata.generation,
-        // A fresh time would call for the next reconciliation, for ever.
+        // A new time would change the object and cause endless reconciliations.
         "lastTransitionTime": device.metadata.creation_timestamp,
     });
     let status = json!({

@@ -1,4 +1,4 @@
-//! The running operator: what it takes, and its restart.
+//! The running operator: its resource use and its restart.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::cluster::Cluster;
 
 const SELECTOR: &str = "app.kubernetes.io/name=fleetwright,app.kubernetes.io/component=operator";
 
-/// What the operator takes.
+/// Resource use of the operator.
 #[derive(Clone, Copy, Debug)]
 pub struct Look {
     /// Resident memory.
@@ -31,7 +31,7 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// That of the cluster.
+    /// The operator of the cluster.
     pub fn new(cluster: &Cluster) -> Self {
         Self { pods: Api::namespaced(cluster.client.clone(), SYSTEM_NAMESPACE), peak_bytes: AtomicU64::new(0) }
     }
@@ -41,12 +41,12 @@ impl Operator {
         listed.items.into_iter().find(|pod| pod.metadata.deletion_timestamp.is_none()).context("no pod of the operator")
     }
 
-    /// All its metrics, as text.
+    /// Reads all metrics as text.
     async fn metrics(&self) -> anyhow::Result<String> {
         metrics::scrape(&self.pod().await?).await
     }
 
-    /// What it takes now.
+    /// Reads the current resource use.
     pub async fn look(&self) -> anyhow::Result<Look> {
         let text = self.metrics().await?;
         let bytes = sum(&text, "process_resident_memory_bytes");
@@ -55,18 +55,18 @@ impl Operator {
         Ok(Look { mebibytes: bytes / 1_048_576.0, cpu_seconds: sum(&text, "process_cpu_seconds_total") })
     }
 
-    /// The most memory that was seen.
+    /// The greatest memory use measured.
     #[allow(clippy::cast_precision_loss, reason = "bytes of memory")]
     pub fn peak_mebibytes(&self) -> f64 {
         self.peak_bytes.load(Ordering::Relaxed) as f64 / 1_048_576.0
     }
 
-    /// Looks each second while something goes on.
+    /// Measures every second while the benchmark runs.
     pub async fn watched<T>(&self, work: impl Future<Output = T>) -> T {
         let looks = async {
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                // One that restarts cannot be looked at.
+                // The operator cannot be measured during a restart.
                 let _ = self.look().await;
             }
         };
@@ -76,14 +76,14 @@ impl Operator {
         }
     }
 
-    /// Deletes its pod, and waits until the new one has listed all and is ready. Returns how long the lists took it.
+    /// Deletes the pod, and waits until the new one has listed all objects and is ready. Returns the duration of the lists.
     pub async fn restart(&self) -> anyhow::Result<Duration> {
         let old = self.pod().await?;
         self.pods.delete(&old.name_any(), &DeleteParams::default()).await?;
         let deadline = Instant::now() + Duration::from_mins(10);
         loop {
             let new = self.pod().await.ok().filter(|pod| pod.uid() != old.uid());
-            // Ready alone does not say it: one that waits for the lease is ready too.
+            // Readiness is not sufficient: a pod that waits for the Lease is also ready.
             if new.is_some_and(|pod| is_ready(&pod))
                 && let Ok(text) = self.metrics().await
                 && let listing = sum(&text, "fleetwright_device_listing_seconds")

@@ -1,25 +1,25 @@
-//! Rows of the table, aligned, as they are measured.
+//! Prints the aligned rows of the table.
 
 use std::time::Duration;
 
-/// A part of the table.
+/// A heading of the table.
 pub fn heading(text: &str) {
     print(&format!("\n{text}"));
 }
 
-/// One row.
+/// A row.
 pub fn row(what: &str, value: &str) {
     print(&format!("  {what:<58} {value:>22}"));
 }
 
-/// A row with a time for many devices, as time and rate.
+/// A row with a duration for many devices, as time and rate.
 pub fn rate_row(what: &str, time: Duration, devices: usize) {
     #[allow(clippy::cast_precision_loss, reason = "a count of devices")]
     let rate = devices as f64 / time.as_secs_f64();
     row(what, &format!("{:.1} s {rate:>8.0} /s", time.as_secs_f64()));
 }
 
-/// Rows with the median, the 99th percentile and the greatest of some times.
+/// Rows with median, 99th percentile and maximum of the durations.
 pub fn times(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let at = |percent: usize| times.get((times.len() * percent / 100).min(times.len().saturating_sub(1))).copied().unwrap_or_default();
@@ -35,7 +35,7 @@ fn print(line: &str) {
     println!("{line}");
 }
 
-/// Progress of long work, beside the table.
+/// Progress of long operations, printed separately from the table.
 #[allow(clippy::print_stderr, reason = "a benchmark tells how far it is")]
 pub fn progress(text: &str) {
     eprintln!("  … {text}");

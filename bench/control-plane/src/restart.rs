@@ -1,4 +1,4 @@
-//! Restart of the operator: it must find all as it is, and write nothing.
+//! Restart of the operator, which must write nothing for an unchanged fleet.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use crate::fleet::Fleet;
 use crate::operator::Operator;
 use crate::report::{heading, row};
 
-/// How long the new one is watched for writes.
+/// Time in which writes of the new pod are counted.
 const AFTERWARDS: Duration = Duration::from_secs(30);
 
-/// Deletes the operator's pod, and counts what the new one writes.
+/// Deletes the operator's pod and counts the writes of the new one.
 pub async fn measure(operator: &Operator, fleet: &Fleet<'_>) -> anyhow::Result<()> {
     heading("restart of the operator");
     let mark = Mark::now()?;

@@ -1,4 +1,4 @@
-//! All devices lose their connections at once and come back: what that costs the API server.
+//! All devices lose their connections and reconnect at once: the cost for the API server.
 
 use std::time::{Duration, Instant};
 
@@ -15,13 +15,13 @@ use crate::fleet::Fleet;
 use crate::operator::Operator;
 use crate::report::{heading, rate_row, row, times};
 
-/// How long it is watched.
+/// Duration of the measurement.
 const WATCHED: Duration = Duration::from_mins(1);
 
-/// Name of the object that is read and written to see how fast the API server answers.
+/// Name of the object that is read and written to measure the latency of the API server.
 const PROBE: &str = "bench-probe";
 
-/// Cuts all connections and makes them again, while the API server's latency is measured.
+/// Closes all connections and opens them again, while the latency of the API server is measured.
 pub async fn measure(fleet: &Fleet<'_>, operator: &Operator, clients: &mut Clients) -> anyhow::Result<()> {
     heading("storm: all devices reconnect at once");
     let mark = Mark::now()?;

@@ -1,4 +1,4 @@
-//! What takes messages from the broker into the database: the worker, and its peers.
+//! Consumers that store messages of the broker in the database: the worker and its peers.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -23,7 +23,7 @@ use crate::load::decode;
 use crate::packet::DEVICES;
 use crate::parts::{Broker, Database, Process, START, await_port, free_port};
 
-/// Telegraf's table: its tag is a text, and its numbers are doubles.
+/// Telegraf's table: its tag is text and its numbers are doubles.
 const TELEGRAF_TABLE: &str = "
     CREATE TABLE load (time timestamptz NOT NULL, device text, rms float8, temperature float8, state text, count float8);
     SELECT create_hypertable('load', by_range('time', interval '1 day'), create_default_indexes => false);";
@@ -31,7 +31,7 @@ const TELEGRAF_TABLE: &str = "
 /// Makes the rows of Telegraf's table unique.
 const TELEGRAF_UNIQUE: &str = "CREATE UNIQUE INDEX ON load (time, device);";
 
-/// Drops what is there already, before the unique index would refuse it with its whole batch.
+/// Skips existing rows, because otherwise the unique index rejects the whole batch.
 const TELEGRAF_TRIGGER: &str = "
     CREATE OR REPLACE FUNCTION skip_known() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         IF EXISTS (SELECT FROM load WHERE time = NEW.time AND device = NEW.device) THEN RETURN NULL; END IF;
@@ -48,7 +48,7 @@ pub enum Kind {
     Telegraf,
     /// Telegraf, into a table with a unique index
     TelegrafUnique,
-    /// Telegraf, into a table with a unique index and a trigger that drops what is there already
+    /// Telegraf, into a table with a unique index and a trigger that skips existing rows
     TelegrafTrigger,
     /// A Python script: paho, manual acknowledgement, COPY by psycopg
     Python,
@@ -74,12 +74,12 @@ impl Kind {
         matches!(self, Self::Telegraf | Self::TelegrafUnique | Self::TelegrafTrigger)
     }
 
-    /// The column that tells the device.
+    /// The column of the device.
     pub fn device_column(self) -> &'static str {
         if self.is_telegraf() { "device" } else { "device_id" }
     }
 
-    /// The environment variable with the folder that it was built into; none for what is built with the benchmark.
+    /// Environment variable with the folder of the consumer; none if it is built with the benchmark.
     fn variable(self) -> Option<&'static str> {
         match self {
             Self::Worker => None,
@@ -89,12 +89,12 @@ impl Kind {
         }
     }
 
-    /// Whether it is there.
+    /// Whether the consumer is installed.
     pub fn is_there(self) -> bool {
         self.variable().is_none_or(|variable| std::env::var_os(variable).is_some())
     }
 
-    /// Makes the table anew, and the devices where they are not there.
+    /// Creates a new table, and the devices if they are missing.
     pub async fn prepare(self, database: &Database) -> anyhow::Result<Client> {
         let uri: ConnectionUri = database.uri().parse()?;
         let (mut client, connection) = connect(&uri, "bench").await?;
@@ -128,7 +128,7 @@ impl Kind {
         Ok(client)
     }
 
-    /// Starts it between a broker and a database. `readings` stand in a message.
+    /// Starts the consumer between a broker and a database, with this number of readings per message.
     pub fn start(self, broker: &Broker, database: &Database, readings: u64) -> anyhow::Result<Consumer> {
         let folder = tempfile::tempdir()?;
         let http = free_port()?;
@@ -153,7 +153,7 @@ impl Kind {
                 command
             }
             Self::NodeRed => {
-                // It writes beside its settings.
+                // It writes files next to its settings.
                 for file in ["settings.js", "flow.json"] {
                     std::fs::copy(peers.join(file), folder.join(file))?;
                 }
@@ -164,7 +164,7 @@ impl Kind {
             }
             _ => {
                 let mut command = Command::new(built.join("telegraf"));
-                // Five batches of rows, and what the messages of them are.
+                // Space for five batches of rows and their messages.
                 let undelivered = (50_000 / readings).max(100);
                 command.arg("--config").arg(peers.join("telegraf.conf")).env("UNDELIVERED", undelivered.to_string());
                 command
@@ -173,7 +173,7 @@ impl Kind {
     }
 }
 
-/// The worker, as it is released.
+/// The release build of the worker.
 fn worker(folder: &Path, broker: &Broker, database: &Database, http: u16) -> anyhow::Result<Command> {
     let configuration = json!({
         "namespace": "bench", "pipeline": "load", "topic": "devices/{device}/telemetry", "decode": decode(), "table": "load",
@@ -185,14 +185,14 @@ fn worker(folder: &Path, broker: &Broker, database: &Database, http: u16) -> any
     let mut command = Command::new(std::env::current_exe()?.with_file_name("fleetwright"));
     command.args(["ingest", "--config", "ingest.json", "--database-uri-file", "uri", "--password-file", "password", "--ordinal", "0"]);
     command.args(["--http", &format!("127.0.0.1:{http}")]);
-    // As its image has it.
+    // As in its image.
     command.env("MIMALLOC_PURGE_DELAY", "0");
     Ok(command)
 }
 
-/// A consumer that runs.
+/// A running consumer.
 pub struct Consumer {
-    /// Its process.
+    /// Process of the consumer.
     pub process: Process,
     kind: Kind,
     http: u16,
@@ -200,7 +200,7 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Waits until it takes messages.
+    /// Waits until the consumer receives messages.
     pub fn await_ready(&self, broker: &Broker) -> anyhow::Result<()> {
         broker.await_subscriber()?;
         if self.kind != Kind::Worker {

@@ -1,4 +1,4 @@
-//! Scenario E, in which a part is killed in mid-load, and F, in which messages come twice, malformed, or late.
+//! Scenario E kills a process under load. Scenario F has repeated, malformed and late messages.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::packet::deliver;
 use crate::parts::{Broker, Queues};
 use crate::run::Bench;
 
-/// What is killed.
+/// The process that is killed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Victim {
     /// The consumer
@@ -35,23 +35,23 @@ impl fmt::Display for Victim {
     }
 }
 
-/// How long the consumer is away. Broker and database come back at once, which takes them as long.
+/// Time until the consumer restarts. Broker and database are restarted at once, which takes about as long.
 const AWAY: Duration = Duration::from_secs(1);
 
-/// What a load left behind.
+/// The result of a load.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Left {
-    /// Readings that were acknowledged to the publisher, are valid, and are not in the table.
+    /// Valid acknowledged readings that are not in the table.
     lost: u64,
-    /// Rows beyond one a key.
+    /// Duplicate rows of a key.
     extra: u64,
     /// Rows made of malformed messages.
     malformed: u64,
-    /// Dead letters; none where there is no such thing.
+    /// Dead letters; none if the consumer has none.
     letters: Option<u64>,
 }
 
-/// The head of both tables.
+/// The header of both tables.
 pub const HEAD: &str = "| | | lost | extra rows | rows of malformed messages | dead letters |\n|---|---|---:|---:|---:|---:|";
 
 impl Left {
@@ -64,10 +64,10 @@ impl Left {
 }
 
 impl Bench {
-    /// E: kills a part once two fifths of the load are acknowledged to the publisher, which goes on as soon as it can.
+    /// E: kills a process when two fifths of the load are acknowledged. The publisher continues as soon as it can.
     pub async fn kill(&mut self, kind: Kind, victim: Victim, messages: u64) -> anyhow::Result<Left> {
         drop(kind.prepare(&self.database).await?);
-        // What a broker loses that keeps its queues in memory, no consumer can find again.
+        // Messages in the memory of a killed broker are lost for every consumer.
         let mut broker = Broker::start(Queues::Process)?;
         let mut consumer = kind.start(&broker, &self.database, 1)?;
         consumer.await_ready(&broker)?;
@@ -92,7 +92,7 @@ impl Bench {
         left
     }
 
-    /// F: a load of which five in a hundred are repeated, one is malformed, and one is late.
+    /// F: a load in which five percent of the messages are repeated, one percent is malformed, and one percent is late.
     pub async fn mix(&self, kind: Kind, messages: u64) -> anyhow::Result<Left> {
         drop(kind.prepare(&self.database).await?);
         let broker = Broker::start(self.queues)?;
@@ -106,7 +106,7 @@ impl Bench {
         left
     }
 
-    /// What is there once nothing comes any more. `acknowledged` and valid are this many readings, of as many that were to come.
+    /// Waits until no more rows arrive. `acknowledged` is the number of valid acknowledged readings, `messages` that of expected ones.
     async fn left(&self, kind: Kind, acknowledged: u64, messages: u64) -> anyhow::Result<Left> {
         let client = self.database.client().await?;
         self.settle(&client, messages).await?;

@@ -1,4 +1,4 @@
-//! The readings that are published, and the same as the rows of a COPY.
+//! The published readings, and the same readings as rows of a COPY.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Value, json};
@@ -8,30 +8,30 @@ use crate::packet::{DEVICES, publish};
 /// 2026-05-04T03:02:01.5Z in microseconds since 1970: the time of the first reading.
 const START: u64 = 1_777_863_721_500_000;
 
-/// Between two readings, in microseconds.
+/// Time between two readings, in microseconds.
 const STEP: u64 = 50;
 
-/// How much too late a late reading is, in microseconds: forty days, long past the chunk that is being written.
+/// Delay of a late reading, in microseconds: forty days, far before the chunk that is being written.
 const LATE: u64 = 40 * 86_400_000_000;
 
 /// Seconds from 1970 to 2000, PostgreSQL's epoch.
 const EPOCH: u64 = 946_684_800;
 
-/// Rows of a transaction of L1.
+/// Rows per transaction in L1.
 pub const COPY_ROWS: u64 = 10_000;
 
-/// What stands in the messages.
+/// Content of the messages.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Content {
-    /// One reading, or as many as this says.
+    /// The given number of readings
     Readings(u64),
-    /// One reading, timed when it is sent.
+    /// One reading with the time of its publication
     Live,
-    /// One reading; of a hundred messages five are the one before again, one is malformed and one is late.
+    /// One reading; five percent of the messages repeat the previous one, one percent is malformed, and one percent is late
     Mixed,
 }
 
-/// What a message of a mixed load is.
+/// Kind of a message in a mixed load.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Part {
     Good,
@@ -51,13 +51,13 @@ impl Part {
     }
 }
 
-/// How many of the messages of a mixed load are malformed, and how many hold a reading that none before them does.
+/// Number of malformed messages in a mixed load, and number of distinct readings.
 pub fn mixture(messages: u64) -> (u64, u64) {
     let count = |part| (0..messages).filter(|message| Part::of(*message) == part).count() as u64;
     (count(Part::Malformed), count(Part::Good) + count(Part::Late))
 }
 
-/// The packets of a load: each message of the next device.
+/// The packets of a load. The devices publish in turn.
 pub fn load(messages: u64, content: Content) -> Box<dyn Iterator<Item = Vec<u8>> + Send> {
     let packets = (0..messages).map(move |message| {
         let (device, payload) = match content {
@@ -75,7 +75,7 @@ pub fn load(messages: u64, content: Content) -> Box<dyn Iterator<Item = Vec<u8>>
     if content == Content::Live {
         return Box::new(packets);
     }
-    // Encoded before, so that the loader takes little of the processors.
+    // Encoded in advance, so that the loader uses little processor time.
     Box::new(packets.collect::<Vec<_>>().into_iter())
 }
 
@@ -85,7 +85,7 @@ fn mixed(message: u64) -> (u64, String) {
         Part::Good => (message, reading(message, time)),
         Part::Repeated => (message - 1, reading(message - 1, time - STEP)),
         Part::Late => (message, reading(message, time - LATE)),
-        // In turn: not whole, of a wrong type, without a time. Negative numbers, so that such rows can be told.
+        // Alternately incomplete, of a wrong type, and without a time. Negative numbers identify such rows.
         Part::Malformed => match message / 100 % 3 {
             0 => (message, format!(r#"{{"ts":{time},"rms":1.5,"count":-{message}"#)),
             1 => (message, format!(r#"{{"ts":{time},"rms":"broken","count":-{message}}}"#)),
@@ -99,7 +99,7 @@ fn now() -> u64 {
     u64::try_from(now.as_micros()).unwrap_or(0)
 }
 
-/// How the worker decodes them.
+/// The worker's decoder for these messages.
 pub fn decode() -> Value {
     json!({
         "time": {"pointer": "/ts", "unit": "Microseconds"},
@@ -123,7 +123,7 @@ fn reading(number: u64, time: u64) -> String {
     format!(r#"{{"ts":{time},"rms":{rms},"temperature":{temperature},"state":"running","count":{number},"firmware":"2.14.3","rssi":-61}}"#)
 }
 
-/// A transaction of rows as the data of a binary COPY: each message of so many readings is one device's.
+/// A transaction of rows in the binary COPY format. All readings of a message belong to one device.
 pub fn rows(first: u64, rows: u64, readings: u64) -> Bytes {
     let mut data = BytesMut::from(&b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0"[..]);
     for number in first..(first + COPY_ROWS).min(rows) {

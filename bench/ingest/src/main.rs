@@ -1,5 +1,5 @@
-//! Measures the ingest worker between a real Mosquitto and a real TimescaleDB, beside its peers and beside the limits of both:
-//! L1 a binary COPY of the same rows into the same table, 10,000 rows a transaction, and nothing else; L2 a subscriber that
+//! Benchmarks the ingest worker between Mosquitto and TimescaleDB, and compares it with its peers and with two limits:
+//! L1 is a binary COPY of the same rows into the same table, 10,000 rows per transaction; L2 is a subscriber that
 //! only counts and acknowledges.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is for people")]
@@ -27,22 +27,22 @@ use self::packet::Client as Mqtt;
 use self::parts::{Database, Queues, TOPIC, now};
 use self::run::Bench;
 
-/// Readings of a message in scenario B.
+/// Readings per message in scenario B.
 const READINGS: u64 = 100;
 
-/// What is paced where the same run has not measured A, in messages a second.
+/// Rate of the paced load, in messages per second, if the run has not measured A.
 const PACE: f64 = 20_000.0;
 
-/// The ingest worker beside its peers and the limits of broker and database, in one run, with the loader on the same processors.
-/// Nothing else should run on the machine meanwhile.
+/// Compares the ingest worker with its peers and with the limits of broker and database. The loader uses the same processors.
+/// Run nothing else on the machine.
 #[derive(Parser)]
 #[command(version, about)]
 struct Arguments {
-    /// Messages of a measurement in A, E and F, and half as many in D
+    /// Messages per measurement in A, E and F; D uses half
     #[arg(long, default_value_t = 300_000)]
     messages: u64,
 
-    /// Rows of a measurement in B
+    /// Rows per measurement in B
     #[arg(long, default_value_t = 2_000_000)]
     rows: u64,
 
@@ -50,19 +50,19 @@ struct Arguments {
     #[arg(long, default_value_t = 1_000_000)]
     queued: u64,
 
-    /// Measurements of each kind in A to D, of which the median counts
+    /// Number of measurements of each kind in A to D; the median is reported
     #[arg(long, default_value_t = 3)]
     rounds: usize,
 
-    /// What to measure; all without it
+    /// What to measure; default: all
     #[arg(long = "scenario", value_enum)]
     scenarios: Vec<Scenario>,
 
-    /// Whom to measure; without it the worker, Telegraf, Python and Node-RED, and in F Telegraf in all three ways
+    /// Consumers to measure; default: worker, Telegraf, Python and Node-RED, and in F all three Telegraf variants
     #[arg(long = "consumer", value_enum)]
     consumers: Vec<Kind>,
 
-    /// Where the broker keeps the queues of A to D; without it in memory, then, for the worker, by durability Process
+    /// Where the broker stores the queues of A to D; default: in memory, then, for the worker, with durability Process
     #[arg(long, value_enum)]
     queues: Option<Queues>,
 
@@ -80,9 +80,9 @@ enum Scenario {
     C,
     /// Paced at half of A: from publish to commit
     D,
-    /// Consumer, database and broker are killed in mid-load
+    /// Consumer, database and broker are killed under load
     E,
-    /// Five messages of a hundred are repeated, one is malformed, one is late
+    /// Five percent of the messages are repeated, one percent is malformed, one percent is late
     F,
 }
 
@@ -111,7 +111,7 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Counts, says when it was done, and waits for its usage to be read.
+/// Counts, prints the time of the last message, and waits until its resource use has been read.
 fn count(port: u16, messages: u64, subscribe: bool, pause: Option<Duration>) -> anyhow::Result<()> {
     let mut client = Mqtt::connect(port, "counter", false)?;
     if subscribe {

@@ -1,4 +1,4 @@
-//! What is measured, and how it is told.
+//! Measurements and their output.
 
 use std::fmt;
 
@@ -8,19 +8,19 @@ use crate::parts::{Broker, Database};
 /// One measurement.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Measured {
-    /// Messages or rows a second.
+    /// Messages or rows per second.
     pub rate: f64,
-    /// Processor time of the consumer a message, in microseconds.
+    /// Processor time of the consumer per message, in microseconds.
     pub consumer: f64,
-    /// Of the broker a message.
+    /// Processor time of the broker per message, in microseconds.
     pub broker: f64,
-    /// Of the database a row.
+    /// Processor time of the database per row, in microseconds.
     pub database: f64,
-    /// The most memory of the consumer, in MiB.
+    /// Maximum memory of the consumer, in MiB.
     pub memory: f64,
     /// Median and 99th percentile from publish to commit, in milliseconds.
     pub latency: Option<(f64, f64)>,
-    /// Rows that did not come.
+    /// Rows that are missing.
     pub lost: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The processes of a run, and what each has used.
+//! The processes of a run and their resource use.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -11,24 +11,24 @@ use clap::ValueEnum;
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
-/// How long a part may take to start.
+/// Maximum start time of a process.
 pub const START: Duration = Duration::from_mins(1);
 
 /// What consumers subscribe to.
 pub const TOPIC: &str = "devices/+/telemetry";
 
-/// A process that ends with its owner.
+/// A process that ends on drop.
 pub struct Process {
     child: Child,
     interrupt: bool,
 }
 
-/// What a process has used.
+/// Resource use of a process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
     /// Processor time in seconds.
     pub processor: f64,
-    /// The most memory it ever had resident, in MiB.
+    /// Maximum resident memory, in MiB.
     pub memory: f64,
 }
 
@@ -91,7 +91,7 @@ fn script() -> PathBuf {
     std::env::var_os("FLEETWRIGHT_PARTS").map_or_else(|| PathBuf::from("e2e/parts.sh"), PathBuf::from)
 }
 
-/// A port of this machine that nobody uses.
+/// An unused port of this machine.
 pub fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }

@@ -1,9 +1,8 @@
-//! Follows the broker's log, from the beginning of the broker's life, through restarts of the agent, and keeps it short.
+//! Follows the broker's log from the start of the broker, across restarts of the agent, and rotates it.
 //!
-//! Mosquitto writes each line at once (line buffering), and opens its file anew when it is told to reload. So a log that has
-//! grown too long is renamed, the broker reloads, and when the file of the old name is there again the renamed one is whole:
-//! it is read to its end, what it told is written to a file of its own, and it goes. Whatever of these steps is interrupted
-//! goes on where it was.
+//! Mosquitto writes each line at once (line buffering), and reopens its file on a reload. The agent therefore renames a log that is
+//! too long and reloads the broker. When a file with the old name exists again, the renamed file is complete: the agent reads it to
+//! its end, writes the resulting state to a snapshot file, and removes the renamed file. The agent resumes any interrupted step.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -24,40 +23,40 @@ use crate::broker::log::tracker::{Tracker, TrackerSnapshot};
 use crate::configuration::agent::LOG_FILE;
 use crate::runtime::error::chain;
 
-/// How often is looked for new lines: a compromise of speed (a tenth of a second is at once, for people) and of what an idle
-/// broker costs (ten small reads a second).
+/// Interval between reads of new lines: a compromise between latency (people do not notice a tenth of a second) and the cost of
+/// an idle broker (ten small reads a second).
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often is looked whether the broker's process is there.
+/// Interval between checks that the broker's process runs.
 const PROCESS_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A log that is longer is put rotated_path: some 25,000 connections, read in a tenth of a second. Each time is a reload, which
-/// holds a broker of 15,000 clients for 60 ms.
+/// The agent rotates a log that is longer: about 25,000 connections, read in a tenth of a second. Each rotation needs a reload, which
+/// blocks a broker with 15,000 clients for 60 ms.
 pub const MAX_LOG_BYTES: u64 = 8 << 20;
 
-/// But not sooner than this after the last one, unless it is longer still: a flood of refused clients must not make a
-/// broker reload all the time.
+/// Minimum time between rotations, unless the log is longer still: a flood of refused clients must not make a broker reload
+/// all the time.
 const MIN_LOG_AGE: Duration = Duration::from_mins(1);
 const MAX_LOG_BYTES_EARLY: u64 = 128 << 20;
 
-/// A broker that has not opened its log anew is told again after this long.
+/// The agent repeats the reload if the broker has not reopened its log after this long.
 const RELOAD_RETRY: Duration = Duration::from_secs(5);
 
-/// What is read at once.
+/// Size of one read.
 const READ_BYTES: usize = 256 << 10;
 
-/// A line that has no end after this many bytes is none of Mosquitto's.
+/// Mosquitto does not write a line with more bytes than this.
 const MAX_PARTIAL_LINE_BYTES: usize = 64 << 10;
 
-/// File beside the log with what the logs told that are gone.
+/// File beside the log with the state from the logs that were removed.
 const SNAPSHOT_FILE: &str = "presence.json";
 
 /// [`SNAPSHOT_FILE`].
 #[derive(Debug, Deserialize, Serialize)]
 struct SavedPresence {
-    /// Number of the last log that is in it.
+    /// Number of the last log that it includes.
     rotations: u64,
-    /// Whether the broker has said that it runs.
+    /// Whether the log contains the line that the broker runs.
     running: bool,
     snapshot: TrackerSnapshot,
 }
@@ -66,7 +65,7 @@ struct SavedPresence {
 #[derive(Debug)]
 struct OpenLog {
     file: File,
-    /// Whether it has been put rotated_path.
+    /// Whether it was renamed.
     renamed: bool,
     bytes: u64,
     partial: Vec<u8>,
@@ -82,10 +81,10 @@ pub struct LogFollower {
     max_log_bytes: u64,
     min_log_age: Duration,
     rotated_at: Option<Instant>,
-    /// Logs up to this number are in the tracker, and gone.
+    /// The tracker includes logs up to this number, and they are removed.
     rotations: u64,
     reading: Option<OpenLog>,
-    /// Whether the broker has said that it runs: one that starts does not know the signal yet.
+    /// Whether the log contains the line that the broker runs: a broker that is starting does not handle the signal yet.
     running: bool,
     reloaded_at: Option<Instant>,
     caught_up: bool,
@@ -93,7 +92,7 @@ pub struct LogFollower {
 }
 
 impl LogFollower {
-    /// A follower of the log in `folder`, of the broker with this `configuration`. Goes on from what an earlier one knew.
+    /// A follower of the log in `folder`, of the broker with this `configuration`. Resumes from the snapshot of an earlier follower.
     #[must_use]
     pub fn new(folder: &Path, configuration: &Path, presence: Presence, metrics: PresenceMetrics) -> Self {
         let saved = saved(&folder.join(SNAPSHOT_FILE));
@@ -118,14 +117,14 @@ impl LogFollower {
         }
     }
 
-    /// Puts the log rotated_path at another length, however soon; for tests.
+    /// Rotates the log at another length, without the minimum time; for tests.
     #[must_use]
     pub fn with_max_log_bytes(mut self, bytes: u64) -> Self {
         (self.max_log_bytes, self.min_log_age) = (bytes, Duration::ZERO);
         self
     }
 
-    /// Runs until `shutdown` is cancelled. A file that cannot be read is tried again.
+    /// Runs until `shutdown` is cancelled. Retries a file that it cannot read.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut lines = interval(POLL_INTERVAL);
         let mut processes = interval(PROCESS_POLL_INTERVAL);
@@ -149,11 +148,11 @@ impl LogFollower {
         }
     }
 
-    /// Reads what is new, and puts the log rotated_path where it is too long.
+    /// Reads new lines, and rotates the log if it is too long.
     fn poll(&mut self) -> io::Result<()> {
         loop {
             let live = self.folder.join(LOG_FILE);
-            // Asked first: once there is another, nothing more comes to a log that was put rotated_path.
+            // This check comes first: once a new log exists, the broker writes nothing more to the renamed log.
             let live_exists = live.exists();
             if self.reading.is_none() && !self.open(&live)? {
                 break;
@@ -188,8 +187,7 @@ impl LogFollower {
         bytes > if old { self.max_log_bytes } else { MAX_LOG_BYTES_EARLY }
     }
 
-    /// Opens the log to be read: one that was put rotated_path and is not done with yet, else the live one. Returns whether there is
-    /// one.
+    /// Opens the next log: a renamed log that is not finished yet, else the current one. Returns whether a log exists.
     fn open(&mut self, live: &Path) -> io::Result<bool> {
         remove(&self.folder.join(format!("{LOG_FILE}.{}", self.rotations)))?;
         for (path, renamed) in [(self.rotated_path().as_path(), true), (live, false)] {
@@ -243,7 +241,7 @@ impl LogFollower {
         }
     }
 
-    /// Remembers what a log told that was put rotated_path, and removes it.
+    /// Saves the state from a renamed log, and removes the log.
     fn finish_rotation(&mut self) -> io::Result<()> {
         let saved = SavedPresence { rotations: self.rotations + 1, running: self.running, snapshot: self.presence.lock().snapshot() };
         let text = serde_json::to_vec(&saved).map_err(io::Error::other)?;
@@ -251,7 +249,7 @@ impl LogFollower {
         self.rotations += 1;
         self.reading = None;
         self.metrics.rotations.inc();
-        info!(logs = self.rotations, "the broker's log was put rotated_path, and a new one begun");
+        info!(logs = self.rotations, "rotated the broker's log");
         Ok(())
     }
 
@@ -265,7 +263,7 @@ impl LogFollower {
         }
     }
 
-    /// A broker that was killed says nothing more in its log.
+    /// A killed broker does not write its end to the log.
     fn poll_process(&mut self) -> io::Result<()> {
         let found = process::runs_with(&self.configuration);
         self.grown = false;

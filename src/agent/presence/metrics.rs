@@ -1,11 +1,11 @@
-//! What an agent counts of its broker's clients.
+//! The metrics of the broker's clients.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::broker::log::line::Reason;
 use crate::broker::log::tracker::LogOutcome;
 
-/// The metrics. They count from the agent's start on; what the log tells of before is not in them.
+/// The metrics. They count from the agent's start on, without earlier lines of the log.
 #[derive(Clone, Debug)]
 pub struct PresenceMetrics {
     connects: IntCounter,
@@ -13,15 +13,15 @@ pub struct PresenceMetrics {
     refused: IntCounterVec,
     /// Devices that are connected.
     pub connected: IntGauge,
-    /// Times that the broker's log was put aside for a new one.
+    /// Rotations of the broker's log.
     pub rotations: IntCounter,
 }
 
 impl PresenceMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     ///
     /// # Errors
-    /// When one is registered already.
+    /// If a metric is already registered.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let by_reason = |name: &str, help: &str| {
             let counter = IntCounterVec::new(Opts::new(name, help), &["reason"])?;
@@ -50,7 +50,7 @@ impl PresenceMetrics {
         Ok(metrics)
     }
 
-    /// Counts what a line meant.
+    /// Counts the outcome of a line.
     pub fn count(&self, outcome: LogOutcome) {
         match outcome {
             LogOutcome::Connected => self.connects.inc(),

@@ -1,13 +1,13 @@
-//! Access control lists as Mosquitto's `acl_file` has them: patterns that hold for every device, and lines of one user.
+//! Access control lists in the format of Mosquitto's `acl_file`: patterns for every device, and lines for one user.
 //!
-//! Whatever is not allowed is denied. `deny` is not used: in Mosquitto it denies reading too, and a device that may not
-//! write its desired state must be able to read it. So the topics that a device may write are listed one by one.
+//! Access is denied by default. `deny` is not used: in Mosquitto it also denies reading, and a device must be able to read its desired
+//! state, which it may not write. The list therefore names each topic that a device may write.
 
 use thiserror::Error;
 
 use crate::api::device::{Access, Acl};
 
-/// What holds for every user, `%u` standing for the user's name: a device's own topics.
+/// The patterns for every user, where `%u` is the user's name: a device's own topics.
 ///
 /// Workers and the agent match these as well, on topics with their own names, which no device has.
 pub const PATTERNS: &[&str] = &[
@@ -18,26 +18,27 @@ pub const PATTERNS: &[&str] = &[
     "pattern write devices/%u/reported/#",
 ];
 
-/// The most bytes of a topic filter: four for each of the 256 characters that the CRD allows.
+/// Maximum size of a topic filter in bytes: four for each of the 256 characters that the CRD allows.
 const MAX_TOPIC_BYTES: usize = 1024;
 
-/// Why a topic cannot stand in an access control list. The CRD refuses the same; this is what an object meets that came around it.
+/// Why a topic is invalid in an access control list. The CRD rejects the same topics; this check is for objects that bypassed the
+/// schema.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
 pub enum AclError {
-    /// Not a topic filter of MQTT 5.0 section 4.7, or one that would not survive as a line of a file.
+    /// Not a topic filter of MQTT 5.0 section 4.7, or a filter that is invalid in a line of a file.
     #[error(
         "topic {topic:?} is not a filter that can be granted: expected levels without control characters, `+` only as a whole level, \
          `#` only as the last, no white space at the ends"
     )]
     InvalidFilter {
-        /// As given.
+        /// The given value.
         topic: String,
     },
 
     /// A topic of the broker, or a shared subscription.
     #[error("topic {topic:?} starts with $, and such topics belong to the broker: name a topic of your own")]
     ReservedTopic {
-        /// As given.
+        /// The given value.
         topic: String,
     },
 }
@@ -45,7 +46,7 @@ pub enum AclError {
 /// The line for one rule of a user.
 ///
 /// # Errors
-/// When its topic cannot stand in the file.
+/// If its topic is invalid in the file.
 pub fn line(acl: &Acl) -> Result<String, AclError> {
     let topic = acl.topic.as_str();
     if topic.starts_with('$') {

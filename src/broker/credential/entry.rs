@@ -1,4 +1,4 @@
-//! What a broker holds of one user.
+//! A user of a broker.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,49 +14,49 @@ use crate::api::name;
 /// The longest user name: a Kubernetes name has up to 253 characters, and a worker's adds a prefix and an ordinal.
 const MAX_USERNAME_BYTES: usize = 300;
 
-/// One user of a broker: name, how it proves who it is, and rules beyond the common ones. Made only of what keeps the broker's files
-/// whole.
+/// One user of a broker: name, credentials, and access rules beyond the common ones. All parts are validated, so that they cannot
+/// corrupt the broker's files.
 #[derive(Clone, Eq, PartialEq)]
 pub struct Entry {
     username: String,
     password_hash: Option<String>,
-    /// Of the public key of its certificates.
+    /// Digest of the public key of its certificates.
     certificate_key: Option<KeyDigest>,
-    /// Of the password before, which is accepted as well for a while.
+    /// Hash of the previous password, which is also accepted for a while.
     previous_hash: Option<String>,
     acls: Vec<String>,
 }
 
-/// Why something cannot be a user of a broker.
+/// Why a user is invalid.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
 pub enum EntryError {
     /// A user name is also a client identifier, a level of topics, and part of a line of a file.
     #[error("user name {username:?} is not allowed: expected 1 to 300 of a-z, 0-9, `.`, `-` and `_`")]
     InvalidUsername {
-        /// As given.
+        /// The given value.
         username: String,
     },
 
-    /// Not of the form that [`hash::hash`] gives.
+    /// A hash without the format of [`hash::hash`].
     #[error("the password hash of user {username:?} is not one that Mosquitto reads: expected $7$<iterations>$<salt>$<hash>")]
     InvalidHash {
-        /// Whose hash it is.
+        /// The user.
         username: String,
     },
 
     /// Not the digest of a public key.
     #[error("the certificate key of user {username:?} is not a digest: expected 64 hexadecimal digits")]
     InvalidKey {
-        /// Whose it is.
+        /// The user.
         username: String,
     },
 
-    /// A rule that cannot stand in the broker's file.
+    /// A rule that is invalid in the broker's file.
     #[error("failed to grant a topic to user {username:?}")]
     GrantTopic {
-        /// To whom.
+        /// The user.
         username: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: AclError,
     },
@@ -66,24 +66,24 @@ impl Entry {
     /// A user with a hash from [`hash::hash`] and the rules beyond the common ones.
     ///
     /// # Errors
-    /// When a part would break the broker's files.
+    /// If a part would corrupt the broker's files.
     pub fn new(username: &str, password_hash: &str, acls: &[Acl]) -> Result<Self, EntryError> {
         let grant = |source| EntryError::GrantTopic { username: username.to_owned(), source };
         let lines = acls.iter().map(acl::line).collect::<Result<Vec<_>, _>>().map_err(grant)?;
         Self::from_lines(username, Some(password_hash), lines)
     }
 
-    /// A user that has no password, and proves by a certificate of this public key who it is.
+    /// A user without a password, who authenticates with a certificate of this public key.
     ///
     /// # Errors
-    /// When a part would break the broker's files.
+    /// If a part would corrupt the broker's files.
     pub fn by_certificate(username: &str, key: KeyDigest, acls: &[Acl]) -> Result<Self, EntryError> {
         let grant = |source| EntryError::GrantTopic { username: username.to_owned(), source };
         let lines = acls.iter().map(acl::line).collect::<Result<Vec<_>, _>>().map_err(grant)?;
         Ok(Self::from_lines(username, None, lines)?.with_certificate_key(key))
     }
 
-    /// As [`Entry::new`], from lines that [`acl::line`] wrote.
+    /// The same as [`Entry::new`], from lines of [`acl::line`].
     pub(super) fn from_lines(username: &str, password_hash: Option<&str>, mut acls: Vec<String>) -> Result<Self, EntryError> {
         if !is_username(username) {
             return Err(EntryError::InvalidUsername { username: username.to_owned() });
@@ -91,14 +91,14 @@ impl Entry {
         if password_hash.is_some_and(|hash| !hash::is_well_formed(hash)) {
             return Err(EntryError::InvalidHash { username: username.to_owned() });
         }
-        // Rules only ever add up, so that their order says nothing.
+        // Rules only grant access, so their order does not matter.
         acls.sort_unstable();
         acls.dedup();
         let password_hash = password_hash.map(str::to_owned);
         Ok(Self { username: username.to_owned(), password_hash, certificate_key: None, previous_hash: None, acls })
     }
 
-    /// The same user, who may also prove by a certificate of this public key who it is.
+    /// The same user, who may also authenticate with a certificate of this public key.
     #[must_use]
     pub fn with_certificate_key(mut self, key: KeyDigest) -> Self {
         self.certificate_key = Some(key);
@@ -108,7 +108,7 @@ impl Entry {
     /// The same user, who may also log in with the password that has this hash.
     ///
     /// # Errors
-    /// When the hash is not of the form that [`hash::hash`] gives.
+    /// If the hash does not have the format of [`hash::hash`].
     pub fn with_previous(mut self, previous_hash: &str) -> Result<Self, EntryError> {
         if !hash::is_well_formed(previous_hash) {
             return Err(EntryError::InvalidHash { username: self.username });
@@ -123,47 +123,47 @@ impl Entry {
         &self.username
     }
 
-    /// As in Mosquitto's `password_file`, where it has a password.
+    /// The hash in Mosquitto's `password_file`, if the user has a password.
     #[must_use]
     pub fn password_hash(&self) -> Option<&str> {
         self.password_hash.as_deref()
     }
 
-    /// Of the public key of its certificates, where it may connect by those.
+    /// Digest of the public key of its certificates, if it may connect with these.
     #[must_use]
     pub fn certificate_key(&self) -> Option<KeyDigest> {
         self.certificate_key
     }
 
-    /// Hash of the password before, where that is accepted too.
+    /// Hash of the previous password, if that is accepted too.
     #[must_use]
     pub fn previous_hash(&self) -> Option<&str> {
         self.previous_hash.as_deref()
     }
 
-    /// Lines of Mosquitto's `acl_file`, beside the common patterns; sorted.
+    /// Lines of Mosquitto's `acl_file` beside the common patterns; sorted.
     #[must_use]
     pub fn acls(&self) -> &[String] {
         &self.acls
     }
 
-    /// Digest of hashes and rules: tells whether a broker that proved to hold one entry holds this one.
+    /// Digest of hashes and rules: equal revisions mean that a broker that has loaded one entry has loaded the other.
     #[must_use]
     pub fn revision(&self) -> String {
-        // None of the four ever looks like another, so that they cannot be taken for each other.
+        // The formats of the four differ, so that one cannot be mistaken for another.
         let key = self.certificate_key.map(|key| key.to_string());
         let parts = self.password_hash.iter().chain(&self.acls).chain(&self.previous_hash).chain(&key);
         name::revision(parts.map(String::as_bytes))
     }
 }
 
-/// SHA-256 of a public key (its `SubjectPublicKeyInfo`, DER). The broker accepts the certificates of a user that are of this key, so
-/// that a renewed one needs no change there, and one of another key is refused, whoever signed it.
+/// SHA-256 of a public key (its `SubjectPublicKeyInfo`, DER). The broker accepts only certificates of this key for a user. A renewed
+/// certificate of the same key therefore needs no change, and a certificate of another key is refused, even from a trusted authority.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct KeyDigest([u8; 32]);
 
 impl KeyDigest {
-    /// Of a public key.
+    /// The digest of a public key.
     #[must_use]
     pub fn of(subject_public_key_info: &[u8]) -> Self {
         Self(Sha256::digest(subject_public_key_info).into())
@@ -185,7 +185,7 @@ impl fmt::Debug for KeyDigest {
 impl FromStr for KeyDigest {
     type Err = ();
 
-    /// As it is displayed, and in no other way: it becomes a line of a file.
+    /// Accepts only the format of `Display`, because the digest becomes a line of a file.
     fn from_str(text: &str) -> Result<Self, ()> {
         let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f').then(|| char::from(byte).to_digit(16)).flatten();
         let mut digest = [0; 32];

@@ -1,4 +1,4 @@
-//! The files that a broker reads: users of all shards, and the agent's own.
+//! The files that a broker reads: the users of all shards, and the agent's own user.
 
 use super::acl::PATTERNS;
 use super::entry::{Entry, EntryError};
@@ -6,19 +6,19 @@ use super::shard::Rendered;
 use super::{Password, hash};
 use crate::api::name::CANARY_USERNAME;
 
-/// What the agent itself may read: the broker's counters.
+/// The topics that the agent may read: the broker's counters.
 const CANARY_ACL: &str = "topic read $SYS/#";
 
-/// The content of Mosquitto's `password_file` and `acl_file`, and of the files of our own plugins beside them.
+/// The content of Mosquitto's `password_file` and `acl_file`, and of the files of our plugins.
 #[derive(Clone, Eq, PartialEq)]
 pub struct BrokerFiles {
     /// `password_file`
     pub passwords: String,
 
-    /// Of the plugin `previous_password.so` of the broker's image: passwords that are accepted besides.
+    /// File of the plugin `previous_password.so` of the broker's image: passwords that are also accepted.
     pub previous_passwords: String,
 
-    /// Of the plugin `certificate.so` of the broker's image: whose certificates count, by their public keys.
+    /// File of the plugin `certificate.so` of the broker's image: the accepted public keys of each user.
     pub certificate_keys: String,
 
     /// `acl_file`
@@ -28,19 +28,19 @@ pub struct BrokerFiles {
 impl BrokerFiles {
     /// The files with these users and the agent's canary.
     ///
-    /// The canary's password must be fresh for each content: a broker that accepts it has read exactly this.
+    /// The canary's password must be new for each content: a broker that accepts it has read exactly this content.
     ///
     /// # Errors
     /// Never for a generated password.
     pub fn new<'a>(users: impl IntoIterator<Item = &'a Entry>, canary: &Password) -> Result<Self, EntryError> {
-        // Alone of its name, and gone with the next generation: nothing to salt against.
+        // The canary's name is unique, and its password changes with the next generation: its hash needs no random salt.
         let hash = hash::hash("", CANARY_USERNAME, canary, hash::GENERATED_ITERATIONS);
         let canary = Entry::from_lines(CANARY_USERNAME, Some(&hash), vec![CANARY_ACL.to_owned()])?;
         let mut rendered = Rendered::default();
         rendered.push(&canary);
         users.into_iter().filter(|entry| entry.username() != CANARY_USERNAME).for_each(|entry| rendered.push(entry));
         let Rendered { passwords, previous_passwords, certificate_keys, acls } = rendered;
-        // A file without a user still needs the patterns; they stand first so that a reader sees what holds for all.
+        // A file without a user still needs the patterns. They come first, because they apply to all users.
         Ok(Self { passwords, previous_passwords, certificate_keys, acls: format!("{}\n{acls}", PATTERNS.join("\n")) })
     }
 }
@@ -59,7 +59,7 @@ mod tests {
             Entry::new("press-1", &hash, std::slice::from_ref(&acl)).unwrap(),
             Entry::new("press-2", &hash, &[]).unwrap().with_previous(&hash).unwrap(),
             Entry::by_certificate("press-3", KeyDigest::of(b"key"), &[]).unwrap(),
-            // A Secret that someone else wrote must not become the canary.
+            // A Secret from another writer must not replace the canary.
             Entry::new(CANARY_USERNAME, &hash, &[acl]).unwrap(),
         ];
         let files = BrokerFiles::new(&entries, &Password::generate()).unwrap();

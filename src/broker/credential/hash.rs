@@ -9,8 +9,8 @@ use super::Password;
 
 /// Iterations for a generated password.
 ///
-/// Iterations slow down guessing. A generated password has 256 random bits, which nobody guesses, while on every reload
-/// Mosquitto hashes again for every connected client: with 15,000 of them one iteration holds the broker for 60 ms, 101 for 660.
+/// Iterations slow down guessing. A generated password has 256 random bits, which nobody can guess. On every reload Mosquitto
+/// hashes again for every connected client: with 15,000 clients one iteration blocks the broker for 60 ms, 101 iterations for 660 ms.
 pub const GENERATED_ITERATIONS: u32 = 1;
 
 /// Iterations for a password that a person chose: Mosquitto's own default.
@@ -22,15 +22,14 @@ const SALT_BYTES: usize = 12;
 /// Bytes of a hash: the output of SHA-512.
 const HASH_BYTES: usize = 64;
 
-/// Keeps these salts apart from any other use of the same digest.
+/// Separates these salts from any other use of the same digest.
 const SALT_DOMAIN: &[u8] = b"fleetwright.io/password-salt/v1";
 
-/// The hash of a password for a user of the broker; `uid` is that of the object (Device, Pipeline) the user derives from.
+/// The hash of a password for a user of the broker; `uid` is the uid of the user's object (Device, Pipeline).
 ///
-/// The salt derives from `uid` and `username`, so that the result depends on the arguments alone and a restart of the
-/// operator rewrites nothing. A salt must be unique, which it is: an API server never gives a uid twice, and one object has
-/// no two users of a name. It need not be secret. What a random salt would add is to hide that an object got back a
-/// password that it had before.
+/// The salt derives from `uid` and `username`, so that the result depends only on the arguments and a restart of the
+/// operator rewrites nothing. The salt is unique: an API server never reuses a uid, and one object has no two users with the
+/// same name. It need not be secret. A random salt would only hide that an object has a former password again.
 #[must_use]
 pub fn hash(uid: &str, username: &str, password: &Password, iterations: u32) -> String {
     encode(password.expose().as_bytes(), &salt(uid, username), iterations)
@@ -67,7 +66,7 @@ pub fn is_well_formed(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Lines that `mosquitto_passwd` 2.1.2 wrote, with their passwords.
+    /// Lines from `mosquitto_passwd` 2.1.2, with their passwords.
     const WRITTEN_BY_MOSQUITTO: &[(&str, &str)] = &[
         (
             "pw",

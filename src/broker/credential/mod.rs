@@ -1,7 +1,7 @@
 //! Passwords, their hashes, keys of certificates, the shards that carry them to a broker, and the broker's files: all pure.
 //!
-//! The way of a credential: [`password`] (in the device's own Secret) -> [`hash`] -> [`entry`] (with its [`acl`]) ->
-//! [`shard`] (a Secret with many entries, written by the operator) -> [`file`] (what the agent gives to the broker).
+//! The path of a credential: [`password`] (in the device's own Secret) -> [`hash`] -> [`entry`] (with its [`acl`]) ->
+//! [`shard`] (a Secret with many entries, written by the operator) -> [`file`] (the agent's files for the broker).
 
 pub mod acl;
 pub mod entry;

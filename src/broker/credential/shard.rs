@@ -1,9 +1,9 @@
-//! Shards: all users of a Gateway, spread over Secrets, so that one change writes one Secret of some 64 KiB.
+//! Shards: the users of a Gateway, distributed over Secrets, so that one change writes one Secret of about 64 KiB.
 //!
-//! A user belongs to the shard that [`shard_of`] says under the number of shards that shard 0 declares, and counts only
-//! there. Every shard also says under which number it was written. When the number changes, the operator writes in the order
-//! of [`write_order`] and only then deletes what is left over; then a reader that follows [`assemble`] misses no user at any
-//! moment, in whatever order it hears of the writes.
+//! Shard 0 declares the number of shards. [`shard_of`] maps a user to its shard for this number, and the user is valid only in that
+//! shard. Every shard also contains the number under which it was written. When the number changes, the operator writes in the order
+//! of [`write_order`] and then deletes surplus shards. A reader that uses [`assemble`] therefore never misses a user, in whatever
+//! order it receives the writes.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,15 +20,15 @@ use crate::api::name::{self, MAX_SHARDS};
 /// Key of a shard's Secret: lines of Mosquitto's `password_file`, sorted by user.
 pub const PASSWORDS_KEY: &str = "passwords";
 
-/// Key of a shard's Secret: as [`PASSWORDS_KEY`], the passwords of some of its users that are accepted besides those; not there
-/// where there are none.
+/// Key of a shard's Secret: in the format of [`PASSWORDS_KEY`], the passwords of some users that are also accepted; absent if no
+/// user has one.
 pub const PREVIOUS_PASSWORDS_KEY: &str = "previous-passwords";
 
-/// Key of a shard's Secret: lines `user:digest` of the public keys of those of its users that may connect by certificate; not there
-/// where there are none.
+/// Key of a shard's Secret: lines `user:digest` of the public keys of the users that may connect with a certificate; absent if no user
+/// may.
 pub const CERTIFICATE_KEYS_KEY: &str = "certificate-keys";
 
-/// Keys that are not there where no user of the shard has such.
+/// Keys that are absent if no user of the shard has a value.
 pub const OPTIONAL_KEYS: [&str; 2] = [PREVIOUS_PASSWORDS_KEY, CERTIFICATE_KEYS_KEY];
 
 /// Key of a shard's Secret: blocks of Mosquitto's `acl_file`, sorted by user.
@@ -37,16 +37,16 @@ pub const ACLS_KEY: &str = "acls";
 /// Key of a shard's Secret: the number of shards under which it was written.
 pub const COUNT_KEY: &str = "shards";
 
-/// With more users a shard on average, the number of shards doubles.
+/// The number of shards doubles above this average number of users per shard.
 const GROW_ABOVE: usize = 512;
 
-/// With fewer users a shard on average, it halves. A quarter of the other, so that a few users more or less never undo a step.
+/// The number of shards halves below this average. It is a quarter of the maximum, so that a few users more or less never undo a step.
 const SHRINK_BELOW: usize = 128;
 
 /// The data of a shard's Secret.
 pub type Data = BTreeMap<String, ByteString>;
 
-/// The shard of a user when there are `count` (a power of two). Depends on nothing else, and spreads evenly.
+/// The shard of a user among `count` shards (a power of two). Depends only on its arguments, and distributes evenly.
 #[must_use]
 pub fn shard_of(username: &str, count: usize) -> usize {
     let digest: [u8; 32] = Sha256::digest(username.as_bytes()).into();
@@ -54,7 +54,7 @@ pub fn shard_of(username: &str, count: usize) -> usize {
     usize::from(digest[0]) % count.clamp(1, MAX_SHARDS)
 }
 
-/// How many shards `users` should have where there are `current` now (0: none yet): a power of two up to [`MAX_SHARDS`].
+/// The wanted number of shards for `users`, with `current` shards now (0: none yet): a power of two up to [`MAX_SHARDS`].
 #[must_use]
 pub fn shard_count(users: usize, current: usize) -> usize {
     let mut count = current.clamp(1, MAX_SHARDS).next_power_of_two();
@@ -67,8 +67,8 @@ pub fn shard_count(users: usize, current: usize) -> usize {
     count
 }
 
-/// In which order to write the shards when their number changes. Growing: the new ones, shard 0, then those that lose users.
-/// Shrinking: those that gain users, then shard 0; the surplus is deleted after all of these.
+/// The order in which to write the shards when their number changes. Growing: the new shards, shard 0, then the shards that lose users.
+/// Shrinking: the shards that gain users, then shard 0. Surplus shards are deleted afterwards.
 #[must_use]
 pub fn write_order(current: usize, wanted: usize) -> Vec<usize> {
     let wanted = wanted.max(1);
@@ -86,49 +86,49 @@ pub struct Shard {
     entries: BTreeMap<String, Entry>,
 }
 
-/// Why the data of a Secret is no shard.
+/// Why the data of a Secret is not a shard.
 #[derive(Debug, Error)]
 pub enum ShardError {
-    /// A key that every shard has.
+    /// A required key is missing.
     #[error("key {key:?} is missing")]
     MissingKey {
-        /// Which.
+        /// The key.
         key: &'static str,
     },
 
-    /// A value that is not text.
+    /// A value that is not UTF-8.
     #[error("key {key:?} is not UTF-8")]
     NotText {
-        /// Which.
+        /// The key.
         key: &'static str,
     },
 
-    /// Neither 1, 2, 4, … nor within bounds.
+    /// A number of shards that is not a power of two within bounds.
     #[error("key \"shards\" holds {found:?}: expected a power of two from 1 to {MAX_SHARDS}")]
     InvalidCount {
-        /// As found, cut short.
+        /// The value, shortened.
         found: String,
     },
 
-    /// A line that [`Shard::render`] does not write. The line itself is not shown: it may hold a hash.
+    /// A line that [`Shard::render`] does not write. The error does not show the line, which may contain a hash.
     #[error("line {line} of key {key:?} is not what the operator writes")]
     UnknownLine {
-        /// Where.
+        /// The key.
         key: &'static str,
         /// Number of the line, from 1.
         line: usize,
     },
 
-    /// An entry that would break the broker's files.
+    /// An entry that would corrupt the broker's files.
     #[error("failed to read the entry of a user")]
     ReadEntry(#[from] EntryError),
 }
 
-/// A reader has not heard enough yet: what it has so far may miss users.
+/// The known shards are incomplete: users may be missing.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 #[error("shard {shard} is not there, or not yet as shard 0 says")]
 pub struct Incomplete {
-    /// The one to read again.
+    /// The shard to read again.
     pub shard: usize,
 }
 
@@ -179,7 +179,7 @@ impl Shard {
     /// The shard that [`Shard::render`] wrote.
     ///
     /// # Errors
-    /// When the data is anything else: it came from elsewhere, and the broker must not get it.
+    /// If the data is in another format: another writer changed it, and the broker must not get it.
     pub fn parse(data: &Data) -> Result<Self, ShardError> {
         let count = parse_count(text(data, COUNT_KEY)?)?;
         let mut acls = parse_acls(text(data, ACLS_KEY)?)?;
@@ -200,7 +200,7 @@ impl Shard {
             }
             entries.insert(username.to_owned(), entry);
         }
-        // Rules, or previous passwords, of a user that has no other way in.
+        // Rules or previous passwords of a user without a password or key.
         for (key, left_over) in [(ACLS_KEY, !acls.is_empty()), (PREVIOUS_PASSWORDS_KEY, !previous.is_empty())] {
             if left_over {
                 return Err(ShardError::UnknownLine { key, line: 1 });
@@ -237,7 +237,7 @@ impl Rendered {
     }
 }
 
-/// The revision of a shard's data: what an agent reports once its broker has proven to hold it.
+/// The revision of a shard's data, which an agent reports after its broker has loaded it.
 #[must_use]
 pub fn revision(data: &Data) -> String {
     const NOTHING: &ByteString = &ByteString(Vec::new());
@@ -245,7 +245,7 @@ pub fn revision(data: &Data) -> String {
     name::revision(keys.map(|key| data.get(key).unwrap_or(NOTHING).0.as_slice()))
 }
 
-/// The number of shards that shard 0 declares, where its data says one.
+/// The number of shards that shard 0 declares, if its data contains a valid one.
 #[must_use]
 pub fn declared_count(data: &Data) -> Option<usize> {
     text(data, COUNT_KEY).and_then(parse_count).ok()
@@ -254,7 +254,7 @@ pub fn declared_count(data: &Data) -> Option<usize> {
 /// All users of these shards (by number), by name.
 ///
 /// # Errors
-/// When a shard is missing, or older or newer than shard 0 in a way that could miss a user.
+/// If a shard is missing, or so much older or newer than shard 0 that a user could be missing.
 pub fn assemble<S: Borrow<Shard>>(shards: &BTreeMap<usize, S>) -> Result<BTreeMap<&str, &Entry>, Incomplete> {
     let count = shards.get(&0).ok_or(Incomplete { shard: 0 })?.borrow().count;
     let mut users = BTreeMap::new();
@@ -283,7 +283,7 @@ fn parse_count(text: &str) -> Result<usize, ShardError> {
     count.ok_or_else(|| ShardError::InvalidCount { found: text.chars().take(16).collect() })
 }
 
-/// What stands behind each user's name, each user once.
+/// The value after each user's name, each user once.
 fn parse_lines<'a>(data: &'a Data, key: &'static str) -> Result<BTreeMap<&'a str, &'a str>, ShardError> {
     let mut values = BTreeMap::new();
     for (index, line) in text(data, key)?.lines().enumerate() {

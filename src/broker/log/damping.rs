@@ -1,31 +1,31 @@
-//! How long a device has to stay as it is before that is worth a write: nothing for one that comes or goes now and then, ever
-//! longer for one that flaps.
+//! The delay before a change of a device's connection is written: none for an occasional change, and longer and longer for a device
+//! that flaps.
 //!
-//! As routers do it (route flap damping, RFC 2439): each change costs a penalty, which halves with time.
+//! The method is that of routers (route flap damping, RFC 2439): each change adds a penalty, which halves with time.
 
 /// The penalty halves in this many seconds.
 const HALF_LIFE_SECONDS: f32 = 60.0;
 
-/// Penalty up to which a change shows at once: a device that leaves and comes back, and does that once more.
+/// Penalty up to which a change is written at once: a device that disconnects and reconnects twice.
 const FREE_PENALTY: f32 = 4.0;
 
-/// The wait of a device just beyond that, in seconds; twice as long with each further change …
+/// The delay just above that penalty, in seconds; it doubles with each further change …
 const INITIAL_HOLD_SECONDS: f32 = 5.0;
 
-/// … up to this.
+/// … up to this maximum.
 const MAX_HOLD_SECONDS: f32 = 600.0;
 
-/// The penalty does not grow beyond this, so that a device that has calmed down is told of at once again after some two minutes.
+/// Maximum of the penalty, so that changes of a device are written at once again about two minutes after it has become stable.
 const MAX_PENALTY: f32 = 12.0;
 
-/// Below this a penalty is as good as none.
+/// A penalty below this counts as zero.
 const MIN_PENALTY: f32 = 0.5;
 
-/// A device that went with many others, because its broker did or the network: that shows once it has lasted so long
-/// (seconds). When a broker restarts, or a link is back, its clients are back before.
+/// Delay, in seconds, for a device that disconnected together with many others, because its broker or the network failed. After a
+/// restart of a broker or of a link, clients reconnect within this time.
 pub const STORM_HOLD_SECONDS: u64 = 30;
 
-/// What a device's changes have cost it.
+/// The penalty of a device's changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Penalty {
     value: f32,
@@ -34,20 +34,20 @@ pub struct Penalty {
 }
 
 impl Penalty {
-    /// Takes over a change at `now` (seconds), and returns how many seconds the device has to stay as it is from then on.
+    /// Adds a change at `now` (seconds), and returns for how many seconds the device must not change from then on.
     pub fn change(&mut self, now: f64) -> f64 {
         self.value = (self.value(now) + 1.0).min(MAX_PENALTY);
         self.at = now;
         hold(self.value)
     }
 
-    /// Whether there is nothing to remember.
+    /// Whether the penalty is zero.
     #[must_use]
     pub fn is_over(&self, now: f64) -> bool {
         self.value(now) < MIN_PENALTY
     }
 
-    /// Whether a change now would be held back.
+    /// Whether a change now would be delayed.
     #[must_use]
     pub fn is_damped(&self, now: f64) -> bool {
         self.value(now) > FREE_PENALTY
@@ -59,7 +59,7 @@ impl Penalty {
     }
 }
 
-/// Seconds that a device with this penalty has to stay as it is.
+/// Seconds for which a device with this penalty must not change.
 fn hold(penalty: f32) -> f64 {
     if penalty <= FREE_PENALTY { 0.0 } else { f64::from((INITIAL_HOLD_SECONDS * (penalty - FREE_PENALTY).exp2()).min(MAX_HOLD_SECONDS)) }
 }
@@ -68,7 +68,7 @@ fn hold(penalty: f32) -> f64 {
 mod tests {
     use super::*;
 
-    /// Seconds that each of the changes at these times is held back.
+    /// Delay in seconds of each of the changes at these times.
     fn holds(times: &[f64]) -> Vec<f64> {
         let mut penalty = Penalty::default();
         times.iter().map(|time| penalty.change(*time).round()).collect()

@@ -1,38 +1,38 @@
-//! A line of Mosquitto's log (2.1.2; in its file, and as `$SYS/broker/log/N` and `/I`) -> what it says of connections.
+//! Parses the events of connections from a line of Mosquitto's log (2.1.2; in its file, and as `$SYS/broker/log/N` and `/I`).
 //!
-//! The names in these lines are a client's own, and may be made to look like something else. What tells is the broker's: the
-//! beginning of a line, and its end. A line that can be read in two ways is not read at all.
+//! Clients choose the names in these lines, and may imitate other parts of a line. Only the start and the end of a line come from the
+//! broker for certain. An ambiguous line is ignored.
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-/// Mosquitto cuts a line at this number of bytes (its buffer of 1,000, less the final NUL): the end of a longer one is the
-/// client's, not the broker's.
+/// Mosquitto cuts a line at this number of bytes (its buffer of 1,000, less the final NUL): the end of a longer line comes from the
+/// client, not from the broker.
 pub const MAX_LINE_BYTES: usize = 999;
 
-/// How the broker tells that a client closed a connection without a word of TLS: SSL_R_UNEXPECTED_EOF_WHILE_READING of OpenSSL 3.
+/// The broker's text when a client closes a connection without sending TLS: SSL_R_UNEXPECTED_EOF_WHILE_READING of OpenSSL 3.
 const UNEXPECTED_END: &str = "OpenSSL Error while trying to get the error[0]: error:0A000126:";
 
-/// What a line says, and when.
+/// The event of a line, and its time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Line<'a> {
-    /// Seconds since 1970, where the line says so.
+    /// Seconds since 1970, if the line has a time.
     pub time: Option<i64>,
-    /// What happened.
+    /// The event.
     pub event: Event<'a>,
 }
 
-/// What happened.
+/// The event.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Event<'a> {
-    /// The broker starts: nobody is connected.
+    /// The broker starts: no client is connected.
     BrokerStarting,
 
     /// The broker accepts connections.
     BrokerRunning,
 
-    /// The broker ends in order: nobody is connected any more.
+    /// The broker stops gracefully: no client is connected any more.
     BrokerStopping,
 
     /// A client was accepted.
@@ -43,42 +43,41 @@ pub enum Event<'a> {
         address: &'a str,
     },
 
-    /// A connection ended. Whether it was one that had been accepted, only its address tells: a client that is refused stands
-    /// here with the name that it claimed.
+    /// A connection ended. Only its address shows whether it had been accepted: for a refused client this event has the claimed name.
     Disconnected {
-        /// The client identifier; the address without port where there was none.
+        /// The client identifier; the address without port if the client sent none.
         client: &'a str,
         /// Address and port.
         address: &'a str,
-        /// Why.
+        /// The reason.
         reason: Reason,
     },
 
-    /// The connection that ends with the next line was closed by its client in the midst of TLS: what tells a probe that only opens the
-    /// port from a handshake that failed.
+    /// The client closed the connection that ends with the next line during the TLS handshake. This distinguishes a probe that only opens
+    /// the port from a failed handshake.
     TlsAborted,
 
-    /// A connection was turned away at once, for the listener has its number.
+    /// A connection was refused at once, because the listener has reached its maximum.
     Denied {
         /// Address without port.
         address: &'a str,
     },
 
-    /// Something of a client whose name is so long that the rest of the line is missing.
+    /// An event of a client whose name is so long that the rest of the line is missing.
     Cut {
         /// The beginning of the name.
         client: &'a str,
     },
 }
 
-/// Why a connection ended, or did not come to be.
+/// Why a connection ended or was refused.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub enum Reason {
-    /// The client said goodbye, or its credential was taken away.
+    /// The client sent DISCONNECT, or its credential was removed.
     Orderly,
-    /// The client closed the connection without a word.
+    /// The client closed the connection without DISCONNECT.
     ClosedByClient,
-    /// Nothing was heard for one and a half of its keep-alives.
+    /// The client sent nothing for one and a half of its keep-alive intervals.
     KeepAliveTimeout,
     /// The same client connected again.
     SessionTakenOver,
@@ -86,13 +85,13 @@ pub enum Reason {
     NotAuthorised,
     /// The client identifier breaks the rules of MQTT.
     ClientIdentifierNotValid,
-    /// What it sent is not MQTT.
+    /// The client sent data that is not MQTT.
     ProtocolError,
-    /// What it sent is not TLS, or no certificate could be agreed on.
+    /// The client sent data that is not TLS, or the TLS handshake failed.
     TlsHandshakeFailed,
-    /// The listener has as many connections as it may.
+    /// The listener has reached its maximum of connections.
     ConnectionLimit,
-    /// It published while the broker was full.
+    /// The client published while the broker was full.
     BrokerFull,
     /// Any other.
     Other,
@@ -132,8 +131,8 @@ impl Reason {
         }
     }
 
-    /// Whether a connection that ends like this before it was accepted was refused: a client that only opens the port and
-    /// goes again (the probe of a load balancer) was not.
+    /// Whether a connection that ends for this reason before it was accepted counts as refused: a client that only opens and closes the
+    /// port (the probe of a load balancer) does not.
     #[must_use]
     pub fn is_refusal(self) -> bool {
         !matches!(self, Self::Orderly | Self::ClosedByClient | Self::KeepAliveTimeout | Self::SessionTakenOver | Self::BrokerFull)
@@ -148,17 +147,17 @@ impl Reason {
             "not authorised" | "bad username or password" | "client banned" | "bad authentication method" => Self::NotAuthorised,
             "client identifier not valid" => Self::ClientIdentifierNotValid,
             "protocol error" | "malformed packet" => Self::ProtocolError,
-            // With a capital letter it comes from the TLS layer of 2.1.2, before there is any MQTT.
+            // The capitalized text comes from the TLS layer of 2.1.2, before any MQTT packet.
             "Protocol error" => Self::TlsHandshakeFailed,
             "quota exceeded" | "connection rate exceeded" => Self::ConnectionLimit,
-            // By our own plugin (`images/mosquitto/plugins/bounds.c`).
+            // The text of our plugin (`images/mosquitto/plugins/bounds.c`).
             "server busy" => Self::BrokerFull,
             _ => Self::Other,
         }
     }
 }
 
-/// What a line says of connections, if anything.
+/// Parses a line; `None` if it has no event of a connection.
 #[must_use]
 pub fn parse(line: &str) -> Option<Line<'_>> {
     let (time, message) = split_time(line);
@@ -166,7 +165,7 @@ pub fn parse(line: &str) -> Option<Line<'_>> {
     event.map(|event| Line { time, event })
 }
 
-/// `2026-11-23T09:37:52: `, as we configure it, or `1790000000: `, as it is by default, or nothing.
+/// `2026-11-23T09:37:52: ` (our configuration), `1790000000: ` (the default), or nothing.
 fn split_time(line: &str) -> (Option<i64>, &str) {
     let Some((prefix, message)) = line.split_once(": ") else { return (None, line) };
     let time = match prefix.parse::<DateTime>() {

@@ -1,4 +1,4 @@
-//! Whom a broker turned away: a bounded list of names that anyone can choose.
+//! The clients that a broker refused: a bounded list, because any client can choose any name.
 
 use std::cmp::Reverse;
 
@@ -6,43 +6,43 @@ use serde::{Deserialize, Serialize};
 
 use super::line::Reason;
 
-/// Clients that are remembered. One that comes again and again stays among them through a flood of names that come once.
+/// Maximum number of stored clients. A client that retries stays in the list during a flood of names that occur once.
 const MAX_CLIENTS: usize = 100;
 
-/// Clients that are told of.
+/// Maximum number of reported clients.
 const MAX_REPORTED: usize = 10;
 
-/// A client that has not come for this long (seconds) is forgotten.
+/// A client without an attempt for this long (seconds) is removed.
 const FORGET_AFTER_SECONDS: i64 = 3600;
 
-/// The most characters of a client's name that are kept.
+/// Maximum number of stored characters of a client's name.
 const MAX_NAME_CHARS: usize = 64;
 
-/// A client that was refused, as often as it tried.
+/// A refused client, with the number of its attempts.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct RefusedClient {
-    /// The name that it claimed, cleaned ([`clean`]); empty where it gave none.
+    /// The claimed name, cleaned ([`clean`]); empty if the client sent none.
     pub client: String,
-    /// Address, without port, from which it tried last.
+    /// Address of the last attempt, without port.
     pub address: String,
     /// Why it was refused.
     pub reason: Reason,
-    /// How often.
+    /// Number of attempts.
     pub count: u64,
-    /// When it tried last (seconds since 1970).
+    /// Time of the last attempt (seconds since 1970).
     pub last: i64,
 }
 
-/// All that were refused since the broker's pod was made.
+/// All refusals since the broker's pod was created.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct RefusedClients {
-    /// How often anyone was refused.
+    /// Number of refusals of all clients.
     pub count: u64,
     clients: Vec<RefusedClient>,
 }
 
 impl RefusedClients {
-    /// Takes over a refusal. `client` as it stands in the log, `address` with or without a port.
+    /// Adds a refusal. `client` as in the log, `address` with or without a port.
     pub fn observe(&mut self, client: &str, address: &str, reason: Reason, time: i64) {
         self.count += 1;
         let address = clean(without_port(address));
@@ -65,7 +65,7 @@ impl RefusedClients {
         self.clients.push(RefusedClient { client, address, reason, count: 1, last: time });
     }
 
-    /// Those that tried within the last hour: the most persistent first, and of those that tried as often the latest.
+    /// The clients with an attempt within the last hour: by number of attempts, then the latest first.
     #[must_use]
     pub fn recent(&self, now: i64) -> Vec<RefusedClient> {
         let mut recent: Vec<RefusedClient> = self.clients.iter().filter(|known| known.last + FORGET_AFTER_SECONDS > now).cloned().collect();
@@ -89,14 +89,14 @@ fn without_port(address: &str) -> &str {
     }
 }
 
-/// Whether the broker, not the client, chose the name: its address, or `auto-` with a UUID, another one with each try.
+/// Whether the broker chose the name, not the client: the address, or `auto-` with a UUID that changes with each attempt.
 fn is_generated(client: &str, address: &str) -> bool {
     let uuid = |text: &str| text.len() == 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
     client == address || client.strip_prefix("auto-").is_some_and(uuid)
 }
 
-/// At most 64 characters, each a letter, a digit, a sign of ASCII or a space: what else a client sends (controls, marks that
-/// turn the direction of writing) becomes U+FFFD.
+/// At most 64 characters, each alphanumeric, ASCII punctuation or a space. Other characters (controls, marks that change the
+/// direction of text) become U+FFFD.
 #[must_use]
 pub fn clean(text: &str) -> String {
     let allowed = |c: char| c.is_alphanumeric() || c.is_ascii_graphic() || c == ' ';

@@ -1,7 +1,7 @@
-//! Who is connected to a broker: lines of its log in, changes out.
+//! Tracks the connected clients of a broker: lines of its log in, changes out.
 //!
-//! A connection is known by its address and port. So a client that is refused, whatever name it claims, changes nothing for
-//! the device of that name; and the end of an old connection nothing for the new one that has taken its session over.
+//! Address and port identify a connection. A refused client therefore does not affect the device whose name it claims, and the end of
+//! an old connection does not affect the new connection that has taken over its session.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -14,19 +14,19 @@ use super::refused::RefusedClients;
 use super::wire::{ClientState, MAX_PAGE_CLIENTS, Page, PresenceState};
 use crate::api::name::CANARY_USERNAME;
 
-/// Clients that are not connected any more and still remembered. Beyond that the snapshot starts anew: an agent's limit is
-/// 256 MiB, and these are some 20.
+/// Maximum number of stored clients that are no longer connected. Above it the tracker discards them and starts a new epoch. They
+/// take about 20 MiB; an agent's memory limit is 256 MiB.
 const MAX_OFFLINE_CLIENTS: usize = 150_000;
 
-/// Connections of the agent's own that are remembered: it has a handful at a time, and each is in the log in a moment.
+/// Maximum number of stored connections of the agent itself: it has a few at a time, and each appears in the log at once.
 const MAX_OWN_CONNECTIONS: usize = 64;
 
-/// What a line meant, for those who count.
+/// The outcome of a line, for metrics.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum LogOutcome {
     /// A client was accepted.
     Connected,
-    /// The connection of a client that had been accepted ended.
+    /// The connection of an accepted client ended.
     Disconnected(Reason),
     /// A client was refused.
     Refused(Reason),
@@ -51,7 +51,7 @@ enum ClientStatus {
     BrokerDown,
 }
 
-/// Who is connected to a broker.
+/// The clients of a broker.
 #[derive(Debug)]
 pub struct Tracker {
     epoch: String,
@@ -59,17 +59,17 @@ pub struct Tracker {
     broker_since: i64,
     clients: HashMap<Arc<str>, Client>,
     changes: BTreeMap<u64, Arc<str>>,
-    /// Addresses of clients that are connected and no Devices.
+    /// Addresses of connected clients that are not Devices.
     others: HashSet<Box<str>>,
     connected: usize,
     refused: RefusedClients,
-    /// Addresses of the agent's own connections that try out what is refused.
+    /// Addresses of the agent's own connections whose refusal is expected.
     own: VecDeque<Box<str>>,
-    /// Whether the connection that ends next was broken off.
+    /// Whether the client aborted the connection that ends next.
     aborted_in_tls: bool,
 }
 
-/// All that a tracker knows, to be kept in a file.
+/// The state of a tracker, for a file.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct TrackerSnapshot {
     broker_since: i64,
@@ -79,7 +79,7 @@ pub struct TrackerSnapshot {
 }
 
 impl Tracker {
-    /// A tracker of a broker that nothing is known of. `epoch` tells its numbers from those of any other tracker.
+    /// A tracker without clients. `epoch` distinguishes its numbers from those of any other tracker.
     #[must_use]
     pub fn new(epoch: String) -> Self {
         Self {
@@ -96,7 +96,7 @@ impl Tracker {
         }
     }
 
-    /// A tracker that goes on from what an earlier one knew.
+    /// A tracker that continues from a snapshot.
     #[must_use]
     pub fn restore(epoch: String, snapshot: TrackerSnapshot) -> Self {
         let mut tracker = Self::new(epoch);
@@ -109,7 +109,7 @@ impl Tracker {
         tracker
     }
 
-    /// What it knows.
+    /// The state of the tracker.
     #[must_use]
     pub fn snapshot(&self) -> TrackerSnapshot {
         let client = |name: &Arc<str>| self.clients.get(name).map(|client| (name.to_string(), client.since, client.status.clone()));
@@ -127,13 +127,13 @@ impl Tracker {
         self.number
     }
 
-    /// Clients that can be Devices and are connected.
+    /// Number of connected clients that can be Devices.
     #[must_use]
     pub fn connected(&self) -> usize {
         self.connected
     }
 
-    /// The agent itself connects from this address and port, to see what the broker presents: that this is refused is no news.
+    /// Announces a connection of the agent itself from this address and port, to check the broker's certificate: its refusal is expected.
     pub fn expect_own(&mut self, address: &str) {
         if self.own.len() >= MAX_OWN_CONNECTIONS {
             self.own.pop_front();
@@ -141,7 +141,7 @@ impl Tracker {
         self.own.push_back(address.into());
     }
 
-    /// Takes over a line. `now` (seconds since 1970) stands for a time that it does not tell.
+    /// Applies a line. `now` (seconds since 1970) is the time of a line without a time.
     pub fn observe(&mut self, line: &Line<'_>, now: i64) -> LogOutcome {
         let time = line.time.unwrap_or(now);
         match line.event {
@@ -176,7 +176,7 @@ impl Tracker {
         }
     }
 
-    /// The broker is not there: nobody is connected.
+    /// The broker does not run: no client is connected.
     pub fn broker_down(&mut self, time: i64) {
         let online = |client: &Client| matches!(client.status, ClientStatus::Online { .. });
         let connected: Vec<Arc<str>> = self.clients.iter().filter(|(_, client)| online(client)).map(|(name, _)| Arc::clone(name)).collect();
@@ -199,7 +199,7 @@ impl Tracker {
     }
 
     fn refused(&mut self, client: &str, address: &str, reason: Reason, time: i64) -> LogOutcome {
-        // The agent asks with a password that the broker does not know yet, until it does.
+        // The agent logs in with a new password until the broker has loaded it.
         if client == CANARY_USERNAME && (address.starts_with("127.0.0.1:") || address.starts_with("::1:")) {
             return LogOutcome::Nothing;
         }
@@ -230,7 +230,7 @@ impl Tracker {
         }
     }
 
-    /// Forgets who is not connected; whoever follows has to follow from the first client on.
+    /// Removes the clients that are not connected. A follower has to restart from the first client.
     fn start_epoch(&mut self) {
         let clients = &mut self.clients;
         clients.retain(|_, client| matches!(client.status, ClientStatus::Online { .. }));

@@ -1,9 +1,9 @@
-//! What an agent tells the operator of its broker's clients: a page at a time, each client once, in the order of their last
-//! changes.
+//! The protocol by which an agent reports its broker's clients to the operator: in pages, each client once, in the order of their
+//! last changes.
 //!
-//! `GET /presence?epoch=E&after=N` answers with the clients whose last change is later than number N of epoch E, at once where
-//! there are any, else as soon as there are or after [`MAX_WAIT_SECONDS`]. Numbers of another epoch mean nothing: the
-//! answer then begins with the first client, and who is not on any page is not connected.
+//! `GET /presence?epoch=E&after=N` returns the clients whose last change is later than number N of epoch E. Without such a client the
+//! answer waits for one, up to [`MAX_WAIT_SECONDS`]. Numbers of another epoch are invalid: the answer then starts with the first
+//! client, and a client that is on no page is not connected.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,16 +12,16 @@ use super::refused::RefusedClient;
 /// Path of the endpoint.
 pub const PATH: &str = "/presence";
 
-/// The longest that an answer is held back for news.
+/// Maximum wait of an answer for a change.
 pub const MAX_WAIT_SECONDS: u64 = 20;
 
-/// The most clients of a page: with names of the usual length some 150 KiB.
+/// Maximum number of clients on a page: about 150 KiB with names of the usual length.
 pub const MAX_PAGE_CLIENTS: usize = 4_096;
 
-/// The most bytes that a page can have: [`MAX_PAGE_CLIENTS`] with the longest names, and the refused.
+/// Maximum size of a page in bytes: [`MAX_PAGE_CLIENTS`] with the longest names, and the refused clients.
 pub const MAX_PAGE_BYTES: usize = 2 << 20;
 
-/// What is asked for.
+/// The query parameters.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Query {
     /// Epoch of the last page; empty for the first.
@@ -36,36 +36,36 @@ pub struct Query {
 /// A page.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Page {
-    /// The life of the agent that the numbers belong to.
+    /// The run of the agent to which the numbers belong.
     pub epoch: String,
 
-    /// Whether this is the first page of an epoch: what was known of another is void.
+    /// Whether this is the first page of an epoch: the receiver discards the state of other epochs.
     pub first: bool,
 
-    /// Number to ask on from.
+    /// Number for the next request.
     pub next: u64,
 
-    /// Whether there is another page at once.
+    /// Whether another page is available at once.
     pub more: bool,
 
-    /// When the broker started, as far as the agent has seen it (seconds since 1970).
+    /// Start of the broker, if the agent has seen it (seconds since 1970).
     pub broker_since: i64,
 
     /// Clients that can be Devices.
     pub clients: Vec<ClientState>,
 
-    /// How often a client was refused since the broker's pod was made.
+    /// Number of refusals since the broker's pod was created.
     pub refused: u64,
 
-    /// The most persistent of those that were refused within the last hour.
+    /// The most frequently refused clients of the last hour.
     pub recently_refused: Vec<RefusedClient>,
 }
 
-/// A client: its name, where it stands, and since when (seconds since 1970).
+/// A client: its name, its state, and the time of its last change (seconds since 1970).
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ClientState(pub String, pub PresenceState, pub i64);
 
-/// Where a client stands.
+/// The state of a client.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PresenceState {
@@ -75,6 +75,6 @@ pub enum PresenceState {
     /// Not connected.
     Offline,
 
-    /// Not connected since the broker itself ended.
+    /// Not connected, because the broker ended.
     BrokerDown,
 }

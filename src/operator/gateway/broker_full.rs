@@ -1,4 +1,4 @@
-//! What a Gateway's status says of a broker that is full. Pure.
+//! The condition of a Gateway whose broker is full. Pure.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
@@ -9,7 +9,7 @@ use crate::api::name::INGEST_USERNAME_PREFIX;
 use crate::api::reason::Reason;
 use crate::configuration::agent::Fullness;
 
-/// The condition, where the broker is full, or once was.
+/// The condition, if the broker is or was full.
 #[must_use]
 pub fn broker_full(observed: &Observed, previous: &[Condition]) -> Option<Finding> {
     let report = observed.report.as_ref()?;

@@ -1,4 +1,4 @@
-//! The authority that signs the certificates of a Gateway's devices: what its Secret holds, and what the broker trusts. Pure.
+//! The authority that signs the certificates of a Gateway's devices: its Secret, and the certificates that the broker trusts. Pure.
 
 use std::sync::Arc;
 
@@ -18,27 +18,27 @@ use crate::configuration::agent::{TLS_AUTHORITIES, TLS_CERTIFICATE, TLS_KEY};
 use crate::operator::device::certificate::{Authority, Issuer, Signer, Source};
 use crate::runtime::error::chain;
 
-/// What is known of a Gateway's client authority.
+/// The state of a Gateway's client authority.
 #[derive(Clone, Debug, Default)]
 pub struct ClientTrust {
-    /// For the Devices.
+    /// The authority for the certificates of Devices.
     pub authority: Authority,
 
-    /// Certificates with which the broker checks those of clients, as PEM: those of the authority or, where that is not usable,
-    /// those that it has.
+    /// Certificates with which the broker verifies clients, as PEM: those of the authority or, if it is unusable, the broker's current
+    /// ones.
     pub trusted: Option<String>,
 
-    /// Why it is not usable.
+    /// Why the authority is unusable.
     pub awaiting: Option<Cause>,
 
-    /// Its own end is near.
+    /// The authority expires soon.
     pub expiring: Option<Cause>,
 
-    /// When one of these changes without any object changing.
+    /// When one of these values changes although no object changes.
     pub transition_times: Vec<Timestamp>,
 }
 
-/// What is known of a Gateway's client authority.
+/// The state of a Gateway's client authority.
 #[must_use]
 pub fn client_trust(observed: &Observed, now: Timestamp) -> ClientTrust {
     let Some(declared) = &observed.gateway.spec.client_authority else {

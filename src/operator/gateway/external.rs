@@ -1,4 +1,4 @@
-//! A Gateway whose broker runs elsewhere: there is nothing to build, only a login to be proven.
+//! A Gateway with an external broker: the operator builds nothing, and only verifies a login.
 
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Secret;
@@ -17,10 +17,10 @@ use crate::operator::device::key::GatewayKey;
 use crate::operator::kubernetes::apply::{WriteError, read};
 use crate::runtime::error::chain;
 
-/// The largest user name or password (MQTT 5.0, section 1.5.4).
+/// Maximum length of a user name or password in bytes (MQTT 5.0, section 1.5.4).
 const MAX_BYTES: usize = 65_535;
 
-/// What there is of a Gateway whose broker runs elsewhere. Without `Debug`, which would print a password.
+/// The observed state of a Gateway with an external broker. Without `Debug`, which would print a password.
 pub struct Observed<'a> {
     /// The Gateway.
     pub gateway: &'a Gateway,
@@ -28,17 +28,17 @@ pub struct Observed<'a> {
     /// Its devices; `None` before they are known.
     pub devices: Option<GatewayDevices>,
 
-    /// The login, or why there is none.
+    /// The login, or why it is not available.
     pub login: Result<Login, Cause>,
 
-    /// What came of it; `None` before the first answer.
+    /// The result of the login; `None` before the first answer.
     pub outcome: Option<Result<(), Cause>>,
 }
 
-/// Reads what the login needs, hands it to the link, and tells what came of it.
+/// Reads the Secrets of the login, passes the login to the twin synchronisation, and returns the last result.
 ///
 /// # Errors
-/// When the API server refuses or is away.
+/// If a call to the API server fails.
 pub async fn observe<'a>(context: &Context, gateway: &'a Gateway, external: &ExternalBroker) -> Result<Observed<'a>, WriteError> {
     let (namespace, name) = (gateway.namespace().unwrap_or_default(), gateway.name_any());
     let key = GatewayKey::new(&namespace, &name);
@@ -59,7 +59,7 @@ pub async fn observe<'a>(context: &Context, gateway: &'a Gateway, external: &Ext
     })
 }
 
-/// The login that spec and Secrets say, or what is missing.
+/// The login from the spec and the Secrets, or the cause why it is not available.
 fn login(external: &ExternalBroker, client_id: String, credentials: Option<&Secret>, authorities: Option<&Secret>) -> Result<Login, Cause> {
     let (host, port) = external.host_and_port().ok_or_else(|| {
         Cause::new(
@@ -86,7 +86,7 @@ fn encryption(secret_name: Option<&str>, secret: Option<&Secret>) -> Result<Clie
     })
 }
 
-/// The value of a key, without the line break that an editor may have left at its end.
+/// The value of a key, without a final line break from an editor.
 fn value(secret: Option<&Secret>, name: &str, key: &str, what: &str) -> Result<Bytes, Cause> {
     let Some(secret) = secret else {
         let message = format!("there is no Secret {name} in this namespace: create it with {what} under the key {key}");
@@ -105,7 +105,7 @@ fn value(secret: Option<&Secret>, name: &str, key: &str, what: &str) -> Result<B
     Ok(Bytes::copy_from_slice(&value.0[..end]))
 }
 
-/// The status that follows: pure.
+/// The resulting status: pure.
 #[must_use]
 pub fn status(observed: &Observed<'_>) -> GatewayStatus {
     let gateway = observed.gateway;
@@ -124,7 +124,7 @@ pub fn status(observed: &Observed<'_>) -> GatewayStatus {
             let cause = Cause::new(Reason::AwaitingBroker, format!("the operator logs in at the broker at {}", login.address()));
             (vec![accepted, Finding::unknown(BROKER_AVAILABLE, cause.clone())], Readiness::Reconciling(cause))
         }
-        // Before the first answer to an operator that has just started, what the one before it has proven holds.
+        // Until its first answer, a restarted operator keeps the result of its predecessor.
         (Ok(login), Some(Ok(())) | None) => {
             let message = format!("the broker at {} has accepted the operator's login as {}", login.address(), login.username);
             let ready = Cause::new(Reason::Ready, "the broker is reached");

@@ -16,7 +16,7 @@ use crate::operator::device::secret::PASSWORD_KEY;
 use crate::operator::kubernetes::apply::{WriteError, read};
 use crate::operator::presence::totals::GatewayTotals;
 
-/// What there is of a Gateway and of what it names. Without `Debug`, which would print private keys.
+/// The observed state of a Gateway and of the objects that it names. Without `Debug`, which would print private keys.
 pub struct Observed {
     /// The Gateway.
     pub gateway: Gateway,
@@ -24,32 +24,32 @@ pub struct Observed {
     /// The Secrets of its TLS listeners, named or issued, by name.
     pub tls: BTreeMap<String, Option<Secret>>,
 
-    /// The Secret of the authority that issues its certificates, where a listener names none.
+    /// The Secret of the authority that issues its certificates, if a listener names no Secret.
     pub authority: Option<Secret>,
 
-    /// The Secret of the authority that signs the certificates of its devices, where it names one.
+    /// The Secret of the authority that signs the certificates of its devices, if the spec names one.
     pub client_authority: Option<Secret>,
 
-    /// What the broker trusts so far of such authorities, as PEM.
+    /// The certificates of such authorities that the broker trusts now, as PEM.
     pub trusted_before: Option<String>,
 
     /// The operator's password at its broker; `None` before it is generated.
     pub link_password: Option<Password>,
 
-    /// What the agent has proven of the broker; `None` before its first proof.
+    /// The agent's report; `None` before its first verification.
     pub report: Option<AgentReport>,
 
     /// Its devices; `None` before they are known.
     pub devices: Option<GatewayDevices>,
 
-    /// The clients that its broker refused; `None` before that is known.
+    /// The clients that its broker refused; `None` before they are known.
     pub clients: Option<GatewayClients>,
 }
 
-/// Reads all that a Gateway's reconciliation needs.
+/// Reads the input of a Gateway's reconciliation.
 ///
 /// # Errors
-/// When the API server refuses or is away.
+/// If a call to the API server fails.
 pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, WriteError> {
     let (namespace, name) = (gateway.namespace().unwrap_or_default(), gateway.name_any());
     let mut secrets = BTreeMap::new();
@@ -90,8 +90,8 @@ pub async fn observe(context: &Context, gateway: &Gateway) -> Result<Observed, W
     })
 }
 
-/// The devices of a Gateway: how many are `declared` and live, and what was `heard` of their connections. What is not known since
-/// the operator started stays as it was said.
+/// The devices of a Gateway: the number of `declared` and live ones, and the connections that were `heard` of. Values that are not
+/// known since the operator's start keep their last status.
 #[must_use]
 pub fn devices(
     declared: Option<(usize, usize)>,
@@ -105,19 +105,19 @@ pub fn devices(
     Some(GatewayDevices { declared: count(declared), live: count(live), connected })
 }
 
-/// The clients that a broker refused, likewise.
+/// The clients that a broker refused, by the same rule.
 #[must_use]
 pub fn clients(heard: Option<GatewayTotals>, previous: Option<&GatewayStatus>) -> Option<GatewayClients> {
     heard.and_then(|totals| totals.clients).or_else(|| previous?.clients.clone())
 }
 
-/// The operator's password at a broker; a Secret that somebody broke holds none.
+/// The operator's password at a broker; `None` if its Secret is malformed.
 #[must_use]
 pub fn link_password(secret: &Secret) -> Option<Password> {
     Password::given(&secret.data.as_ref()?.get(PASSWORD_KEY)?.0).ok()
 }
 
-/// A report that cannot be read is as good as none: the agent writes another with its next proof.
+/// An unreadable report counts as missing: the agent writes a new one after its next verification.
 #[must_use]
 pub fn parse_report(report: &ConfigMap) -> Option<AgentReport> {
     let text = report.data.as_ref()?.get(REPORT_KEY)?;

@@ -15,20 +15,20 @@ use crate::api::reason::Reason;
 use crate::operator::kubernetes::apply::WriteError;
 use crate::runtime::error::chain;
 
-/// What became of a Gateway that was validated.
+/// The outcome of a reconciliation.
 #[derive(Debug)]
 pub enum Outcome<'a> {
-    /// The spec has to change.
+    /// The spec is invalid.
     Rejected(&'a Cause),
 
-    /// An object could not be written.
+    /// A write of an object failed.
     NotApplied(&'a Valid, &'a WriteError),
 
-    /// All objects are as wanted; with the live StatefulSet.
+    /// All objects are applied. Holds the live StatefulSet.
     Applied(&'a Valid, &'a StatefulSet),
 }
 
-/// The status that follows.
+/// The resulting status.
 #[must_use]
 pub fn status(observed: &Observed, outcome: &Outcome<'_>) -> GatewayStatus {
     let gateway = &observed.gateway;
@@ -66,7 +66,7 @@ fn rejected(cause: &Cause) -> (Vec<Finding>, Readiness) {
 
 fn not_applied(observed: &Observed, valid: &Valid, error: &WriteError) -> (Vec<Finding>, Readiness) {
     let cause = Cause::new(error.reason(), chain(error));
-    // What the API server finds invalid stays so until the spec changes.
+    // An object that the API server rejects as invalid stays invalid until the spec changes.
     let invalid = error.status().is_some_and(|status| status.code == 422);
     let readiness = if invalid { Readiness::Stalled(cause.clone()) } else { Readiness::Reconciling(cause.clone()) };
     let findings = [
@@ -90,7 +90,7 @@ fn applied(observed: &Observed, valid: &Valid, stateful_set: &StatefulSet) -> (V
     ([Some(accepted(valid)), Some(broker), certificate, client_authority(observed, valid)].into_iter().flatten().collect(), readiness)
 }
 
-/// Whether the authority of devices can sign.
+/// The condition of the authority that signs the certificates of devices.
 fn client_authority(observed: &Observed, valid: &Valid) -> Option<Finding> {
     let declared = observed.gateway.spec.client_authority.as_ref()?;
     Some(match (&valid.clients.awaiting, &valid.clients.expiring) {
@@ -103,7 +103,7 @@ fn client_authority(observed: &Observed, valid: &Valid) -> Option<Finding> {
     })
 }
 
-/// What the Secrets hold, and whether the broker presents it.
+/// The condition of the certificates: whether the Secrets are usable, and whether the broker presents them.
 fn certificate(observed: &Observed, valid: &Valid) -> Option<Finding> {
     if let Some(cause) = &valid.tls.awaiting {
         return Some(Finding::fails(CERTIFICATE_VALID, cause.clone()));
@@ -135,7 +135,7 @@ fn certificate(observed: &Observed, valid: &Valid) -> Option<Finding> {
     Some(Finding::holds(CERTIFICATE_VALID, Reason::CertificateProven, message))
 }
 
-/// Of the certificates that are in use, the one that expires first. Others may be in the report that an older spec named.
+/// The certificate in use that expires first. The report may contain others that an older spec named.
 fn presented(observed: &Observed) -> Option<GatewayCertificate> {
     let report = observed.report.as_ref()?;
     let in_use = report.certificates.iter().filter(|(secret, _)| observed.tls.contains_key(*secret));
@@ -150,12 +150,12 @@ fn accepted(valid: &Valid) -> Finding {
     }
 }
 
-/// The pod is ready while the broker accepts the agent's login, so that a ready pod is a proof and not a guess.
+/// The pod is ready while the broker accepts the agent's login, so a ready pod means that the broker works.
 fn broker(observed: &Observed, stateful_set: &StatefulSet) -> Finding {
     let status = stateful_set.status.as_ref();
     let seen = status.and_then(|status| status.observed_generation) >= stateful_set.metadata.generation;
     let revisions = status.map(|status| (&status.current_revision, &status.update_revision));
-    // With one replica the current revision follows once the pod of the new one is ready.
+    // With one replica, `currentRevision` changes when the pod of the new revision is ready.
     let current = revisions.is_some_and(|(current, update)| update.is_none() || current == update);
     let ready = status.and_then(|status| status.ready_replicas).unwrap_or_default() > 0;
     let fails = |reason, message: &str| Finding::fails(BROKER_AVAILABLE, Cause::new(reason, message));

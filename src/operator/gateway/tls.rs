@@ -18,27 +18,27 @@ use crate::certificate::server::{CertificateError, ServerCertificate};
 use crate::configuration::agent::{PresentedCertificate, TLS_CERTIFICATE, TLS_KEY};
 use crate::runtime::error::chain;
 
-/// Warnings come when this much is left: those of the alert `KubeClientCertificateExpiration` of kubernetes-mixin
+/// Remaining validity at which the operator warns: the thresholds of the alert `KubeClientCertificateExpiration` of kubernetes-mixin
 /// (<https://github.com/kubernetes-monitoring/kubernetes-mixin>).
 const WARNINGS: [Duration; 2] = [Duration::from_hours(7 * 24), Duration::from_hours(24)];
 
-/// And never before this share of its life is left: a certificate that is renewed at two thirds of its life, as cert-manager
-/// does it, has had half of the rest for that.
+/// Remaining share of the lifetime before which the operator never warns: cert-manager renews a certificate at two thirds of its
+/// lifetime, and has had half of the rest to do so.
 const MAX_SHARES: [i32; 2] = [6, 12];
 
-/// What a Gateway's TLS listeners are to present.
+/// The certificates for a Gateway's TLS listeners.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Certificates {
-    /// Names under which clients reach the broker: a certificate has to be for each of them.
+    /// Names under which clients reach the broker: a certificate must contain each of them.
     pub host_names: Vec<String>,
 
-    /// Certificates that clients can accept, by the name of their Secret.
+    /// Valid certificates, by the name of their Secret.
     pub usable: BTreeMap<String, ServerCertificate>,
 
-    /// What the operator issues, where a listener names no Secret.
+    /// The certificate that the operator issues if a listener names no Secret.
     pub issued: Option<Issued>,
 
-    /// A Secret that holds nothing usable, and why.
+    /// The cause why a Secret is unusable.
     pub awaiting: Option<Cause>,
 
     /// A certificate that expires soon.
@@ -48,10 +48,10 @@ pub struct Certificates {
 /// The data of the Secrets that the operator issues.
 #[derive(Clone, PartialEq)]
 pub struct Issued {
-    /// Of the authority.
+    /// Data of the authority's Secret.
     pub authority: Data,
 
-    /// Of the certificate.
+    /// Data of the certificate's Secret.
     pub certificate: Data,
 }
 
@@ -61,7 +61,7 @@ impl Debug for Issued {
     }
 }
 
-/// The names that are declared and are none.
+/// The declared names that are invalid.
 #[must_use]
 pub fn invalid_host_name(gateway: &Gateway) -> Option<Cause> {
     let invalid = gateway.spec.service.host_names.iter().find(|name| ServerName::try_from(name.as_str()).is_err())?;
@@ -69,7 +69,7 @@ pub fn invalid_host_name(gateway: &Gateway) -> Option<Cause> {
     Some(Cause::new(Reason::InvalidHostName, message))
 }
 
-/// What the listeners of a Gateway are to present.
+/// The certificates for the listeners of a Gateway.
 #[must_use]
 pub fn certificates(observed: &Observed, now: Timestamp) -> Certificates {
     if observed.tls.is_empty() {
@@ -79,7 +79,7 @@ pub fn certificates(observed: &Observed, now: Timestamp) -> Certificates {
     if observed.gateway.spec.issues_certificate() {
         match issue(observed, now) {
             Ok(issued) => found.issued = Some(issued),
-            // The certificate that was issued before is judged below.
+            // The existing issued certificate is checked below.
             Err(error) => found.awaiting = Some(Cause::new(Reason::InvalidAuthority, chain(&error))),
         }
     }
@@ -98,7 +98,7 @@ pub fn certificates(observed: &Observed, now: Timestamp) -> Certificates {
     found
 }
 
-/// What clients are told to reach the broker by: the declared names, which may be all that a public authority signs.
+/// The names by which clients reach the broker: the declared names, because a public authority may sign no others.
 #[must_use]
 pub fn client_names(gateway: &Gateway) -> Vec<String> {
     let declared = &gateway.spec.service.host_names;
@@ -154,7 +154,7 @@ fn validity(certificate: &ServerCertificate) -> (Timestamp, Timestamp) {
     (certificate.not_before, certificate.not_after)
 }
 
-/// When warnings of the end of this time are due, and how long before the end that is.
+/// The times of the warnings about this expiry, and their distance from it.
 fn warnings((from, to): (Timestamp, Timestamp)) -> [(Timestamp, SignedDuration); 2] {
     let life = to.duration_since(from);
     std::array::from_fn(|index| {
@@ -163,8 +163,8 @@ fn warnings((from, to): (Timestamp, Timestamp)) -> [(Timestamp, SignedDuration);
     })
 }
 
-/// Of something (`what`) that is valid for this time. The same from one warning to the next, so that each becomes one event, and
-/// none a second one when the operator restarts.
+/// The warning for something (`what`) with this validity. The text is constant from one warning to the next, so that each becomes one
+/// Event, without a duplicate after a restart of the operator.
 #[must_use]
 pub fn expires_soon(what: &str, secret: &str, validity: (Timestamp, Timestamp), now: Timestamp) -> Option<Cause> {
     let (_, left) = warnings(validity).into_iter().rev().find(|(due, _)| now >= *due)?;
@@ -177,17 +177,17 @@ pub fn expires_soon(what: &str, secret: &str, validity: (Timestamp, Timestamp), 
     Some(Cause::new(Reason::CertificateExpiresSoon, message))
 }
 
-/// The times at which a verdict changes without any object changing.
+/// The times at which a result changes although no object changes.
 pub fn transition_times(certificate: &ServerCertificate) -> impl Iterator<Item = Timestamp> + use<> {
     transition_times_of(validity(certificate))
 }
 
-/// The same of anything that is valid for this time.
+/// The same for anything with this validity.
 pub fn transition_times_of(validity: (Timestamp, Timestamp)) -> impl Iterator<Item = Timestamp> {
     [validity.0, validity.1].into_iter().chain(warnings(validity).map(|(due, _)| due))
 }
 
-/// Whether the broker has proven to present this certificate.
+/// Whether the agent has verified that the broker presents this certificate.
 #[must_use]
 pub fn is_presented(certificate: &ServerCertificate, presented: Option<&PresentedCertificate>) -> bool {
     presented.is_some_and(|presented| presented.fingerprint == certificate.fingerprint)

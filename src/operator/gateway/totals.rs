@@ -1,5 +1,5 @@
-//! What a Gateway's status says of its devices and clients. That changes all the time and nothing else follows from it: so it is written by
-//! itself, without a look at all that belongs to the Gateway.
+//! The totals of devices and clients in a Gateway's status. They change often and affect nothing else, so they are written separately,
+//! without a full reconciliation.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -18,10 +18,10 @@ use crate::operator::kubernetes::apply::{WriteError, Writer};
 use crate::runtime::error::chain;
 use crate::runtime::rate_limited_queue::{Limits, RateLimitedQueue};
 
-/// A Gateway that was written is compared once more after this long: a look at it that had begun before may have written older totals.
+/// The totals are compared again this long after a write: a concurrent reconciliation may have written older totals.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// Writes the totals of the Gateways that `changed` tells of; `seen` tells of each that was written, by whomever.
+/// Writes the totals of the Gateways from `changed`; `seen` receives each Gateway that was written, by any writer.
 pub async fn keep(
     context: &Context,
     writer: &Writer,
@@ -58,7 +58,7 @@ async fn write(context: &Context, writer: &Writer, gateways: &Store<Gateway>, ke
     }
     let declared = context.fleet.lock().totals(key);
     let heard = context.presence.of(key);
-    // The first look at a Gateway says all of it.
+    // The first reconciliation of a Gateway writes the whole status.
     let Some(previous) = &gateway.status else { return Ok(()) };
     let wanted = GatewayStatus {
         devices: devices(declared, heard.as_ref(), Some(previous)),
@@ -68,7 +68,7 @@ async fn write(context: &Context, writer: &Writer, gateways: &Store<Gateway>, ke
     writer.write_status::<Gateway, _>(&key.namespace, &key.name, Some(previous), &wanted).await.map(drop)
 }
 
-/// A digest of all of a Gateway from which something follows: its totals, and who wrote what when, aside.
+/// A digest of a Gateway without its totals and `managedFields`.
 #[must_use]
 pub fn digest(gateway: &Gateway) -> Option<u64> {
     let mut gateway = gateway.clone();

@@ -1,4 +1,4 @@
-//! From what was observed to a Gateway that can be built, or why it cannot.
+//! Validates the observed state: a Gateway that can be built, or the cause why not.
 
 use jiff::Timestamp;
 
@@ -11,17 +11,17 @@ use crate::api::gateway::{Durability, GatewaySpec};
 use crate::api::reason::Reason;
 use crate::api::resources::ResourceQuantity;
 
-/// The least memory that a broker may be limited to: it takes some 10 MiB itself, and a quarter is set aside.
+/// The minimum memory limit of a broker: the broker itself uses about 10 MiB, and a quarter is reserved.
 const MIN_MEMORY: i64 = 32 << 20;
 
 /// Percent of the container's memory that the broker may use for sessions and messages. The rest is for SQLite, for
-/// fragmentation and for the stack: a broker at its own limit refuses messages, one at the container's is killed.
+/// fragmentation and for the stack: a broker at its own limit refuses messages, but the kernel kills a broker at the container's limit.
 const BROKER_MEMORY_PERCENT: i64 = 75;
 
-/// The smallest volume: the broker keeps 64 MiB of it for its journal.
+/// The minimum size of the volume: the broker reserves 64 MiB of it for its journal.
 const MIN_STORAGE: i64 = 128 << 20;
 
-/// The most bytes that may wait for one client: Mosquitto takes no larger number than that with its margin.
+/// The maximum of queued bytes for one client: Mosquitto accepts no larger number than this plus its margin.
 const MAX_QUEUED_BYTES: i64 = i32::MAX as i64 / (QUEUE_MARGIN + 1) * QUEUE_MARGIN;
 
 /// A Gateway that can be built.
@@ -33,33 +33,33 @@ pub struct Valid {
     /// Name.
     pub name: String,
 
-    /// As declared.
+    /// The declared spec.
     pub spec: GatewaySpec,
 
-    /// Bytes that the broker may use for sessions and messages; without a limit of memory: as many as there are.
+    /// Bytes that the broker may use for sessions and messages; unlimited without a memory limit.
     pub memory_limit: Option<i64>,
 
-    /// Bytes that may wait for one client.
+    /// Bytes that the broker may queue for one client.
     pub queued_bytes: i64,
 
     /// Names of the TLS Secrets, sorted, each once.
     pub tls_secrets: Vec<String>,
 
-    /// What the TLS listeners are to present.
+    /// The certificates for the TLS listeners.
     pub tls: Certificates,
 
-    /// Who signs the certificates of devices.
+    /// The authority that signs the certificates of devices.
     pub clients: ClientTrust,
 
-    /// What the spec names and cannot be used yet. The broker is built nevertheless: it starts as soon as this is
-    /// resolved, and one that runs goes on with the certificate it has.
+    /// An object that the spec names and that is not usable yet. The operator builds the broker anyway: the broker starts as soon as
+    /// the object is usable, and a running broker keeps its certificate.
     pub awaiting: Option<Cause>,
 }
 
-/// A Gateway that can be built, or what in its spec has to change first.
+/// Validates a Gateway's spec and the objects that it names.
 ///
 /// # Errors
-/// What only a change of the spec can heal.
+/// If only a change of the spec can resolve the cause.
 pub fn validate(observed: &Observed, now: Timestamp) -> Result<Valid, Cause> {
     let spec = &observed.gateway.spec;
     let memory = spec.resources.limits.get("memory").map(|memory| quantity("resources.limits.memory", memory, MIN_MEMORY)).transpose()?;

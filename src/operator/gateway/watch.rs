@@ -1,4 +1,4 @@
-//! What makes a Gateway be looked at again: itself, what it owns, the Secrets it names, its agent's report.
+//! The watches that trigger the reconciliation of a Gateway: itself, its owned objects, the Secrets it names, its agent's report.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -23,17 +23,17 @@ use crate::api::name::{
 use crate::configuration::agent::{Fullness, PresentedCertificate};
 use crate::operator::device::key::GatewayKey;
 
-/// Everything of a Gateway's own carries the label of that Gateway; the shards of its credentials are not this reconciler's.
+/// Every owned object has the label of its Gateway; another reconciler owns the shards of its credentials.
 fn ours() -> Config {
     Config::default().labels(&format!("{GATEWAY_LABEL},{ROLE_LABEL}!={ROLE_AUTH_SHARD}"))
 }
 
-/// Adds all watches. `looks` tells of Gateways that are to be looked at for another reason.
+/// Adds all watches. `looks` receives Gateways to reconcile for other reasons.
 pub fn subscribe(controller: Controller<Gateway>, client: &Client, looks: UnboundedReceiver<GatewayKey>) -> Controller<Gateway> {
     let (gateways, externals) = (controller.store(), controller.store());
     let configurations = notable(watcher::watcher(Api::<ConfigMap>::all(client.clone()), ours()));
     let tls = Config::default().fields("type=kubernetes.io/tls");
-    // The operator's own Secrets are many, and nobody names them.
+    // The operator's own Secrets are many, and no spec names them.
     let others = Config::default().labels(&format!("!{ROLE_LABEL}"));
     let looks = futures::stream::unfold(looks, |mut looks| async { looks.recv().await.map(|key| (key, looks)) })
         .map(|key| ObjectRef::new(&key.name).within(&key.namespace));
@@ -55,7 +55,7 @@ pub fn subscribe(controller: Controller<Gateway>, client: &Client, looks: Unboun
         .reconcile_on(looks)
 }
 
-/// Gateways whose listeners present what this Secret holds, or one of whose authorities it is.
+/// Gateways whose listeners or authorities use this Secret.
 fn naming(gateways: &Store<Gateway>, secret: &PartialObjectMeta<Secret>) -> Vec<ObjectRef<Gateway>> {
     let name = secret.name_any();
     let presents = |gateway: &Gateway| {
@@ -70,7 +70,7 @@ fn naming(gateways: &Store<Gateway>, secret: &PartialObjectMeta<Secret>) -> Vec<
     gateways.state().iter().filter(|gateway| names(gateway)).map(|gateway| ObjectRef::from_obj(gateway.as_ref())).collect()
 }
 
-/// Gateways whose external broker this Secret is for.
+/// Gateways whose external broker uses this Secret.
 fn logging_in_with(gateways: &Store<Gateway>, secret: &PartialObjectMeta<Secret>) -> Vec<ObjectRef<Gateway>> {
     let name = secret.name_any();
     let names = |gateway: &Gateway| {
@@ -80,7 +80,7 @@ fn logging_in_with(gateways: &Store<Gateway>, secret: &PartialObjectMeta<Secret>
     gateways.state().iter().filter(|gateway| names(gateway)).map(|gateway| ObjectRef::from_obj(gateway.as_ref())).collect()
 }
 
-/// ConfigMaps of Gateways, without the changes of agents' reports that a Gateway's status does not show: a report changes
+/// ConfigMaps of Gateways, without changes of agents' reports that do not affect a Gateway's status: a report changes
 /// with every change of a credential.
 fn notable(
     events: impl Stream<Item = watcher::Result<Event<ConfigMap>>> + Send + 'static,
@@ -111,7 +111,7 @@ fn key(object: &ConfigMap) -> String {
     format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any())
 }
 
-/// What matters of an agent's report.
+/// The part of an agent's report that affects a Gateway's status.
 #[derive(Debug, Eq, PartialEq)]
 struct Notable {
     uid: Option<String>,

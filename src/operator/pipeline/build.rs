@@ -1,4 +1,4 @@
-//! The objects that a Pipeline owns: pure, and cannot fail.
+//! The objects that a Pipeline owns: pure and infallible.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ use crate::operator::context::Images;
 use crate::operator::device::secret::PASSWORD_KEY;
 use crate::operator::kubernetes::apply::standard_labels;
 
-/// Where the worker finds what it reads.
+/// The paths of the worker's files.
 const CONFIGURATION_FOLDER: &str = "/etc/fleetwright/configuration";
 const DATABASE_FOLDER: &str = "/etc/fleetwright/database";
 const CREDENTIALS_FOLDER: &str = "/etc/fleetwright/credentials";
@@ -45,47 +45,48 @@ const CREDENTIALS_VOLUME: &str = "credentials";
 /// Name of [`HTTP_PORT`].
 const HTTP_PORT_NAME: &str = "http";
 
-/// How long a probe waits for an answer; the kubelet's default of one second is short on a busy node.
+/// Timeout of a probe; the kubelet's default of one second is too short on a busy node.
 const PROBE_TIMEOUT_SECONDS: i32 = 2;
 
 /// File of the connection URI in [`DATABASE_FOLDER`].
 const URI_FILE: &str = "uri";
 
-/// Annotation of the pods with a revision of all that a worker reads once, at its start: another one makes a rollout.
+/// Annotation of the pods with a revision of the input that a worker reads only at its start: a new revision causes a rollout.
 const REVISION_ANNOTATION: &str = "fleetwright.io/configuration-revision";
 
 /// User and group of the image.
 const USER: i64 = 65532;
 
-/// How long a worker may take to commit and acknowledge what it has read.
+/// Timeout for a stopping worker to commit and acknowledge the messages that it has read.
 const TERMINATION_GRACE_SECONDS: i64 = 30;
 
 /// The workers' objects.
 #[derive(Debug)]
 pub struct Workers {
-    /// What the workers do.
+    /// The configuration of the workers.
     pub configuration: ConfigMap,
-    /// Gives the pods their names.
+    /// The headless Service for the DNS names of the pods.
     pub service: Service,
-    /// Who may talk to the workers, and they to whom.
+    /// The allowed connections to and from the workers.
     pub network_policy: NetworkPolicy,
-    /// The workers.
+    /// The StatefulSet of the workers.
     pub workers: StatefulSet,
 }
 
-/// How many workers this Pipeline should have now.
+/// The wanted number of workers.
 #[must_use]
 pub fn replicas(pipeline: &Pipeline, valid: &Valid) -> i32 {
     if pipeline.spec.paused { 0 } else { readers(pipeline, valid) }
 }
 
-/// How many workers the Gateways are spread over: never more than there are sessions with their brokers, for each is read by one.
+/// The number of workers that share the Gateways: at most the number of sessions with their brokers, because one worker reads each
+/// session.
 #[must_use]
 pub fn readers(pipeline: &Pipeline, valid: &Valid) -> i32 {
     pipeline.spec.workers.replicas.min(valid.sessions.len().try_into().unwrap_or(i32::MAX))
 }
 
-/// Labels of everything that belongs to a Pipeline.
+/// Labels of all objects of a Pipeline.
 #[must_use]
 pub fn labels(pipeline: &Pipeline) -> BTreeMap<String, String> {
     let mut labels = standard_labels("ingest", &pipeline.name_any());
@@ -93,11 +94,11 @@ pub fn labels(pipeline: &Pipeline) -> BTreeMap<String, String> {
     labels
 }
 
-/// The Secret with which the workers log in. While a Pipeline is paused its workers keep their users, for the broker
-/// keeps a session, with all that it queues, as long as there is its user.
+/// The Secret with which the workers log in. The workers of a paused Pipeline keep their users, because the broker keeps
+/// a session and its queue as long as its user exists.
 #[must_use]
 pub fn credentials(pipeline: &Pipeline, valid: &Valid, password: &Password) -> Secret {
-    // An external broker knows nothing of it.
+    // An external broker does not use this Secret.
     let own: Vec<&str> = valid.gateways.iter().filter(|name| !valid.externals.contains_key(*name)).map(String::as_str).collect();
     let mut metadata = metadata(pipeline);
     metadata.labels.get_or_insert_default().insert(ROLE_LABEL.to_owned(), ROLE_INGEST_CREDENTIALS.to_owned());
@@ -108,11 +109,11 @@ pub fn credentials(pipeline: &Pipeline, valid: &Valid, password: &Password) -> S
     Secret { metadata, data: Some(data), ..Secret::default() }
 }
 
-/// The workers and what they need. `uri` is what the connection Secret holds; only a revision of it gets into an object.
+/// The workers and their objects. `uri` is the content of the connection Secret; the objects contain only a revision of it.
 #[must_use]
 pub fn workers(pipeline: &Pipeline, valid: &Valid, password: &Password, uri: &str, images: &Images) -> Workers {
     let configuration = configuration(pipeline, valid);
-    // The password is random, so that nobody can try out URIs against the revision.
+    // The revision includes the random password, so that nobody can guess the URI from the revision.
     let revision = name::revision([password.expose().as_bytes(), uri.as_bytes(), configuration.as_bytes()]);
     Workers {
         configuration: ConfigMap {
@@ -178,8 +179,8 @@ fn service(pipeline: &Pipeline) -> Service {
     Service { metadata: metadata(pipeline), spec: Some(spec), ..Service::default() }
 }
 
-/// A worker calls brokers and its database and asks for names; it is called for probes and metrics. Behind a Service a
-/// database may listen on any port, and a policy sees that one and not the Service's: so any TCP port may be called.
+/// A worker connects to brokers, to its database and to DNS, and accepts probes and scrapes. Behind a Service a database may
+/// listen on any port, and a policy applies to that port and not to the Service's: so the policy allows every TCP port.
 fn network_policy(pipeline: &Pipeline) -> NetworkPolicy {
     let port = |protocol: &str, port: IntOrString, end_port: Option<i32>| NetworkPolicyPort {
         port: Some(port),
@@ -311,7 +312,7 @@ fn container(pipeline: &Pipeline, logins: Option<VolumeMount>, images: &Images) 
             capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
             ..SecurityContext::default()
         }),
-        // Asked every second until it runs, so that readiness is asked for at once.
+        // Probed every second until the worker runs, so that the readiness probe starts at once.
         startup_probe: Some(probe("/livez", 1, 60)),
         liveness_probe: Some(probe("/livez", 10, 3)),
         readiness_probe: Some(probe("/readyz", 2, 2)),

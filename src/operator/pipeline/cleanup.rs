@@ -1,4 +1,4 @@
-//! What a Pipeline leaves behind outside the cluster, undone within a bounded time: no database holds up a namespace.
+//! Cleans up a deleted Pipeline outside the cluster within a bounded time, so that no database blocks the deletion of a namespace.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,37 +20,37 @@ use crate::operator::twin_sync::external::SharedExternals;
 use crate::runtime::error::chain;
 use crate::sink::timescale::execute::{ExecuteError, release};
 
-/// How long after the deletion of a Pipeline its database is still asked for its sessions, and to release its table.
+/// Time after the deletion of a Pipeline for which the operator tries to read its sessions and to release its table.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Pause between attempts.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long is waited for the workers to end: a pod is given 30 s.
+/// Timeout for the workers to end: the grace period of a pod is 30 s.
 const MAX_WORKERS_END: Duration = Duration::from_secs(40);
 
-/// How often is looked whether they have.
+/// Interval between checks that the workers have ended.
 const REQUEUE_AFTER: Duration = Duration::from_millis(250);
 
-/// Releases or drops the table, as the Pipeline says.
+/// Releases or drops the table, according to the Pipeline's deletion policy.
 ///
 /// # Errors
-/// Why it could not be done in time. A Pipeline that never had a table has no such error.
+/// The cause of a failure or timeout. A Pipeline that never had a table causes no error.
 pub async fn release_table(client: &Client, databases: &Databases, pipeline: &Pipeline) -> Result<(), Cause> {
     persist(pipeline, || attempt(client, databases, pipeline)).await
 }
 
-/// The sessions of a Pipeline with brokers that run elsewhere, and the database that told of them.
+/// The sessions of a Pipeline with external brokers, and the database that stores them.
 ///
 /// # Errors
-/// Why they are not known in time. A Pipeline that never had a table has no such error.
+/// The cause of a failure or timeout. A Pipeline that never had a table causes no error.
 pub async fn sessions(
     client: &Client,
     databases: &Databases,
     externals: &SharedExternals,
     pipeline: &Pipeline,
 ) -> Result<Option<(Arc<Database>, Vec<Unread>)>, Cause> {
-    // Without such a broker no database needs to answer.
+    // Without an external broker the database is not needed.
     if externals.logins(&owner(pipeline).namespace).is_empty() {
         return Ok(None);
     }
@@ -62,8 +62,8 @@ pub async fn sessions(
     persist(pipeline, read).await
 }
 
-/// Tries again and again until it succeeds, or [`PATIENCE`] with the database is over. Where there never was a table, a failure means that
-/// nothing was left behind.
+/// Retries until it succeeds or [`PATIENCE`] has passed. If the Pipeline never had a table, a failure means that nothing needs
+/// cleanup.
 async fn persist<T: Default, F>(pipeline: &Pipeline, attempt: impl Fn() -> F) -> Result<T, Cause>
 where
     F: Future<Output = Result<T, Cause>>,
@@ -71,7 +71,7 @@ where
     let deadline = Instant::now() + remaining(pipeline, Timestamp::now());
     let has_table = pipeline.status.as_ref().is_some_and(|status| status.table.is_some());
     loop {
-        // An attempt that is under way at the deadline may still end well.
+        // An attempt in progress at the deadline may still succeed.
         let failure = match timeout(PATIENCE, attempt()).await {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(cause)) => cause,
@@ -87,17 +87,17 @@ where
     }
 }
 
-/// What is left of [`PATIENCE`], whatever the clocks of the API server and of this process say.
+/// The rest of [`PATIENCE`], robust against differences between the clocks of the API server and of this process.
 fn remaining(pipeline: &Pipeline, now: Timestamp) -> Duration {
     let deleted = pipeline.metadata.deletion_timestamp.as_ref().map_or(now, |time| time.0);
     let passed = Duration::try_from(now.duration_since(deleted)).unwrap_or_default();
     PATIENCE.saturating_sub(passed)
 }
 
-/// Deletes the workers, and waits until they are gone: not for ever, for a node may be lost.
+/// Deletes the workers, and waits until they have ended: with a timeout, because a node may be lost.
 ///
 /// # Errors
-/// When the API server refuses or is away.
+/// If a call to the API server fails.
 pub async fn end_workers(client: &Client, writer: &Writer, pipeline: &Pipeline) -> Result<(), WriteError> {
     let (namespace, name) = (pipeline.namespace().unwrap_or_default(), name::ingest(&pipeline.name_any()));
     let until = Instant::now() + MAX_WORKERS_END;
@@ -107,7 +107,7 @@ pub async fn end_workers(client: &Client, writer: &Writer, pipeline: &Pipeline) 
             break;
         }
         if workers.metadata.deletion_timestamp.is_none() {
-            // It stays until its pods are gone.
+            // The StatefulSet remains until its pods have ended.
             writer.delete_with::<StatefulSet>(&namespace, &name, &DeleteParams::foreground()).await?;
         }
         sleep(REQUEUE_AFTER).await;
@@ -118,12 +118,12 @@ pub async fn end_workers(client: &Client, writer: &Writer, pipeline: &Pipeline) 
 /// The Pipeline's database.
 ///
 /// # Errors
-/// Why nobody knows where it is.
+/// The cause why its URI is not available.
 pub async fn database(client: &Client, databases: &Databases, pipeline: &Pipeline) -> Result<Arc<Database>, Cause> {
     let owner = owner(pipeline);
     match read_uri(client, pipeline).await.map_err(|error| Cause::new(error.reason(), chain(&error)))? {
         Ok(uri) => Ok(databases.obtain(&owner, &uri)),
-        // A namespace that is deleted loses its Secrets before its Pipelines are done.
+        // A namespace in deletion loses its Secrets before its Pipelines are finalized.
         Err(cause) => databases.last(&owner).ok_or(cause),
     }
 }
@@ -163,7 +163,7 @@ mod tests {
     #[tokio::test]
     async fn an_error_of_the_database_is_told_where_there_was_a_table() {
         let away = || Cause::new(Reason::DatabaseUnavailable, "connection refused");
-        // Whether there was a table, what the last attempt comes to -> what is told.
+        // Whether the Pipeline had a table, the result of the last attempt -> the reported result.
         for (table, last, expected) in
             [(true, Ok(7), Ok(7)), (true, Err(away()), Err(away())), (false, Ok(7), Ok(7)), (false, Err(away()), Ok(0))]
         {

@@ -19,35 +19,35 @@ const INITIAL_RECONNECT_DELAY: Duration = Duration::from_millis(500);
 /// The longest delay between attempts to connect, and so the longest time until the operator notices that a database is back.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(5);
 
-/// How long the database may take for a few rows; it takes milliseconds.
+/// Timeout for a query of a few rows, which takes milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How far the registry of a database is.
+/// The state of a database's registry.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum RegistryState {
     /// Not written yet.
     Waiting,
-    /// It holds all Devices of the namespace.
+    /// The registry contains all Devices of the namespace.
     Filled,
-    /// It could not be written.
+    /// A write has failed.
     Failed(Cause),
 }
 
-/// One connection, which the reconciler and the task of the registry share.
+/// The connection that the reconciler and the task of the registry share.
 pub struct DatabaseConnection {
     uri: ConnectionUri,
     since: Instant,
     session: tokio::sync::Mutex<DatabaseSession>,
-    /// Raised whenever the registry has to be filled as a whole; 0 until its table is there.
+    /// Incremented whenever the registry has to be filled completely; 0 until its table exists.
     wanted_fill: watch::Sender<u64>,
     registry: watch::Sender<RegistryState>,
 }
 
 struct DatabaseSession {
     client: Option<Client>,
-    /// How often a connection was made.
+    /// Number of connections that were opened.
     number: u64,
-    /// Number of the connection for which the registry was last asked to be filled.
+    /// Number of the connection for which filling the registry was last requested.
     filled: u64,
     backoff: Backoff,
     last_failure: Option<(Instant, Cause)>,
@@ -57,7 +57,7 @@ struct DatabaseSession {
 pub struct SessionGuard<'a>(tokio::sync::MutexGuard<'a, DatabaseSession>);
 
 impl DatabaseConnection {
-    /// No connection yet.
+    /// A state without a connection.
     #[must_use]
     pub fn new(uri: ConnectionUri) -> Self {
         let session = DatabaseSession { client: None, number: 0, filled: 0, backoff: reconnect_backoff(), last_failure: None };
@@ -79,7 +79,7 @@ impl DatabaseConnection {
     /// The connection. It is opened if there is none.
     ///
     /// # Errors
-    /// Why no connection can be opened. Until the delay after a failure has passed, that failure is returned without an attempt.
+    /// The cause why no connection can be opened. Until the delay after a failure has passed, returns that failure without an attempt.
     pub async fn session(&self) -> Result<SessionGuard<'_>, Cause> {
         let mut session = self.session.lock().await;
         if session.client.as_ref().is_some_and(|client| !client.is_closed()) {
@@ -110,7 +110,7 @@ impl DatabaseConnection {
     /// Runs a small query. If the answer takes longer than [`ANSWER_TIMEOUT`], the connection is closed.
     ///
     /// # Errors
-    /// Why there is no connection, a timeout, or the result of `refused` for an error of the database.
+    /// The cause of a failed connection, a timeout, or the result of `refused` for an error of the database.
     pub async fn ask<T>(
         &self,
         question: impl AsyncFnOnce(&mut Client) -> Result<T, Error>,
@@ -143,14 +143,14 @@ impl DatabaseConnection {
         self.registry.send_replace(state);
     }
 
-    /// Changes whenever the registry has to be filled as a whole.
+    /// Changes whenever the registry has to be filled completely.
     #[must_use]
     pub fn wanted_fill(&self) -> watch::Receiver<u64> {
         self.wanted_fill.subscribe()
     }
 
-    /// The system tables have been seen on this connection: the registry is filled once a connection, since what is behind it may
-    /// be another server or an older copy, and again where its table was `created` only now.
+    /// Records that the system tables were read on this connection. The registry is filled once for each connection, because the server
+    /// may be another one or a restored backup, and again if its table was `created` now.
     pub fn system_seen(&self, session: &mut SessionGuard<'_>, created: bool) {
         if created || session.0.filled != session.0.number {
             session.0.filled = session.0.number;
@@ -168,7 +168,7 @@ impl SessionGuard<'_> {
     /// The client.
     ///
     /// # Errors
-    /// Never while the guard is as [`DatabaseConnection::session`] made it.
+    /// Never for a guard from [`DatabaseConnection::session`].
     pub fn client(&mut self) -> Result<&mut Client, Cause> {
         self.0.client.as_mut().ok_or_else(|| Cause::new(Reason::DatabaseUnavailable, "the connection to the database was closed"))
     }

@@ -11,10 +11,10 @@ use super::registry::{Devices, keep};
 use crate::database::uri::ConnectionUri;
 use crate::state::owner::Owner;
 
-/// One database as one namespace uses it.
+/// A database that one namespace uses.
 pub struct Database {
     connection: Arc<DatabaseConnection>,
-    /// Fills the registry, until nobody uses this database any more.
+    /// Fills the registry until no Pipeline uses this database.
     _keeper: AbortOnDropHandle<()>,
 }
 
@@ -42,13 +42,13 @@ pub struct Databases {
 }
 
 impl Databases {
-    /// None yet. Their registries will follow `devices`.
+    /// An empty set. The registries follow `devices`.
     #[must_use]
     pub fn new(devices: Devices) -> Self {
         Self { users: Arc::default(), devices }
     }
 
-    /// The database of this URI for this Pipeline, which no longer uses any other.
+    /// The database with this URI for this Pipeline, which stops using any other.
     #[must_use]
     pub fn obtain(&self, owner: &Owner, uri: &ConnectionUri) -> Arc<Database> {
         let mut users = self.lock();
@@ -67,7 +67,7 @@ impl Databases {
         self.lock().get(owner).cloned()
     }
 
-    /// Where the databases in use are, each once.
+    /// The connections of the databases in use, each once.
     #[must_use]
     pub fn uris(&self) -> Vec<ConnectionUri> {
         let mut uris: Vec<ConnectionUri> = Vec::new();
@@ -79,7 +79,7 @@ impl Databases {
         uris
     }
 
-    /// The Pipeline uses no database any more.
+    /// Removes the Pipeline from its database.
     pub fn release(&self, owner: &Owner) {
         self.lock().remove(owner);
     }

@@ -1,5 +1,5 @@
-//! From what the database tells of dead letters to what the status shows: pure, and coarse, for nothing that a message causes
-//! is written to the API server.
+//! Converts the numbers of dead letters in the database into the status: pure, and coarse, so that a single message does not cause a
+//! write to the API server.
 
 use crate::api::PipelineStatus;
 use crate::api::condition::{Cause, DEAD_LETTERS_DISCARDED, Finding, REPLAYED};
@@ -7,26 +7,26 @@ use crate::api::dead_letter::{DeadLetterStatus, ReplayState, ReplayStatus};
 use crate::api::reason::Reason;
 use crate::state::dead_letter::{DeadLetters, Replay};
 
-/// What is shown of dead letters.
+/// The dead letters in the status.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct DeadLetterView {
-    /// How many there were; nothing where none was.
+    /// The number of dead letters; `None` without dead letters.
     pub counts: Option<DeadLetterStatus>,
-    /// How far the replay of the spec is; nothing where it asks for none.
+    /// The progress of the replay in the spec; `None` without a replay.
     pub replay: Option<ReplayStatus>,
-    /// Why the replay does not go on.
+    /// Why the replay is blocked.
     pub failure: Option<String>,
 }
 
 impl DeadLetterView {
-    /// What a status shows.
+    /// The view from an existing status.
     #[must_use]
     pub fn of(status: Option<&PipelineStatus>) -> Self {
         let counts = status.and_then(|status| status.dead_letters);
         Self { counts, replay: status.and_then(|status| status.replay.clone()), failure: None }
     }
 
-    /// What is to be shown by now, of a Pipeline that asks for the replay of `token`. Without news that is what was shown before.
+    /// The new view for a Pipeline whose spec requests the replay of `token`. Without new numbers, the view stays the same.
     #[must_use]
     pub fn after(&self, token: Option<&str>, found: Option<&DeadLetters>) -> Self {
         let replay = token.map(|token| {
@@ -45,14 +45,14 @@ impl DeadLetterView {
         Self { counts: (counts.last_day > 0).then_some(counts), replay, failure }
     }
 
-    /// Whether the way from here to there is more than another number.
+    /// Whether the two views differ by more than a number.
     #[must_use]
     pub fn is_news(&self, next: &Self) -> bool {
         let kinds = |view: &Self| view.counts.map(|counts| counts.discarded_last_day > 0);
         kinds(self) != kinds(next) || self.replay != next.replay || self.failure != next.failure
     }
 
-    /// The conditions that follow; `bound` is the Pipeline's.
+    /// The resulting conditions; `bound` is the Pipeline's limit.
     #[must_use]
     pub fn findings(&self, bound: &str) -> Vec<Finding> {
         let mut findings = Vec::new();
@@ -90,12 +90,12 @@ impl DeadLetterView {
     }
 }
 
-/// The number to show: the one that is shown already, while it is off by a quarter at most.
+/// The number to show: the current one, while it differs by a quarter at most.
 fn about(shown: i64, found: i64) -> i64 {
     if shown > 0 && found > 0 && (found - shown).abs() <= shown / 4 { shown } else { found }
 }
 
-/// A replay under way is told of in tenths: a dozen writes, however many messages there are.
+/// The progress of a replay changes in tenths: about a dozen writes for any number of messages.
 fn replay(previous: Option<&ReplayStatus>, token: &str, found: Option<&Replay>) -> ReplayStatus {
     let status = |state, found: &Replay| {
         let Replay { stored, refused, left_alone, remaining, .. } = *found;

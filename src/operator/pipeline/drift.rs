@@ -1,4 +1,5 @@
-//! Sees when a table is no longer as wanted, or a Pipeline's dead letters no longer as shown. Kubernetes tells of its objects by watches; a database tells nobody.
+//! Polls for tables that differ from the spec and for dead letters that differ from the status: a database has no watches as the
+//! Kubernetes API does.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,23 +22,23 @@ use crate::sink::timescale::schema::Desired;
 use crate::state::dead_letter;
 use crate::state::owner::Owner;
 
-/// How often each table is looked at: some six small reads, on a connection that is there already.
+/// Interval between checks of each table: about six small reads, on an existing connection.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long after the last look at a Pipeline another number of dead letters alone is no reason for the next one.
+/// Minimum time between two reconciliations of a Pipeline that only a new number of dead letters causes.
 const NUMBERS_INTERVAL: Duration = Duration::from_mins(5);
 
-/// A table that was as wanted when it was last looked at.
+/// A table that matched the spec at its last check.
 #[derive(Clone)]
 struct Steady {
     database: Arc<Database>,
     desired: Desired,
-    /// What the status shows of dead letters.
+    /// The dead letters in the status.
     letters: DeadLetterView,
     since: Instant,
 }
 
-/// The tables that are as wanted.
+/// The tables that match their specs.
 #[derive(Clone)]
 pub struct Drift {
     tables: Arc<Mutex<HashMap<Owner, Steady>>>,
@@ -45,24 +46,24 @@ pub struct Drift {
 }
 
 impl Drift {
-    /// No tables yet. The Pipeline of each one that drifts is sent once.
+    /// A set without tables. The Pipeline of each table that drifts is sent once.
     #[must_use]
     pub fn new(noticed: UnboundedSender<ObjectRef<Pipeline>>) -> Self {
         Self { tables: Arc::default(), noticed }
     }
 
-    /// The table is as wanted: from now on it is looked at.
+    /// Adds a table that matches its spec: it is checked from now on.
     pub fn watch(&self, database: Arc<Database>, desired: Desired, letters: DeadLetterView) {
         let steady = Steady { database, desired, letters, since: Instant::now() };
         self.lock().insert(steady.desired.owner.clone(), steady);
     }
 
-    /// The table of this Pipeline is not to be looked at.
+    /// Removes the table of this Pipeline.
     pub fn forget(&self, owner: &Owner) {
         self.lock().remove(owner);
     }
 
-    /// Looks until dropped.
+    /// Checks the tables until dropped.
     pub async fn run(&self) {
         let mut ticks = interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -95,7 +96,7 @@ impl Drift {
     }
 }
 
-/// Whether the table and the registry are as they were found last. A new connection is told to the registry.
+/// Whether the table and the registry are unchanged since the last check. Notifies the registry of a new connection.
 async fn is_steady(steady: &Steady) -> bool {
     if steady.database.registry() != RegistryState::Filled {
         return false;

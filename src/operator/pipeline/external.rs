@@ -1,7 +1,7 @@
-//! What the workers are given to read Gateways whose brokers run elsewhere: pure.
+//! The configuration and volumes with which workers read Gateways with external brokers: pure.
 //!
-//! The logins are files, each Gateway's in a folder of its own, so that a changed Secret reaches a running worker: it reads them at
-//! each connection. All are optional to the pod, for a Secret that is missing must not keep the workers from the other Gateways.
+//! The logins are files in a separate folder for each Gateway, so that a changed Secret reaches a running worker: it reads them at
+//! each connection. All are optional, because a missing Secret must not keep the workers from reading the other Gateways.
 
 use std::collections::BTreeMap;
 
@@ -15,15 +15,15 @@ use crate::configuration::agent::TLS_AUTHORITIES;
 use crate::configuration::ingest::{AUTHORITIES_FILE, ExternalAccess, IngestGateway, PASSWORD_FILE, USERNAME_FILE};
 use crate::state::assignment::session_name;
 
-/// Where the worker finds the logins.
+/// The folder of the logins in the worker.
 pub const FOLDER: &str = "/etc/fleetwright/gateways";
 
 const VOLUME: &str = "gateways";
 
-/// A Gateway whose broker runs elsewhere, as a worker knows it.
+/// A worker's configuration of a Gateway with an external broker.
 #[must_use]
 pub fn gateway(pipeline: &Pipeline, name: &str, broker: &ExternalBroker) -> IngestGateway {
-    // An address that is none is one that nobody reaches; the Gateway's condition says so.
+    // An invalid address is unreachable; the Gateway's condition reports it.
     let (host, port) = broker.host_and_port().unwrap_or_default();
     IngestGateway {
         name: name.to_owned(),
@@ -38,14 +38,14 @@ pub fn gateway(pipeline: &Pipeline, name: &str, broker: &ExternalBroker) -> Inge
     }
 }
 
-/// How many sessions share the subscription at a broker, if they do. Of Sparkplug B all that a node says has to come to one place, in its
-/// order.
+/// The number of sessions that share the subscription at a broker, if any. One session must receive all messages of a Sparkplug B node, in
+/// their order.
 fn sessions(pipeline: &Pipeline, broker: &ExternalBroker) -> Option<i32> {
     let shared = broker.shared_subscription.as_ref().filter(|_| pipeline.spec.decode.format != Format::SparkplugB);
     shared.map(|shared| shared.sessions)
 }
 
-/// The sessions in which the Gateways are read: the first of each before the second of any, so that the workers that they are spread over
+/// The sessions in which workers read the Gateways: the first session of every Gateway precedes the second of any, so that the workers
 /// share every Gateway.
 #[must_use]
 pub fn session_names(pipeline: &Pipeline, gateways: &[String], externals: &BTreeMap<String, ExternalBroker>) -> Vec<String> {
@@ -56,7 +56,7 @@ pub fn session_names(pipeline: &Pipeline, gateways: &[String], externals: &BTree
     sessions.into_iter().map(|(number, gateway)| session_name(gateway, number)).collect()
 }
 
-/// The volume with the logins, and its place; `None` where none are needed.
+/// The volume with the logins, and its mount; `None` if the workers need no login.
 #[must_use]
 pub fn volume(brokers: &BTreeMap<String, ExternalBroker>) -> Option<(Volume, VolumeMount)> {
     let sources: Vec<VolumeProjection> = brokers.iter().flat_map(|(name, broker)| files(name, broker)).collect();

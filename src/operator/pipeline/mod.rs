@@ -59,17 +59,17 @@ use crate::state::assignment::spread;
 /// Name in metrics, events and managed fields.
 const CONTROLLER: &str = "pipeline";
 
-/// The most Pipelines at work at once. One whose database is away, or that waits for it to let go of a table, takes seconds.
+/// Maximum of concurrent reconciliations. A reconciliation takes seconds if its database is unavailable or a table is locked.
 const CONCURRENCY: u16 = 32;
 
-/// How long the status of a Pipeline stays as it is while a registry is filled for the first time. 100,000 new devices take two
-/// seconds. A Pipeline that was ready before a restart of the operator stays ready meanwhile.
+/// Time for which the status of a Pipeline stays unchanged while a registry is filled for the first time. 100,000 new devices take two
+/// seconds. A Pipeline that was ready before a restart of the operator stays ready during this time.
 const MAX_REGISTRY_FILL: Duration = Duration::from_secs(10);
 
-/// A Pipeline that waits for that is reconciled again after this long.
+/// A Pipeline that waits for the first filling is reconciled again after this time.
 const REGISTRY_REQUEUE_AFTER: Duration = Duration::from_millis(250);
 
-/// How long the deletion of a Pipeline waits for that of its dead letters.
+/// Timeout for the deletion of the dead letters of a deleted Pipeline.
 const LAST_SWEEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A Pipeline that waits for its database is reconciled again after this time at most.
@@ -78,7 +78,7 @@ const REQUEUE_AFTER: Duration = Duration::from_secs(3);
 /// Each Pipeline is reconciled again after this time at most. A reconciliation reads some 15 objects or lists, and writes only changes.
 const MAX_REQUEUE_AFTER: Duration = Duration::from_hours(1);
 
-/// Reconciles Pipelines until dropped, from when all Devices have been listed: a registry is not filled before.
+/// Reconciles Pipelines until dropped. Starts once all Devices have been listed, because a registry is not filled before.
 pub async fn run(context: Context, devices: Devices, retention: Retention) {
     devices.listed.cancelled().await;
     let (noticed, drifted) = mpsc::unbounded_channel();
@@ -140,7 +140,7 @@ impl k8s_controller::Context for Reconciler {
         } else if pipeline.spec.deletion_policy == DeletionPolicy::Delete
             && let Some(database) = self.databases.last(&owner)
         {
-            // Nobody may use this database from now on. What is left then goes once somebody does.
+            // Perhaps no Pipeline uses this database from now on. The remaining rows are then deleted once a Pipeline uses it again.
             let _ = timeout(LAST_SWEEP_TIMEOUT, self.retention.sweep(database.uri())).await;
         }
         self.databases.release(&owner);
@@ -149,8 +149,8 @@ impl k8s_controller::Context for Reconciler {
 }
 
 impl Reconciler {
-    /// Ends the workers of a Pipeline that is deleted, and their sessions at brokers that run elsewhere: after the workers, which would
-    /// begin them again.
+    /// Deletes the workers of a deleted Pipeline, and then their sessions with external brokers: running workers would start these
+    /// sessions again.
     async fn end_workers(&self, client: &Client, pipeline: &Pipeline) -> Result<(), WriteError> {
         let ended = match cleanup::sessions(client, &self.databases, &self.context.externals, pipeline).await {
             Ok(Some((database, unread))) => {
@@ -168,7 +168,7 @@ impl Reconciler {
         self.writer.prune::<StatefulSet>(&owner_reference(pipeline), &pipeline.namespace().unwrap_or_default(), &selector, &[]).await
     }
 
-    /// Ends the sessions with Gateways that the workers read no longer, once no worker is left that does.
+    /// Ends the sessions with Gateways that are no longer selected, once no worker reads them.
     async fn end_unread(&self, pipeline: &Pipeline, valid: &Valid, workers: &WorkersOutcome) {
         let Some(database) = self.databases.last(&owner(pipeline)).filter(|_| workers.is_settled()) else { return };
         let ended = match sessions::unread(&database, &self.context.externals, pipeline, &valid.gateways).await {
@@ -177,7 +177,7 @@ impl Reconciler {
         };
         if let Err(cause) = ended {
             let (namespace, pipeline) = (pipeline.namespace(), pipeline.name_any());
-            warn!(namespace, pipeline, reason = %cause.reason, "sessions that nobody reads are not ended yet: {}", cause.message);
+            warn!(namespace, pipeline, reason = %cause.reason, "sessions that no worker reads are not ended yet: {}", cause.message);
         }
     }
 
@@ -205,7 +205,7 @@ impl Reconciler {
         Ok(Some(requeue_after(&outcome)))
     }
 
-    /// Whether the workers wait only for the first filling of a registry, which began a moment ago.
+    /// Whether the workers wait only for the first filling of a registry, which has just started.
     fn is_first_filling(&self, pipeline: &Pipeline, outcome: &Outcome) -> bool {
         let Outcome::Accepted { workers: WorkersOutcome::Awaiting(cause), .. } = outcome else { return false };
         let database = self.databases.last(&owner(pipeline));
@@ -267,7 +267,7 @@ impl Reconciler {
         }
     }
 
-    /// What the workers have to wait for. A reading of a Device that the registry does not hold yet would be refused.
+    /// The cause why the workers have to wait. Workers would refuse a reading of a Device that is not in the registry yet.
     fn awaiting(&self, pipeline: &Pipeline, valid: &Valid, table: &TableOutcome, letters: &DeadLetterView) -> Option<Cause> {
         let owner = owner(pipeline);
         let ready = matches!(table, TableOutcome::Ready { .. });
@@ -325,7 +325,7 @@ impl Reconciler {
         self.writer.prune::<StatefulSet>(owner, &namespace, &all, &names([&desired.workers])).await
     }
 
-    /// Says which worker reads which Gateway, before there are more workers or fewer.
+    /// Writes which worker reads which Gateway, before the number of workers changes.
     async fn spread_gateways(&self, pipeline: &Pipeline, valid: &Valid) -> Result<(), Cause> {
         let owner = owner(pipeline);
         let closed = || Cause::new(Reason::DatabaseUnavailable, "the connection to the database was closed");

@@ -1,4 +1,4 @@
-//! All that a reconciliation reads: the API server and the database.
+//! All reads of a reconciliation: from the API server and the database.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,46 +25,46 @@ use crate::state::dead_letter::{self, DeadLetters};
 use crate::state::owner::Owner;
 use crate::state::system;
 
-/// How long the numbers of dead letters may take; they take milliseconds.
+/// Timeout of the query for the numbers of dead letters, which takes milliseconds.
 const LETTERS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What was found around a Pipeline.
+/// The observed state of a Pipeline.
 #[derive(Debug)]
 pub struct Observed {
-    /// Gateways of the namespace, those that are being deleted aside, with their labels.
+    /// Gateways of the namespace with their labels, without those in deletion.
     pub gateways: BTreeMap<String, BTreeMap<String, String>>,
-    /// Those of them whose broker runs elsewhere.
+    /// The Gateways with an external broker.
     pub externals: BTreeMap<String, ExternalBroker>,
-    /// The connection URI, or why there is none.
+    /// The connection URI, or why it is not available.
     pub uri: Result<ConnectionUri, Cause>,
     /// The database.
     pub database: DatabaseView,
-    /// What the database tells of dead letters, where it does.
+    /// The numbers of dead letters, if the database returned them.
     pub letters: Option<DeadLetters>,
-    /// The FileDescriptorSet that the Pipeline names, where it names one; or why there is none.
+    /// The FileDescriptorSet, if the Pipeline names one; or why it is not available.
     pub descriptor: Result<Option<Vec<u8>>, Cause>,
-    /// Password of the workers, where there is one that can be used.
+    /// Password of the workers, if a usable one exists.
     pub password: Option<Password>,
 }
 
-/// What was found of the database.
+/// The observed state of the database.
 #[derive(Debug)]
 pub enum DatabaseView {
-    /// It could not be looked at.
+    /// The database could not be read for a temporary cause.
     Unseen(Cause),
-    /// It does not let itself be looked at.
+    /// The database refused the read.
     Refused(Cause),
-    /// This is there.
+    /// The observed tables.
     Seen(observe::ObservedSchema),
 }
 
-/// The Pipeline as the database knows it.
+/// The Pipeline's identity in the database.
 #[must_use]
 pub fn owner(pipeline: &Pipeline) -> Owner {
     Owner { namespace: pipeline.namespace().unwrap_or_default(), pipeline: pipeline.name_any() }
 }
 
-/// Reads everything. That the database is away is a finding.
+/// Reads everything. An unavailable database is a result, not an error.
 ///
 /// # Errors
 /// When the API server refuses or is away.
@@ -101,7 +101,7 @@ pub async fn read_uri(client: &Client, pipeline: &Pipeline) -> Result<Result<Con
     Ok(connection_uri(secret.as_ref(), &reference.name, &reference.key))
 }
 
-/// The connection URI in a Secret, or what is wrong with it.
+/// The connection URI in a Secret, or the cause why it is invalid.
 fn connection_uri(secret: Option<&Secret>, name: &str, key: &str) -> Result<ConnectionUri, Cause> {
     let Some(secret) = secret else {
         let message = format!("there is no Secret {name} in this namespace: create it with the connection URI under the key {key}");

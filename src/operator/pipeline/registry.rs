@@ -19,11 +19,11 @@ use crate::runtime::error::chain;
 use crate::state::registry::DeviceRow;
 use crate::state::registry::fill::{FillError, change, sync};
 
-/// Changes are gathered for this long: one statement for a folder of Devices, and still well before the broker has proven them.
+/// Changes are collected for this long: one statement for a file of Devices, and still well before the broker has loaded them.
 const GATHERING: Duration = Duration::from_millis(50);
 
-/// The registry is compared as a whole this often, so that a row that somebody changed by hand is mended. A comparison of 100,000
-/// devices takes the database below a second.
+/// Interval between full comparisons of the registry, which correct manual changes of rows. A comparison of 100,000 devices takes the
+/// database less than a second.
 const COMPARISON_INTERVAL: Duration = Duration::from_mins(5);
 
 /// The delay after the first failure; it doubles up to [`MAX_RETRY_DELAY`].
@@ -32,24 +32,24 @@ const INITIAL_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The longest delay after a failure.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(15);
 
-/// The Devices, and what changes of them.
+/// The Devices and their changes.
 #[derive(Clone)]
 pub struct Devices {
-    /// All of them.
+    /// All Devices.
     pub fleet: SharedDeviceIndex,
-    /// Those whose row may have changed.
+    /// Devices whose row may have changed.
     pub changes: broadcast::Sender<DeviceKey>,
-    /// Cancelled once all have been listed; before that a row without a Device means nothing.
+    /// Cancelled once all Devices have been listed; before that a row without a Device is not an error.
     pub listed: CancellationToken,
 }
 
-/// Fills the registry when its table is there, and follows the Devices from then on. Never ends.
+/// Fills the registry when its table exists, and follows the Devices from then on. Never ends.
 pub async fn keep(connection: Arc<DatabaseConnection>, namespace: String, devices: Devices) {
     devices.listed.cancelled().await;
     let mut wanted = connection.wanted_fill();
     let mut backoff = Backoff::new(INITIAL_RETRY_DELAY, MAX_RETRY_DELAY);
     loop {
-        // The sender lives in the connection.
+        // The connection owns the sender.
         if wanted.wait_for(|number| *number > 0).await.is_err() {
             return;
         }
@@ -74,7 +74,7 @@ pub async fn keep(connection: Arc<DatabaseConnection>, namespace: String, device
 
 async fn fill(connection: &DatabaseConnection, namespace: &str, devices: &Devices) -> Result<(), Cause> {
     let mut session = connection.session().await?;
-    // Taken while no other call can come between: an older list must not follow a newer one.
+    // The list is read while the connection is locked: an older list must not overwrite a newer one.
     let rows = devices.fleet.lock().registry(namespace);
     let changed = settle(sync(session.client()?, namespace, &rows).await, session)?;
     if changed > 0 {
@@ -83,7 +83,7 @@ async fn fill(connection: &DatabaseConnection, namespace: &str, devices: &Device
     Ok(())
 }
 
-/// Writes changes until the registry has to be filled as a whole again.
+/// Writes changes until the registry needs a full comparison again.
 async fn follow(
     connection: &DatabaseConnection,
     namespace: &str,
@@ -120,7 +120,7 @@ async fn follow(
     }
 }
 
-/// The rows of these Devices, and name and Gateway of those that are gone.
+/// The rows of these Devices, and name and Gateway of the deleted ones.
 fn rows(devices: &Devices, keys: HashSet<DeviceKey>) -> (Vec<DeviceRow>, Vec<(String, String)>) {
     let fleet = devices.fleet.lock();
     let (mut rows, mut gone) = (Vec::new(), Vec::new());
@@ -133,7 +133,7 @@ fn rows(devices: &Devices, keys: HashSet<DeviceKey>) -> (Vec<DeviceRow>, Vec<(St
     (rows, gone)
 }
 
-/// The result, as a cause; a connection that does not answer is given up.
+/// Converts an error into a cause; closes a connection that does not answer.
 fn settle(result: Result<u64, FillError>, session: SessionGuard<'_>) -> Result<u64, Cause> {
     result.map_err(|error| {
         if matches!(error, FillError::AwaitAnswer) {

@@ -1,4 +1,4 @@
-//! Has dead letters deleted that are older than their Pipeline keeps them, in every database in use.
+//! Deletes dead letters that are older than the retention of their Pipeline, in every database in use.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,16 +16,16 @@ use crate::database::uri::ConnectionUri;
 use crate::runtime::error::chain;
 use crate::state::dead_letter_retention::{Swept, sweep};
 
-/// How often is looked: a dead letter is this much older at most. A look that finds nothing is a few reads of indexes.
+/// Interval between sweeps: a dead letter exceeds its retention by at most this. A sweep without expired rows is a few index reads.
 const INTERVAL: Duration = Duration::from_mins(10);
 
-/// How long after the start is looked first: an operator that restarts often must not put it off for ever.
-const FIRST_AFTER: Duration = Duration::from_mins(1);
+/// Delay of the first sweep after the start: short, so that an operator that restarts often still sweeps.
+const INITIAL_DELAY: Duration = Duration::from_mins(1);
 
-/// How long a sweep may take. A million dead letters take a minute or two; what is left is done the next time.
+/// Timeout of a sweep. A million dead letters take a minute or two; the next sweep deletes the rest.
 const PATIENCE: Duration = Duration::from_mins(5);
 
-/// How long after a change of a retention is waited for others, such as those of a whole folder.
+/// Delay after a change of a retention, to collect further changes such as those of one `kubectl apply`.
 const GATHERING: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +38,7 @@ enum SweepError {
     Await,
 }
 
-/// Deletes what is too old.
+/// Deletes expired dead letters.
 #[derive(Clone)]
 pub struct Retention {
     changed: Arc<Notify>,
@@ -48,15 +48,15 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// Nothing is deleted before [`Self::run`].
+    /// A sweeper that deletes nothing before [`Self::run`].
     ///
     /// # Errors
-    /// When the registry refuses a metric.
+    /// If the registry refuses a metric.
     pub fn new(metrics: &Registry) -> Result<Self, prometheus::Error> {
-        let deleted = GenericCounter::new("fleetwright_dead_letters_expired_total", "Dead letters that were deleted for their age.")?;
+        let deleted = GenericCounter::new("fleetwright_dead_letters_expired_total", "Dead letters deleted because of their age.")?;
         let dropped =
-            GenericCounter::new("fleetwright_dead_letter_chunks_dropped_total", "Chunks of dead letters that were dropped for their age.")?;
-        let sweeps = Opts::new("fleetwright_dead_letter_sweeps_total", "Looks for dead letters that are too old, by outcome.");
+            GenericCounter::new("fleetwright_dead_letter_chunks_dropped_total", "Chunks of dead letters dropped because of their age.")?;
+        let sweeps = Opts::new("fleetwright_dead_letter_sweeps_total", "Sweeps for expired dead letters, by outcome.");
         let sweeps = IntCounterVec::new(sweeps, &["outcome"])?;
         metrics.register(Box::new(deleted.clone()))?;
         metrics.register(Box::new(dropped.clone()))?;
@@ -64,14 +64,14 @@ impl Retention {
         Ok(Self { changed: Arc::default(), deleted, dropped, sweeps })
     }
 
-    /// A retention has changed: what is too old by now goes at once.
+    /// A retention has changed: starts a sweep at once.
     pub fn changed(&self) {
         self.changed.notify_one();
     }
 
-    /// Deletes until dropped. What is too old is known by its age alone, so that a restart forgets nothing.
+    /// Sweeps until dropped. Only the age of a dead letter decides, so a restart needs no state.
     pub async fn run(&self, databases: &Databases) {
-        let mut wait = FIRST_AFTER;
+        let mut wait = INITIAL_DELAY;
         loop {
             tokio::select! {
                 () = sleep(wait) => {}
@@ -82,7 +82,7 @@ impl Retention {
         }
     }
 
-    /// Deletes what is too old in one database.
+    /// Deletes expired dead letters in one database.
     pub async fn sweep(&self, uri: &ConnectionUri) {
         let outcome = timeout(PATIENCE, sweep_once(uri)).await.unwrap_or(Err(SweepError::Await));
         match outcome {
@@ -104,16 +104,16 @@ impl Retention {
     fn note(&self, swept: &Swept) {
         self.dropped.inc_by(swept.chunks);
         if swept.chunks > 0 {
-            info!(chunks = swept.chunks, "dropped chunks of dead letters that nobody keeps any more");
+            info!(chunks = swept.chunks, "dropped chunks of expired dead letters");
         }
         for (owner, count) in &swept.deleted {
             self.deleted.inc_by(*count);
-            info!(namespace = owner.namespace, pipeline = owner.pipeline, count, "deleted dead letters that are older than they are kept");
+            info!(namespace = owner.namespace, pipeline = owner.pipeline, count, "deleted expired dead letters");
         }
     }
 }
 
-/// By a connection of its own: the operator's other work does not wait for it.
+/// Uses a separate connection, so that other work of the operator does not wait.
 async fn sweep_once(uri: &ConnectionUri) -> Result<Swept, SweepError> {
     let (client, connection) = connect(uri, "fleetwright operator retention").await?;
     drive(connection);

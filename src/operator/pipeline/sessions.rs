@@ -1,5 +1,5 @@
-//! Sessions of a Pipeline with brokers that run elsewhere, once nobody reads them any more: they are ended, so that nothing is queued there
-//! for nobody. With a broker of ours a session goes with its user.
+//! Ends the sessions of a Pipeline with external brokers that no worker reads any more, so that no queue grows there without a consumer.
+//! A session with a broker of a Gateway ends with its user.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,20 +19,20 @@ use crate::operator::twin_sync::session_loop::SyncError;
 use crate::runtime::error::chain;
 use crate::state::assignment::{Sessions, forget_sessions, gateway_of, read_sessions};
 
-/// Of so many Gateways a note tells what the Pipeline's client is called: it has room for 1,024 characters.
+/// Maximum of Gateways whose client identifiers a note lists: an Event's note has at most 1,024 characters.
 const MAX_NAMED_GATEWAYS: usize = 4;
 
-/// A session that nobody reads any more.
+/// A session that no worker reads any more.
 #[derive(Debug)]
 pub struct Unread {
     name: String,
     login: Login,
 }
 
-/// The sessions that have begun with brokers that run elsewhere, but for those of the Gateways that are still `read`.
+/// The sessions with external brokers, without those of the Gateways that are still `read`.
 ///
 /// # Errors
-/// When the database does not tell.
+/// If the query fails.
 pub async fn unread(
     database: &DatabaseConnection,
     externals: &SharedExternals,
@@ -59,10 +59,10 @@ fn choose(sessions: &Sessions, logins: &BTreeMap<Arc<str>, Arc<Login>>, uid: &st
     unread.collect()
 }
 
-/// Ends sessions at their brokers, and forgets them in the database.
+/// Ends sessions at their brokers, and deletes their rows in the database.
 ///
 /// # Errors
-/// Why some are not ended.
+/// The cause why some sessions are not ended.
 pub async fn end(database: &DatabaseConnection, pipeline: &Pipeline, unread: Vec<Unread>) -> Result<(), Cause> {
     let mut ended = Vec::new();
     let mut failed = BTreeMap::new();
@@ -73,7 +73,7 @@ pub async fn end(database: &DatabaseConnection, pipeline: &Pipeline, unread: Vec
         }
         match discard(&login).await {
             Ok(()) => {
-                info!(pipeline = pipeline.name_any(), session = name, client = login.client_id, "nobody reads it any more: ended");
+                info!(pipeline = pipeline.name_any(), session = name, client = login.client_id, "ended a session that no worker reads");
                 ended.push(name);
             }
             Err(error) => {
@@ -88,7 +88,7 @@ pub async fn end(database: &DatabaseConnection, pipeline: &Pipeline, unread: Vec
     failed.into_values().next().map_or(Ok(()), Err)
 }
 
-/// What to tell of a deleted Pipeline whose sessions with the brokers of these Gateways could not be ended.
+/// The note for a deleted Pipeline whose sessions with the brokers of these Gateways could not be ended.
 pub fn left_behind<'a>(pipeline: &Pipeline, gateways: impl Iterator<Item = &'a Arc<str>>, cause: &Cause) -> String {
     let uid = pipeline.uid().unwrap_or_default();
     let client = |gateway: &Arc<str>| format!("{} at that of Gateway {gateway}", name::external_ingest_client(&uid, gateway));

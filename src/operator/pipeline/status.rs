@@ -1,4 +1,4 @@
-//! From what was done to the status: pure.
+//! The status from the outcome of a reconciliation: pure.
 
 use std::fmt;
 
@@ -10,18 +10,18 @@ use crate::api::condition::{ACCEPTED, Cause, Finding, Readiness, TABLE_READY, WO
 use crate::api::reason::Reason;
 use crate::api::{Pipeline, PipelineStatus};
 
-/// What became of a spec.
+/// The outcome of a reconciliation.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It cannot be carried out.
+    /// The spec is invalid.
     Refused(Cause),
-    /// It is being carried out.
+    /// The spec is accepted.
     Accepted {
         /// The table.
         table: TableOutcome,
         /// The workers.
         workers: WorkersOutcome,
-        /// What is read.
+        /// The sources of the workers.
         sources: Sources,
         /// The dead letters.
         letters: DeadLetterView,
@@ -30,44 +30,44 @@ pub enum Outcome {
     Deleting,
 }
 
-/// What is read.
+/// The sources of the workers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Sources {
-    /// How many Gateways.
+    /// Number of Gateways.
     pub gateways: usize,
-    /// In how many sessions with their brokers: more than that where some share a subscription.
+    /// Number of sessions with their brokers: higher than the number of Gateways if sessions share a subscription.
     pub sessions: usize,
 }
 
-/// What became of the table.
+/// The state of the table.
 #[derive(Clone, Debug)]
 pub enum TableOutcome {
-    /// Nobody can tell.
+    /// The state is unknown.
     Unknown(Cause),
-    /// It is not as wanted.
+    /// The table does not match the spec.
     Failed {
-        /// Why.
+        /// The cause.
         cause: Cause,
-        /// Whether only a change of the Pipeline helps.
+        /// Whether only a change of the Pipeline can resolve the cause.
         stalled: bool,
     },
-    /// It is as wanted. These columns are no longer in the spec.
+    /// The table matches the spec. It keeps these columns, which are no longer in the spec.
     Ready {
         /// Names of the columns.
         kept: Vec<String>,
     },
 }
 
-/// What became of the workers.
+/// The state of the workers.
 #[derive(Clone, Debug)]
 pub enum WorkersOutcome {
-    /// They were not touched, since something they need is not there.
+    /// The workers were not changed, because a prerequisite is missing.
     Awaiting(Cause),
-    /// They are as this StatefulSet says.
+    /// The workers are applied.
     Applied {
         /// The live StatefulSet.
         live: Box<StatefulSet>,
-        /// How many there should be.
+        /// Wanted number of workers.
         wanted: i32,
         /// Whether the Pipeline is paused.
         paused: bool,
@@ -144,13 +144,13 @@ fn selector(pipeline: &Pipeline) -> String {
 }
 
 impl WorkersOutcome {
-    /// Whether exactly those workers run that should, as the spec says.
+    /// Whether exactly the wanted workers run, with the current spec.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         matches!(self, Self::Applied { live, wanted, .. } if is_settled(live, *wanted))
     }
 
-    /// Workers that are there.
+    /// Existing workers.
     fn replicas(&self) -> Option<i32> {
         match self {
             Self::Awaiting(_) => None,
@@ -158,7 +158,7 @@ impl WorkersOutcome {
         }
     }
 
-    /// Workers that are ready, of those wanted.
+    /// Ready workers, at most the wanted number.
     fn summary(&self) -> Option<String> {
         match self {
             Self::Awaiting(_) => None,
@@ -166,7 +166,7 @@ impl WorkersOutcome {
         }
     }
 
-    /// The condition, the cause where it does not hold, and the cause of `Ready` where everything does.
+    /// The condition, the cause if it is false, and the cause of `Ready` if all conditions hold.
     fn judge(&self, table: &str, sources: Sources) -> (Finding, Option<Cause>, Cause) {
         let failed = |cause: Cause| (Finding::fails(WORKERS_AVAILABLE, cause.clone()), Some(cause.clone()), cause);
         match self {
@@ -201,13 +201,13 @@ fn ready_replicas(live: &StatefulSet) -> i32 {
     live.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0)
 }
 
-/// Whether the status speaks of this very spec.
+/// Whether the StatefulSet's status has observed its current generation.
 fn is_observed(live: &StatefulSet) -> bool {
     let observed = live.status.as_ref().and_then(|status| status.observed_generation);
     observed.is_some() && observed >= live.metadata.generation
 }
 
-/// Whether exactly the wanted workers run, all as the spec says, and all ready.
+/// Whether exactly the wanted workers run with the current spec, and all are ready.
 fn is_settled(live: &StatefulSet, wanted: i32) -> bool {
     let Some(status) = live.status.as_ref().filter(|_| is_observed(live)) else {
         return false;

@@ -63,14 +63,14 @@ fn ready_and_why_not() {
             "Unknown/DatabaseRefused",
             "True/WorkersAvailable",
         ),
-        (outcome(failed(false), running()), "False/DatabaseRefused", Some(RECONCILING), "False/Because", "True/WorkersAvailable"),
-        (outcome(failed(true), running()), "False/DatabaseRefused", Some(STALLED), "False/Because", "True/WorkersAvailable"),
+        (outcome(failed(false), running()), "False/DatabaseRefused", Some(RECONCILING), "False/DatabaseRefused", "True/WorkersAvailable"),
+        (outcome(failed(true), running()), "False/DatabaseRefused", Some(STALLED), "False/DatabaseRefused", "True/WorkersAvailable"),
         (
             outcome(ready_table(), WorkersOutcome::Awaiting(cause())),
             "False/DatabaseRefused",
             Some(RECONCILING),
             "True/TableReady",
-            "False/Because",
+            "False/DatabaseRefused",
         ),
         // Not observed yet, of the last revision, not ready, still scaling.
         (
@@ -120,7 +120,7 @@ fn ready_and_why_not() {
             outcome(failed(false), applied(live(3, 0, 0, true), 0, true)),
             "False/DatabaseRefused",
             Some(RECONCILING),
-            "False/Because",
+            "False/DatabaseRefused",
             "True/Paused",
         ),
         (

@@ -1,4 +1,4 @@
-//! From what was found to what can be done: pure.
+//! Validates the observed state and plans the changes: pure.
 
 use std::collections::BTreeMap;
 
@@ -13,47 +13,47 @@ use crate::configuration::pipeline::compile;
 use crate::sink::timescale::plan::{SchemaPlan, plan};
 use crate::sink::timescale::schema::Desired;
 
-/// A spec that can be carried out, and how far that is possible now.
+/// A valid spec, and the parts of it that are possible now.
 #[derive(Debug)]
 pub struct Valid {
-    /// What is wanted of the database.
+    /// The desired table.
     pub desired: Desired,
     /// MQTT topic filter of the messages.
     pub filter: String,
-    /// MQTT topic filter of what the workers publish, if anything.
+    /// MQTT topic filter of the messages that the workers publish, if any.
     pub commands: Option<String>,
-    /// Gateways that are selected, by name, in order.
+    /// Names of the selected Gateways, sorted.
     pub gateways: Vec<String>,
-    /// Those of them whose broker runs elsewhere.
+    /// The selected Gateways with an external broker.
     pub externals: BTreeMap<String, ExternalBroker>,
-    /// The sessions in which they are read, by name.
+    /// The sessions in which workers read the Gateways, by name.
     pub sessions: Vec<String>,
-    /// The way to the table.
+    /// The plan for the table.
     pub table: TableView,
-    /// The FileDescriptorSet for the workers, where they need one; or what they wait for.
+    /// The FileDescriptorSet for the workers, if they need one; or the cause why they wait.
     pub descriptor: Result<Option<Vec<u8>>, Cause>,
 }
 
-/// The way to the table.
+/// The plan for the table.
 #[derive(Debug)]
 pub enum TableView {
-    /// Nobody can tell.
+    /// The state of the table is unknown.
     Unknown(Cause),
-    /// It is not to be made. `stalled`: a change of this very Pipeline is what it waits for.
+    /// The table must not be changed. `stalled`: it waits for a change of this Pipeline.
     Refused {
-        /// Why.
+        /// The cause.
         cause: Cause,
-        /// Whether only a change of the Pipeline helps.
+        /// Whether only a change of the Pipeline can resolve the cause.
         stalled: bool,
     },
-    /// What is to be done; without steps, the table is as wanted.
+    /// The steps to run; without steps, the table matches the spec.
     Planned(SchemaPlan),
 }
 
-/// Checks a spec against what was found.
+/// Checks a spec against the observed state.
 ///
 /// # Errors
-/// Why the spec cannot be carried out, whatever happens elsewhere.
+/// The cause why the spec is invalid, independent of other objects.
 pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause> {
     let descriptor = observed.descriptor.as_ref().map(Option::as_deref).map_err(Clone::clone);
     let compiled = compile(owner(pipeline), &pipeline.spec, descriptor)?;

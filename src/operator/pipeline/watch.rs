@@ -1,4 +1,5 @@
-//! What makes a Pipeline be looked at again: itself, what it owns, the Secret and the ConfigMap it names, the Gateways of its namespace, its table.
+//! The watches that trigger the reconciliation of a Pipeline: itself, its owned objects, the Secret and the ConfigMap it names, the
+//! Gateways of its namespace, its table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,14 +17,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use crate::api::name::{GATEWAY_LABEL, PIPELINE_LABEL, ROLE_LABEL};
 use crate::api::{Gateway, Pipeline};
 
-/// Adds all watches. `drifted` tells whose table is no longer as wanted.
+/// Adds all watches. `drifted` receives the Pipelines whose table no longer matches the spec.
 pub fn subscribe(
     controller: Controller<Pipeline>,
     client: &Client,
     drifted: UnboundedReceiver<ObjectRef<Pipeline>>,
 ) -> Controller<Pipeline> {
     let ours = || Config::default().labels(PIPELINE_LABEL);
-    // The operator's own Secrets are many, and nobody names them.
+    // The operator's own Secrets are many, and no spec names them.
     let secrets = Config::default().labels(&format!("!{ROLE_LABEL}"));
     let descriptors = Config::default().labels(&format!("!{PIPELINE_LABEL},!{GATEWAY_LABEL}"));
     let (naming, describing, reading) = (controller.store(), controller.store(), controller.store());
@@ -49,7 +50,7 @@ pub fn subscribe(
         .reconcile_on(drifted)
 }
 
-/// The Pipelines of a namespace to which this applies.
+/// The Pipelines of a namespace that match the predicate.
 fn of_namespace(pipelines: &Store<Pipeline>, namespace: Option<&str>, applies: impl Fn(&Pipeline) -> bool) -> Vec<ObjectRef<Pipeline>> {
     let pipelines = pipelines.state().into_iter();
     let pipelines = pipelines.filter(|pipeline| pipeline.metadata.namespace.as_deref() == namespace && applies(pipeline));
@@ -58,7 +59,7 @@ fn of_namespace(pipelines: &Store<Pipeline>, namespace: Option<&str>, applies: i
 
 type Metadata = PartialObjectMeta<Gateway>;
 
-/// Gateways that came, went, or got other labels or another spec; not those whose status changed, as it does with every Device.
+/// Gateways that were created or deleted, or whose labels or spec changed. It excludes changes of the status, which every Device causes.
 fn relabelled(
     events: impl Stream<Item = watcher::Result<Event<Metadata>>> + Send + 'static,
 ) -> impl Stream<Item = watcher::Result<Metadata>> + Send + 'static {
@@ -71,7 +72,7 @@ fn relabelled(
     })
 }
 
-/// Gateways by namespace and name, and those that the list under way has named.
+/// Gateways by namespace and name, and the Gateways of the list in progress.
 #[derive(Default)]
 struct Known {
     gateways: BTreeMap<(String, String), Metadata>,
@@ -79,7 +80,7 @@ struct Known {
 }
 
 impl Known {
-    /// The Gateways that this event makes worth a look.
+    /// The Gateways whose Pipelines need a reconciliation after this event.
     fn observe(&mut self, event: Event<Metadata>) -> Vec<Metadata> {
         let key = |gateway: &Metadata| (gateway.namespace().unwrap_or_default(), gateway.name_any());
         match event {

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use super::DeviceAction;
 use crate::api::client_authority::IssuerReference;
 use crate::api::{Device, DeviceStatus};
+use crate::broker::credential::Password;
+use crate::broker::credential::hash::{GENERATED_ITERATIONS, hash};
 use crate::certificate::client::ClientAuthority;
 use crate::certificate::trust::TrustedAuthorities;
 use crate::operator::device::certificate::{Authority, Issuer, Signer, Source};
@@ -43,6 +45,11 @@ fn index(authentication: &Value, external: bool) -> DeviceIndex {
     index.endpoint_observed(&gateway(), "uid-g", Endpoint::new("g.n.svc", 1883, false, None));
     index.device_applied(&device(authentication, 1, None));
     index
+}
+
+/// The password that the broker checks.
+fn hashed() -> PasswordState {
+    PasswordState::Hashed(hash("uid-d", "d", &Password::generate(), GENERATED_ITERATIONS).into())
 }
 
 /// An issuer of cert-manager, or the operator with the key of a Secret.
@@ -103,9 +110,9 @@ fn a_generated_secret_is_deleted_once_other_credentials_are_live() {
     for (authentication, external) in [(&given, false), (&json!({}), true)] {
         let mut index = index(authentication, external);
         index.broker_connection_observed(&gateway(), true);
-        index.password_observed(&key(), "uid-d", PasswordState::Hashed("hash".into()));
+        index.password_observed(&key(), "uid-d", hashed());
         index.take_changes();
-        index.generated_observed(&key(), "uid-d", PasswordState::Hashed("generated".into()), Lifetime::default(), 0);
+        index.generated_observed(&key(), "uid-d", hashed(), Lifetime::default(), 0);
         assert!(index.take_changes().devices.contains(&key()));
         assert!(!matches!(index.next_action(&key(), true), DeviceAction::DeleteSecret { .. }), "the Device is not ready yet");
         let DeviceAction::WriteStatus(mut status) = index.next_action(&key(), true) else { panic!("no status") };
@@ -118,7 +125,8 @@ fn a_generated_secret_is_deleted_once_other_credentials_are_live() {
             status = live;
         }
         index.status_written(&key(), &device(authentication, 2, Some(&status)));
-        assert!(matches!(index.next_action(&key(), false), DeviceAction::DeleteSecret { uid } if *uid == *"uid-d"));
+        let action = index.next_action(&key(), false);
+        assert!(matches!(&action, DeviceAction::DeleteSecret { uid } if **uid == *"uid-d"), "{authentication}: {action:?}");
         index.generated_secret_deleted(&key(), "uid-d");
         assert!(matches!(index.next_action(&key(), false), DeviceAction::None));
     }

@@ -1,4 +1,4 @@
-//! Who the pod is, and what its agent may read and write: by name, so that it sees no other Gateway's credentials.
+//! The ServiceAccount of the pod, and the Role of its agent: by object name, so that it cannot read another Gateway's credentials.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ pub(super) fn service_account(valid: &Valid) -> ServiceAccount {
 }
 
 pub(super) fn role(valid: &Valid) -> Role {
-    // All shards that there may ever be, so that growing their number changes no permission.
+    // All possible shards, so that a larger number of shards changes no permission.
     let shards = (0..MAX_SHARDS).map(|shard| name::auth_shard(&valid.name, shard));
     let secrets = shards.chain(valid.tls_secrets.iter().cloned()).collect();
     Role {
@@ -28,7 +28,7 @@ pub(super) fn role(valid: &Valid) -> Role {
     }
 }
 
-/// The operator's own credential for the broker. A password that is there is kept.
+/// The operator's own credential for the broker. An existing password is kept.
 #[must_use]
 pub fn link_credentials(valid: &Valid, password: &Password) -> Secret {
     let mut metadata = metadata(valid, name::link_credentials(&valid.name));

@@ -1,4 +1,4 @@
-//! The Secrets with what the operator issues.
+//! The Secrets of the authority and certificate that the operator issues.
 
 use k8s_openapi::api::core::v1::Secret;
 
@@ -6,7 +6,7 @@ use super::{Valid, metadata};
 use crate::api::name;
 use crate::certificate::authority::Data;
 
-/// The authority, and the certificate.
+/// The Secrets of the authority and of the certificate.
 pub(super) fn issued(valid: &Valid) -> Option<(Secret, Secret)> {
     let issued = valid.tls.issued.as_ref()?;
     let authority = secret(valid, name::server_authority(&valid.name), name::ROLE_SERVER_AUTHORITY, issued.authority.clone());
@@ -14,7 +14,7 @@ pub(super) fn issued(valid: &Valid) -> Option<(Secret, Secret)> {
     Some((authority, certificate))
 }
 
-/// Of the type that is watched, so that one that is deleted is seen at once.
+/// A Secret of the watched type, so that the operator sees its deletion at once.
 fn secret(valid: &Valid, name: String, role: &str, data: Data) -> Secret {
     let mut metadata = metadata(valid, name);
     metadata.labels.get_or_insert_default().insert(name::ROLE_LABEL.to_owned(), role.to_owned());

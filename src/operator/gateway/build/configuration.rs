@@ -1,4 +1,4 @@
-//! The ConfigMaps: what Mosquitto and the agent read, and where the agent writes.
+//! The ConfigMaps: the configuration of Mosquitto and of the agent, and the agent's report.
 
 use std::fmt::Write;
 
@@ -33,36 +33,36 @@ const SYSTEM_USERNAME_PREFIX: &str = "_";
 /// Our plugin that refuses publishers while the broker is full (`images/mosquitto/plugins/bounds.c`).
 const BOUNDS_PLUGIN: &str = "/usr/lib/mosquitto/bounds.so";
 
-/// Percent of Mosquitto's own bound of memory at which that plugin steps in. Beyond its own, Mosquitto loses what it has just
-/// accepted; the rest is for delivering, which takes a copy of each message that is under way to a worker.
+/// Percent of Mosquitto's own memory limit at which that plugin starts to refuse. At its own limit, Mosquitto loses messages that it
+/// has just accepted. The rest is for delivery, which needs a copy of each message in flight to a worker.
 const TAKEN_MEMORY_PERCENT: i64 = 75;
 
-/// How large a part of that memory may be payloads that are under way to one client, so that the copies find room …
+/// Divisor of that memory for the payloads in flight to one client, so that the copies fit …
 const INFLIGHT_MEMORY_SHARE: i64 = 16;
 
-/// … and how many bytes of them at most: what is under way may be acknowledged at once and is then deleted in one transaction, whose
-/// journal the plugin keeps room for on the volume. Some 160 bytes a message when 65,534 are.
-const MOST_INFLIGHT_BYTES: i64 = 16 << 20;
+/// … and the maximum of these payloads in bytes: a client may acknowledge all messages in flight at once. The plugin then deletes them in
+/// one transaction, and reserves space for its journal on the volume. About 160 bytes a message with 65,534 messages in flight.
+const MAX_INFLIGHT_BYTES: i64 = 16 << 20;
 
-/// Seconds between two snapshots of the classic persistence. Each writes everything again and holds the broker meanwhile.
+/// Seconds between two snapshots of the classic persistence. Each snapshot writes the whole store and blocks the broker.
 const SNAPSHOT_SECONDS: u32 = 60;
 
-/// The most messages in flight to one client, and what the broker announces to publishers (Receive Maximum, MQTT 5.0 section
-/// 3.2.2.3.3). Mosquitto's default of 20 makes every publisher wait for the disk 20 messages at a time. One less than MQTT
-/// allows: 2.1.2 takes that for "no maximum", then ignores the bound on queues and logs a false warning for every message
+/// The maximum of messages in flight to one client, and the Receive Maximum for publishers (MQTT 5.0 section 3.2.2.3.3). With
+/// Mosquitto's default of 20, every publisher waits for the disk after 20 messages. The value is one less than MQTT allows: 2.1.2
+/// treats 65,535 as "no maximum", then ignores the limit on queues and logs a false warning for every message
 /// (<https://github.com/eclipse-mosquitto/mosquitto/issues/3579>).
 const MAX_INFLIGHT: u32 = 65_534;
 
-/// By which part Mosquitto's own bound of queues is higher than the plugin's, for what does not come by the plugin: last wills, and
-/// what operator and workers publish.
+/// Divisor of the margin by which Mosquitto's own limit on queues exceeds the plugin's. The margin is for messages that the plugin
+/// does not check: last wills, and messages from the operator and the workers.
 pub const QUEUE_MARGIN: i64 = 4;
 
-/// What the Maximum Packet Size of MQTT counts beyond the Remaining Length: one byte of type and up to four of length.
+/// Bytes that the Maximum Packet Size of MQTT counts beyond the Remaining Length: one byte of type and up to four of length.
 const FIXED_HEADER_BYTES: i32 = 5;
 
 pub(super) fn config_map(valid: &Valid) -> ConfigMap {
     let tls_listeners = started(valid).filter_map(|listener| {
-        // The schema allows no port that does not fit.
+        // The schema limits the port to this range.
         Some(TlsListener { port: u16::try_from(listener.port).ok()?, secret: listener.tls_secret(&valid.name)? })
     });
     let agent = AgentConfiguration {
@@ -74,22 +74,22 @@ pub(super) fn config_map(valid: &Valid) -> ConfigMap {
     let trusted = valid.clients.trusted.clone().map(|trusted| (CLIENT_AUTHORITIES_FILE.to_owned(), trusted));
     let data = [
         (MOSQUITTO_FILE.to_owned(), mosquitto_configuration(valid)),
-        // A struct of strings always encodes; were it not so, the agent would say what it cannot read.
+        // A struct of strings always encodes; otherwise the agent would log that it cannot read the file.
         (agent::FILE.to_owned(), serde_json::to_string_pretty(&agent).unwrap_or_default()),
     ];
     let data = data.into_iter().chain(trusted).collect();
     ConfigMap { metadata: metadata(valid, name::broker(&valid.name)), data: Some(data), ..ConfigMap::default() }
 }
 
-/// Without data: what the agent writes there is left alone.
+/// Without data, so that the operator does not overwrite the agent's report.
 pub(super) fn report(valid: &Valid) -> ConfigMap {
     let mut metadata = metadata(valid, name::agent_report(&valid.name));
     metadata.labels.get_or_insert_default().insert(name::ROLE_LABEL.to_owned(), name::ROLE_AGENT_REPORT.to_owned());
     ConfigMap { metadata, ..ConfigMap::default() }
 }
 
-/// Mosquitto's configuration (mosquitto.conf(5) of 2.1). The log to the file costs next to nothing: 15,000 clients that connect
-/// and leave take 930 ms of the broker's processor time with it, and 920 ms without.
+/// Mosquitto's configuration (mosquitto.conf(5) of 2.1). The log file is cheap: 15,000 clients that connect and disconnect take
+/// 930 ms of the broker's processor time with it, and 920 ms without.
 #[must_use]
 pub fn mosquitto_configuration(valid: &Valid) -> String {
     let mut text = format!(
@@ -123,29 +123,29 @@ pub fn mosquitto_configuration(valid: &Valid) -> String {
     if let Some(bytes) = valid.memory_limit {
         let _ = writeln!(text, "memory_limit {bytes}");
     }
-    let inflight = valid.memory_limit.map_or(MOST_INFLIGHT_BYTES, |bytes| (bytes / INFLIGHT_MEMORY_SHARE).min(MOST_INFLIGHT_BYTES));
+    let inflight = valid.memory_limit.map_or(MAX_INFLIGHT_BYTES, |bytes| (bytes / INFLIGHT_MEMORY_SHARE).min(MAX_INFLIGHT_BYTES));
     let _ = writeln!(text, "max_inflight_bytes {inflight}");
     text += &client_limits(&valid.spec.limits.clients);
-    // The bounds first: they have a say in how the database is opened.
+    // The bounds plugin comes first: it affects how the database is opened.
     let _ = write!(text, "\npersistence_location {DATA_FOLDER}/\n{}\n{}", bounds_plugin(valid), persistence(valid.spec.durability));
-    // For workers and the agent; a NetworkPolicy keeps everyone else out. Never full because devices are many.
+    // For workers and the agent; a NetworkPolicy denies all others. Connections of devices do not count towards its limit.
     let _ = write!(text, "\n{}", listener(name::INTERNAL_MQTT_PORT, -1, true));
     text += "client_limits false\n";
     for declared in started(valid) {
-        // By certificate alone, the plugin names the client: what it calls itself is of no concern.
+        // If only a certificate is required, the plugin sets the user name; the client's own user name is ignored.
         let named = declared.authentication() != ListenerAuthentication::Certificate;
         let _ = write!(text, "\n{}{}", listener(declared.port, valid.spec.limits.max_connections, named), tls(valid, declared));
     }
     text
 }
 
-/// Without anybody to trust, a listener that asks for certificates would keep the broker from starting, and the other listeners too.
+/// Without a trusted certificate, a listener that requires client certificates would prevent the start of the broker.
 fn started(valid: &Valid) -> impl Iterator<Item = &Listener> {
     let trusting = valid.clients.trusted.is_some();
     valid.spec.listeners.iter().filter(move |listener| trusting || listener.authentication() == ListenerAuthentication::Password)
 }
 
-/// Before the other plugin, which lets in whom it knows on every listener.
+/// This plugin comes before the other one, which accepts its users on every listener.
 fn certificate_plugin(valid: &Valid) -> String {
     let ports = |authentication| {
         let ports = started(valid).filter(|listener| listener.authentication() == authentication).map(|listener| listener.port.to_string());
@@ -165,8 +165,8 @@ fn certificate_plugin(valid: &Valid) -> String {
     format!("global_plugin {CERTIFICATE_PLUGIN}\nplugin_opt_file {RUNTIME_FOLDER}/{CERTIFICATE_KEYS_FILE}\n{text}")
 }
 
-/// Bytes that may wait for one client, where queues are bounded one by one. Mosquitto tells a plugin of its queues only where a plugin
-/// keeps them: in a snapshot's case memory bounds them all.
+/// Bytes that may be queued for one client, if each queue has a limit. Mosquitto reports queues to a plugin only if a plugin persists
+/// them: with snapshots, only the memory limit applies.
 fn queued_bytes(valid: &Valid) -> Option<i64> {
     (valid.spec.durability != Durability::Snapshot).then_some(valid.queued_bytes)
 }

@@ -1,4 +1,4 @@
-//! From a valid Gateway to every object it owns. Pure, and cannot fail.
+//! Builds every object that a valid Gateway owns. Pure and infallible.
 
 mod access;
 mod certificate;
@@ -24,7 +24,7 @@ use crate::api::name;
 use crate::operator::context::Images;
 use crate::operator::kubernetes::apply::standard_labels;
 
-/// Label `app.kubernetes.io/component` of all that belongs to a broker.
+/// Label `app.kubernetes.io/component` of all objects of a broker.
 pub const COMPONENT: &str = "broker";
 
 /// Label `app.kubernetes.io/component` of a Pipeline's workers, which reach the internal listener.
@@ -36,44 +36,44 @@ const OPERATOR_COMPONENT: &str = "operator";
 /// All objects that a Gateway owns. Without `Debug`, which would print private keys.
 #[derive(Clone, PartialEq)]
 pub struct Desired {
-    /// The authority and the certificate that it issued, where a listener names no Secret.
+    /// The authority and its certificate, if a listener names no Secret.
     pub issued: Option<(Secret, Secret)>,
 
     /// mosquitto.conf and the agent's configuration.
     pub configuration: ConfigMap,
 
-    /// Where the agent reports; its data is the agent's alone.
+    /// The agent's report; only the agent writes its data.
     pub report: ConfigMap,
 
-    /// Who the pod is.
+    /// The ServiceAccount of the pod.
     pub service_account: ServiceAccount,
 
-    /// What the agent may read and write.
+    /// The permissions of the agent.
     pub role: Role,
 
-    /// Gives the one to the other.
+    /// Binds the Role to the ServiceAccount.
     pub role_binding: RoleBinding,
 
-    /// For devices.
+    /// The Service for devices.
     pub service: Service,
 
-    /// For workers.
+    /// The Service for workers.
     pub internal_service: Service,
 
-    /// For the operator.
+    /// The Service for the operator.
     pub agent_service: Service,
 
-    /// Who may reach what.
+    /// The allowed connections.
     pub network_policy: NetworkPolicy,
 
-    /// How the pod may be evicted.
+    /// The allowed evictions of the pod.
     pub disruption_budget: PodDisruptionBudget,
 
     /// The broker with its agent.
     pub stateful_set: StatefulSet,
 }
 
-/// Builds them.
+/// Builds the objects.
 #[must_use]
 pub fn build(valid: &Valid, images: &Images, operator_namespace: &str) -> Desired {
     let configuration = configuration::config_map(valid);

@@ -1,4 +1,4 @@
-//! How the broker is reached, by whom, and how its pod may be evicted.
+//! The Services, the NetworkPolicy and the PodDisruptionBudget of the broker.
 
 use std::collections::BTreeMap;
 
@@ -30,14 +30,15 @@ pub(super) fn service(valid: &Valid) -> Service {
     service_of(valid, metadata, type_, ports)
 }
 
-/// With an address of its own that outlives the pod: a client of a headless Service would hold on to a dead one for
-/// as long as its resolver's cache lasts.
+/// A Service with a cluster IP, which outlives the pod: a client of a headless Service would use the address of a dead pod until
+/// its resolver's cache expires.
 pub(super) fn internal_service(valid: &Valid) -> Service {
     let metadata = metadata(valid, name::internal_service(&valid.name));
     service_of(valid, metadata, "ClusterIP", vec![port("mqtt-internal", INTERNAL_MQTT_PORT)])
 }
 
-/// For the operator, which follows who is connected. Also while the pod is not ready: that a broker is down is news.
+/// For the operator, which follows the connected clients. It includes a pod that is not ready, so that the operator sees that the
+/// broker is down.
 pub(super) fn agent_service(valid: &Valid) -> Service {
     let metadata = metadata(valid, name::agent_service(&valid.name));
     let mut service = service_of(valid, metadata, "ClusterIP", vec![port("http", HTTP_PORT)]);
@@ -67,15 +68,15 @@ fn port(name: &str, port: i32) -> ServicePort {
     }
 }
 
-/// Listeners and metrics from anywhere, the internal listener from workers of this namespace and from the
-/// operator alone.
+/// Allows listeners and metrics from anywhere, and the internal listener only from workers of this namespace and from the
+/// operator.
 pub(super) fn network_policy(valid: &Valid, operator_namespace: &str) -> NetworkPolicy {
     let workers = BTreeMap::from([("app.kubernetes.io/component".to_owned(), INGEST_COMPONENT.to_owned())]);
     let worker_peer = NetworkPolicyPeer { pod_selector: Some(matching(workers)), ..NetworkPolicyPeer::default() };
     let operator = ["app.kubernetes.io/name", "app.kubernetes.io/component"].map(str::to_owned);
     let operator = operator.into_iter().zip([OPERATOR_NAME, OPERATOR_COMPONENT].map(str::to_owned)).collect();
     let operator_peer = NetworkPolicyPeer {
-        // A label that every namespace has, and that nobody can change.
+        // Kubernetes sets this label on every namespace, and it is immutable.
         namespace_selector: Some(matching(BTreeMap::from([(NAMESPACE_LABEL.to_owned(), operator_namespace.to_owned())]))),
         pod_selector: Some(matching(operator)),
         ..NetworkPolicyPeer::default()
@@ -102,8 +103,8 @@ fn policy_port(port: i32) -> NetworkPolicyPort {
     NetworkPolicyPort { port: Some(IntOrString::Int(port)), protocol: Some("TCP".to_owned()), end_port: None }
 }
 
-/// One pod, which may be evicted. A budget that forbade it would stop every drain of a node for good, and nothing is lost
-/// by it: sessions and queues are on the volume, publishers keep what was not acknowledged, and the pod is back in seconds.
+/// Allows the eviction of the only pod. A budget that forbade it would block every drain of a node, and an eviction loses
+/// nothing: sessions and queues are on the volume, publishers keep unacknowledged messages, and the pod is back in seconds.
 /// An unhealthy pod may be evicted at any time.
 pub(super) fn disruption_budget(valid: &Valid) -> PodDisruptionBudget {
     PodDisruptionBudget {

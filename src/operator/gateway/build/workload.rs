@@ -1,4 +1,4 @@
-//! The StatefulSet: Mosquitto, with its agent as a sidecar that starts first and ends last.
+//! The StatefulSet: Mosquitto, with its agent as a sidecar that starts first and stops last.
 
 use std::collections::BTreeMap;
 
@@ -25,11 +25,11 @@ use crate::operator::context::Images;
 /// User and group of both containers: the agent writes files that only Mosquitto may read, and signals it.
 const USER: i64 = 1883;
 
-/// Seconds for an orderly stop: a snapshot of a full store takes a few.
+/// Seconds for a graceful stop: a snapshot of a full store takes a few seconds.
 const STOP_SECONDS: i64 = 60;
 
-/// Annotation of the pod with the revision of what Mosquitto reads only at its start. Credentials and certificates are not
-/// in it: they reach the running broker.
+/// Annotation of the pod with the revision of the configuration that Mosquitto reads only at its start. The revision excludes
+/// credentials and certificates, which reach the running broker.
 const CONFIGURATION_ANNOTATION: &str = "fleetwright.io/configuration-revision";
 
 const CONFIGURATION_VOLUME: &str = "configuration";
@@ -39,10 +39,10 @@ const LOG_VOLUME: &str = "log";
 const DATA_VOLUME: &str = "data";
 const API_ACCESS_VOLUME: &str = "api-access";
 
-/// Folder where a Kubernetes client looks for its token.
+/// Folder in which a Kubernetes client expects its token.
 const API_ACCESS_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// Lifetime of the agent's token in seconds: as the kubelet's own projection has it. The kubelet renews it.
+/// Lifetime of the agent's token in seconds: the kubelet's default for projected tokens. The kubelet renews the token.
 const TOKEN_SECONDS: i64 = 3607;
 
 pub(super) fn stateful_set(valid: &Valid, images: &Images, configuration: &ConfigMap) -> StatefulSet {
@@ -78,7 +78,7 @@ fn pod(valid: &Valid, images: &Images) -> PodSpec {
             run_as_user: Some(USER),
             run_as_group: Some(USER),
             fs_group: Some(USER),
-            // A large store must not be walked through at every start.
+            // A recursive change of ownership at every start would be slow for a large store.
             fs_group_change_policy: Some("OnRootMismatch".to_owned()),
             seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
             ..PodSecurityContext::default()
@@ -90,9 +90,9 @@ fn pod(valid: &Valid, images: &Images) -> PodSpec {
     }
 }
 
-/// A sidecar in the sense of Kubernetes: an init container that stays. Mosquitto starts once the startup probe succeeds, which
-/// is when its files are there; the pod is ready while Mosquitto accepts the agent's login, so that Mosquitto needs no probe of
-/// its own (one that only connects would succeed on a broker that hangs).
+/// A Kubernetes sidecar: an init container with `restartPolicy: Always`. Mosquitto starts when the startup probe succeeds, which
+/// is when its files exist. The pod is ready while Mosquitto accepts the agent's login, so Mosquitto needs no separate probe
+/// (a probe that only connects would succeed on a broker that hangs).
 fn agent_container(images: &Images) -> Container {
     let probe = |path: &str, period, failures| Probe {
         http_get: Some(HTTPGetAction { path: Some(path.to_owned()), port: IntOrString::Int(HTTP_PORT), ..HTTPGetAction::default() }),
@@ -130,7 +130,7 @@ fn agent_container(images: &Images) -> Container {
 }
 
 fn broker_container(valid: &Valid, images: &Images) -> Container {
-    // Without names: those of listeners are a user's choice, and might meet ours.
+    // The ports have no names: users choose the names of listeners, and these could collide with ours.
     let ports = valid.spec.listeners.iter().map(|listener| listener.port).chain([INTERNAL_MQTT_PORT]);
     Container {
         name: "mosquitto".to_owned(),
@@ -151,13 +151,13 @@ fn broker_container(valid: &Valid, images: &Images) -> Container {
 }
 
 fn volumes(valid: &Valid) -> Vec<Volume> {
-    // Counts as memory of the agent, which writes it.
+    // The kernel accounts this memory to the agent, which writes it.
     let memory = EmptyDirVolumeSource {
         medium: Some("Memory".to_owned()),
         size_limit: Some(Quantity("128Mi".to_owned())),
         ..EmptyDirVolumeSource::default()
     };
-    // The agent keeps it below a few MiB; beyond the limit the kubelet would end the pod.
+    // The agent keeps the log below a few MiB; above the limit the kubelet would evict the pod.
     let log = EmptyDirVolumeSource { size_limit: Some(Quantity("1Gi".to_owned())), ..EmptyDirVolumeSource::default() };
     let configuration = ConfigMapVolumeSource { name: name::broker(&valid.name), ..ConfigMapVolumeSource::default() };
     vec![
@@ -169,7 +169,7 @@ fn volumes(valid: &Valid) -> Vec<Volume> {
     ]
 }
 
-/// Each Secret in a folder of its own, and none of them needed for the pod to start.
+/// Mounts each Secret in a separate folder. All are optional, so that the pod starts without them.
 fn secrets(valid: &Valid) -> ProjectedVolumeSource {
     let shards = (0..MAX_SHARDS).map(|number| {
         let keys = [shard::PASSWORDS_KEY, shard::CERTIFICATE_KEYS_KEY, shard::ACLS_KEY, shard::COUNT_KEY];
@@ -179,7 +179,8 @@ fn secrets(valid: &Valid) -> ProjectedVolumeSource {
     ProjectedVolumeSource { sources: Some(shards.chain(tls).collect()), default_mode: Some(0o440), ..ProjectedVolumeSource::default() }
 }
 
-/// What Kubernetes mounts into every container by default: token, certificates of the API server, namespace. Here for the agent alone.
+/// The volume that Kubernetes mounts into every container by default (token, CA certificates of the API server, namespace), only for
+/// the agent.
 fn api_access() -> ProjectedVolumeSource {
     let token = ServiceAccountTokenProjection {
         expiration_seconds: Some(TOKEN_SECONDS),
@@ -223,7 +224,7 @@ fn claim(valid: &Valid) -> PersistentVolumeClaim {
     }
 }
 
-/// What the Pod Security Standard "restricted" asks of a container, and a root that cannot be written.
+/// The security context that the Pod Security Standard "restricted" requires, and a read-only root file system.
 fn restricted() -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),
