@@ -85,10 +85,15 @@ async fn half_sent_requests_neither_fill_memory_nor_delay_a_probe() {
     println!("{} half-sent requests: {} KiB more memory; slowest of {probes} probes: {slowest:?}", held.len(), growth >> 10);
     assert!(growth < MAX_GROWTH, "grew by {} KiB", growth >> 10);
     assert!(slowest < PROBE_TIMEOUT, "{slowest:?}");
-    let open = held.iter().filter(|stream| is_open(stream)).count();
-    assert!(open <= MAX_CONNECTIONS, "{open} are open");
+    // The kernel completes the last handshakes before the server accepts or closes those connections.
+    let open = || held.iter().filter(|stream| is_open(stream)).count();
+    let attacked = Instant::now();
+    while open() > MAX_CONNECTIONS {
+        assert!(attacked.elapsed() < HEADER_TIMEOUT / 2, "{} are open", open());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     tokio::time::sleep(HEADER_TIMEOUT + Duration::from_secs(1)).await;
-    assert_eq!(held.iter().filter(|stream| is_open(stream)).count(), 0, "after the header timeout");
+    assert_eq!(open(), 0, "after the header timeout");
 }
 
 fn is_open(stream: &TcpStream) -> bool {

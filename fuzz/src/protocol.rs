@@ -18,6 +18,10 @@ const NOW: i64 = 1_777_896_000;
 pub fn topic(input: &[u8]) -> usize {
     let Ok(text) = std::str::from_utf8(input) else { return 0 };
     let Some((pattern, topic)) = text.split_once('\n') else { return 0 };
+    // The topic of a message contains no wildcard (MQTT 5.0, 4.7.1); a broker refuses it.
+    if topic.contains(['+', '#']) {
+        return 0;
+    }
     let mut captured = 0;
     for format in [Format::Json, Format::SparkplugB] {
         let Ok(pattern) = TopicPattern::compile(pattern, format) else { continue };

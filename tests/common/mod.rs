@@ -12,15 +12,29 @@ pub mod proxy;
 pub mod publisher;
 pub mod worker;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 /// Script that starts brokers and databases.
 pub fn parts() -> PathBuf {
     std::env::var_os("FLEETWRIGHT_PARTS").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("e2e/parts.sh"), PathBuf::from)
 }
 
-/// An unused port of the loopback interface.
+/// Ports below those that the kernel gives to outgoing connections (`net.ipv4.ip_local_port_range` begins at 32768): no connection of
+/// another test takes the port of a broker while that broker restarts.
+const PORTS: Range<u16> = 10_000..32_000;
+
+/// An unused port of the loopback interface. No other call in this process returns it.
 pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    static USED: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = rand::random_range(PORTS);
+        let mut used = USED.lock().unwrap_or_else(PoisonError::into_inner);
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() && used.insert(port) {
+            return port;
+        }
+    }
 }
