@@ -11,21 +11,19 @@
  *
  * Client identifiers are user names (`use_username_as_clientid`). A user exists if either file has a line for it. Clients whose
  * identifier begins with `keep_prefix` are always kept: those of workers, of the agent and of the operator have their own life cycle.
- * Where a file cannot be read, nothing is removed.
+ * Where a file cannot be read, a line of it is not valid, or no user has a password, nothing is removed: nothing could bring it back.
  */
 #include <stdlib.h>
 #include <string.h>
 
-#include <mosquitto.h>
-
+#include "plugin.h"
 #include "user_file.h"
 #include "version.h"
 
 #define NAME "users"
-#define FILES 2
 #define TICK_MILLISECONDS 100
 
-MOSQUITTO_PLUGIN_DECLARE_VERSION(5);
+enum { PASSWORDS, CERTIFICATES, FILES };
 
 struct state {
 	char *paths[FILES];
@@ -35,12 +33,7 @@ struct state {
 };
 
 /* Which users there are matters here, not their credentials. */
-static void *parse_nothing(const char *text)
-{
-	return strdup(text);
-}
-
-static const struct user_format FORMAT = {NAME, "user:credential", parse_nothing, free};
+static const struct user_format FORMAT = {NAME, "user:credential", user_file_keep_text, free};
 
 static bool is_user(const char *client, void *userdata)
 {
@@ -57,14 +50,15 @@ static bool is_user(const char *client, void *userdata)
 	return false;
 }
 
+/* False where a user may be missing. */
 static bool load(struct state *state)
 {
 	bool complete = true;
 
 	for(int i = 0; i < FILES; i++){
-		complete = user_file_load(&state->files[i], state->paths[i], &FORMAT) && complete;
+		complete = user_file_load(&state->files[i], state->paths[i], &FORMAT) && state->files[i].left_out == 0 && complete;
 	}
-	return complete;
+	return complete && state->files[PASSWORDS].count > 0;
 }
 
 static int on_reload(int event, void *event_data, void *userdata)
@@ -90,6 +84,9 @@ static int on_tick(int event, void *event_data, void *userdata)
 	state->pending = false;
 	if(load(state)){
 		mosquitto_clients_remove_unless(is_user, state);
+	}else{
+		mosquitto_log_printf(MOSQ_LOG_ERR, NAME ": what is left of removed users stays until %s and %s are complete", state->paths[PASSWORDS],
+			state->paths[CERTIFICATES]);
 	}
 	for(int i = 0; i < FILES; i++){
 		user_file_clear(&state->files[i], &FORMAT);
@@ -97,58 +94,51 @@ static int on_tick(int event, void *event_data, void *userdata)
 	return MOSQ_ERR_SUCCESS;
 }
 
-static bool configure(struct state *state, const struct mosquitto_opt *options, int option_count)
-{
-	for(int i = 0; i < option_count; i++){
-		char **target = !strcmp(options[i].key, "password_file") ? &state->paths[0]
-			: !strcmp(options[i].key, "certificate_file") ? &state->paths[1]
-			: !strcmp(options[i].key, "keep_prefix") ? &state->keep_prefix : NULL;
-
-		if(!target || *target){
-			return false;
-		}
-		/* The broker frees its own copy. */
-		*target = strdup(options[i].value);
-	}
-	return state->paths[0] && state->paths[1] && state->keep_prefix && *state->keep_prefix;
-}
-
-int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, struct mosquitto_opt *options, int option_count)
-{
-	struct state *state = calloc(1, sizeof(*state));
-	int rc;
-
-	if(!state){
-		return MOSQ_ERR_NOMEM;
-	}
-	*userdata = state;
-	state->pending = true;
-	mosquitto_plugin_set_info(identifier, NAME, NULL);
-	if(!configure(state, options, option_count)){
-		mosquitto_log_printf(MOSQ_LOG_ERR, NAME ": expected plugin_opt_password_file, plugin_opt_certificate_file and"
-			" plugin_opt_keep_prefix");
-		return MOSQ_ERR_INVAL;
-	}
-	rc = mosquitto_callback_register(identifier, MOSQ_EVT_TICK, on_tick, NULL, state);
-	if(rc == MOSQ_ERR_SUCCESS){
-		rc = mosquitto_callback_register(identifier, MOSQ_EVT_RELOAD, on_reload, NULL, state);
-	}
-	return rc;
-}
-
-/* Mosquitto itself removes the callbacks of a plugin that it unloads. */
-int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int option_count)
+static bool set_option(void *userdata, const char *key, const char *value)
 {
 	struct state *state = userdata;
 
-	(void)options;
-	(void)option_count;
-	if(state){
-		for(int i = 0; i < FILES; i++){
-			free(state->paths[i]);
-		}
-		free(state->keep_prefix);
-		free(state);
+	if(!strcmp(key, "password_file")){
+		return plugin_keep_option(&state->paths[PASSWORDS], value);
 	}
-	return MOSQ_ERR_SUCCESS;
+	if(!strcmp(key, "certificate_file")){
+		return plugin_keep_option(&state->paths[CERTIFICATES], value);
+	}
+	/* With an empty prefix nobody would be removed. */
+	return !strcmp(key, "keep_prefix") && *value && plugin_keep_option(&state->keep_prefix, value);
 }
+
+static bool is_complete(const void *userdata)
+{
+	const struct state *state = userdata;
+
+	return state->paths[PASSWORDS] && state->paths[CERTIFICATES] && state->keep_prefix;
+}
+
+static bool start(void *state)
+{
+	((struct state *)state)->pending = true;
+	return true;
+}
+
+static void clear(void *userdata)
+{
+	struct state *state = userdata;
+
+	for(int i = 0; i < FILES; i++){
+		user_file_clear(&state->files[i], &FORMAT);
+		free(state->paths[i]);
+	}
+	free(state->keep_prefix);
+}
+
+const struct plugin PLUGIN = {
+	.name = NAME,
+	.expected = "plugin_opt_password_file, plugin_opt_certificate_file and plugin_opt_keep_prefix",
+	.state_bytes = sizeof(struct state),
+	.set_option = set_option,
+	.is_complete = is_complete,
+	.start = start,
+	.clear = clear,
+	.callbacks = {{MOSQ_EVT_TICK, on_tick}, {MOSQ_EVT_RELOAD, on_reload}},
+};
