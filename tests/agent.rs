@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test fails by panicking")]
 
+#[path = "agent/attacker.rs"]
+mod attacker;
 #[path = "agent/certificate.rs"]
 mod certificate;
 mod common;
@@ -9,6 +11,8 @@ mod common;
 mod full;
 #[path = "agent/isolation.rs"]
 mod isolation;
+#[path = "agent/limits.rs"]
+mod limits;
 #[path = "agent/renewal.rs"]
 mod renewal;
 #[path = "agent/unreleased.rs"]

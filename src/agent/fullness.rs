@@ -62,7 +62,7 @@ impl Settling {
     fn observe(&mut self, seen: Fullness, now: Instant) {
         if seen == self.told {
             self.next = None;
-        } else if self.told.is_nothing() {
+        } else if self.told.is_nothing() || (bound(&seen).is_some() && bound(&self.told).is_none()) {
             (self.told, self.next) = (seen, None);
         } else if self.next.as_ref().is_none_or(|(next, _)| *next != seen) {
             self.next = Some((seen, now + SETTLED_AFTER));
@@ -136,6 +136,7 @@ mod tests {
     fn full_at_once_and_over_when_it_has_lasted() {
         let start = Instant::now();
         let mut settling = Settling::default();
+        let clients = || Fullness::Clients { clients: "press-1: rate".to_owned() };
         // Second, value of the broker, value reported then.
         for (second, seen, told) in [
             (0, Fullness::Nothing, Fullness::Nothing),
@@ -150,6 +151,9 @@ mod tests {
             (72, Fullness::Memory, Fullness::Memory),
             (80, Fullness::Disk, Fullness::Memory),
             (110, Fullness::Disk, Fullness::Disk),
+            (120, clients(), Fullness::Disk),
+            (150, clients(), clients()),
+            (151, Fullness::Memory, Fullness::Memory),
         ] {
             let now = start + Duration::from_secs(second);
             settling.observe(seen, now);

@@ -192,7 +192,7 @@ pub struct Limits {
     #[schemars(range(min = 1024, max = 268_435_455))]
     pub max_message_bytes: i32,
 
-    /// Limits of each device.
+    /// Limits of each device, so that a single one cannot fill the broker for all others.
     #[serde(default)]
     pub clients: ClientLimits,
 }
@@ -293,6 +293,7 @@ pub struct GatewayStatus {
     /// `BrokerUnreachable`, `TlsFailed`, `LoginRefused` or `SubscriptionRefused`.
     /// `BrokerFull` (present after the first time): the broker accepts no messages because a queue, its memory or its volume is full
     /// (`QueueFull`, `MemoryFull`, `DiskFull`); False (`AcceptingMessages`) half a minute after the broker accepts messages again.
+    /// False with `ClientsLimited` while devices exceed limits of their own (`spec.limits.clients`), which the message names.
     /// `MessagesDropped` (present after the first time): the broker dropped messages for a client that was not connected.
     /// `ClientAuthorityValid` (if `spec.clientAuthority` is set): the Secret holds an authority that can sign.
     /// `CertificateValid` (if a listener has TLS): each Secret holds a certificate that clients can accept, and a handshake has

@@ -1,184 +1,21 @@
-//! One device that attacks its broker, with no rights beyond its own topics: another device is not affected.
+//! Attacks of one device against its broker: another device is not affected, and the attacker is named.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::io::Read;
 
-use bytes::BytesMut;
-use fleetwright::configuration::agent::Fullness;
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v5::{
-    ConnAck, Connect, ConnectProperties, ConnectReturnCode, LastWill, Packet, PubAckReason, Publish, Subscribe, SubscribeFilter,
-    SubscribeReasonCode,
-};
+use rumqttc::mqttbytes::v5::{ConnectReturnCode, LastWill, Publish, PublishProperties, SubscribeReasonCode};
 
-use super::common::packets::{login, next_packet};
-use super::full::{Paho, users};
+use super::attacker::{Attacker, Innocent, attack_beside, check, deep, retained, start};
+use super::full::{take_queue, users};
 use super::*;
 
-/// How soon every publish of the innocent device is acknowledged.
-const SOON: Duration = Duration::from_secs(1);
+/// Its own topic.
+const REPORTED: &str = "devices/press-1/reported/self";
 
-/// A raw connection of the attacker.
-struct Attacker {
-    stream: TcpStream,
-    input: BytesMut,
-}
-
-impl Attacker {
-    fn connect(broker: &Mosquitto) -> Self {
-        let (attacker, answer) = Self::try_connect(broker, None);
-        assert_eq!(answer.expect("a CONNACK").code, ConnectReturnCode::Success);
-        attacker
-    }
-
-    /// Logs in with a session that outlives the connection.
-    fn try_connect(broker: &Mosquitto, will: Option<LastWill>) -> (Self, Option<ConnAck>) {
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, broker.port)).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut attacker = Self { stream, input: BytesMut::new() };
-        let properties = ConnectProperties { session_expiry_interval: Some(u32::MAX), ..ConnectProperties::new() };
-        let connect = Connect { keep_alive: 60, client_id: "press-1".to_owned(), clean_start: false, properties: Some(properties) };
-        let mut packet = BytesMut::new();
-        Packet::Connect(connect, will, login(("press-1", PASSWORD))).write(&mut packet, None).unwrap();
-        attacker.stream.write_all(&packet).unwrap();
-        let answer = match next_packet(&mut attacker.stream, &mut attacker.input) {
-            Some(Packet::ConnAck(answer)) => Some(answer),
-            _ => None,
-        };
-        (attacker, answer)
-    }
-
-    fn subscribe(&mut self, filters: &[String]) -> Vec<SubscribeReasonCode> {
-        let filters = filters.iter().map(|filter| SubscribeFilter::new(filter, QoS::AtLeastOnce));
-        let mut subscribe = Subscribe::new_many(filters, None);
-        subscribe.pkid = 1;
-        self.send(&Packet::Subscribe(subscribe));
-        loop {
-            match next_packet(&mut self.stream, &mut self.input) {
-                Some(Packet::SubAck(answer)) => return answer.return_codes,
-                Some(_) => {}
-                None => return Vec::new(),
-            }
-        }
-    }
-
-    fn send(&mut self, packet: &Packet) {
-        let mut output = BytesMut::new();
-        packet.clone().write(&mut output, None).unwrap();
-        self.stream.write_all(&output).unwrap();
-    }
-
-    /// Publishes with QoS 1, and returns how many the broker has accepted.
-    fn publish_retained(&mut self, topics: impl Iterator<Item = String>) -> usize {
-        let mut accepted = 0;
-        for topic in topics {
-            let mut publish = Publish::new(topic, QoS::AtLeastOnce, "1", None);
-            (publish.pkid, publish.retain) = (1, true);
-            self.send(&Packet::Publish(publish));
-            match next_packet(&mut self.stream, &mut self.input) {
-                Some(Packet::PubAck(answer)) => match answer.reason {
-                    PubAckReason::Success | PubAckReason::NoMatchingSubscribers => accepted += 1,
-                    PubAckReason::QuotaExceeded => {}
-                    other => panic!("{other:?}"),
-                },
-                other => panic!("{other:?}"),
-            }
-        }
-        accepted
-    }
-
-    /// Publishes this many bytes to itself without reading anything; gives how long the broker took to read them.
-    fn flood(&mut self, total: usize) -> Duration {
-        let started = Instant::now();
-        let mut output = BytesMut::new();
-        let mut publish = Publish::new("devices/press-1/reported/self", QoS::AtLeastOnce, vec![b'x'; 100_000], None);
-        publish.pkid = 1;
-        publish.write(&mut output).unwrap();
-        self.stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        for _ in 0..total / 100_000 {
-            if let Err(error) = self.stream.write_all(&output) {
-                assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
-                break;
-            }
-        }
-        started.elapsed()
-    }
-}
-
-/// The other device, which publishes from before the attack until after it.
-struct Innocent(Paho);
-
-impl Innocent {
-    fn new(broker: &Mosquitto) -> Self {
-        Self(Paho::modern(broker, "press-2"))
-    }
-
-    /// Publishes messages one by one, each of which has to be acknowledged soon.
-    fn publishes(&mut self, messages: std::ops::Range<usize>) {
-        for number in messages {
-            let started = Instant::now();
-            assert_eq!(self.0.answers("devices/press-2/telemetry", number..number + 1, 100), ["published 0"]);
-            assert!(started.elapsed() < SOON, "message {number} took {:?}", started.elapsed());
-        }
-    }
-}
-
-/// A site with the default limits, an innocent device, and a worker that reads.
-async fn start() -> (Mosquitto, Agent, Innocent) {
-    let (broker, agent) = Site::new(&json!({})).start(&users(), None).await;
-    leave_a_queue(&broker);
-    let mut innocent = Innocent::new(&broker);
-    innocent.publishes(0..5);
-    (broker, agent, innocent)
-}
-
-/// What the broker's process uses: memory and volume, in KiB.
-fn consumption(broker: &Mosquitto) -> (u64, u64) {
-    let own = std::fs::read_to_string(format!("/proc/{}/status", broker.pid())).unwrap();
-    let memory = own.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().split(' ').next()?.parse().ok()).unwrap();
-    let files = std::fs::read_dir(broker.data()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum::<u64>();
-    (memory, files / 1024)
-}
-
-/// Runs an attack, with the innocent device before, during and after it, also after a restart; prints what the attacker has consumed.
-async fn check(name: &str, limit: &str, attack: impl FnOnce(&Mosquitto) + Send) {
-    let (mut broker, agent, mut innocent) = start().await;
-    let before = consumption(&broker);
-    std::thread::scope(|scope| {
-        let attack = scope.spawn(|| attack(&broker));
-        let mut number = 5;
-        while !attack.is_finished() {
-            innocent.publishes(number..number + 1);
-            number += 1;
-        }
-        attack.join().unwrap();
-    });
-    innocent.publishes(1000..1005);
-    let after = consumption(&broker);
-    println!("{name}: memory +{} KiB, volume +{} KiB", after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
-    // The agent names the device, and counts.
-    let mut seen = agent.metrics.fullness();
-    let wanted = format!("press-1: {limit}");
-    let named = |seen: &Option<Fullness>| matches!(seen, Some(Fullness::Clients { clients }) if clients.contains(&wanted));
-    let found = tokio::time::timeout(PATIENCE, seen.wait_for(named)).await;
-    assert!(found.is_ok(), "expected {wanted}; found {:?}", *agent.metrics.fullness().borrow());
-    wait_until("a count", || exceeded(&agent, limit) > 0.0);
-    drop(innocent);
-    broker.kill();
-    broker.start_again();
-    Innocent::new(&broker).publishes(2000..2005);
-}
-
-fn exceeded(agent: &Agent, limit: &str) -> f64 {
-    let families = agent.registry.gather();
-    let family = families.iter().filter(|family| family.name() == "fleetwright_broker_client_limits_exceeded");
-    let of_limit = |metric: &&prometheus::proto::Metric| metric.get_label().iter().any(|label| label.value() == limit);
-    family.flat_map(prometheus::proto::MetricFamily::get_metric).filter(of_limit).map(|metric| metric.get_gauge().get_value()).sum()
-}
-
-/// A topic of the attacker with this many levels.
-fn deep(number: usize, levels: usize) -> String {
-    format!("devices/press-1/reported/{number}{}", "/x".repeat(levels - 4))
+fn message(qos: QoS, bytes: usize) -> Publish {
+    let mut message = Publish::new(REPORTED, qos, vec![b'x'; bytes], None);
+    message.pkid = 1;
+    message
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,6 +37,39 @@ async fn many_retained_messages_harm_nobody() {
     .await;
 }
 
+/// Each of them names a topic that nobody has used. The broker must not remember it.
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_what_is_not_retained_harms_nobody() {
+    let (broker, _agent, mut innocent) = start().await;
+    let (memory, _) = attack_beside(&mut innocent, &broker, "30,000 deletions of nothing, 16 levels", |broker| {
+        let mut attacker = Attacker::connect(broker);
+        attacker.flood((0..30_000).map(|number| retained(&deep(number, 16), QoS::AtMostOnce, "")));
+        assert_eq!(attacker.publish_retained(std::iter::once(deep(0, 16))), 1, "after all others");
+    });
+    assert!(memory < 8 << 10, "{memory} KiB");
+}
+
+/// An expired message that is not deleted yet counts, so that its place in the tree is counted too.
+#[tokio::test(flavor = "multi_thread")]
+async fn expired_retained_messages_harm_nobody() {
+    check("retained messages that expire", "retained", |broker| {
+        let mut attacker = Attacker::connect(broker);
+        let mut accepted = 0;
+        for round in 0..3 {
+            for number in 0..100 {
+                let mut publish = retained(&deep(100 * round + number, 16), QoS::AtLeastOnce, "1");
+                let properties = PublishProperties { message_expiry_interval: Some(1), ..PublishProperties::default() };
+                publish.properties = Some(properties);
+                accepted += usize::from(attacker.publish(publish));
+            }
+            std::thread::sleep(Duration::from_millis(1_500));
+            attacker.subscribe(&["devices/press-1/#".to_owned()]);
+        }
+        assert_eq!(accepted, 100);
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_subscriptions_harm_nobody() {
     check("3,000 subscriptions", "subscriptions", |broker| {
@@ -211,12 +81,38 @@ async fn many_subscriptions_harm_nobody() {
     .await;
 }
 
+/// Each message is delivered a hundred times.
+#[tokio::test(flavor = "multi_thread")]
+async fn overlapping_subscriptions_harm_nobody() {
+    const LEVELS: usize = 7;
+    check("100 subscriptions that match each of 3,000 messages", "rate", |broker| {
+        let mut attacker = Attacker::connect(broker);
+        let filter = |mask: usize| {
+            let levels = (0..LEVELS).map(|level| if mask & 1 << level == 0 { "/+" } else { "/x" });
+            format!("devices/press-1/reported{}", levels.collect::<String>())
+        };
+        let filters: Vec<String> = (0..100).map(filter).collect();
+        assert!(attacker.subscribe(&filters).iter().all(|answer| matches!(answer, SubscribeReasonCode::Success(_))));
+        let mut output = attacker.stream.try_clone().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 16];
+            while output.read(&mut buffer).is_ok_and(|read| read > 0) {}
+        });
+        let topic = format!("devices/press-1/reported{}", "/x".repeat(LEVELS));
+        attacker.stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+        attacker.flood((0..3_000).map(|_| Publish::new(&topic, QoS::AtMostOnce, "1", None)));
+        let _ = attacker.stream.shutdown(std::net::Shutdown::Both);
+        reader.join().unwrap();
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_floods_itself_harms_nobody() {
-    check("100 MB to itself, not acknowledged", "queue", |broker| {
+    check("294 MB to itself, not acknowledged", "queue", |broker| {
         let mut attacker = Attacker::connect(broker);
         attacker.subscribe(&["devices/press-1/#".to_owned()]);
-        println!("it took {:?}", attacker.flood(100_000_000));
+        attacker.flood((0..2_940).map(|_| message(QoS::AtLeastOnce, 100_000)));
     })
     .await;
 }
@@ -226,20 +122,16 @@ async fn a_device_that_does_not_read_harms_nobody() {
     check("100 MB of QoS 0 to itself, not read", "queue", |broker| {
         let mut attacker = Attacker::connect(broker);
         attacker.subscribe(&["devices/press-1/#".to_owned()]);
-        let mut output = BytesMut::new();
-        Publish::new("devices/press-1/reported/self", QoS::AtMostOnce, vec![b'x'; 100_000], None).write(&mut output).unwrap();
-        for _ in 0..1_000 {
-            attacker.stream.write_all(&output).unwrap();
-        }
+        attacker.flood((0..1_000).map(|_| message(QoS::AtMostOnce, 100_000)));
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_retained_wills_harm_nobody() {
-    check("500 wills of 65 kB", "will", |broker| {
-        for number in 0..500 {
-            let will = LastWill::new(format!("devices/press-1/reported/{number}"), vec![b'x'; 65_000], QoS::AtLeastOnce, true, None);
+    check("2,500 wills of 65 kB", "will", |broker| {
+        for number in 0..2_500 {
+            let will = LastWill::new(deep(number, 4), vec![b'x'; 65_000], QoS::AtLeastOnce, true, None);
             let (_, answer) = Attacker::try_connect(broker, Some(will));
             assert_ne!(answer.map(|answer| answer.code), Some(ConnectReturnCode::Success));
         }
@@ -249,28 +141,14 @@ async fn large_retained_wills_harm_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_retained_wills_harm_nobody() {
-    check("500 wills of 4 kB", "retained", |broker| {
-        for number in 0..500 {
-            let will = LastWill::new(format!("devices/press-1/reported/{number}"), vec![b'x'; 4_000], QoS::AtLeastOnce, true, None);
+    check("2,500 wills of 4 kB", "retained", |broker| {
+        for number in 0..2_500 {
+            let will = LastWill::new(deep(number, 4), vec![b'x'; 4_000], QoS::AtLeastOnce, true, None);
             let (_, answer) = Attacker::try_connect(broker, Some(will));
             assert_eq!(answer.map(|answer| answer.code), Some(ConnectReturnCode::Success));
         }
     })
     .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_device_that_is_faster_than_its_rate_is_slowed_down_and_loses_nothing() {
-    let spec = json!({"limits": {"clients": {"messagesPerSecond": 100, "messageBurst": 50}}});
-    let (broker, agent) = Site::new(&spec).start(&users(), None).await;
-    leave_a_queue(&broker);
-    let mut fast = Paho::modern(&broker, "press-1");
-    let mut innocent = Innocent::new(&broker);
-    let started = Instant::now();
-    assert!(fast.answers("devices/press-1/telemetry", 0..250, 100).iter().all(|answer| answer == "published 0"));
-    assert!(started.elapsed() > Duration::from_millis(1500), "{:?}", started.elapsed());
-    innocent.publishes(0..5);
-    wait_until("a count", || exceeded(&agent, "rate") > 0.0);
 }
 
 /// A device is deleted, and its name is given to another one, which finds nothing.
@@ -279,88 +157,27 @@ async fn the_next_holder_of_a_name_finds_nothing() {
     let mut users = users();
     users.push(device("press-9", &[("devices/press-1/desired", Access::Write)]));
     let (broker, mut agent) = Site::new(&json!({})).start(&users, None).await;
+    leave_a_queue(&broker);
+    let mut innocent = Innocent::new(&broker, 0);
     let mut former = Attacker::connect(&broker);
     assert_eq!(former.publish_retained(["devices/press-1/reported/secret".to_owned()].into_iter()), 1);
     former.subscribe(&["devices/press-1/#".to_owned()]);
     drop(former);
     wait_until("its leave", || broker.log().lines().any(|line| line.contains("Client press-1 [") && line.contains("disconnected")));
     assert!(broker.publish(("press-9", PASSWORD), &["-t", "devices/press-1/desired", "-m", "queued"]).status.success());
+    innocent.publishes(5);
     let without: Vec<Entry> = users[1..].to_vec();
     agent.hold(&without).await;
     wait_until("the end of the session", || broker.log().contains("Ending the session of press-1"));
+    innocent.publishes(5);
     agent.hold(&users).await;
     assert!(!broker.has_session(("press-1", PASSWORD), "press-1"), "its session, with its queue and subscriptions");
     let next = broker.subscribe(("press-1", PASSWORD), &["-t", "devices/press-1/#"]);
     assert!(broker.publish(("press-9", PASSWORD), &["-t", "devices/press-1/desired", "-m", "fresh"]).status.success());
     next.wait_for("fresh");
     assert_eq!(next.output().trim(), "fresh", "neither the queue nor what was retained");
+    innocent.publishes(5);
     assert!(!broker.log().contains("Ending the session of press-2"), "another device");
-}
-
-/// The Session Expiry Interval that the broker grants.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_expires_at_the_latest_when_the_gateway_says() {
-    let (broker, _agent) = Site::new(&json!({"limits": {"clients": {"sessionExpirySeconds": 60}}})).start(&users(), None).await;
-    let (_, answer) = Attacker::try_connect(&broker, None);
-    let properties = answer.expect("a CONNACK").properties.expect("properties");
-    assert_eq!(properties.session_expiry_interval, Some(60));
-    assert_eq!(properties.receive_max, Some(1_000));
-}
-
-/// A broker without memory still deletes what is retained, and takes acknowledgements: both make room.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_broker_can_be_emptied() {
-    let spec = json!({"resources": {"limits": {"memory": "64Mi"}}});
-    let (broker, agent) = Site::new(&spec).start(&users(), None).await;
-    let retained = broker.publish(("press-1", PASSWORD), &["-t", "devices/press-1/reported", "-r", "-m", "1"]);
-    assert!(retained.status.success());
-    leave_a_queue(&broker);
-    let answers = Paho::modern(&broker, "press-2").answers("devices/press-2/telemetry", 0..24_000, 1000);
-    assert_ne!(answers.last().unwrap(), "published 0", "full");
-    let deleted = broker.publish(("press-1", PASSWORD), &["-t", "devices/press-1/reported", "-r", "-n"]);
-    assert!(deleted.status.success() && deleted.stderr.is_empty(), "{}", String::from_utf8_lossy(&deleted.stderr));
-    full::drain(&broker, &agent).await;
-}
-
-/// What is acknowledged is stored: a client of MQTT 3.1.1 with more unreleased messages of QoS 2 than may be in flight loses none of it.
-#[tokio::test(flavor = "multi_thread")]
-async fn unreleased_messages_of_mqtt_3_beyond_the_limit_are_not_acknowledged() {
-    let spec = json!({"limits": {"clients": {"inFlightMessages": 20}}});
-    let (broker, _agent) = Site::new(&spec).start(&users(), None).await;
-    leave_a_queue(&broker);
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, broker.port)).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(&mqtt_3::connect("press-1", PASSWORD)).unwrap();
-    for number in 1..=50 {
-        stream.write_all(&mqtt_3::publish(number, "devices/press-1/telemetry", "1234567")).unwrap();
-    }
-    let mut answers = Vec::new();
-    let _ = stream.read_to_end(&mut answers);
-    // CONNACK, then PUBRECs of four bytes; the connection ends without one for what is beyond the limit.
-    let received = answers[4..].chunks(4).filter(|packet| packet[0] == 0x50).count();
-    assert!(received <= 20, "{received} PUBRECs for 20 places");
-    assert!(broker.log().contains("receive maximum exceeded"), "{}", broker.log());
-}
-
-/// Packets of MQTT 3.1.1.
-mod mqtt_3 {
-    fn text(text: &str) -> Vec<u8> {
-        [&u16::try_from(text.len()).unwrap().to_be_bytes()[..], text.as_bytes()].concat()
-    }
-
-    fn packet(header: u8, body: &[u8]) -> Vec<u8> {
-        assert!(body.len() < 128);
-        [&[header, u8::try_from(body.len()).unwrap()][..], body].concat()
-    }
-
-    /// With a session that outlives the connection.
-    pub fn connect(username: &str, password: &str) -> Vec<u8> {
-        let body = [text("MQTT"), vec![4, 0b1100_0000, 0, 60], text(username), text(username), text(password)].concat();
-        packet(0x10, &body)
-    }
-
-    /// With QoS 2.
-    pub fn publish(id: u16, topic: &str, payload: &str) -> Vec<u8> {
-        packet(0x34, &[text(topic), id.to_be_bytes().to_vec(), payload.as_bytes().to_vec()].concat())
-    }
+    let worker = take_queue(&broker);
+    worker.wait_for("000014");
 }

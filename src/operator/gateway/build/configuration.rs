@@ -30,6 +30,9 @@ const USERS_PLUGIN: &str = "/usr/lib/mosquitto/users.so";
 /// with a letter or a digit.
 const SYSTEM_USERNAME_PREFIX: &str = "_";
 
+/// How often the broker deletes retained messages that have expired; its smallest value.
+const RETAIN_EXPIRY_MINUTES: u8 = 1;
+
 /// Our plugin that refuses publishers while the broker is full (`images/mosquitto/plugins/bounds.c`).
 const BOUNDS_PLUGIN: &str = "/usr/lib/mosquitto/bounds.so";
 
@@ -191,7 +194,11 @@ fn client_limits(limits: &ClientLimits) -> String {
         ("bytes_per_second", limits.bytes_per_second),
         ("byte_burst", limits.byte_burst),
     ];
-    let mut text = String::from("\n");
+    let mut text = format!(
+        "\nclient_limits_exempt_prefix {SYSTEM_USERNAME_PREFIX}\n\
+         # In minutes. Until then an expired message counts towards the limits of its client.\n\
+         retain_expiry_interval {RETAIN_EXPIRY_MINUTES}\n"
+    );
     for (name, value) in options {
         let _ = writeln!(text, "client_limit_{name} {value}");
     }
