@@ -2,11 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test fails by panicking")]
 
+#[path = "agent/attacker.rs"]
+mod attacker;
 #[path = "agent/certificate.rs"]
 mod certificate;
 mod common;
 #[path = "agent/full.rs"]
 mod full;
+#[path = "agent/isolation.rs"]
+mod isolation;
+#[path = "agent/limits.rs"]
+mod limits;
 #[path = "agent/renewal.rs"]
 mod renewal;
 #[path = "agent/unreleased.rs"]

@@ -23,6 +23,12 @@ const DATABASE_PAGE: usize = 4096;
 /// Seconds for which each fuzz target runs beyond its kept corpus.
 const FUZZ_SECONDS: u64 = 4;
 
+/// Lines of a password file.
+fn password_lines(users: &[&str], password: &str) -> String {
+    let password = Password::given(password.as_bytes()).unwrap();
+    users.iter().map(|user| format!("{user}:{}\n", hash::hash("uid", user, &password, 1))).collect()
+}
+
 /// A broker with all plugins, and the files that they read.
 struct Site {
     folder: TempDir,
@@ -36,11 +42,8 @@ impl Site {
         let site =
             Self { folder: tempfile::tempdir().unwrap(), port: free_port(), internal_port: free_port(), certificate_port: free_port() };
         std::fs::create_dir(site.path("data")).unwrap();
-        let line =
-            |user: &str, password: &str| format!("{user}:{}\n", hash::hash("uid", user, &Password::given(password.as_bytes()).unwrap(), 1));
-        let users: String = ["press-1", "press-2", "_ingest_a"].iter().map(|user| line(user, PASSWORD)).collect();
-        site.write("passwords", &users);
-        site.write("previous-passwords", &line("press-1", PREVIOUS));
+        site.write("passwords", &password_lines(&["press-1", "press-2", "_ingest_a"], PASSWORD));
+        site.write("previous-passwords", &password_lines(&["press-1"], PREVIOUS));
         site.write_certificates();
         site
     }
@@ -76,7 +79,11 @@ impl Site {
              listener {} 127.0.0.1\nuse_username_as_clientid true\n\
              listener {} 127.0.0.1\ncertfile {}\nkeyfile {}\ncafile {}\nrequire_certificate true\n\
              global_plugin /usr/lib/mosquitto/certificate.so\nplugin_opt_file {}\nplugin_opt_certificate_ports {}\n\
-             global_plugin /usr/lib/mosquitto/previous_password.so\nplugin_opt_file {}\npersistence_location {}/\n\
+             global_plugin /usr/lib/mosquitto/previous_password.so\nplugin_opt_file {}\n\
+             client_limits_exempt_prefix _\nclient_limit_retained_messages 5\nclient_limit_subscriptions 5\nclient_limit_topic_levels 8\n\
+             client_limit_queued_bytes 100000\nclient_limit_messages_per_second 1000\nclient_limit_session_expiry 3600\n\
+             global_plugin /usr/lib/mosquitto/users.so\nplugin_opt_password_file {}\nplugin_opt_certificate_file {}\n\
+             plugin_opt_keep_prefix _\npersistence_location {}/\n\
              global_plugin /usr/lib/mosquitto/bounds.so\nplugin_opt_when_full refuse\nplugin_opt_trusted_port {}\n\
              plugin_opt_memory_bytes 268435456\nplugin_opt_session_prefix _ingest_\nplugin_opt_session_bytes 20000\n\
              plugin /usr/lib/mosquitto/persist_sqlite.so\nplugin_opt_sync normal\nplugin_opt_flush_period 0\n",
@@ -90,6 +97,8 @@ impl Site {
             file("certificate-keys"),
             self.certificate_port,
             file("previous-passwords"),
+            file("passwords"),
+            file("certificate-keys"),
             file("data"),
             self.internal_port,
         )
@@ -120,6 +129,10 @@ impl Running {
         self.broker.publish((user, password), &["-t", "telemetry", "-m", "1"]).status.success()
     }
 
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.broker.folder.path().join(name), text).unwrap();
+    }
+
     fn publishes_by_certificate(&self) -> bool {
         let file = |name: &str| self.broker.folder.path().join(name).display().to_string();
         let (port, trust) = (self.certificate_port.to_string(), file("authority"));
@@ -147,6 +160,25 @@ fn fill_the_queue(running: &Running) {
     assert!(running.broker.log().contains("bounds: "), "{}", running.broker.log());
 }
 
+/// A device that leaves a session and five retained messages, after it has exceeded each limit.
+fn exceed_limits(running: &Running) {
+    const SESSION: [&str; 5] = ["-i", "x", "-c", "-x", "4294967295"];
+    let login = ("press-2", PASSWORD);
+    let filters: Vec<String> = (0..7).flat_map(|number| ["-t".to_owned(), format!("own/{number}")]).collect();
+    drop(running.broker.subscribe(login, &filters.iter().map(String::as_str).collect::<Vec<_>>()));
+    for number in 0..7 {
+        running.broker.publish(login, &["-t", &format!("own/{number}"), "-r", "-m", &"x".repeat(1000)]);
+    }
+    running.broker.publish(login, &["-t", "own/a/b/c/d/e/f/g/h/i", "-m", "too deep"]);
+    drop(running.broker.subscribe(login, &[&SESSION[..], &["-t", "own/0"]].concat()));
+    // Faster than its rate, and more than may wait for the other.
+    let lines = vec!["x".repeat(1000); 3000].join("\n");
+    running.broker.pour(("press-1", PASSWORD), &["-t", "own/0"], &lines);
+    for limit in ["retained", "topic", "subscriptions", "queue", "rate"] {
+        assert!(running.broker.log().contains(&format!("has exceeded its limit: {limit}.")), "{limit}");
+    }
+}
+
 #[test]
 fn instrumented_plugins_in_an_instrumented_broker_report_nothing() {
     let mut running = Site::new().start_sanitized();
@@ -159,13 +191,22 @@ fn instrumented_plugins_in_an_instrumented_broker_report_nothing() {
     let worker = running.broker.subscribe(("_ingest_a", PASSWORD), &["-i", "x", "-c", "-x", "4294967295", "-t", "telemetry", "-q", "2"]);
     wait_until("the queue", || worker.output().lines().count() >= 20);
     drop(worker);
-    // Changed files, and an invalid one.
-    for (name, text) in [("previous-passwords", "press-1:no hash\n\npress-2\n"), ("certificate-keys", "press-1:00\n")] {
-        std::fs::write(running.broker.folder.path().join(name), text).unwrap();
-    }
+    // Files that change, and one that is not valid.
+    let (ended, kept) = ("Ending the session of press-2", "what is left of removed users stays");
+    exceed_limits(&running);
+    running.write("previous-passwords", "press-1:no hash\n\npress-2\n");
+    running.write("certificate-keys", "press-1:no digest\nno user\n");
+    running.write("passwords", &password_lines(&["press-1", "_ingest_a"], PASSWORD));
     running.broker.reload();
     wait_until("the end of the certificate", || !running.publishes_by_certificate());
     assert!(!running.publishes("press-1", PREVIOUS) && running.publishes("press-1", PASSWORD));
+    // A file with a damaged line does not say who is no longer a user.
+    wait_until("a reload", || running.broker.log().contains(kept));
+    assert!(!running.broker.log().contains(ended));
+    running.write("certificate-keys", "");
+    running.broker.reload();
+    wait_until("the end of a removed user's session", || running.broker.log().contains(ended));
+    assert!(running.broker.log().contains("Deleting 5 retained messages of press-2"), "{}", running.broker.log());
     // A session that ends.
     drop(running.broker.subscribe(("_ingest_a", PASSWORD), &["-i", "x", "-t", "x"]));
     running.broker.stop();

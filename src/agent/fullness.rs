@@ -13,6 +13,12 @@ pub const FULL: &str = "$SYS/broker/fleetwright/full";
 /// Prefix of the topics with the counts of refused messages, one for each of [`BOUNDS`].
 pub const REFUSED: &str = "$SYS/broker/fleetwright/refused/";
 
+/// Prefix of the topics with how often devices exceeded a limit of their own, one for each of [`CLIENT_LIMITS`].
+pub const EXCEEDED: &str = "$SYS/broker/fleetwright/exceeded/";
+
+/// The limits of each device, by the broker's names.
+pub const CLIENT_LIMITS: [&str; 8] = ["queue", "retained", "subscriptions", "topic", "will", "rate", "backlog", "inflight"];
+
 /// The plugin's names of the limits.
 pub const BOUNDS: [&str; 3] = ["queue", "memory", "disk"];
 
@@ -27,6 +33,7 @@ pub fn parse(text: &str) -> Option<Fullness> {
         None if text == "none" => Some(Fullness::Nothing),
         None if text == "memory" => Some(Fullness::Memory),
         None if text == "disk" => Some(Fullness::Disk),
+        Some(("clients", clients)) => Some(Fullness::Clients { clients: clients.to_owned() }),
         Some(("queue", session)) => Some(Fullness::Queue { session: session.to_owned() }),
         _ => None,
     }
@@ -36,7 +43,7 @@ pub fn parse(text: &str) -> Option<Fullness> {
 #[must_use]
 pub fn bound(fullness: &Fullness) -> Option<&'static str> {
     match fullness {
-        Fullness::Nothing => None,
+        Fullness::Nothing | Fullness::Clients { .. } => None,
         Fullness::Queue { .. } => Some("queue"),
         Fullness::Memory => Some("memory"),
         Fullness::Disk => Some("disk"),
@@ -55,7 +62,7 @@ impl Settling {
     fn observe(&mut self, seen: Fullness, now: Instant) {
         if seen == self.reported {
             self.next = None;
-        } else if self.reported.is_nothing() {
+        } else if self.reported.is_nothing() || (bound(&seen).is_some() && bound(&self.reported).is_none()) {
             (self.reported, self.next) = (seen, None);
         } else if self.next.as_ref().is_none_or(|(next, _)| *next != seen) {
             self.next = Some((seen, now + SETTLED_AFTER));
@@ -111,6 +118,10 @@ mod tests {
             ("queue _ingest_a", Some(queue)),
             ("memory", Some(Fullness::Memory)),
             ("disk", Some(Fullness::Disk)),
+            (
+                "clients press-1: retained, press-2: rate",
+                Some(Fullness::Clients { clients: "press-1: retained, press-2: rate".to_owned() }),
+            ),
             ("", None),
             ("queue", None),
             ("disk x", None),
@@ -125,6 +136,7 @@ mod tests {
     fn a_full_broker_is_reported_at_once_and_other_changes_after_a_delay() {
         let start = Instant::now();
         let mut settling = Settling::default();
+        let clients = || Fullness::Clients { clients: "press-1: rate".to_owned() };
         // Second, value of the broker, value reported then.
         for (second, seen, reported) in [
             (0, Fullness::Nothing, Fullness::Nothing),
@@ -139,6 +151,9 @@ mod tests {
             (72, Fullness::Memory, Fullness::Memory),
             (80, Fullness::Disk, Fullness::Memory),
             (110, Fullness::Disk, Fullness::Disk),
+            (120, clients(), Fullness::Disk),
+            (150, clients(), clients()),
+            (151, Fullness::Memory, Fullness::Memory),
         ] {
             let now = start + Duration::from_secs(second);
             settling.observe(seen, now);

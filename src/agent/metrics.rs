@@ -6,7 +6,7 @@ use prometheus::core::Collector;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::sync::watch;
 
-use super::fullness::{BOUNDS, bound};
+use super::fullness::{BOUNDS, CLIENT_LIMITS, bound};
 use super::presentation::Presented;
 use crate::configuration::agent::Fullness;
 
@@ -40,6 +40,7 @@ pub struct AgentMetrics {
     pub certificate_expiry: IntGaugeVec,
     messages_dropped: IntGauge,
     messages_refused: IntGaugeVec,
+    client_limits_exceeded: IntGaugeVec,
     full: IntGaugeVec,
     fullness: watch::Sender<Option<Fullness>>,
     has_dropped: watch::Sender<bool>,
@@ -56,13 +57,14 @@ impl AgentMetrics {
         let histogram = |name: &str, help: &str| {
             registered(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(VERIFICATION_BUCKETS.to_vec()))?)
         };
-        let by_bound = |name: &str, help: &str| {
-            let gauge = registered(registry, IntGaugeVec::new(Opts::new(name, help), &["bound"])?)?;
-            for bound in BOUNDS {
-                let _ = gauge.with_label_values(&[bound]);
+        let labelled = |name: &str, help: &str, label: &str, values: &[&str]| {
+            let gauge = registered(registry, IntGaugeVec::new(Opts::new(name, help), &[label])?)?;
+            for value in values {
+                let _ = gauge.with_label_values(&[value]);
             }
             Ok::<_, prometheus::Error>(gauge)
         };
+        let by_bound = |name: &str, help: &str| labelled(name, help, "bound", &BOUNDS);
         Ok(Self {
             reloads: counter("fleetwright_agent_reloads_total", "Reloads of the broker.")?,
             change_to_verified: histogram(
@@ -98,6 +100,12 @@ impl AgentMetrics {
                 "fleetwright_broker_messages_refused",
                 "Messages that the broker refused and did not acknowledge because of this limit, since its start.",
             )?,
+            client_limits_exceeded: labelled(
+                "fleetwright_broker_client_limits_exceeded",
+                "How often devices exceeded a limit of their own (spec.limits.clients), since its start.",
+                "limit",
+                &CLIENT_LIMITS,
+            )?,
             full: by_bound("fleetwright_broker_full", "1 for the limit that makes the broker refuse messages.")?,
             fullness: watch::Sender::new(None),
             has_dropped: watch::Sender::new(false),
@@ -114,6 +122,13 @@ impl AgentMetrics {
     pub fn observe_refused(&self, bound: &str, messages: i64) {
         if BOUNDS.contains(&bound) {
             self.messages_refused.with_label_values(&[bound]).set(messages);
+        }
+    }
+
+    /// The broker's count of how often devices exceeded this limit of their own.
+    pub fn observe_exceeded(&self, limit: &str, times: i64) {
+        if CLIENT_LIMITS.contains(&limit) {
+            self.client_limits_exceeded.with_label_values(&[limit]).set(times);
         }
     }
 

@@ -9,7 +9,7 @@ use thiserror::Error;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::fullness::{self, BOUNDS, FULL, REFUSED};
+use super::fullness::{self, BOUNDS, EXCEEDED, FULL, REFUSED};
 use super::metrics::AgentMetrics;
 use crate::broker::credential::Password;
 use crate::mqtt::client::{self, ClientSettings, connect};
@@ -81,7 +81,8 @@ impl CanarySession {
         let metrics = Arc::clone(metrics);
         let watching = tokio::spawn(async move {
             let refused = BOUNDS.map(|bound| format!("{REFUSED}{bound}"));
-            for topic in [DROPPED, CONNECTED, STORED, HEAP, FULL].into_iter().chain(refused.iter().map(String::as_str)) {
+            let exceeded = format!("{EXCEEDED}+");
+            for topic in [DROPPED, CONNECTED, STORED, HEAP, FULL, &exceeded].into_iter().chain(refused.iter().map(String::as_str)) {
                 // This only queues the request, and the queue has room for all of them.
                 if let Err(error) = client.subscribe(topic, QoS::AtMostOnce).await {
                     tracing::warn!(%error, topic, "failed to subscribe to a counter of the broker");
@@ -169,6 +170,8 @@ fn observe(metrics: &AgentMetrics, topic: &[u8], payload: &[u8]) {
         _ => {
             if let Some(bound) = topic.strip_prefix(REFUSED) {
                 metrics.observe_refused(bound, value);
+            } else if let Some(limit) = topic.strip_prefix(EXCEEDED) {
+                metrics.observe_exceeded(limit, value);
             }
         }
     }

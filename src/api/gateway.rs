@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use super::client_authority::ClientAuthority;
+use super::client_limits::ClientLimits;
 use super::external::ExternalBroker;
 pub use super::listener::{Listener, ListenerAuthentication, ListenerTls, Protocol};
 use super::resources::{ComputeResources, ResourceQuantity};
@@ -161,12 +162,10 @@ pub struct Limits {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_connections: i32,
 
-    /// Maximum size of the queue of a disconnected or slow client, in bytes of payloads; at most 1638Mi. When the queue of a Pipeline
-    /// reaches it, `whenFull` applies to the publishers of the messages that the Pipeline reads. The queue of another client does
-    /// not affect publishers, so that one disconnected device cannot stop a plant. When such a queue exceeds the limit by a quarter,
-    /// the broker drops further messages for that client, counts them, and the condition `MessagesDropped` reports them. With
-    /// `durability: Snapshot` the broker does not report the size of a queue, and memory (`spec.resources.limits.memory`) limits all
-    /// queues together.
+    /// Maximum size of the queue of a Pipeline, in bytes of payloads; at most 1638Mi. When the queue reaches it, `whenFull` applies to the
+    /// publishers of the messages that the Pipeline reads. `clients.queuedBytes` limits the queues of devices; these never affect
+    /// publishers, so that one disconnected device cannot stop a plant. With `durability: Snapshot` the broker does not report the size
+    /// of a queue, and memory (`spec.resources.limits.memory`) limits all queues together.
     #[serde(default = "default_queued_bytes")]
     pub queued_bytes_per_client: ResourceQuantity,
 
@@ -186,7 +185,8 @@ pub struct Limits {
     /// The broker never drops an acknowledged message of a Pipeline. The condition `BrokerFull` and its Event say what is full and how
     /// to fix it, and the metric `fleetwright_broker_messages_refused` counts the rejected messages. QoS 0 has no acknowledgement:
     /// with both values the broker drops QoS 0 messages when memory is full, and otherwise delivers them to connected subscribers.
-    /// Messages of the operator and the workers, and last wills, are always accepted.
+    /// Messages of the operator and the workers, and last wills, are always accepted. Deleting a retained message is always
+    /// possible.
     #[serde(default)]
     pub when_full: WhenFull,
 
@@ -195,6 +195,10 @@ pub struct Limits {
     #[serde(default = "default_message_bytes")]
     #[schemars(range(min = 1024, max = 268_435_455))]
     pub max_message_bytes: i32,
+
+    /// Limits of each device, so that a single one cannot fill the broker for all others.
+    #[serde(default)]
+    pub clients: ClientLimits,
 }
 
 impl Default for Limits {
@@ -204,6 +208,7 @@ impl Default for Limits {
             queued_bytes_per_client: default_queued_bytes(),
             max_message_bytes: default_message_bytes(),
             when_full: WhenFull::default(),
+            clients: ClientLimits::default(),
         }
     }
 }
@@ -292,6 +297,7 @@ pub struct GatewayStatus {
     /// `BrokerUnreachable`, `TlsFailed`, `LoginRefused` or `SubscriptionRefused`.
     /// `BrokerFull` (present after the first time): the broker accepts no messages because a queue, its memory or its volume is full
     /// (`QueueFull`, `MemoryFull`, `DiskFull`); False (`AcceptingMessages`) half a minute after the broker accepts messages again.
+    /// False with `ClientsLimited` while devices exceed limits of their own (`spec.limits.clients`), which the message names.
     /// `MessagesDropped` (present after the first time): the broker dropped messages for a client that was not connected.
     /// `ClientAuthorityValid` (if `spec.clientAuthority` is set): the Secret holds an authority that can sign.
     /// `CertificateValid` (if a listener has TLS): each Secret holds a certificate that clients can accept, and a handshake has

@@ -3,6 +3,7 @@
 //! This crate does no I/O. The doc comments of fields are the user's manual: `kubectl explain` prints them.
 
 pub mod client_authority;
+pub mod client_limits;
 pub mod condition;
 pub mod crd;
 pub mod dead_letter;

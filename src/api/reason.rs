@@ -85,6 +85,8 @@ reasons! {
     Normal BrokerUpdating,
     /// cert-manager is not installed in the cluster. Install it, or remove the issuerRef of the client authority.
     Warning CertManagerNotFound,
+    /// Devices exceed limits of their own (`spec.limits.clients`) and are refused; no other client is affected. Check them, or raise the limit.
+    Warning ClientsLimited,
     /// The issuer denied the certificate request. Check its approval policy, then delete the CertificateRequest for another attempt.
     Warning CertificateDenied,
     /// The certificate is expired. Renew it.

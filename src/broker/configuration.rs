@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::api::client_limits::ClientLimits;
 use crate::api::gateway::{Durability, GatewaySpec, Listener, ListenerAuthentication, WhenFull};
 use crate::api::name;
 use crate::configuration::agent::{
@@ -18,6 +19,16 @@ const PREVIOUS_PASSWORD_PLUGIN: &str = "/usr/lib/mosquitto/previous_password.so"
 
 /// Our plugin that decides which client certificates are accepted (`images/mosquitto/plugins/certificate.c`).
 const CERTIFICATE_PLUGIN: &str = "/usr/lib/mosquitto/certificate.so";
+
+/// Our plugin that ends sessions of users that no longer exist (`images/mosquitto/plugins/users.c`).
+const USERS_PLUGIN: &str = "/usr/lib/mosquitto/users.so";
+
+/// Prefix of the names of workers, agent and operator, whose sessions have their own life cycle. No Device has such a name: names of objects
+/// begin with a letter or a digit.
+const SYSTEM_USERNAME_PREFIX: &str = "_";
+
+/// How often the broker deletes retained messages that have expired; its smallest value.
+const RETAIN_EXPIRY_MINUTES: u8 = 1;
 
 /// Our plugin that refuses publishers while the broker is full (`images/mosquitto/plugins/bounds.c`).
 const BOUNDS_PLUGIN: &str = "/usr/lib/mosquitto/bounds.so";
@@ -108,10 +119,12 @@ pub fn render(broker: &BrokerConfiguration<'_>) -> String {
     }
     let inflight = broker.memory_limit.map_or(MAX_INFLIGHT_BYTES, |bytes| (bytes / INFLIGHT_MEMORY_SHARE).min(MAX_INFLIGHT_BYTES));
     let _ = writeln!(text, "max_inflight_bytes {inflight}");
+    text += &client_limits(&broker.spec.limits.clients);
     // The bounds plugin comes first: it affects how the database is opened.
     let _ = write!(text, "\npersistence_location {DATA_FOLDER}/\n{}\n{}", bounds_plugin(broker), persistence(broker.spec.durability));
     // For workers and the agent; a NetworkPolicy denies all others. Connections of devices do not count towards its limit.
     let _ = write!(text, "\n{}", listener(name::INTERNAL_MQTT_PORT, -1, true));
+    text += "client_limits false\n";
     for declared in started_listeners(broker) {
         // If only a certificate is required, the plugin sets the user name; the client's own user name is ignored.
         let named = declared.authentication() != ListenerAuthentication::Certificate;
@@ -153,6 +166,42 @@ fn certificate_plugin(broker: &BrokerConfiguration<'_>) -> String {
 /// them: with snapshots, only the memory limit applies.
 fn queued_bytes(broker: &BrokerConfiguration<'_>) -> Option<i64> {
     (broker.spec.durability != Durability::Snapshot).then_some(broker.queued_bytes)
+}
+
+/// Limits of each client (`images/mosquitto/patches`), and the plugin that removes what is left of devices that no longer exist.
+fn client_limits(limits: &ClientLimits) -> String {
+    let options = [
+        ("queued_messages", limits.queued_messages),
+        ("queued_bytes", limits.queued_bytes),
+        ("inflight_messages", limits.in_flight_messages),
+        ("retained_messages", limits.retained_messages),
+        ("retained_bytes", limits.retained_bytes),
+        ("subscriptions", limits.subscriptions),
+        ("topic_levels", limits.topic_levels),
+        ("topic_bytes", limits.topic_bytes),
+        ("property_bytes", limits.property_bytes),
+        ("will_bytes", limits.will_bytes),
+        ("will_retain", i32::from(limits.retained_wills)),
+        ("session_expiry", limits.session_expiry_seconds),
+        ("messages_per_second", limits.messages_per_second),
+        ("message_burst", limits.message_burst),
+        ("bytes_per_second", limits.bytes_per_second),
+        ("byte_burst", limits.byte_burst),
+    ];
+    let mut text = format!(
+        "\nclient_limits_exempt_prefix {SYSTEM_USERNAME_PREFIX}\n\
+         # In minutes. Until then an expired message counts towards the limits of its client.\n\
+         retain_expiry_interval {RETAIN_EXPIRY_MINUTES}\n"
+    );
+    for (name, value) in options {
+        let _ = writeln!(text, "client_limit_{name} {value}");
+    }
+    let _ = write!(
+        text,
+        "\nglobal_plugin {USERS_PLUGIN}\nplugin_opt_password_file {RUNTIME_FOLDER}/{PASSWORD_FILE}\n\
+         plugin_opt_certificate_file {RUNTIME_FOLDER}/{CERTIFICATE_KEYS_FILE}\nplugin_opt_keep_prefix {SYSTEM_USERNAME_PREFIX}\n"
+    );
+    text
 }
 
 fn bounds_plugin(broker: &BrokerConfiguration<'_>) -> String {

@@ -141,6 +141,12 @@ pub enum Fullness {
 
     /// The broker's volume is full.
     Disk,
+
+    /// Nothing is, but devices exceed their own limits and are refused.
+    Clients {
+        /// Devices, each with the limit that it exceeds: `press-1: retained, press-2: rate`.
+        clients: String,
+    },
 }
 
 impl Fullness {

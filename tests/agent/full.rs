@@ -121,7 +121,7 @@ pub fn users() -> Vec<Entry> {
 }
 
 /// The worker reconnects with the Receive Maximum of a real worker.
-fn take_queue(broker: &Mosquitto) -> common::mosquitto::Subscriber {
+pub fn take_queue(broker: &Mosquitto) -> common::mosquitto::Subscriber {
     let arguments = [&PERSISTENT[..], &["-D", "connect", "receive-maximum", "65000"]].concat();
     broker.subscribe(("_ingest_vibration", PASSWORD), &arguments)
 }

@@ -25,8 +25,12 @@
  * such code, is disconnected without an acknowledgement. `disconnect`: both are. QoS 0 has no acknowledgement: such messages are never
  * queued, and are dropped only where memory is full.
  *
+ * Always accepted is a message that deletes a retained one (QoS 0 or 1, an empty payload), so that a full broker can be emptied. While
+ * memory or the volume is full, new subscriptions are refused.
+ *
  * The plugin publishes retained messages, once a second where they change: `$SYS/broker/fleetwright/full` (`none`, `queue SESSION`,
- * `memory` or `disk`), and how many messages were refused since the start in `$SYS/broker/fleetwright/refused/queue`, `/memory`, `/disk`.
+ * `memory`, `disk`, or, where nothing is full but clients exceed limits of their own, `clients CLIENT: LIMIT, ...`), and how many messages
+ * were refused since the start in `$SYS/broker/fleetwright/refused/queue`, `/memory`, `/disk`.
  *
  * Where it cannot count or read (memory, volume, database), it refuses. A database that it cannot read at the start ends the broker.
  *
@@ -41,6 +45,7 @@
 #include <mosquitto/libcommon_memory.h>
 
 #include "events.h"
+#include "limit_report.h"
 #include "options.h"
 #include "unreleased.h"
 #include "version.h"
@@ -64,6 +69,7 @@ struct state {
 	struct queues queues;
 	bool memory_full;
 	uint64_t refused[RESOURCES];
+	struct limit_report limits;
 	/* As published last. */
 	uint64_t published_refused[RESOURCES];
 	char *published_full;
@@ -76,10 +82,19 @@ static void check_memory(struct state *state)
 		|| (state->memory_bytes > 0 && is_full(state->memory_full, mosquitto_memory_used(), state->memory_bytes));
 }
 
+/* Deletes a retained message, and so needs no room. Of those that delete nothing there may be any number. */
+static bool frees_room(const struct mosquitto_evt_message *message)
+{
+	return message->retain && message->payloadlen == 0 && message->qos < 2 && mosquitto_topic_is_retained(message->topic);
+}
+
 /* The resource that a message lacks; RESOURCES where it lacks none. */
 static enum resource missing_resource(struct state *state, const struct mosquitto_evt_message *message)
 {
 	check_memory(state);
+	if(frees_room(message)){
+		return RESOURCES;
+	}
 	if(state->memory_full){
 		return MEMORY;
 	}
@@ -131,6 +146,20 @@ static int on_message(int event, void *event_data, void *userdata)
 		struct slot slot = {.id = fingerprint, .bytes = message->payloadlen, .owner = owner_connection(message->client)};
 
 		unreleased_reserve(&state->queues, message->topic, slot);
+	}
+	return MOSQ_ERR_SUCCESS;
+}
+
+static int on_subscribe(int event, void *event_data, void *userdata)
+{
+	const struct mosquitto_evt_subscribe *subscription = event_data;
+	struct state *state = userdata;
+
+	(void)event;
+	check_memory(state);
+	if(mosquitto_client_port(subscription->client) != state->trusted_port && (state->memory_full || state->volume.full)){
+		state->refused[state->volume.full ? DISK : MEMORY]++;
+		return MOSQ_ERR_QUOTA_EXCEEDED;
 	}
 	return MOSQ_ERR_SUCCESS;
 }
@@ -201,12 +230,19 @@ static void publish(const char *topic, const char *text)
 /* The resource that is full, the most serious first. */
 static void describe_full(const struct state *state, char *text, size_t size)
 {
-	snprintf(text, size, "%s", state->volume.full ? NAMES[DISK] : state->memory_full ? NAMES[MEMORY] : "none");
-	for(size_t i = 0; !state->volume.full && !state->memory_full && i < state->queues.count; i++){
+	if(state->volume.full || state->memory_full){
+		snprintf(text, size, "%s", state->volume.full ? NAMES[DISK] : NAMES[MEMORY]);
+		return;
+	}
+	for(size_t i = 0; i < state->queues.count; i++){
 		if(state->queues.list[i].full){
 			snprintf(text, size, "%s %s", NAMES[QUEUE], state->queues.list[i].client);
 			return;
 		}
+	}
+	snprintf(text, size, "clients ");
+	if(!limit_report_clients(text, size)){
+		snprintf(text, size, "none");
 	}
 }
 
@@ -242,6 +278,7 @@ static int on_tick(int event, void *event_data, void *userdata)
 	if(tick->now_s != state->published_at){
 		state->published_at = tick->now_s;
 		publish_changes(state);
+		limit_report_publish(&state->limits);
 	}
 	tick->next_s = 0;
 	tick->next_ms = TICK_MILLISECONDS;
@@ -299,6 +336,7 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 	struct queues *queues = state ? &state->queues : NULL;
 	const struct { int event; MOSQ_FUNC_generic_callback callback; void *userdata; } callbacks[] = {
 		{MOSQ_EVT_MESSAGE_IN, on_message, state},
+		{MOSQ_EVT_SUBSCRIBE, on_subscribe, state},
 		{MOSQ_EVT_TICK, on_tick, state},
 		/* From here on: only with SQLite, for the classic persistence refuses them. */
 		{MOSQ_EVT_PERSIST_RESTORE, on_restore, state},
@@ -322,7 +360,7 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 	if(!configure(state, options, option_count)){
 		return MOSQ_ERR_INVAL;
 	}
-	count = queues->max_bytes == 0 ? 2 : count;
+	count = queues->max_bytes == 0 ? 3 : count;
 	/* For the database that the persistence plugin opens, which is loaded after this one. */
 	sqlite3_auto_extension((void (*)(void))volume_keep_deleted);
 	for(size_t i = 0; rc == MOSQ_ERR_SUCCESS && i < count; i++){

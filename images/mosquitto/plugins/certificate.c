@@ -24,12 +24,11 @@
 
 #include "identity.h"
 #include "options.h"
+#include "plugin.h"
 #include "user_file.h"
 #include "version.h"
 
 #define NAME "certificate"
-
-MOSQUITTO_PLUGIN_DECLARE_VERSION(5);
 
 struct state {
 	char *path;
@@ -38,18 +37,7 @@ struct state {
 	struct user_file keys; /* digests */
 };
 
-static void *parse_digest(const char *text)
-{
-	unsigned char *digest = malloc(DIGEST_BYTES);
-
-	if(digest && !identity_parse_digest(text, digest)){
-		free(digest);
-		return NULL;
-	}
-	return digest;
-}
-
-static const struct user_format FORMAT = {NAME, "user:digest", parse_digest, free};
+static const struct user_format FORMAT = {NAME, "user:digest", identity_new_digest, free};
 
 /* Whether the key is the one that the common name may use, and the certificate has not expired; also gives the name. */
 static bool is_accepted(const struct state *state, X509 *certificate, char name[MAX_NAME_BYTES])
@@ -132,64 +120,46 @@ static int on_basic_auth(int event, void *event_data, void *userdata)
 	return login->username && !strcmp(login->username, name) ? MOSQ_ERR_PLUGIN_IGNORE : MOSQ_ERR_AUTH;
 }
 
-static bool configure(struct state *state, const struct mosquitto_opt *options, int option_count)
-{
-	for(int i = 0; i < option_count; i++){
-		const char *key = options[i].key, *value = options[i].value;
-
-		if(!strcmp(key, "file") && !state->path){
-			/* The broker frees its own copy. */
-			state->path = strdup(value);
-		}else if(!strcmp(key, "certificate_ports")){
-			if(!options_parse_ports(value, &state->certificate)){
-				return false;
-			}
-		}else if(!strcmp(key, "certificate_and_password_ports")){
-			if(!options_parse_ports(value, &state->certificate_and_password)){
-				return false;
-			}
-		}else{
-			return false;
-		}
-	}
-	return state->path != NULL;
-}
-
-int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, struct mosquitto_opt *options, int option_count)
-{
-	struct state *state = calloc(1, sizeof(*state));
-	int rc;
-
-	if(!state){
-		return MOSQ_ERR_NOMEM;
-	}
-	*userdata = state;
-	mosquitto_plugin_set_info(identifier, NAME, NULL);
-	if(!configure(state, options, option_count)){
-		mosquitto_log_printf(MOSQ_LOG_ERR, NAME ": expected plugin_opt_file, and ports with commas between them");
-		return MOSQ_ERR_INVAL;
-	}
-	if(!user_file_load(&state->keys, state->path, &FORMAT)){
-		return MOSQ_ERR_INVAL;
-	}
-	rc = mosquitto_callback_register(identifier, MOSQ_EVT_BASIC_AUTH, on_basic_auth, NULL, state);
-	if(rc == MOSQ_ERR_SUCCESS){
-		rc = mosquitto_callback_register(identifier, MOSQ_EVT_RELOAD, on_reload, NULL, state);
-	}
-	return rc;
-}
-
-/* Mosquitto itself removes the callbacks of a plugin that it unloads. */
-int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int option_count)
+static bool set_option(void *userdata, const char *key, const char *value)
 {
 	struct state *state = userdata;
 
-	(void)options;
-	(void)option_count;
-	if(state){
-		user_file_clear(&state->keys, &FORMAT);
-		free(state->path);
-		free(state);
+	if(!strcmp(key, "file")){
+		return plugin_keep_option(&state->path, value);
 	}
-	return MOSQ_ERR_SUCCESS;
+	if(!strcmp(key, "certificate_ports")){
+		return options_parse_ports(value, &state->certificate);
+	}
+	return !strcmp(key, "certificate_and_password_ports") && options_parse_ports(value, &state->certificate_and_password);
 }
+
+static bool is_complete(const void *state)
+{
+	return ((const struct state *)state)->path != NULL;
+}
+
+static bool start(void *userdata)
+{
+	struct state *state = userdata;
+
+	return user_file_load(&state->keys, state->path, &FORMAT);
+}
+
+static void clear(void *userdata)
+{
+	struct state *state = userdata;
+
+	user_file_clear(&state->keys, &FORMAT);
+	free(state->path);
+}
+
+const struct plugin PLUGIN = {
+	.name = NAME,
+	.expected = "plugin_opt_file, and ports with commas between them",
+	.state_bytes = sizeof(struct state),
+	.set_option = set_option,
+	.is_complete = is_complete,
+	.start = start,
+	.clear = clear,
+	.callbacks = {{MOSQ_EVT_BASIC_AUTH, on_basic_auth}, {MOSQ_EVT_RELOAD, on_reload}},
+};

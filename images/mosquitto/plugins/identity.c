@@ -1,5 +1,6 @@
 #include "identity.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include <openssl/evp.h>
@@ -55,4 +56,15 @@ bool identity_parse_digest(const char *text, unsigned char digest[DIGEST_BYTES])
 		digest[i] = (unsigned char)(high << 4 | low);
 	}
 	return true;
+}
+
+void *identity_new_digest(const char *text)
+{
+	unsigned char *digest = malloc(DIGEST_BYTES);
+
+	if(digest && !identity_parse_digest(text, digest)){
+		free(digest);
+		return NULL;
+	}
+	return digest;
 }

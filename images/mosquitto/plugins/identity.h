@@ -20,4 +20,7 @@ bool identity_key_digest(X509 *certificate, unsigned char digest[DIGEST_BYTES]);
 /* Reads a digest in hexadecimal digits, in lower case. */
 bool identity_parse_digest(const char *text, unsigned char digest[DIGEST_BYTES]);
 
+/* The same, as a value of a file of users (user_file.h); NULL where the text is no digest. */
+void *identity_new_digest(const char *text);
+
 #endif

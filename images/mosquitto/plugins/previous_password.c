@@ -14,35 +14,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "password.h"
+#include "plugin.h"
 #include "user_file.h"
 #include "version.h"
 
 #define NAME "previous-password"
-
-MOSQUITTO_PLUGIN_DECLARE_VERSION(5);
 
 struct state {
 	char *path;
 	struct user_file passwords;
 };
 
-static void *parse_hash(const char *text)
-{
-	struct mosquitto_pw *password = NULL;
-
-	if(mosquitto_pw_new(&password, MOSQ_PW_DEFAULT) != MOSQ_ERR_SUCCESS || mosquitto_pw_decode(password, text) != MOSQ_ERR_SUCCESS){
-		mosquitto_pw_cleanup(password);
-		return NULL;
-	}
-	return password;
-}
-
-static void free_hash(void *password)
-{
-	mosquitto_pw_cleanup(password);
-}
-
-static const struct user_format FORMAT = {NAME, "user:hash", parse_hash, free_hash};
+static const struct user_format FORMAT = {NAME, "user:hash", password_parse, password_free};
 
 /* An error here would end the broker and with it every session. What cannot be read is logged, and accepts nobody. */
 static int on_reload(int event, void *event_data, void *userdata)
@@ -72,47 +56,38 @@ static int on_basic_auth(int event, void *event_data, void *userdata)
 	return MOSQ_ERR_PLUGIN_IGNORE;
 }
 
-int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, struct mosquitto_opt *options, int option_count)
+static bool set_option(void *state, const char *key, const char *value)
 {
-	struct state *state = calloc(1, sizeof(*state));
-	int rc;
-
-	if(!state){
-		return MOSQ_ERR_NOMEM;
-	}
-	*userdata = state;
-	mosquitto_plugin_set_info(identifier, NAME, NULL);
-	for(int i = 0; i < option_count; i++){
-		if(!strcmp(options[i].key, "file") && !state->path){
-			/* The broker frees its own copy. */
-			state->path = strdup(options[i].value);
-		}
-	}
-	if(!state->path){
-		mosquitto_log_printf(MOSQ_LOG_ERR, NAME ": plugin_opt_file is missing: name the file");
-		return MOSQ_ERR_INVAL;
-	}
-	if(!user_file_load(&state->passwords, state->path, &FORMAT)){
-		return MOSQ_ERR_INVAL;
-	}
-	rc = mosquitto_callback_register(identifier, MOSQ_EVT_BASIC_AUTH, on_basic_auth, NULL, state);
-	if(rc == MOSQ_ERR_SUCCESS){
-		rc = mosquitto_callback_register(identifier, MOSQ_EVT_RELOAD, on_reload, NULL, state);
-	}
-	return rc;
+	return !strcmp(key, "file") && plugin_keep_option(&((struct state *)state)->path, value);
 }
 
-/* Mosquitto itself removes the callbacks of a plugin that it unloads. */
-int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int option_count)
+static bool is_complete(const void *state)
+{
+	return ((const struct state *)state)->path != NULL;
+}
+
+static bool start(void *userdata)
 {
 	struct state *state = userdata;
 
-	(void)options;
-	(void)option_count;
-	if(state){
-		user_file_clear(&state->passwords, &FORMAT);
-		free(state->path);
-		free(state);
-	}
-	return MOSQ_ERR_SUCCESS;
+	return user_file_load(&state->passwords, state->path, &FORMAT);
 }
+
+static void clear(void *userdata)
+{
+	struct state *state = userdata;
+
+	user_file_clear(&state->passwords, &FORMAT);
+	free(state->path);
+}
+
+const struct plugin PLUGIN = {
+	.name = NAME,
+	.expected = "plugin_opt_file",
+	.state_bytes = sizeof(struct state),
+	.set_option = set_option,
+	.is_complete = is_complete,
+	.start = start,
+	.clear = clear,
+	.callbacks = {{MOSQ_EVT_BASIC_AUTH, on_basic_auth}, {MOSQ_EVT_RELOAD, on_reload}},
+};

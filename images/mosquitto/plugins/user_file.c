@@ -75,6 +75,7 @@ bool user_file_read(struct user_file *file, FILE *stream, const char *path, cons
 		number++;
 		outcome = add(file, &capacity, line, (size_t)length, format);
 		if(outcome == INVALID){
+			file->left_out++;
 			mosquitto_log_printf(MOSQ_LOG_ERR, "%s: line %zu of %s is left out: expected %s", format->plugin, number, path, format->expected);
 		}
 	}
@@ -113,6 +114,11 @@ void *user_file_find(const struct user_file *file, const char *name)
 	const struct user *found = file->count > 0 ? bsearch(&wanted, file->users, file->count, sizeof(*file->users), compare) : NULL;
 
 	return found ? found->value : NULL;
+}
+
+void *user_file_keep_text(const char *text)
+{
+	return strdup(text);
 }
 
 void user_file_clear(struct user_file *file, const struct user_format *format)

@@ -22,6 +22,7 @@ struct user {
 struct user_file {
 	struct user *users; /* sorted by name */
 	size_t count;
+	size_t left_out; /* lines that are not valid */
 };
 
 /* Replaces the contents by those of the file. A line that is not valid is logged and left out. Where the file cannot be read as a
@@ -33,6 +34,9 @@ bool user_file_read(struct user_file *file, FILE *stream, const char *path, cons
 
 /* The value of this user; NULL where there is none. */
 void *user_file_find(const struct user_file *file, const char *name);
+
+/* A value that is the text itself, for files of which only the names matter. */
+void *user_file_keep_text(const char *text);
 
 void user_file_clear(struct user_file *file, const struct user_format *format);
 

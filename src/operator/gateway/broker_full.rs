@@ -21,6 +21,13 @@ pub fn broker_full(observed: &Observed, previous: &[Condition]) -> Option<Findin
                 Finding::fails(BROKER_FULL, Cause::new(Reason::AcceptingMessages, "the broker was full and accepts all messages again"))
             });
         }
+        Fullness::Clients { clients } => {
+            let message = format!(
+                "devices exceed their own limits (spec.limits.clients) and are refused; no other client is affected: {clients}. To do: check \
+                 these devices, or raise the limit"
+            );
+            return Some(Finding::fails(BROKER_FULL, Cause::new(Reason::ClientsLimited, message)));
+        }
         Fullness::Queue { session } => {
             let pipeline = session.strip_prefix(INGEST_USERNAME_PREFIX).unwrap_or(session);
             let bound = &spec.limits.queued_bytes_per_client.0;

@@ -165,6 +165,7 @@ fn a_full_broker_is_reported_and_its_end_as_well() {
     for (fullness, expected) in [
         (Fullness::Memory, ("True", "MemoryFull")),
         (Fullness::Disk, ("True", "DiskFull")),
+        (Fullness::Clients { clients: "press-1: retained".to_owned() }, ("False", "ClientsLimited")),
         (Fullness::Nothing, ("False", "AcceptingMessages")),
         (Fullness::Nothing, ("False", "AcceptingMessages")),
     ] {

@@ -1,42 +1,17 @@
-/* The files of users, with values of both plugins. Whatever is in a file: it is read to its end, every user that is found is sorted and
+/* The files of users, with the values of each plugin. Whatever is in a file: it is read to its end, every user that is found is sorted and
  * can be found by name, and reading it again gives the same. */
 #include <string.h>
 
 #include "../identity.h"
+#include "../password.h"
 #include "../user_file.h"
 #include "../version.h"
 #include "input.h"
 
-static void *parse_digest(const char *text)
-{
-	unsigned char *digest = malloc(DIGEST_BYTES);
-
-	if(digest && !identity_parse_digest(text, digest)){
-		free(digest);
-		return NULL;
-	}
-	return digest;
-}
-
-static void *parse_hash(const char *text)
-{
-	struct mosquitto_pw *password = NULL;
-
-	if(mosquitto_pw_new(&password, MOSQ_PW_DEFAULT) != MOSQ_ERR_SUCCESS || mosquitto_pw_decode(password, text) != MOSQ_ERR_SUCCESS){
-		mosquitto_pw_cleanup(password);
-		return NULL;
-	}
-	return password;
-}
-
-static void free_hash(void *password)
-{
-	mosquitto_pw_cleanup(password);
-}
-
 static const struct user_format FORMATS[] = {
-	{"fuzz", "user:digest", parse_digest, free},
-	{"fuzz", "user:hash", parse_hash, free_hash},
+	{"fuzz", "user:digest", identity_new_digest, free},
+	{"fuzz", "user:hash", password_parse, password_free},
+	{"fuzz", "user:credential", user_file_keep_text, free},
 };
 
 static size_t read_bytes(struct user_file *file, const uint8_t *data, size_t size, const struct user_format *format)
