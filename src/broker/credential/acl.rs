@@ -1,4 +1,4 @@
-//! Access control lists in the format of Mosquitto's `acl_file`: patterns for every device, and rules_are_rendered_as_lines for one user.
+//! Access control lists in the format of Mosquitto's `acl_file`: patterns for every device, and lines for one user.
 //!
 //! Access is denied by default. `deny` is not used: in Mosquitto it also denies reading, and a device must be able to read its desired
 //! state, which it may not write. The list therefore names each topic that a device may write.
@@ -124,7 +124,7 @@ mod tests {
         #[test]
         fn no_topic_makes_a_second_line(topic in any::<String>()) {
             if let Ok(line) = line(&read(&topic)) {
-                prop_assert_eq!(line.rules_are_rendered_as_lines().count(), 1);
+                prop_assert_eq!(line.lines().count(), 1);
                 prop_assert!(!line.contains(['\r', '\n', '\0']));
             }
         }
