@@ -1,6 +1,7 @@
 //! The agent with a real Mosquitto in the configuration that the operator renders, and third-party clients.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper of a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "a test prints what an attacker has consumed")]
 
 #[path = "agent/attacker.rs"]
 mod attacker;

@@ -26,7 +26,8 @@ const FUZZ_SECONDS: u64 = 4;
 /// Lines of a password file.
 fn password_lines(users: &[&str], password: &str) -> String {
     let password = Password::given(password.as_bytes()).unwrap();
-    users.iter().map(|user| format!("{user}:{}\n", hash::hash("uid", user, &password, 1))).collect()
+    let lines: Vec<String> = users.iter().map(|user| format!("{user}:{}\n", hash::hash("uid", user, &password, 1))).collect();
+    lines.concat()
 }
 
 /// A broker with all plugins, and the files that they read.

@@ -7,7 +7,7 @@ use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{ConnectReturnCode, LastWill, Publish, PublishProperties};
 
 use super::attacker::{Attacker, Innocent, exceeded};
-use super::full::{Paho, assert_exactly, drain, numbered, take_queue, users};
+use super::full::{Paho, assert_exactly, numbered, take_queue, users};
 use super::*;
 
 /// A site with these limits of each device, and a worker with a queue.
@@ -50,7 +50,7 @@ async fn bytes_beyond_the_rate_are_read_later() {
     for _ in 0..20 {
         assert!(attacker.publish(Publish::new("devices/press-1/telemetry", QoS::AtLeastOnce, vec![b'x'; 10_000], None)));
     }
-    assert!(started.elapsed() > Duration::from_millis(1000), "{:?}", started.elapsed());
+    assert!(started.elapsed() > Duration::from_secs(1), "{:?}", started.elapsed());
 }
 
 /// The Session Expiry Interval and the Receive Maximum that the broker grants.
