@@ -12,9 +12,9 @@ use tokio_postgres::config::{Host, SslMode};
 pub enum TlsMode {
     /// Never encrypted.
     Disable,
-    /// Encrypted where the server offers it; nobody is verified.
+    /// Encrypted if the server supports it; the server is not verified.
     Prefer,
-    /// Encrypted; nobody is verified.
+    /// Encrypted; the server is not verified.
     Require,
     /// Encrypted; the server's certificate is checked against the public authorities, and its name against the host.
     VerifyFull,

@@ -52,9 +52,9 @@ fn senml_resolves_records_as_in_its_examples() {
     assert_eq!(readings[1].0, None);
 }
 
-/// RFC 8428, 5.1.3, and the same resolved, 5.1.4: one name, told apart by units.
+/// RFC 8428, 5.1.3, and the same resolved, 5.1.4: one name, distinguished by units.
 #[test]
-fn senml_tells_several_measurements_of_one_name_apart_by_their_units() {
+fn senml_distinguishes_measurements_of_one_name_by_their_units() {
     let name = "urn:dev:ow:10e2073a01080063";
     let field = |field: &str, unit: &str| json!({"name": field, "type": "Float64", "metric": name, "unit": unit});
     let fields = [field("humidity", "%RH"), field("longitude", "lon"), field("latitude", "lat"), field("battery", "%EL")];

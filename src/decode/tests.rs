@@ -86,7 +86,7 @@ fn absent_and_null_are_null() {
 }
 
 #[test]
-fn what_is_refused_and_why() {
+fn invalid_messages_are_refused_with_their_cause() {
     for (payload, expected) in [
         (r#"{"ts":1777863721500}"#, Reason::MissingField),
         (r#"{"ts":1777863721500,"rms":null}"#, Reason::MissingField),

@@ -5,7 +5,7 @@
 //! sends again what is not acknowledged, under the same packet identifiers (MQTT 5.0, 4.4): messages that have an entry are
 //! acknowledged and not stored again. The DUP flag is not required at first: Mosquitto 2.1 loses it when it is killed (measured).
 //! A broker that processes everything in order has redelivered everything before it answers a PINGREQ that was sent right after the
-//! login. A broker that fetches queued messages from elsewhere may answer earlier (RMQTT 0.24, measured): after that answer, only messages
+//! login. A broker that fetches queued messages from another node may answer earlier (RMQTT 0.24, measured): after that answer, only messages
 //! with the DUP flag are compared, until the first regular PINGREQ is answered. Entries of messages that were not redelivered by then
 //! were acknowledged, and are removed. Otherwise an entry is removed when a PINGREQ behind its acknowledgement is answered.
 

@@ -1,5 +1,5 @@
-//! A node of a cluster of RMQTT brokers on loopback: `broker NODE MQTT:GRPC:RAFT...` is told its number, from 1 on, and the ports of each
-//! node. It ends when it is killed, and keeps nothing.
+//! A node of a cluster of RMQTT brokers on loopback: the arguments of `broker NODE MQTT:GRPC:RAFT...` are its number,
+//! from 1 on, and the ports of each node. It runs until it is killed, and stores nothing.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
@@ -34,8 +34,8 @@ async fn main() -> Result<()> {
     context.node.start_grpc_server(context.clone(), loopback(grpc), true, false);
     rmqtt_shared_subscription::register_named(&context, "rmqtt-shared-subscription", true, false).await?;
     rmqtt_cluster_raft::register_named(&context, "rmqtt-cluster-raft", true, true).await?;
-    // As many messages on their way, and as many queued, as anybody asks for, and none of them ever too old. Nothing is
-    // sent again while a connection lives: MQTT 5 forbids it (4.4), and this broker does it after 20 seconds if it is not told otherwise.
+    // No limit on messages in flight and queued, and no expiry. No message is sent again while a connection lasts: MQTT 5 forbids it (4.4),
+    // but by default this broker sends messages again after 20 seconds.
     let listener = Builder::new()
         .name("tcp")
         .laddr(loopback(mqtt))
