@@ -82,7 +82,7 @@ impl Site {
              global_plugin /usr/lib/mosquitto/certificate.so\nplugin_opt_file {}\nplugin_opt_certificate_ports {}\n\
              global_plugin /usr/lib/mosquitto/previous_password.so\nplugin_opt_file {}\n\
              client_limits_exempt_prefix _\nclient_limit_retained_messages 5\nclient_limit_subscriptions 5\nclient_limit_topic_levels 8\n\
-             client_limit_queued_bytes 100000\nclient_limit_messages_per_second 1000\nclient_limit_session_expiry 3600\n\
+             client_limit_queued_bytes 100000\nclient_limit_messages_per_second 100\nclient_limit_session_expiry 3600\n\
              global_plugin /usr/lib/mosquitto/users.so\nplugin_opt_password_file {}\nplugin_opt_certificate_file {}\n\
              plugin_opt_keep_prefix _\npersistence_location {}/\n\
              global_plugin /usr/lib/mosquitto/bounds.so\nplugin_opt_when_full refuse\nplugin_opt_trusted_port {}\n\
@@ -173,7 +173,7 @@ fn exceed_limits(running: &Running) {
     running.broker.publish(login, &["-t", "own/a/b/c/d/e/f/g/h/i", "-m", "too deep"]);
     drop(running.broker.subscribe(login, &[&SESSION[..], &["-t", "own/0"]].concat()));
     // Faster than its rate, and more than may wait for the other.
-    let lines = vec!["x".repeat(1000); 3000].join("\n");
+    let lines = vec!["x".repeat(1000); 500].join("\n");
     running.broker.pour(("press-1", PASSWORD), &["-t", "own/0"], &lines);
     for limit in ["retained", "topic", "subscriptions", "queue", "rate"] {
         assert!(running.broker.log().contains(&format!("has exceeded its limit: {limit}.")), "{limit}");
