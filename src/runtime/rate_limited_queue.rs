@@ -60,8 +60,8 @@ pub struct Limits {
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Place {
-    /// By sequence number.
-    Ready(u64),
+    /// By tag, then by sequence number.
+    Ready(u64, u64),
     /// By time, then by sequence number.
     Delayed(Instant, u64),
 }
@@ -81,7 +81,7 @@ struct Entry<V> {
 pub struct RateLimitedQueue<K, V = ()> {
     limits: Limits,
     entries: HashMap<K, Entry<V>>,
-    ready: BTreeMap<u64, K>,
+    ready: BTreeMap<(u64, u64), K>,
     delayed: BTreeMap<(Instant, u64), K>,
     sequence: u64,
     /// Keys in progress, with the value that was queued since then and is due, if any.
@@ -94,6 +94,12 @@ pub struct RateLimitedQueue<K, V = ()> {
     tokens: f64,
     refilled: Instant,
     newest_next: bool,
+    /// The group of a key, if the groups share the queue fairly.
+    group: Option<fn(&K) -> u64>,
+    /// Tag of the last ready item of each group, since the queue was last empty.
+    tags: HashMap<u64, u64>,
+    /// Tag of the last item that left the queue.
+    last_tag: u64,
 }
 
 impl<K: Clone + Eq + Hash, V> RateLimitedQueue<K, V> {
@@ -113,7 +119,18 @@ impl<K: Clone + Eq + Hash, V> RateLimitedQueue<K, V> {
             tokens: limits.rate.map_or(0.0, Rate::burst),
             refilled: now,
             newest_next: true,
+            group: None,
+            tags: HashMap::new(),
+            last_tag: 0,
         }
+    }
+
+    /// An empty queue whose ready items leave in the order of their groups' shares: with n groups, every nth item is of the same group.
+    /// Within a group the oldest is first. A group is a number, such as a hash. (Start-time fair queueing: the tag of an item is one more
+    /// than that of its group's last item, but at least that of the item that left the queue last.)
+    #[must_use]
+    pub fn shared_by_groups(limits: Limits, now: Instant, group: fn(&K) -> u64) -> Self {
+        Self { group: Some(group), ..Self::new(limits, now) }
     }
 
     /// Queues a key for `at`, or earlier if it is queued for an earlier time. The value replaces the queued one.
@@ -179,8 +196,12 @@ impl<K: Clone + Eq + Hash, V> RateLimitedQueue<K, V> {
             return None;
         }
         let newest = self.limits.order == Order::Alternate && self.newest_next;
-        let (_, key) = if newest { self.ready.pop_last() } else { self.ready.pop_first() }?;
+        let ((tag, _), key) = if newest { self.ready.pop_last() } else { self.ready.pop_first() }?;
         let entry = self.entries.remove(&key)?;
+        self.last_tag = tag;
+        if self.ready.is_empty() {
+            self.tags.clear();
+        }
         if self.limits.rate.is_some() {
             self.tokens -= 1.0;
         }
@@ -271,7 +292,7 @@ impl<K: Clone + Eq + Hash, V> RateLimitedQueue<K, V> {
     fn take_entry(&mut self, key: &K) -> Option<Entry<V>> {
         let entry = self.entries.remove(key)?;
         match entry.place {
-            Place::Ready(sequence) => self.ready.remove(&sequence),
+            Place::Ready(tag, sequence) => self.ready.remove(&(tag, sequence)),
             Place::Delayed(due, sequence) => self.delayed.remove(&(due, sequence)),
         };
         Some(entry)
@@ -287,10 +308,19 @@ impl<K: Clone + Eq + Hash, V> RateLimitedQueue<K, V> {
                 *next = Some(value);
                 return;
             }
-            self.ready.insert(self.sequence, key.clone());
-            Place::Ready(self.sequence)
+            let tag = self.next_tag(&key);
+            self.ready.insert((tag, self.sequence), key.clone());
+            Place::Ready(tag, self.sequence)
         };
         self.entries.insert(key, Entry { value, since, due, place });
+    }
+
+    /// The tag of the next ready item of a key's group.
+    fn next_tag(&mut self, key: &K) -> u64 {
+        let Some(group) = self.group else { return 0 };
+        let tag = self.tags.entry(group(key)).or_insert(self.last_tag);
+        *tag = (*tag).max(self.last_tag) + 1;
+        *tag
     }
 
     fn finish(&mut self, key: &K, now: Instant) {

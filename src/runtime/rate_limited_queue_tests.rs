@@ -44,6 +44,31 @@ fn a_key_is_queued_once_and_never_in_progress_twice() {
 }
 
 #[test]
+fn groups_share_the_queue_whatever_their_backlog() {
+    let now = Instant::now();
+    let mut queue = RateLimitedQueue::shared_by_groups(Limits::default(), now, |key: &(u64, u32)| key.0);
+    let pop = |queue: &mut RateLimitedQueue<(u64, u32)>| {
+        let (key, ()) = queue.pop(now).unwrap();
+        queue.done(&key, now);
+        key
+    };
+    for number in 0..1_000 {
+        queue.insert((1, number), (), now, now);
+    }
+    let first: Vec<_> = (0..10).map(|_| pop(&mut queue)).collect();
+    assert_eq!(first, (0..10).map(|number| (1, number)).collect::<Vec<_>>(), "one group alone: oldest first");
+    for number in 0..3 {
+        queue.insert((2, number), (), now, now);
+    }
+    let next: Vec<_> = (0..6).map(|_| pop(&mut queue)).collect();
+    assert_eq!(next, [(1, 10), (2, 0), (1, 11), (2, 1), (1, 12), (2, 2)]);
+    queue.insert((3, 0), (), now, now);
+    assert!((0..2).any(|_| pop(&mut queue) == (3, 0)), "a single new item waits for one item of the backlog");
+    assert_eq!((0..986).map(|_| pop(&mut queue)).last(), Some((1, 999)));
+    assert!(queue.pop(now).is_none() && queue.tags.is_empty());
+}
+
+#[test]
 fn retry_delays_grow_until_a_success() {
     let now = Instant::now();
     let mut queue = RateLimitedQueue::new(Limits::default(), now);

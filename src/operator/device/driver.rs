@@ -18,6 +18,7 @@ use super::execute::{self, ActionOutcome};
 use super::gateway::ShardPlan;
 use super::index::SharedDeviceIndex;
 use super::key::{DeviceKey, GatewayKey};
+use super::load::{Load, MAX_NEW_DEVICE_DELAY, MAX_SHARD_DELAY, SHARD_DEBOUNCE, gathering_of_arrivals, hash_of};
 use super::metrics::DeviceMetrics;
 use super::observe::Observer;
 use super::watch::{certificate_requests, left_certificate_requests, observations, secrets};
@@ -25,24 +26,6 @@ use crate::operator::context::Context;
 use crate::operator::kubernetes::apply::{WriteError, Writer};
 use crate::runtime::error::chain;
 use crate::runtime::rate_limited_queue::{Limits, RateLimitedQueue};
-
-/// The shards of a Gateway are written once no change has come for this long.
-const SHARD_DEBOUNCE: Duration = Duration::from_millis(50);
-
-/// Upper limit of the delay of a shard write. Each write reloads the broker, which blocks a broker of 15,000 clients for some 60
-/// ms: under steady changes that is a quarter of its time. A longer delay would take most of the second within which a revocation
-/// must be effective.
-const MAX_SHARD_DELAY: Duration = Duration::from_millis(250);
-
-/// Upper limit of the delay for Devices that no broker holds yet, under high load: their delay takes access away from no device.
-/// Many new Devices are spread over all shards, and a shard write with its reload costs many times a write for one Device.
-const MAX_NEW_DEVICE_DELAY: Duration = Duration::from_secs(10);
-
-/// With more Devices than this queued or in progress, the load is high.
-const HIGH_LOAD_DEVICES: usize = 8;
-
-/// The load stays high for this long after the last such moment: a user who declares thousands of Devices leaves gaps.
-const HIGH_LOAD_PERIOD: Duration = Duration::from_millis(500);
 
 /// The status of a Device reports that it waits for the broker after this long. A running broker is verified within a second and a
 /// starting one within some ten; a Device that becomes ready before that needs one status write less.
@@ -84,9 +67,10 @@ pub struct Driver {
     shards: RateLimitedQueue<GatewayKey>,
     totals: RateLimitedQueue<GatewayKey>,
     gathering_until: HashMap<GatewayKey, Instant>,
-    /// Gateways whose shards or totals wait for the end of the high load.
+    /// Gateways whose shards or totals wait for the end of their high load.
     deferred: BTreeSet<GatewayKey>,
-    load: Load,
+    /// Gateways with a recent change of a Device.
+    loads: HashMap<GatewayKey, Load>,
     waiting_since: HashMap<DeviceKey, Instant>,
     work: JoinSet<Finished>,
     metrics: DeviceMetrics,
@@ -108,12 +92,12 @@ impl Driver {
             concurrency: concurrency.max(1),
             subscribers,
             observer: Observer::default(),
-            devices: RateLimitedQueue::new(Limits::default(), now),
+            devices: RateLimitedQueue::shared_by_groups(Limits::default(), now, |device| hash_of(&device.gateway)),
             shards: RateLimitedQueue::new(Limits::default(), now),
             totals: RateLimitedQueue::new(Limits::default(), now),
             gathering_until: HashMap::new(),
             deferred: BTreeSet::new(),
-            load: Load::default(),
+            loads: HashMap::new(),
             waiting_since: HashMap::new(),
             work: JoinSet::new(),
             metrics,
@@ -141,7 +125,7 @@ impl Driver {
         let mut left_requests = Some(left_certificate_requests(&self.client));
         let mut of_issuers = Some(certificate_requests(&self.client));
         loop {
-            let calm = self.load.until.filter(|_| !self.deferred.is_empty());
+            let calm = self.deferred.iter().filter_map(|key| self.loads.get(key)?.until()).min();
             let due = [self.devices.next_due(), self.shards.next_due(), self.totals.next_due(), self.next_deadline(), calm];
             // No action starts before all objects have been listed.
             let due = due.into_iter().flatten().min().filter(|_| self.observer.is_complete());
@@ -204,24 +188,27 @@ impl Driver {
         };
         // After the listing, [`super::index::DeviceIndex::unsettled`] is queued. Most Devices of a settled fleet need no action.
         for key in changes.devices.into_iter().filter(|_| self.observer.is_complete()) {
+            self.loads.entry(key.gateway.clone()).or_default().add(now);
             self.devices.insert(key, (), now, now);
         }
-        let high_load = self.load.is_high(self.devices.ready() + self.devices.in_progress(), now);
-        let (quiet, longest) = gathering_of_arrivals(high_load);
+        self.loads.retain(|_, load| !load.is_idle(now));
         for key in changes.arrivals {
+            let (quiet, longest) = gathering_of_arrivals(self.is_high_load(&key, now));
             self.gather(&key, now, quiet, longest);
             self.deferred.insert(key);
         }
-        if !high_load {
-            for key in std::mem::take(&mut self.deferred) {
-                self.gather(&key, now, SHARD_DEBOUNCE, MAX_SHARD_DELAY);
-                self.totals.insert(key, (), now + TOTALS_INTERVAL, now);
-            }
+        let (deferred, calm) = std::mem::take(&mut self.deferred).into_iter().partition(|key| self.is_high_load(key, now));
+        self.deferred = deferred;
+        let calm: BTreeSet<GatewayKey> = calm;
+        for key in calm {
+            self.gather(&key, now, SHARD_DEBOUNCE, MAX_SHARD_DELAY);
+            self.totals.insert(key, (), now + TOTALS_INTERVAL, now);
         }
         for key in changes.shards {
             self.gather(&key, now, SHARD_DEBOUNCE, MAX_SHARD_DELAY);
         }
         for key in changes.totals {
+            let high_load = self.is_high_load(&key, now);
             self.totals.insert(key.clone(), (), now + if high_load { HIGH_LOAD_TOTALS_INTERVAL } else { TOTALS_INTERVAL }, now);
             if high_load {
                 self.deferred.insert(key);
@@ -235,6 +222,10 @@ impl Driver {
             // The receiver lives as long as this driver: both end with the lease.
             let _ = self.subscribers.desired.send(key);
         }
+    }
+
+    fn is_high_load(&self, gateway: &GatewayKey, now: Instant) -> bool {
+        self.loads.get(gateway).is_some_and(|load| load.is_high(now))
     }
 
     /// Queues the shards of a Gateway: they are written once no change has come for `quiet`, or `longest` after the first change.
@@ -336,55 +327,5 @@ impl Driver {
     }
 }
 
-/// Measures the load.
-#[derive(Debug, Default)]
-struct Load {
-    until: Option<Instant>,
-}
-
-impl Load {
-    /// Whether the load is high with this number of Devices queued or in progress.
-    fn is_high(&mut self, devices: usize, now: Instant) -> bool {
-        if devices > HIGH_LOAD_DEVICES {
-            self.until = Some(now + HIGH_LOAD_PERIOD);
-        }
-        self.until.is_some_and(|until| now < until)
-    }
-}
-
-/// The quiet time and the upper limit of the delay for Devices that no broker holds yet.
-fn gathering_of_arrivals(high_load: bool) -> (Duration, Duration) {
-    if high_load { (MAX_NEW_DEVICE_DELAY, MAX_NEW_DEVICE_DELAY) } else { (SHARD_DEBOUNCE, MAX_SHARD_DELAY) }
-}
-
 // Otherwise each of them would need an additional status write.
 const _: () = assert!(MAX_NEW_DEVICE_DELAY.as_secs() < STATUS_DELAY.as_secs());
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn new_devices_are_batched_only_under_high_load() {
-        let at_once = (SHARD_DEBOUNCE, MAX_SHARD_DELAY);
-        let together = (MAX_NEW_DEVICE_DELAY, MAX_NEW_DEVICE_DELAY);
-        let start = Instant::now();
-        let mut load = Load::default();
-        // Milliseconds, Devices queued or in progress -> delay of new Devices.
-        for (millis, devices, expected) in [
-            (0, 1, at_once),
-            (10, HIGH_LOAD_DEVICES, at_once),
-            (20, HIGH_LOAD_DEVICES + 1, together),
-            (30, 0, together),
-            (519, 0, together),
-            (520, 0, at_once),
-            (530, 1000, together),
-            (900, 1000, together),
-            (1399, 1, together),
-            (1400, 1, at_once),
-        ] {
-            let high_load = load.is_high(devices, start + Duration::from_millis(millis));
-            assert_eq!(gathering_of_arrivals(high_load), expected, "{millis} ms");
-        }
-    }
-}

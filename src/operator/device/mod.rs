@@ -12,6 +12,7 @@ pub mod index;
 pub mod issue;
 pub mod key;
 pub mod last_written_status;
+pub mod load;
 pub mod metrics;
 pub mod observe;
 pub mod record;
