@@ -74,18 +74,18 @@ async fn a_message_beyond_a_limit_is_refused_and_its_device_stays_connected() {
         publish.retain = retain;
         publish
     };
-    let long = format!("devices/press-1/{}", "x".repeat(50));
+    let long = format!("devices/press-1/reported/{}", "x".repeat(50));
     for (topic, bytes, property, retain, accepted) in [
-        ("devices/press-1/a/b/c", 1, 1, false, true),
-        ("devices/press-1/a/b/c/d", 1, 1, false, false),
+        ("devices/press-1/reported/a/b", 1, 1, false, true),
+        ("devices/press-1/reported/a/b/c", 1, 1, false, false),
         (long.as_str(), 1, 1, false, false),
-        ("devices/press-1/a", 1, 101, false, false),
-        ("devices/press-1/a", 2_000, 1, true, false),
-        ("devices/press-1/a", 2_000, 1, false, true),
-        ("devices/press-1/a", 900, 1, true, true),
-        ("devices/press-1/b", 900, 1, true, false),
-        ("devices/press-1/a", 0, 1, true, true),
-        ("devices/press-1/b", 900, 1, true, true),
+        ("devices/press-1/reported/a", 1, 101, false, false),
+        ("devices/press-1/reported/a", 2_000, 1, true, false),
+        ("devices/press-1/reported/a", 2_000, 1, false, true),
+        ("devices/press-1/reported/a", 900, 1, true, true),
+        ("devices/press-1/reported/b", 900, 1, true, false),
+        ("devices/press-1/reported/a", 0, 1, true, true),
+        ("devices/press-1/reported/b", 900, 1, true, true),
     ] {
         let found = device.publish(publish(topic, bytes, property, retain));
         assert_eq!(found, accepted, "{topic}: {bytes} bytes, a property of {property}, retained: {retain}");
@@ -131,7 +131,9 @@ async fn the_queue_of_a_worker_has_none_of_these_limits() {
 /// A broker without memory still deletes what is retained, and takes acknowledgements: both make room.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_broker_can_be_emptied() {
-    let spec = json!({"resources": {"limits": {"memory": "64Mi"}}});
+    // Without a rate: otherwise the device that fills the broker would be reported for a minute.
+    let limits = json!({"clients": {"messagesPerSecond": 0, "bytesPerSecond": 0}});
+    let spec = json!({"resources": {"limits": {"memory": "64Mi"}}, "limits": limits});
     let (broker, agent) = Site::new(&spec).start(&users(), None).await;
     let retained = broker.publish(("press-1", PASSWORD), &["-t", "devices/press-1/reported", "-r", "-m", "1"]);
     assert!(retained.status.success());
