@@ -119,7 +119,9 @@ pub struct TimescaleSink {
     pub chunk_interval: String,
 }
 
-fn default_chunk_interval() -> String {
+/// A day.
+#[must_use]
+pub fn default_chunk_interval() -> String {
     "1d".to_owned()
 }
 
