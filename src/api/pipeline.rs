@@ -206,9 +206,9 @@ pub struct PipelineStatus {
     pub replay: Option<ReplayStatus>,
 
     /// `Accepted`: the spec is valid. `TableReady`: the hypertable is as the spec says. `WorkersAvailable`: the workers have their
-    /// sessions with every Gateway and have verified that they can write. `Ready`: all of these. `Reconciling` or `Stalled`: why the
-    /// Pipeline is not ready. `DeadLettersDiscarded`, present for 24 hours: more messages were rejected than
-    /// `deadLetters.maxBytesPerHour` keeps. `Replayed`, present with `spec.replay`: whether the replay is complete.
+    /// sessions with every Gateway and have verified that they can write, and the database refuses no batch of messages again and again. `Ready`:
+    /// all of these. `Reconciling` or `Stalled`: why the Pipeline is not ready. `DeadLettersDiscarded`, present for 24 hours: more messages were
+    /// rejected than `deadLetters.maxBytesPerHour` keeps. `Replayed`, present with `spec.replay`: whether the replay is complete.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

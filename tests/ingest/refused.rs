@@ -65,7 +65,7 @@ async fn a_single_message_is_refused_once_others_are_stored() {
     let chain = chain(false).await;
     fail_with(&chain, "53200").await;
     chain.publish("devices/press-1/telemetry", &reading(0, 13));
-    chain.worker.wait_not_ready("53200");
+    chain.worker.wait_not_ready("refused");
     chain.wait_for("SELECT count(*) FROM fleetwright.session WHERE failure LIKE '%refused%'", 1).await;
     assert_eq!(chain.count("SELECT count(*) FROM fleetwright.dead_letter").await, 0);
     chain.publish("devices/press-1/telemetry", &reading(1, 1));
@@ -81,7 +81,7 @@ async fn a_fault_of_the_database_refuses_no_message() {
     let chain = chain(false).await;
     fail_with(&chain, "53100").await;
     chain.publish("devices/press-1/telemetry", &reading(0, 13));
-    chain.worker.wait_not_ready("53100");
+    chain.worker.wait_not_ready("refused");
     for number in 1..50 {
         chain.publish("devices/press-1/telemetry", &reading(number, 1));
     }

@@ -157,6 +157,17 @@ mod tests {
     }
 
     #[test]
+    fn the_begin_and_the_end_of_a_failure_are_news() {
+        let failing = |failure: Option<&str>| DeadLetters { failure: failure.map(str::to_owned), ..DeadLetters::default() };
+        let mut view = DeadLetterView::default();
+        for (failure, is_news) in [(None, false), (Some("a"), true), (Some("b"), false), (None, true)] {
+            let next = view.after(None, Some(&failing(failure)));
+            assert_eq!((view.is_news(&next), next.write_failure.as_deref()), (is_news, failure));
+            view = next;
+        }
+    }
+
+    #[test]
     fn a_replay_is_told_in_tenths_and_to_its_end() {
         let progress = |done, remaining, finished| DeadLetters {
             replay: Some(Replay { stored: done, remaining, finished, ..Replay::default() }),

@@ -205,11 +205,11 @@ impl WriterConnection {
                     return Some(format!("a batch was not written within {} s", WRITE_TIMEOUT.as_secs()));
                 }
             };
-            match self.judge(current, &failure) {
-                Verdict::Split if !self.may_split(writer, current).await => {
-                    current.again = true;
-                    return Some(chain(&failure));
-                }
+            let mut verdict = self.judge(current, &failure);
+            if verdict == Verdict::Split && !self.may_split(writer, current).await {
+                verdict = Verdict::Retry;
+            }
+            match verdict {
                 Verdict::Split => {
                     let refused = pending.take()?;
                     info!(
@@ -262,11 +262,12 @@ impl WriterConnection {
         if done.again {
             self.health.writes(self.index);
         }
-        if done.is_recorded
-            && let Err(error) = session::record_failure(writer.client(), &done.job.session, None).await
-        {
-            // The next takeover of the session removes it.
-            warn!(failure = chain(&error), "failed to remove a failure from the record of the session");
+        if done.is_recorded {
+            let removal = session::record_failure(writer.client(), &done.job.session, None);
+            if !matches!(timeout(RECORD_TIMEOUT, removal).await, Ok(Ok(()))) {
+                // The next takeover of the session removes it.
+                warn!("failed to remove the failure of a batch from the record of its session");
+            }
         }
         let took = done.started.elapsed();
         // Fails only if the session has ended, which no longer needs the result.
