@@ -2,6 +2,7 @@
 //! stored twice, and none is acknowledged before its commit, out of order, or on another connection.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
