@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
+#[path = "ingest/bounds.rs"]
+mod bounds;
 mod common;
+#[path = "ingest/refused.rs"]
+mod refused;
 
 use common::postgres::Postgres;
 use common::publisher::Publisher;

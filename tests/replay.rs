@@ -75,6 +75,26 @@ async fn accepted_messages_become_rows_once() {
     assert_eq!((chain.count(LETTERS).await, chain.count(ROWS).await), (2, 6));
 }
 
+/// `maxAge` is compared with the arrival, not with the time of the replay.
+#[tokio::test]
+async fn a_message_that_was_young_enough_on_arrival_is_replayed() {
+    let mut decode = timed(100);
+    decode["time"]["maxAge"] = "30d".into();
+    let chain = chain(&decode).await;
+    chain
+        .execute(
+            "INSERT INTO fleetwright.dead_letter (time, namespace, pipeline, gateway, topic, payload, reason, detail, partial)
+             SELECT now() - interval '40 days', 'plant', 'vibration', 'plant-1', 'devices/press-1/telemetry',
+                 convert_to(format('{\"ts\": %s, \"rms\": 1}', (1000 * extract(epoch FROM now() - make_interval(days => age)))::bigint), 'UTF8'),
+                 'OutOfRange', '', false
+             FROM unnest(ARRAY[41, 69, 71]) age",
+        )
+        .await;
+    replay(&chain, &decode, &[]);
+    assert_eq!((chain.count(LETTERS).await, chain.count(ROWS).await), (1, 2));
+    assert_eq!(chain.count("SELECT count(*) FROM fleetwright.dead_letter WHERE reason = 'TimeOutOfRange'").await, 1);
+}
+
 #[tokio::test]
 async fn a_message_without_times_is_stored_whole_or_not_at_all() {
     let chain = chain(&of_arrival(10)).await;

@@ -49,7 +49,7 @@ fn decode(decoder: &Decoder, state: &mut SparkplugState, topic: &str, payload: &
     let mut readings = 0;
     let Some(parsed) = decoder.observe(state, topic, SPARKPLUG_LEVELS, payload) else { return 0 };
     let arrival = Time::from_text("2026-05-04T12:00:00Z").expect("a valid time");
-    let outcome = decoder.decode(state, topic, payload, parsed, arrival, &mut |time, values| {
+    let outcome = decoder.decode(state, topic, payload, parsed, arrival, 0, &mut |time, values| {
         check(time, values);
         readings += 1;
     });

@@ -36,13 +36,15 @@ pub enum DeadLetterReason {
     TopicMismatch,
     /// A row with the same time and device has other values.
     Conflict,
-    /// The database refused the row.
+    /// The database refused the row, or the message.
     Rejected,
+    /// The message has more readings, larger rows or longer captures, or spans more chunks of the table, than a worker takes at once.
+    TooLarge,
 }
 
 impl DeadLetterReason {
     /// Every reason, in the order of their declaration.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Malformed,
         Self::MissingField,
         Self::MissingTime,
@@ -57,6 +59,7 @@ impl DeadLetterReason {
         Self::TopicMismatch,
         Self::Conflict,
         Self::Rejected,
+        Self::TooLarge,
     ];
 
     /// The name of the reason in the table and in metrics.
@@ -77,6 +80,7 @@ impl DeadLetterReason {
             Self::TopicMismatch => "TopicMismatch",
             Self::Conflict => "Conflict",
             Self::Rejected => "Rejected",
+            Self::TooLarge => "TooLarge",
         }
     }
 }
@@ -135,7 +139,7 @@ pub struct Replay {
 
     /// Replays only messages that were rejected for one of these reasons. Default: for any reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 14))]
+    #[schemars(length(max = 15))]
     pub reasons: Vec<DeadLetterReason>,
 
     /// Replays only messages that arrived at this time or later.

@@ -65,7 +65,7 @@ pub enum Format {
 }
 
 /// The location of a reading's time, and the range of accepted times.
-#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TimeField {
     /// JSON pointer (RFC 6901) to the time in the object of the reading, for the formats Json, Cbor and Protobuf. Default: the time of arrival.
@@ -77,17 +77,31 @@ pub struct TimeField {
     #[serde(default)]
     pub unit: TimeUnit,
 
-    /// Maximum age of a reading on arrival: a duration such as `90s`, `1h30m` or `7d`. An older reading is refused (`TimeOutOfRange`). Default:
-    /// any time since the year 2000.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Maximum age of a reading on arrival: a duration such as `90s`, `1h30m` or `7d`. An older reading is refused (`TimeOutOfRange`), and so is
+    /// one from before the year 2000. The default suits devices that store readings while they are offline. For a backfill of older data, set
+    /// the age of the oldest reading, for instance `3650d`; each `chunkInterval` with readings becomes a chunk of the table.
+    #[serde(default = "default_max_age")]
     #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
-    pub max_age: Option<String>,
+    pub max_age: String,
 
     /// Maximum time of a reading in the future on arrival: a duration such as `90s`, `1h30m` or `7d`. A later time is refused
     /// (`TimeOutOfRange`), because the device's clock is wrong.
     #[serde(default = "default_max_ahead")]
     #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::PATTERN))]
     pub max_ahead: String,
+}
+
+impl Default for TimeField {
+    fn default() -> Self {
+        Self { pointer: None, unit: TimeUnit::default(), max_age: default_max_age(), max_ahead: default_max_ahead() }
+    }
+}
+
+/// A month, for devices that were offline. With chunks of a day it creates 31 chunks at most, so that one device with a wrong clock cannot
+/// spread its readings over thousands.
+#[must_use]
+pub fn default_max_age() -> String {
+    "30d".to_owned()
 }
 
 /// A day, for clocks that were set to local time.

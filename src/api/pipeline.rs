@@ -119,7 +119,9 @@ pub struct TimescaleSink {
     pub chunk_interval: String,
 }
 
-fn default_chunk_interval() -> String {
+/// A day.
+#[must_use]
+pub fn default_chunk_interval() -> String {
     "1d".to_owned()
 }
 
@@ -204,9 +206,9 @@ pub struct PipelineStatus {
     pub replay: Option<ReplayStatus>,
 
     /// `Accepted`: the spec is valid. `TableReady`: the hypertable matches the spec. `WorkersAvailable`: the workers have their
-    /// sessions with every Gateway and have verified that they can write. `Ready`: all of these. `Reconciling` or `Stalled`: why the
-    /// Pipeline is not ready. `DeadLettersDiscarded`, present for 24 hours: more messages were rejected than
-    /// `deadLetters.maxBytesPerHour` keeps. `Replayed`, present with `spec.replay`: whether the replay is complete.
+    /// sessions with every Gateway, have verified that they can write, and no batch of messages fails repeatedly. `Ready`: all of
+    /// these. `Reconciling` or `Stalled`: why the Pipeline is not ready. `DeadLettersDiscarded`, present for 24 hours: more messages were
+    /// rejected than `deadLetters.maxBytesPerHour` keeps. `Replayed`, present with `spec.replay`: whether the replay is complete.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -73,6 +73,8 @@ reasons! {
     Normal AwaitingReport,
     /// The replay waits for a worker with the current spec. Wait; if it lasts, check the condition WorkersAvailable.
     Normal AwaitingWorker,
+    /// The database refuses a batch of messages, and the worker tries again. Correct what the message says; nothing is lost meanwhile.
+    Warning BatchFailing,
     /// The broker runs and accepted a login. No action is required.
     Normal BrokerAvailable,
     /// The broker does not accept logins. Describe its pod, and read the logs of its containers.

@@ -12,6 +12,7 @@ use crate::decode::dead_letter::DeadLetterCause;
 use crate::decode::stream::Stream;
 use crate::decode::time::Time;
 use crate::decode::{Outcome, Value};
+use crate::sink::batch::chunks::{Chunks, too_many_chunks};
 use crate::sink::timescale::schema::Table;
 use crate::state::owner::Owner;
 
@@ -72,7 +73,9 @@ impl DryRun {
             Err(cause) => return MessageResult { rows, dead_letter: Some(cause) },
         };
         let arrival = self.stream.arrival(arrival);
+        let (mut chunks, mut is_within) = (Chunks::default(), true);
         let outcome = self.stream.decode(topic, payload, parsed, arrival, &mut |reading| {
+            is_within = is_within && chunks.add(reading.time, self.table.chunk_interval);
             rows.push(Row {
                 time: reading.time,
                 is_arrival_time: reading.is_arrival_time,
@@ -82,6 +85,9 @@ impl DryRun {
             });
         });
         match outcome {
+            Outcome::Complete | Outcome::Partial(_) if !is_within => {
+                MessageResult { rows: Vec::new(), dead_letter: Some(too_many_chunks()) }
+            }
             Outcome::Complete => MessageResult { rows, dead_letter: None },
             Outcome::Partial(cause) => MessageResult { rows, dead_letter: Some(cause) },
             Outcome::Malformed(cause) => MessageResult { rows: Vec::new(), dead_letter: Some(cause) },

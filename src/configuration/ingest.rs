@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::pipeline::{DeadLetters, Decode, Replay};
+use crate::api::pipeline::{DeadLetters, Decode, Replay, default_chunk_interval};
 pub use crate::mqtt::login_files::{AUTHORITIES_FILE, PASSWORD_FILE, USERNAME_FILE};
 
 /// Key of the workers' ConfigMap, and file name under which it is mounted.
@@ -33,6 +33,10 @@ pub struct IngestConfiguration {
 
     /// Hypertable in the schema `public`.
     pub table: String,
+
+    /// How much time a chunk of the hypertable covers, as in `spec.sink.timescale.chunkInterval`.
+    #[serde(default = "default_chunk_interval")]
+    pub chunk_interval: String,
 
     /// Maximum size in bytes of the dead letters that are kept per hour, as in `spec.deadLetters.maxBytesPerHour`.
     #[serde(default = "default_dead_letter_bytes_per_hour")]

@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use super::dead_letter::{DeadLetterCause, Reason, excerpt};
 use super::time::Time;
 use super::{CompileError, Raw, Value};
-use fleetwright_api::decode::default_max_ahead;
 use fleetwright_api::duration;
 use fleetwright_api::pipeline::{Decode, Field, FieldType, TimeUnit};
 
@@ -146,7 +145,7 @@ pub(super) struct Timing {
     /// Whether a pointer refers to the time.
     pub is_in_payload: bool,
     unit: TimeUnit,
-    max_age: Option<i64>,
+    max_age: i64,
     max_ahead: i64,
     /// The bounds, for the detail of a cause.
     bounds: String,
@@ -155,25 +154,20 @@ pub(super) struct Timing {
 impl Timing {
     /// Compiles the times of a `decode`.
     pub fn compile(decode: &Decode) -> Result<Self, CompileError> {
-        let time = decode
-            .time
-            .clone()
-            .unwrap_or_else(|| fleetwright_api::pipeline::TimeField { max_ahead: default_max_ahead(), ..Default::default() });
-        let earliest =
-            time.max_age.as_ref().map_or_else(|| "from the year 2000".to_owned(), |age| format!("from {age} before the arrival"));
+        let time = decode.time.clone().unwrap_or_default();
         Ok(Self {
             is_in_payload: time.pointer.is_some(),
             unit: time.unit,
-            max_age: time.max_age.as_deref().map(microseconds).transpose()?,
+            max_age: microseconds(&time.max_age)?,
             max_ahead: microseconds(&time.max_ahead)?,
-            bounds: format!("{earliest} to {} after it", time.max_ahead),
+            bounds: format!("from {} before the arrival (maxAge) to {} after it", time.max_age, time.max_ahead),
         })
     }
 
     /// Whether a reading that arrived at `arrival` can have this time. A clock that was never set starts in 1970, and a
     /// time in the wrong unit is near 1970: neither is accepted.
     fn admits(&self, time: Time, arrival: Time) -> bool {
-        time >= Time::YEAR_2000 && time <= arrival.after(self.max_ahead) && self.max_age.is_none_or(|age| time >= arrival.after(-age))
+        time >= Time::YEAR_2000 && time >= arrival.after(-self.max_age) && time <= arrival.after(self.max_ahead)
     }
 
     /// Checks a time that the format defines.

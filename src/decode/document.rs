@@ -5,9 +5,9 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::bounds::read_json;
 use super::dead_letter::{DeadLetterCause, Reason};
 use super::pointer::Node;
 use super::reading::Message;
@@ -84,6 +84,9 @@ impl<'de> Visitor<'de> for Root<'_, '_, 'de> {
         let mut index = 0;
         while sequence.next_element_seed(Element { message: &mut *self.message, root: self.node, index })?.is_some() {
             index += 1;
+            if self.message.is_exceeded() {
+                return Err(A::Error::custom("the message is beyond a bound"));
+            }
         }
         Ok(true)
     }
@@ -193,7 +196,7 @@ impl<'de> DeserializeSeed<'de> for Place<'_, '_, 'de> {
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         if self.node.is_json {
-            let value = serde_json::Value::deserialize(deserializer)?;
+            let value = read_json(deserializer)?;
             fill_whole(self.node, &value, self.slots);
             return Ok(());
         }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::Raw;
+use super::bounds::{MAX_READINGS, MAX_VALUES, too_large};
 use super::dead_letter::{DeadLetterCause, Reason};
 use super::reading::Message;
 use super::time::Time;
@@ -33,6 +34,7 @@ impl Names {
 pub(super) struct ReadingsByTime<'de> {
     /// In the order in which their times appear.
     readings: Vec<Reading<'de>>,
+    values: usize,
     by_time: HashMap<Option<Time>, usize>,
 }
 
@@ -45,22 +47,39 @@ struct Reading<'de> {
 }
 
 impl<'de> ReadingsByTime<'de> {
-    fn reading(&mut self, time: Option<Time>) -> &mut Reading<'de> {
-        let index = *self.by_time.entry(time).or_insert_with(|| {
-            self.readings.push(Reading { time, values: Vec::new(), cause: None });
-            self.readings.len() - 1
-        });
-        &mut self.readings[index]
+    fn reading(&mut self, time: Option<Time>) -> Result<&mut Reading<'de>, DeadLetterCause> {
+        let index = match self.by_time.get(&time) {
+            Some(index) => *index,
+            None if self.readings.len() == MAX_READINGS => return Err(too_large(&format!("at most {MAX_READINGS} readings"))),
+            None => {
+                self.by_time.insert(time, self.readings.len());
+                self.readings.push(Reading { time, values: Vec::new(), cause: None });
+                self.readings.len() - 1
+            }
+        };
+        Ok(&mut self.readings[index])
     }
 
     /// Adds a value to the reading of its time.
-    pub fn add(&mut self, time: Option<Time>, slots: &[usize], value: &Raw<'de>) {
-        self.reading(time).values.extend(slots.iter().map(|slot| (*slot, value.clone())));
+    ///
+    /// # Errors
+    /// If the message is beyond a bound.
+    pub fn add(&mut self, time: Option<Time>, slots: &[usize], value: &Raw<'de>) -> Result<(), DeadLetterCause> {
+        self.values += slots.len();
+        if self.values > MAX_VALUES {
+            return Err(too_large(&format!("at most {MAX_VALUES} values")));
+        }
+        self.reading(time)?.values.extend(slots.iter().map(|slot| (*slot, value.clone())));
+        Ok(())
     }
 
     /// Refuses the reading of a time.
-    pub fn refuse(&mut self, time: Option<Time>, cause: DeadLetterCause) {
-        self.reading(time).cause.get_or_insert(cause);
+    ///
+    /// # Errors
+    /// If the message is beyond a bound.
+    pub fn refuse(&mut self, time: Option<Time>, cause: DeadLetterCause) -> Result<(), DeadLetterCause> {
+        self.reading(time)?.cause.get_or_insert(cause);
+        Ok(())
     }
 
     /// Whether no value was added.

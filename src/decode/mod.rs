@@ -7,6 +7,7 @@
 //! A crate because every reading passes through it: it is compiled for speed, the rest of the program for size. So nothing here is
 //! generic over types of a caller: such code would be compiled with the caller.
 
+pub mod bounds;
 mod cbor;
 mod check;
 pub mod dead_letter;
@@ -138,11 +139,11 @@ pub enum Outcome {
 /// The payload of a message as far as [`Decoder::observe`] parsed it; by default, not at all.
 #[derive(Debug, Default)]
 pub struct Parsed {
-    sparkplug: Option<Result<sparkplug::Payload, prost::DecodeError>>,
+    sparkplug: Option<Result<sparkplug::payload::Payload, DeadLetterCause>>,
 }
 
 impl Parsed {
-    fn of(payload: Result<sparkplug::Payload, prost::DecodeError>) -> Self {
+    fn of(payload: Result<sparkplug::payload::Payload, DeadLetterCause>) -> Self {
         Self { sparkplug: Some(payload) }
     }
 }
@@ -218,7 +219,9 @@ impl Decoder {
     }
 
     /// Decodes a message that arrived at `arrival`, and passes each valid reading to `on_reading`: its time, if the payload has one, and
-    /// a value for each field, in the order of the fields. `parsed` is what [`Self::observe`] returned, or the default.
+    /// a value for each field, in the order of the fields. `parsed` is what [`Self::observe`] returned, or the default. `capture_bytes` is
+    /// the length of what each row repeats of the topic; it counts for the bounds of the message.
+    #[allow(clippy::too_many_arguments, reason = "each is a part of the message")]
     pub fn decode<'a>(
         &'a self,
         state: &SparkplugState,
@@ -226,9 +229,10 @@ impl Decoder {
         payload: &[u8],
         parsed: Parsed,
         arrival: Time,
+        capture_bytes: usize,
         on_reading: &'a mut OnReading<'a>,
     ) -> Outcome {
-        let mut message = Message::new(self, arrival, on_reading);
+        let mut message = Message::new(self, arrival, capture_bytes, on_reading);
         let read = match &self.plan {
             Plan::Json(document) => document::json(&mut message, document, payload),
             Plan::Cbor(document) => document::cbor(&mut message, document, payload),
@@ -290,6 +294,8 @@ impl Document {
     }
 }
 
+#[cfg(test)]
+mod bounds_tests;
 #[cfg(test)]
 mod format_tests;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The readings of one message: checked, and passed on or refused.
 
+use super::bounds::Budget;
 use super::dead_letter::DeadLetterCause;
 use super::time::Time;
 use super::{Decoder, Outcome, Raw, Value};
@@ -19,12 +20,15 @@ pub(super) struct Message<'a, 'de> {
     values: Vec<Value<'de>>,
     refused: usize,
     cause: Option<DeadLetterCause>,
+    budget: Budget,
+    /// The bound that the message is beyond: the whole message is refused.
+    exceeded: Option<DeadLetterCause>,
     on_reading: &'a mut OnReading<'a>,
 }
 
 impl<'a> Message<'a, '_> {
     /// A message before its first reading.
-    pub fn new(decoder: &'a Decoder, arrival: Time, on_reading: &'a mut OnReading<'a>) -> Self {
+    pub fn new(decoder: &'a Decoder, arrival: Time, capture_bytes: usize, on_reading: &'a mut OnReading<'a>) -> Self {
         Self {
             decoder,
             arrival,
@@ -32,6 +36,8 @@ impl<'a> Message<'a, '_> {
             values: Vec::with_capacity(decoder.rules.len()),
             refused: 0,
             cause: None,
+            budget: Budget::new(decoder.rules.len(), capture_bytes),
+            exceeded: None,
             on_reading,
         }
     }
@@ -57,7 +63,10 @@ impl<'a> Message<'a, '_> {
             }
         }
         match time.and_then(|time| first.map_or(Ok(time), Err)) {
-            Ok(time) => (self.on_reading)(time, &self.values),
+            Ok(time) => match self.budget.take(&self.values) {
+                Ok(()) => (self.on_reading)(time, &self.values),
+                Err(cause) => self.exceed(cause),
+            },
             Err(cause) => self.refuse(index, &cause),
         }
         self.values.clear();
@@ -65,6 +74,9 @@ impl<'a> Message<'a, '_> {
 
     /// Refuses a reading.
     pub fn refuse(&mut self, index: Option<usize>, cause: &DeadLetterCause) {
+        if let Err(cause) = self.budget.take_refused() {
+            self.exceed(cause);
+        }
         self.refused += 1;
         if self.refused > MAX_DESCRIBED {
             return;
@@ -77,8 +89,21 @@ impl<'a> Message<'a, '_> {
         }
     }
 
+    /// The message is beyond a bound. No further reading is passed on.
+    pub fn exceed(&mut self, cause: DeadLetterCause) {
+        self.exceeded.get_or_insert(cause);
+    }
+
+    /// Whether the message is beyond a bound: the rest of it need not be read.
+    pub fn is_exceeded(&self) -> bool {
+        self.exceeded.is_some()
+    }
+
     /// The result for the message; `read` says whether it was read to its end.
     pub fn outcome(self, read: Result<(), DeadLetterCause>) -> Outcome {
+        if let Some(exceeded) = self.exceeded {
+            return Outcome::Malformed(exceeded);
+        }
         match (read, self.cause) {
             (Err(cause), _) => Outcome::Malformed(cause),
             (Ok(()), None) => Outcome::Complete,

@@ -1,10 +1,12 @@
 //! SenML (RFC 8428), as JSON and as CBOR: an array of records, each of which inherits from those before it.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::fmt;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::bounds::MAX_NAME_BYTES;
 use super::dead_letter::{DeadLetterCause, Reason, excerpt};
 use super::group_by_time::{Names, ReadingsByTime};
 use super::reading::Message;
@@ -23,17 +25,25 @@ const SUM: &str = "#sum";
 
 /// Reads a pack in JSON.
 pub(super) fn json<'de>(message: &mut Message<'_, 'de>, names: &Names, payload: &'de [u8]) -> Result<(), DeadLetterCause> {
-    let readings = from_json(payload, Resolver::new(message.decoder, message.arrival, names))?;
-    finish(message, readings)
+    let exceeded = RefCell::default();
+    let readings = from_json(payload, Resolver::new(message.decoder, message.arrival, names, &exceeded));
+    finish(message, readings, exceeded)
 }
 
 /// Reads a pack in CBOR.
 pub(super) fn cbor<'de>(message: &mut Message<'_, 'de>, names: &Names, payload: &'de [u8]) -> Result<(), DeadLetterCause> {
-    let readings = from_cbor(payload, Resolver::new(message.decoder, message.arrival, names))?;
-    finish(message, readings)
+    let exceeded = RefCell::default();
+    let readings = from_cbor(payload, Resolver::new(message.decoder, message.arrival, names, &exceeded));
+    finish(message, readings, exceeded)
 }
 
-fn finish<'de>(message: &mut Message<'_, 'de>, readings: ReadingsByTime<'de>) -> Result<(), DeadLetterCause> {
+/// `exceeded` is the bound that the pack is beyond. Its error has no reason, because it passes through serde.
+fn finish<'de>(
+    message: &mut Message<'_, 'de>,
+    readings: Result<ReadingsByTime<'de>, DeadLetterCause>,
+    exceeded: RefCell<Option<DeadLetterCause>>,
+) -> Result<(), DeadLetterCause> {
+    let readings = readings.map_err(|error| exceeded.into_inner().unwrap_or(error))?;
     if readings.is_empty() {
         return Err(DeadLetterCause::new(Reason::MissingField, "expected a record with the name of a field, found none"));
     }
@@ -53,10 +63,11 @@ struct Resolver<'m, 'de> {
     value: Option<Number>,
     sum: Option<Number>,
     readings: ReadingsByTime<'de>,
+    exceeded: &'m RefCell<Option<DeadLetterCause>>,
 }
 
 impl<'m, 'de> Resolver<'m, 'de> {
-    fn new(decoder: &'m Decoder, arrival: Time, names: &'m Names) -> Self {
+    fn new(decoder: &'m Decoder, arrival: Time, names: &'m Names, exceeded: &'m RefCell<Option<DeadLetterCause>>) -> Self {
         Self {
             names,
             units: decoder.rules.iter().map(|rule| rule.unit.as_deref()).collect(),
@@ -67,6 +78,7 @@ impl<'m, 'de> Resolver<'m, 'de> {
             value: None,
             sum: None,
             readings: ReadingsByTime::default(),
+            exceeded,
         }
     }
 
@@ -98,6 +110,10 @@ impl<'m, 'de> Resolver<'m, 'de> {
             return Ok(());
         }
         let own = record.name.unwrap_or_default();
+        // Each record repeats the base name.
+        if self.name.len() + own.len() > MAX_NAME_BYTES {
+            return Err("expected names of at most 1,024 bytes, found a longer one");
+        }
         let whole = if self.name.is_empty() { own.clone() } else { Cow::Owned(format!("{}{own}", self.name)) };
         if whole.is_empty() {
             return Err("expected a name in every record, found one without");
@@ -105,11 +121,11 @@ impl<'m, 'de> Resolver<'m, 'de> {
         let time = self.read_time(self.time + record.time.map_or(0.0, Number::float))?;
         let unit = record.unit.or_else(|| self.unit.clone());
         if let Some(value) = value {
-            self.add(time, unit.as_deref(), &whole, &own, "", &value);
+            self.add(time, unit.as_deref(), &whole, &own, "", &value)?;
         }
         if let Some(sum) = sum {
             // The unit of a sum is the value's times seconds: no field is compared with it.
-            self.add(time, None, &whole, &own, SUM, &sum);
+            self.add(time, None, &whole, &own, SUM, &sum)?;
         }
         Ok(())
     }
@@ -130,21 +146,35 @@ impl<'m, 'de> Resolver<'m, 'de> {
         Ok((microseconds != 0).then(|| self.arrival.after(microseconds)))
     }
 
-    fn add(&mut self, time: Option<Time>, unit: Option<&str>, whole: &str, own: &str, suffix: &str, value: &Raw<'de>) {
+    fn add(
+        &mut self,
+        time: Option<Time>,
+        unit: Option<&str>,
+        whole: &str,
+        own: &str,
+        suffix: &str,
+        value: &Raw<'de>,
+    ) -> Result<(), &'static str> {
         let last = whole.rsplit(['/', ':']).next().unwrap_or_default();
         let slots = [whole, own, last]
             .into_iter()
             .map(|name| if suffix.is_empty() { self.names.slots(name) } else { self.names.slots(&format!("{name}{suffix}")) });
-        let Some(slots) = slots.into_iter().find(|slots| !slots.is_empty()) else { return };
+        let Some(slots) = slots.into_iter().find(|slots| !slots.is_empty()) else { return Ok(()) };
         // One name may have several fields, distinguished by their units (RFC 8428, 5.1.3).
         let fits = |slot: &usize| self.units[*slot].is_none_or(|wanted| unit.is_none_or(|unit| unit == wanted));
         let fitting: Vec<usize> = slots.iter().copied().filter(fits).collect();
-        if !fitting.is_empty() {
-            self.readings.add(time, &fitting, value);
+        let added = if !fitting.is_empty() {
+            self.readings.add(time, &fitting, value)
         } else if let (Some(wanted), Some(unit)) = (slots.iter().find_map(|slot| self.units[*slot]), unit) {
             let detail = format!("{}: expected the unit {}, found {}", excerpt(whole), excerpt(wanted), excerpt(unit));
-            self.readings.refuse(time, DeadLetterCause::new(Reason::WrongUnit, &detail));
-        }
+            self.readings.refuse(time, DeadLetterCause::new(Reason::WrongUnit, &detail))
+        } else {
+            Ok(())
+        };
+        added.map_err(|cause| {
+            *self.exceeded.borrow_mut() = Some(cause);
+            "the message is beyond a bound"
+        })
     }
 }
 

@@ -5,24 +5,34 @@
 //! the worker, or after a lost birth, which QoS 0 allows) is refused as a whole, so that it can be replayed after a birth. Its node receives
 //! a rebirth command (`Node Control/Rebirth`), and so does a node with a gap in its sequence numbers.
 
+pub(super) mod payload;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use prost::{Message as Encoded, Oneof};
+use prost::Message as Encoded;
 
+use self::payload::{Metric, Number, Payload, parse, scan_sequence, sequence};
 use super::dead_letter::{DeadLetterCause, Reason, excerpt};
 use super::group_by_time::{Names, ReadingsByTime};
 use super::reading::Message;
 use super::time::Time;
-use super::wire::{Content, Wire};
 use super::{Parsed, Raw, malformed};
 use fleetwright_api::pipeline::TimeUnit;
 use fleetwright_api::topic::SPARKPLUG;
 
-/// The most metrics that are kept of all nodes of a broker, about 40 bytes each. A birth beyond it is decoded but not kept: later
+/// The most memory of the births of all nodes of a broker, in bytes: half a million metrics. A birth beyond it is decoded but not kept: later
 /// messages that give its metrics by alias only, or without a type, are refused (`UnknownMetric`).
-const MAX_METRICS: usize = 1_000_000;
+pub const MAX_BIRTH_BYTES: usize = 32 * 1024 * 1024;
+
+/// The share of a node in it, so that one node does not displace the others: 60,000 metrics.
+const NODE_SHARE: usize = 8;
+
+/// Memory of a metric in a birth beside its name, in bytes (a table is two thirds full on average), of a birth, and of a node.
+const METRIC_BYTES: usize = 64;
+const BIRTH_BYTES: usize = 256;
+const NODE_BYTES: usize = 256;
 
 /// The shortest time between two rebirth commands to a node. A birth of thousands of metrics takes a slow node seconds, and a node
 /// that cannot do it should not receive a command every second.
@@ -32,10 +42,12 @@ const MIN_REBIRTH_INTERVAL: Duration = Duration::from_mins(1);
 const MAX_COMMANDED_NODES: usize = 10_000;
 
 /// The state of the nodes of a broker: what their births said, and their sequence numbers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SparkplugState {
     nodes: HashMap<Box<str>, Node>,
-    metrics: usize,
+    /// Memory of the nodes and their births, and its limit.
+    bytes: usize,
+    max_bytes: usize,
     gaps: u64,
     /// The time of the last rebirth command to each node.
     commanded: HashMap<Box<str>, Instant>,
@@ -50,6 +62,8 @@ struct Node {
     sequence: Option<u8>,
     /// The births of the node and its devices, by the name of the device; that of the node is empty.
     births: HashMap<Box<str>, Birth>,
+    /// Memory of the births.
+    bytes: usize,
 }
 
 /// The content of a birth.
@@ -59,9 +73,23 @@ struct Birth {
     aliases: HashMap<u64, (Option<Box<str>>, u32)>,
     /// The types of the metrics that fields use, by name.
     types: HashMap<Box<str>, u32>,
+    /// Its memory.
+    bytes: usize,
+}
+
+impl Default for SparkplugState {
+    fn default() -> Self {
+        Self::with_limit(MAX_BIRTH_BYTES)
+    }
 }
 
 impl SparkplugState {
+    /// A state whose births take at most this memory.
+    #[must_use]
+    pub fn with_limit(max_bytes: usize) -> Self {
+        Self { nodes: HashMap::new(), bytes: 0, max_bytes, gaps: 0, commanded: HashMap::new(), rebirths: Vec::new() }
+    }
+
     /// The number of gaps in the sequence numbers since the last call: each may be a lost message.
     pub fn take_gaps(&mut self) -> u64 {
         std::mem::take(&mut self.gaps)
@@ -94,18 +122,28 @@ impl SparkplugState {
 
     fn forget(&mut self, node: &str, device: Option<&str>) {
         let Some(known) = self.nodes.get_mut(node) else { return };
-        // The end of a node is the end of its devices.
-        let ended: Vec<Birth> = match device {
-            Some(device) => known.births.remove(device).into_iter().collect(),
-            None => known.births.drain().map(|(_, birth)| birth).collect(),
-        };
-        self.metrics -= ended.iter().map(Birth::len).sum::<usize>();
+        if let Some(device) = device {
+            let ended = known.births.remove(device).map_or(0, |birth| birth.bytes);
+            known.bytes -= ended;
+            self.bytes -= ended;
+        } else {
+            // The end of a node is the end of its devices. Its sequence number is unknown until its next birth.
+            self.bytes -= known.bytes + NODE_BYTES + node.len();
+            self.nodes.remove(node);
+        }
     }
-}
 
-impl Birth {
-    fn len(&self) -> usize {
-        self.aliases.len() + self.types.len()
+    /// The node, if there is memory for `bytes` more of it. A node that is not known is added.
+    fn node(&mut self, name: &str, bytes: usize) -> Option<&mut Node> {
+        let known = self.nodes.get(name).map(|node| node.bytes);
+        let more = bytes + if known.is_none() { NODE_BYTES + name.len() } else { 0 };
+        if self.bytes + more > self.max_bytes || known.unwrap_or(0) + bytes > self.max_bytes / NODE_SHARE {
+            return None;
+        }
+        self.bytes += more;
+        let node = self.nodes.entry(name.into()).or_default();
+        node.bytes += bytes;
+        Some(node)
     }
 }
 
@@ -136,7 +174,7 @@ pub(super) fn observe(names: &Names, state: &mut SparkplugState, topic: &str, le
     match place.kind {
         "NBIRTH" | "DBIRTH" => {
             state.forget(&place.node, place.device);
-            let parsed = Payload::decode(payload);
+            let parsed = parse(payload);
             check_sequence(state, &place, sequence(&parsed, payload));
             if let Ok(payload) = &parsed {
                 add_birth(names, state, &place, payload);
@@ -144,7 +182,7 @@ pub(super) fn observe(names: &Names, state: &mut SparkplugState, topic: &str, le
             is_wanted.then(|| Parsed::of(parsed))
         }
         "NDATA" | "DDATA" if is_wanted => {
-            let parsed = Payload::decode(payload);
+            let parsed = parse(payload);
             check_sequence(state, &place, sequence(&parsed, payload));
             Some(Parsed::of(parsed))
         }
@@ -168,33 +206,13 @@ pub(super) fn observe(names: &Names, state: &mut SparkplugState, topic: &str, le
     }
 }
 
-/// The sequence number of a message. It counts also if the rest of the payload is malformed: otherwise the next message would seem to
-/// follow a gap.
-fn sequence(parsed: &Result<Payload, prost::DecodeError>, payload: &[u8]) -> Option<u8> {
-    match parsed {
-        Ok(payload) => payload.seq.and_then(|sequence| u8::try_from(sequence).ok()),
-        Err(_) => scan_sequence(payload),
-    }
-}
-
-/// The sequence number of a message whose metrics are not needed, or cannot be parsed.
-fn scan_sequence(payload: &[u8]) -> Option<u8> {
-    const SEQUENCE: u32 = 3;
-    let mut wire = Wire(payload);
-    let mut found = None;
-    while let Ok(Some((member, content))) = wire.next() {
-        if let (SEQUENCE, Content::Varint(sequence)) = (member, content) {
-            found = u8::try_from(sequence).ok();
-        }
-    }
-    found
-}
-
 /// Compares the sequence number of a message with that of the node's last message.
 fn check_sequence(state: &mut SparkplugState, topic: &Topic<'_>, sequence: Option<u8>) {
     let Some(sequence) = sequence else { return };
     if topic.kind == "NBIRTH" {
-        state.nodes.entry(topic.node.as_str().into()).or_default().sequence = Some(sequence);
+        if let Some(node) = state.node(&topic.node, 0) {
+            node.sequence = Some(sequence);
+        }
     } else if let Some(node) = state.nodes.get_mut(topic.node.as_str()) {
         let has_gap = node.sequence.is_some_and(|last| last.wrapping_add(1) != sequence);
         node.sequence = Some(sequence);
@@ -206,20 +224,20 @@ fn check_sequence(state: &mut SparkplugState, topic: &Topic<'_>, sequence: Optio
 }
 
 fn add_birth(names: &Names, state: &mut SparkplugState, topic: &Topic<'_>, payload: &Payload) {
-    let mut birth = Birth::default();
+    let mut birth = Birth { bytes: BIRTH_BYTES + topic.device.unwrap_or_default().len(), ..Birth::default() };
     for metric in &payload.metrics {
         let type_ = metric.datatype.unwrap_or_default();
         let name = metric.name.as_deref().filter(|name| !names.slots(name).is_empty());
         if let Some(name) = name {
             birth.types.insert(name.into(), type_);
+            birth.bytes += METRIC_BYTES + name.len();
         }
         if let Some(alias) = metric.alias {
             birth.aliases.insert(alias, (name.map(Box::from), type_));
+            birth.bytes += METRIC_BYTES + name.map_or(0, str::len);
         }
     }
-    if state.metrics + birth.len() <= MAX_METRICS {
-        state.metrics += birth.len();
-        let node = state.nodes.entry(topic.node.as_str().into()).or_default();
+    if let Some(node) = state.node(&topic.node, birth.bytes) {
         node.births.insert(topic.device.unwrap_or_default().into(), birth);
     }
 }
@@ -237,9 +255,8 @@ pub(super) fn decode(
     let topic = Topic::read(topic).filter(|topic| matches!(topic.kind, "NBIRTH" | "NDATA" | "DBIRTH" | "DDATA")).ok_or_else(expected)?;
     let payload = match parsed.sparkplug {
         Some(parsed) => parsed,
-        None => Payload::decode(payload),
-    }
-    .map_err(malformed)?;
+        None => parse(payload),
+    }?;
     let birth = state.nodes.get(topic.node.as_str()).and_then(|node| node.births.get(topic.device.unwrap_or_default()));
     let mut readings = ReadingsByTime::default();
     for mut metric in payload.metrics {
@@ -251,7 +268,7 @@ pub(super) fn decode(
         };
         let value = read(value, is_null, type_)
             .ok_or_else(|| unknown(&format!("no birth has defined the type of the metric {}", excerpt(&name))))?;
-        readings.add(time, names.slots(&name), &value);
+        readings.add(time, names.slots(&name), &value)?;
     }
     readings.finish(message);
     Ok(())
@@ -317,57 +334,6 @@ fn read<'de>(value: Option<Number>, is_null: bool, type_: u32) -> Option<Raw<'de
         (Number::Template(_), _) => Raw::Other("a template"),
         (Number::Extension(_), _) => Raw::Other("an extension"),
     })
-}
-
-/// The payload of every message: the fields of sparkplug_b.proto (Eclipse Tahu) that are used.
-#[derive(Clone, PartialEq, Encoded)]
-pub(super) struct Payload {
-    #[prost(uint64, optional, tag = "1")]
-    timestamp: Option<u64>,
-    #[prost(message, repeated, tag = "2")]
-    metrics: Vec<Metric>,
-    #[prost(uint64, optional, tag = "3")]
-    seq: Option<u64>,
-}
-
-#[derive(Clone, PartialEq, Encoded)]
-struct Metric {
-    #[prost(string, optional, tag = "1")]
-    name: Option<String>,
-    #[prost(uint64, optional, tag = "2")]
-    alias: Option<u64>,
-    #[prost(uint64, optional, tag = "3")]
-    timestamp: Option<u64>,
-    #[prost(uint32, optional, tag = "4")]
-    datatype: Option<u32>,
-    #[prost(bool, optional, tag = "7")]
-    is_null: Option<bool>,
-    #[prost(oneof = "Number", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
-    value: Option<Number>,
-}
-
-#[derive(Clone, PartialEq, Oneof)]
-enum Number {
-    #[prost(uint32, tag = "10")]
-    Int(u32),
-    #[prost(uint64, tag = "11")]
-    Long(u64),
-    #[prost(float, tag = "12")]
-    Float(f32),
-    #[prost(double, tag = "13")]
-    Double(f64),
-    #[prost(bool, tag = "14")]
-    Boolean(bool),
-    #[prost(string, tag = "15")]
-    Text(String),
-    #[prost(bytes, tag = "16")]
-    Bytes(Vec<u8>),
-    #[prost(bytes, tag = "17")]
-    Dataset(Vec<u8>),
-    #[prost(bytes, tag = "18")]
-    Template(Vec<u8>),
-    #[prost(bytes, tag = "19")]
-    Extension(Vec<u8>),
 }
 
 #[cfg(test)]

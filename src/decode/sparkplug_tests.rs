@@ -37,10 +37,11 @@ impl Host {
     fn decode(&mut self, topic: &str, payload: &[u8]) -> Option<(Outcome, Vec<Vec<Value<'static>>>)> {
         let parsed = self.decoder.observe(&mut self.state, topic, 5, payload)?;
         let mut rows = Vec::new();
-        let outcome = self.decoder.decode(&self.state, topic, payload, parsed, Time::from_text(ARRIVAL).unwrap(), &mut |time, values| {
-            assert_eq!(time, Time::from_text("2026-05-04T03:02:01.5Z"));
-            rows.push(values.iter().cloned().map(Value::into_owned).collect());
-        });
+        let outcome =
+            self.decoder.decode(&self.state, topic, payload, parsed, Time::from_text(ARRIVAL).unwrap(), 0, &mut |time, values| {
+                assert_eq!(time, Time::from_text("2026-05-04T03:02:01.5Z"));
+                rows.push(values.iter().cloned().map(Value::into_owned).collect());
+            });
         Some((outcome, rows))
     }
 
@@ -94,7 +95,7 @@ fn what_no_birth_has_named_is_refused_whole() {
         assert_eq!(host.decode(death, &payload(2, vec![])), None);
         assert!(is_unknown(host.decode("spBv1.0/g/DDATA/n/d", &data(2, 3))), "{death}");
     }
-    assert_eq!(host.state.metrics, 0);
+    assert_eq!(host.state.bytes, 0);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::bounds::{MAX_CAPTURE_BYTES, MAX_DEVICE_BYTES};
 use super::dead_letter::{DeadLetterCause, Reason};
 use super::sparkplug::SparkplugState;
 use super::time::Time;
@@ -67,6 +68,12 @@ impl Stream {
         Self { grid: Grid { step: MAX_SESSIONS.into(), first: number.into() }, ..self }
     }
 
+    /// The same, as one of several sessions of a process: the memory of births is divided among them.
+    #[must_use]
+    pub fn with_birth_bytes(self, bytes: usize) -> Self {
+        Self { sparkplug: SparkplugState::with_limit(bytes), ..self }
+    }
+
     /// The Pipeline's topic.
     #[must_use]
     pub fn topic(&self) -> &TopicPattern {
@@ -115,14 +122,26 @@ impl Stream {
     /// The device that a topic names; `tags` is filled with the other captures.
     ///
     /// # Errors
-    /// When the topic does not match that of the Pipeline.
+    /// When the topic does not match that of the Pipeline, or a capture is too long.
     pub fn read_topic<'t>(&self, topic: &'t [u8], tags: &mut Vec<&'t str>) -> Result<&'t str, DeadLetterCause> {
         let text = std::str::from_utf8(topic)
             .map_err(|error| DeadLetterCause::new(Reason::TopicMismatch, &format!("the topic is not UTF-8: {error}")))?;
-        self.topic
+        let device = self
+            .topic
             .capture(text, tags)
             .filter(|_| !text.contains('\0'))
-            .ok_or_else(|| DeadLetterCause::new(Reason::TopicMismatch, &format!("expected a topic like {}", self.topic.filter())))
+            .ok_or_else(|| DeadLetterCause::new(Reason::TopicMismatch, &format!("expected a topic like {}", self.topic.filter())))?;
+        if device.len() > MAX_DEVICE_BYTES {
+            let detail = format!("no Device has a name of more than {MAX_DEVICE_BYTES} bytes, found {} bytes", device.len());
+            return Err(DeadLetterCause::new(Reason::UnknownDevice, &detail));
+        }
+        match self.topic.tags().iter().zip(&*tags).find(|(_, capture)| capture.len() > MAX_CAPTURE_BYTES) {
+            None => Ok(device),
+            Some((tag, capture)) => {
+                let detail = format!("{{{tag}}} of the topic: expected at most {MAX_CAPTURE_BYTES} bytes, found {}", capture.len());
+                Err(DeadLetterCause::new(Reason::TooLarge, &detail))
+            }
+        }
     }
 
     /// Decodes a message that was observed and whose topic was read, and passes each valid reading to `observer`. `parsed` is what
@@ -134,7 +153,9 @@ impl Stream {
             *last
         };
         let topic = std::str::from_utf8(topic).unwrap_or_default();
-        let outcome = self.decoder.decode(&self.sparkplug, topic, payload, parsed, arrival, &mut |time, values| match time {
+        // At most: captures are parts of the topic.
+        let captures = if self.topic.tags().is_empty() { 0 } else { topic.len() + 4 * self.topic.tags().len() };
+        let outcome = self.decoder.decode(&self.sparkplug, topic, payload, parsed, arrival, captures, &mut |time, values| match time {
             Some(time) => observer(&Reading { time, is_arrival_time: false, values }),
             None => observer(&Reading { time: next(last), is_arrival_time: true, values }),
         });

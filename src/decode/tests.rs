@@ -33,6 +33,7 @@ pub(super) fn run(decoder: &Decoder, payload: &[u8]) -> (Outcome, Readings) {
         payload,
         Parsed::default(),
         Time::from_text(ARRIVAL).unwrap(),
+        0,
         &mut |time, values| {
             readings.push((time, values.iter().cloned().map(Value::into_owned).collect()));
         },

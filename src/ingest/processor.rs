@@ -1,6 +1,6 @@
 //! From a message to rows or a dead letter: its topic, its device, its readings.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::decode::dead_letter::{DeadLetterCause, Reason, excerpt};
 use crate::decode::stream::Stream;
@@ -9,6 +9,7 @@ use crate::decode::{Outcome, Parsed};
 use crate::mqtt::frame::Publish;
 use crate::mqtt::window::Place;
 use crate::sink::batch::Batch;
+use crate::sink::batch::chunks::too_many_chunks;
 use crate::sink::row_writer::RowWriter;
 use crate::sink::timescale::copy::Key;
 use crate::state::registry::follow::{Device, Devices, Lookup};
@@ -20,6 +21,8 @@ pub struct Processor {
     pub gateway: String,
     /// The decoder, and its state between messages.
     pub stream: Stream,
+    /// How much time a chunk of the table covers, in microseconds.
+    pub chunk_interval: i64,
 }
 
 /// A message that has arrived.
@@ -38,6 +41,23 @@ pub struct InboundMessage {
 }
 
 impl InboundMessage {
+    /// The same message with a copy of its bytes, so that it does not keep its block in memory.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        let (topic, payload) = (self.topic(), self.payload());
+        let mut bytes = BytesMut::with_capacity(topic.len() + payload.len());
+        bytes.extend_from_slice(topic);
+        bytes.extend_from_slice(payload);
+        let publish = Publish { topic: 0..topic.len(), payload: topic.len()..bytes.len(), ..self.publish.clone() };
+        Self { block: bytes.freeze(), publish, ..self.clone() }
+    }
+
+    /// The memory of a message that waits, in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        size_of::<Self>() + self.publish.topic.len() + self.publish.payload.len()
+    }
+
     fn topic(&self) -> &[u8] {
         &self.block[self.publish.topic.clone()]
     }
@@ -57,7 +77,26 @@ struct Origin<'a> {
     tags: &'a [&'a str],
 }
 
+/// The cause of a message whose device is not in the registry.
+fn unknown_device(name: &str) -> DeadLetterCause {
+    DeadLetterCause::new(Reason::UnknownDevice, &format!("no Device is called {}", excerpt(name)))
+}
+
 impl Processor {
+    /// The device of a message, if the registry has not looked it up.
+    pub fn pending_device<'m>(&self, message: &'m InboundMessage, devices: &Devices) -> Option<&'m str> {
+        let name = self.stream.read_topic(message.topic(), &mut Vec::new()).ok()?;
+        (devices.look_up(name) == Lookup::Pending).then_some(name)
+    }
+
+    /// Refuses a message whose device has not been looked up, because too many messages wait.
+    pub fn refuse_unknown<W: RowWriter>(&mut self, message: &InboundMessage, batch: &mut Batch<W>) {
+        let cause = self.stream.read_topic(message.topic(), &mut Vec::new()).map_or_else(|cause| cause, unknown_device);
+        let arrival = self.stream.arrival(message.arrival);
+        let number = batch.add_message(message.place, &message.publish, arrival);
+        batch.refuse(number, cause);
+    }
+
     /// Adds a message to the batch, whose last block must be the message's.
     ///
     /// # Errors
@@ -82,7 +121,7 @@ impl Processor {
             Ok(name) => match devices.look_up(name) {
                 Lookup::Pending => return Err(PendingDevice(name)),
                 Lookup::Known(device) => self.check(device),
-                Lookup::Unknown => Err(DeadLetterCause::new(Reason::UnknownDevice, &format!("no Device is called {}", excerpt(name)))),
+                Lookup::Unknown => Err(unknown_device(name)),
             },
             Err(cause) => Err(cause),
         };
@@ -116,19 +155,28 @@ impl Processor {
         batch: &mut Batch<W>,
     ) {
         let before = batch.rows.rows();
-        let rows = &mut batch.rows;
+        let (rows, chunks, interval) = (&mut batch.rows, &mut batch.chunks, self.chunk_interval);
+        let mut is_within = true;
         // Every consumer of typed values is called in this closure. It is called before it is known whether the whole message is well
         // formed: a consumer must be able to discard the readings of a message, as `truncate` does for the rows.
         let outcome = self.stream.decode(message.topic(), message.payload(), parsed, arrival, &mut |reading| {
-            rows.write(number, Key { time: reading.time, device: origin.device.id }, origin.tags, reading.values);
-        });
-        match outcome {
-            Outcome::Complete => {}
-            Outcome::Partial(cause) => batch.refuse(number, cause),
-            Outcome::Malformed(cause) => {
-                batch.rows.truncate(before);
-                batch.refuse(number, cause);
+            is_within = is_within && chunks.add(reading.time, interval);
+            if is_within {
+                rows.write(number, Key { time: reading.time, device: origin.device.id }, origin.tags, reading.values);
             }
+        });
+        let (cause, kept) = match outcome {
+            Outcome::Malformed(cause) => (Some(cause), false),
+            _ if !is_within => (Some(too_many_chunks()), false),
+            Outcome::Complete => (None, true),
+            Outcome::Partial(cause) => (Some(cause), true),
+        };
+        batch.chunks.end_message(kept);
+        if !kept {
+            batch.rows.truncate(before);
+        }
+        if let Some(cause) = cause {
+            batch.refuse(number, cause);
         }
     }
 }

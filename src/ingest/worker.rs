@@ -24,12 +24,14 @@ use super::owned_sessions::{OwnedSession, owned_sessions};
 use super::processor::Processor;
 use super::replay::request;
 use super::session::{IngestSession, SessionEnd, check};
+use crate::api::duration::{EXPECTED, microseconds};
 use crate::api::name::ingest_username;
 use crate::api::topic::TopicPattern;
 use crate::configuration::ingest::IngestConfiguration;
 use crate::database::health::DatabaseHealth;
 use crate::database::uri::ConnectionUri;
 use crate::decode::Decoder;
+use crate::decode::sparkplug::MAX_BIRTH_BYTES;
 use crate::decode::stream::Stream;
 use crate::runtime::http;
 use crate::runtime::readiness::Readiness;
@@ -171,6 +173,7 @@ struct Worker {
     readiness: Readiness,
     topic: Arc<TopicPattern>,
     decoder: Arc<Decoder>,
+    chunk_interval: i64,
 }
 
 impl Worker {
@@ -186,8 +189,10 @@ impl Worker {
         let topic = Arc::new(TopicPattern::compile(&configuration.topic, configuration.decode.format)?);
         let descriptor = configuration.descriptor.as_deref().map(|text| BASE64_STANDARD.decode(text)).transpose()?;
         let decoder = Arc::new(Decoder::compile(&configuration.decode, descriptor.as_deref())?);
+        let chunk_interval = microseconds(&configuration.chunk_interval)
+            .with_context(|| format!("failed to read chunkInterval: expected {EXPECTED}, found {:?}", configuration.chunk_interval))?;
         let owner = Owner { namespace: configuration.namespace.clone(), pipeline: configuration.pipeline.clone() };
-        Ok(Self { owner, configuration, uri, ordinal, logins, registry, metrics, readiness, topic, decoder })
+        Ok(Self { owner, configuration, uri, ordinal, logins, registry, metrics, readiness, topic, decoder, chunk_interval })
     }
 
     async fn run(self, shutdown: CancellationToken) {
@@ -271,7 +276,8 @@ impl Worker {
         // A session that is drained does not affect the readiness of the worker.
         let readiness = if owned.drains { Readiness::default() } else { self.readiness.clone() };
         readiness.fails(&check(&owned.name), "starting");
-        let stream = Stream::new(self.topic.clone(), self.decoder.clone());
+        let share = MAX_BIRTH_BYTES / sessions.max(1);
+        let stream = Stream::new(self.topic.clone(), self.decoder.clone()).with_birth_bytes(share);
         // A session that is drained had a shared subscription.
         let shares = owned.drains || owned.gateway.sessions() > 1;
         let Logins { username, password, folder } = &self.logins;
@@ -283,6 +289,7 @@ impl Worker {
             processor: Processor {
                 gateway: owned.gateway.name.clone(),
                 stream: if shares { stream.sharing(owned.number) } else { stream },
+                chunk_interval: self.chunk_interval,
             },
             registry: self.registry.clone(),
             sink,

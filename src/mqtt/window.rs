@@ -10,6 +10,8 @@ pub struct Window {
     /// The sequence number of the first message.
     first: u64,
     waiting: VecDeque<Waiting>,
+    /// Number of the waiting messages that are settled.
+    settled: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +42,7 @@ impl Window {
         }
         let index = place.sequence.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
         if let Some(waiting) = index.and_then(|index| self.waiting.get_mut(index)) {
+            self.settled += usize::from(!waiting.settled);
             waiting.settled = true;
         }
     }
@@ -49,6 +52,7 @@ impl Window {
         while self.waiting.front()?.settled {
             let waiting = self.waiting.pop_front()?;
             self.first += 1;
+            self.settled -= 1;
             if waiting.packet_id > 0 {
                 return Some(waiting.packet_id);
             }
@@ -60,6 +64,7 @@ impl Window {
     pub fn reset(&mut self) {
         self.epoch += 1;
         self.first = 0;
+        self.settled = 0;
         self.waiting.clear();
     }
 
@@ -67,6 +72,12 @@ impl Window {
     #[must_use]
     pub fn len(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// The number of settled messages that wait for the acknowledgement of an earlier one.
+    #[must_use]
+    pub fn blocked(&self) -> usize {
+        self.settled
     }
 
     /// Whether every message is acknowledged.
@@ -111,6 +122,7 @@ mod tests {
                 let ready = settled.iter().take_while(|settled| **settled).count();
                 let expected: Vec<u16> = (0..u16::try_from(ready).unwrap()).filter(|id| *id > 0).collect();
                 prop_assert_eq!(&acknowledged, &expected);
+                prop_assert_eq!(window.blocked(), settled.iter().filter(|settled| **settled).count() - ready);
             }
         }
 

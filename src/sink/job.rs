@@ -28,10 +28,30 @@ pub struct Job {
     pub expired: Vec<i64>,
     /// The permit to be written now. The next batch gets it when the job is dropped.
     pub slot: OwnedSemaphorePermit,
-    /// Receives the batch after its commit.
-    pub done: mpsc::UnboundedSender<Done>,
+    /// Receives the batch after its commit, or after the database has refused it.
+    pub done: mpsc::UnboundedSender<Finished>,
     /// Cancelled when another process has taken the session over: nothing of the batch can be stored by this process any more.
     pub lost: CancellationToken,
+}
+
+/// A batch that comes back.
+#[derive(Debug)]
+pub enum Finished {
+    /// It is committed.
+    Committed(Done),
+    /// The database refuses it: nothing of it is stored. Its halves are to be submitted as batches of their own.
+    Refused(Refused),
+}
+
+/// A batch that the database refused.
+#[derive(Debug)]
+pub struct Refused {
+    /// The batch.
+    pub batch: Batch,
+    /// Its number.
+    pub number: i64,
+    /// Batches whose redelivery entries are no longer needed.
+    pub expired: Vec<i64>,
 }
 
 /// A batch that is committed.

@@ -18,6 +18,16 @@ pub async fn commit(transaction: &Transaction<'_>, session: &SessionKey, batch: 
     Ok(transaction.execute(&statement, &[&session.name, &session.generation, &batch, &entries]).await? > 0)
 }
 
+/// Prevents that a transaction of an earlier connection commits the entries of a batch, before the batch is divided. `false` if they are
+/// committed, or if another process has taken the session over. The row is deleted after the next takeover.
+pub async fn fence(client: &Client, session: &SessionKey, batch: i64) -> Result<bool, Error> {
+    let statement = format!(
+        "WITH held AS (SELECT FROM {SCHEMA}.session WHERE session = $1 AND generation = $2 FOR SHARE)
+         INSERT INTO {SCHEMA}.acknowledgement (session, batch, entries) SELECT $1, $3, '' FROM held ON CONFLICT DO NOTHING"
+    );
+    Ok(client.execute(&statement, &[&session.name, &session.generation, &batch]).await? > 0)
+}
+
 /// Whether the entries of a batch are committed.
 pub async fn is_committed(client: &Client, session: &SessionKey, batch: i64) -> Result<bool, Error> {
     let statement = format!("SELECT EXISTS (SELECT FROM {SCHEMA}.acknowledgement WHERE session = $1 AND batch = $2)");

@@ -1,4 +1,4 @@
-//! The counts of dead letters of a Pipeline and the progress of its replay, for its status.
+//! The counts of dead letters of a Pipeline, the progress of its replay, and the failures of its workers, for its status.
 
 use tokio_postgres::types::Type;
 use tokio_postgres::{Error, GenericClient};
@@ -15,6 +15,8 @@ pub struct DeadLetters {
     pub discarded: i64,
     /// The replay with the token, once a worker has started it.
     pub replay: Option<Replay>,
+    /// Why a batch of a worker keeps failing.
+    pub failure: Option<String>,
 }
 
 /// A replay that was started.
@@ -48,7 +50,9 @@ pub async fn read(client: &impl GenericClient, owner: &Owner, token: Option<&str
         Some(token) => replay(client, owner, token).await?,
         None => None,
     };
-    Ok(DeadLetters { refused: counts.try_get(0)?, discarded: counts.try_get(1)?, replay })
+    let failures = format!("SELECT min(failure) FROM {SCHEMA}.session WHERE starts_with(session, $1)");
+    let failure = client.query_typed_one(&failures, &[(&owner.sessions(), Type::TEXT)]).await?.try_get(0)?;
+    Ok(DeadLetters { refused: counts.try_get(0)?, discarded: counts.try_get(1)?, replay, failure })
 }
 
 async fn replay(client: &impl GenericClient, owner: &Owner, token: &str) -> Result<Option<Replay>, Error> {

@@ -161,6 +161,11 @@ impl RedeliveryLog {
         std::mem::take(&mut self.expired)
     }
 
+    /// Returns batches that could not be deleted.
+    pub fn put_back_expired(&mut self, batches: Vec<i64>) {
+        self.expired.extend(batches);
+    }
+
     fn release(&mut self, batch: i64) {
         if let Some(left) = self.left.get_mut(&batch) {
             *left -= 1;

@@ -58,11 +58,13 @@ pub enum SessionError {
 pub async fn open(uri: &ConnectionUri, name: &str, gateway: &str, filter: Option<&str>) -> Result<Option<OpenedSession>, SessionError> {
     let create = format!(
         "INSERT INTO {SCHEMA}.session (session, generation, topic_filters) VALUES ($1, 1, $2) ON CONFLICT (session)
-         DO UPDATE SET generation = session.generation + 1,
+         DO UPDATE SET generation = session.generation + 1, failure = NULL,
                        topic_filters = (SELECT array_agg(DISTINCT filter) FROM unnest(session.topic_filters || excluded.topic_filters) filter)
          RETURNING generation, topic_filters"
     );
-    let update = format!("UPDATE {SCHEMA}.session SET generation = generation + 1 WHERE session = $1 RETURNING generation, topic_filters");
+    let update = format!(
+        "UPDATE {SCHEMA}.session SET generation = generation + 1, failure = NULL WHERE session = $1 RETURNING generation, topic_filters"
+    );
     bounded(uri, async |client| {
         let row = match filter {
             Some(filter) => client.query_opt(&create, &[&name, &vec![filter]]).await?,
@@ -90,6 +92,12 @@ pub async fn delete(uri: &ConnectionUri, key: &SessionKey) -> Result<(), Session
 pub async fn set_filter(uri: &ConnectionUri, key: &SessionKey, filter: &str) -> Result<(), SessionError> {
     let statement = format!("UPDATE {SCHEMA}.session SET topic_filters = $3 WHERE session = $1 AND generation = $2");
     bounded(uri, async |client| client.execute(&statement, &[&key.name, &key.generation, &vec![filter]]).await.map(drop)).await
+}
+
+/// Stores why a batch of the session keeps failing, for the operator; or that none does.
+pub async fn record_failure(client: &Client, key: &SessionKey, failure: Option<&str>) -> Result<(), tokio_postgres::Error> {
+    let statement = format!("UPDATE {SCHEMA}.session SET failure = $3 WHERE session = $1 AND generation = $2");
+    client.execute(&statement, &[&key.name, &key.generation, &failure]).await.map(drop)
 }
 
 /// Whether no other process has taken the session over. A session without a row has no other owner.

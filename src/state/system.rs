@@ -9,7 +9,7 @@ pub const SCHEMA: &str = "fleetwright";
 pub const DEVICE_CHANNEL: &str = "fleetwright_device";
 
 /// Version of the tables below, kept as the comment of the schema. Raised with every change of [`statements`].
-pub const VERSION: i32 = 4;
+pub const VERSION: i32 = 5;
 
 /// The tables, each of which [`statements`] creates.
 pub const TABLES: [&str; 9] = [
@@ -134,6 +134,8 @@ fn sessions() -> Vec<String> {
                 generation bigint NOT NULL,
                 topic_filters text[] NOT NULL)"
         ),
+        format!("ALTER TABLE {SCHEMA}.session ADD COLUMN IF NOT EXISTS failure text"),
+        format!("COMMENT ON COLUMN {SCHEMA}.session.failure IS 'why a batch of its messages keeps failing'"),
         // The redelivery entries of a session, one row per batch: packet identifiers with hashes. Only for batches with messages that
         // no key identifies (a time of arrival, a dead letter); deleted once the broker has processed the acknowledgements.
         format!(

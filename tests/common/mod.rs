@@ -5,12 +5,15 @@
 #![allow(clippy::missing_panics_doc, reason = "a helper of tests")]
 
 pub mod cluster;
+pub mod innocent;
+pub mod memory;
 pub mod mosquitto;
 pub mod packets;
 pub mod postgres;
 pub mod proxy;
 pub mod publisher;
 pub mod worker;
+pub mod worker_process;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};

@@ -1,8 +1,6 @@
-//! A worker as a process, with a broker and a database.
+//! A worker with a broker and a database.
 
-use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -14,13 +12,14 @@ use fleetwright::sink::timescale::schema::Desired;
 use fleetwright::state::assignment::spread;
 use fleetwright::state::owner::Owner;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio_postgres::Client;
 
 use super::free_port;
-use super::mosquitto::{Mosquitto, wait_until};
+use super::memory::MemoryLimit;
+use super::mosquitto::Mosquitto;
 use super::postgres::Postgres;
 use super::proxy::Proxy;
+pub use super::worker_process::Worker;
 
 /// Number of devices in the registry: `press-1` and so on.
 const DEVICES: i32 = 9;
@@ -72,6 +71,13 @@ impl Chain {
         chain
     }
 
+    /// Starts broker and database, and a worker that need not become ready: it is to be replaced.
+    pub async fn prepare(topic: &str, decode: &Value, postgres: Arc<Postgres>) -> Self {
+        let broker = broker();
+        let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": broker.port});
+        Self::make(broker, None, gateway, &[], &[], topic, decode, postgres).await
+    }
+
     /// Publishes one message as this user.
     pub fn publish(&self, topic: &str, payload: &str) {
         let output = self.broker.publish(("device", "password"), &["-t", topic, "-m", payload]);
@@ -104,6 +110,7 @@ impl<B> Chain<B> {
         decode: &Value,
         postgres: Arc<Postgres>,
     ) -> Self {
+        let decode = &any_age(decode);
         let database = postgres.create_database().await;
         let mut client = postgres.client(&database).await;
         let spec: PipelineSpec = serde_json::from_value(json!({
@@ -139,6 +146,12 @@ impl<B> Chain<B> {
         }
         let folder = std::mem::replace(&mut self.worker.folder, tempfile::tempdir().unwrap());
         self.worker = Worker::start_in(folder, &self.configuration, &self.uri, 0, self.arguments);
+    }
+
+    /// Replaces the worker process by one with a memory limit, if there is one.
+    pub fn start_worker_within(&mut self, limit: Option<&MemoryLimit>) {
+        let folder = std::mem::replace(&mut self.worker.folder, tempfile::tempdir().unwrap());
+        self.worker = Worker::start_limited(folder, &self.configuration, &self.uri, 0, self.arguments, limit);
     }
 
     /// Changes the configuration of the next process.
@@ -180,7 +193,7 @@ impl<B> Chain<B> {
     pub fn replay(&self, decode: &Value, arguments: &[&str]) -> Child {
         let folder = tempfile::tempdir().unwrap();
         let mut configuration = self.configuration.clone();
-        configuration["decode"] = decode.clone();
+        configuration["decode"] = any_age(decode);
         std::fs::write(folder.path().join("ingest.json"), configuration.to_string()).unwrap();
         let mut replay = Command::new(env!("CARGO_BIN_EXE_fleetwright"))
             .args(["replay", "--config", "ingest.json", "--database-uri-file", "-"])
@@ -234,6 +247,15 @@ impl<B> Chain<B> {
     }
 }
 
+/// The decoder, which accepts readings of any age unless it says otherwise: the times in tests are constants.
+pub fn any_age(decode: &Value) -> Value {
+    let mut decode = decode.clone();
+    if decode["time"]["maxAge"].is_null() {
+        decode["time"]["maxAge"] = "9999d".into();
+    }
+    decode
+}
+
 /// A broker configured like a Gateway with durability `Process`, except for its users.
 pub fn broker() -> Mosquitto {
     let folder = tempfile::tempdir().unwrap();
@@ -249,114 +271,4 @@ pub fn broker_configuration(folder: &Path, port: u16) -> String {
          persistence_location {}/\nplugin /usr/lib/mosquitto/persist_sqlite.so\nplugin_opt_sync normal\nplugin_opt_flush_period 0\n",
         folder.display()
     )
-}
-
-/// The process of a worker.
-pub struct Worker {
-    process: Child,
-    folder: TempDir,
-    http: u16,
-}
-
-impl Worker {
-    fn start(configuration: &Value, uri: &str, ordinal: i32, arguments: &[&str], files: &[(String, String)]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, content) in files {
-            write(folder.path(), name, content);
-        }
-        Self::start_in(folder, configuration, uri, ordinal, arguments)
-    }
-
-    fn start_in(folder: TempDir, configuration: &Value, uri: &str, ordinal: i32, arguments: &[&str]) -> Self {
-        let http = free_port();
-        for (name, content) in [("ingest.json", configuration.to_string()), ("uri", uri.to_owned()), ("password", "password\n".to_owned())]
-        {
-            std::fs::write(folder.path().join(name), content).unwrap();
-        }
-        let process = spawn(folder.path(), http, ordinal, arguments);
-        Self { process, folder, http }
-    }
-
-    /// Writes one of the worker's files.
-    pub fn write(&self, name: &str, content: &str) {
-        write(self.folder.path(), name, content);
-    }
-
-    /// Kills the worker (SIGKILL), as a crash does.
-    pub fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-
-    /// Stops the worker (SIGTERM) and returns whether it succeeded.
-    pub fn stop(&mut self) -> bool {
-        if let Some(status) = self.process.try_wait().unwrap() {
-            return status.success();
-        }
-        assert!(Command::new("kill").arg(self.process.id().to_string()).status().unwrap().success());
-        self.process.wait().unwrap().success()
-    }
-
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
-    }
-
-    /// Status line and body of an HTTP response.
-    pub fn get(&self, path: &str) -> (String, String) {
-        let mut answer = String::new();
-        if let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.http)) {
-            let request = format!("GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n");
-            let _ = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_string(&mut answer));
-        }
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-        (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
-    }
-
-    pub fn wait_ready(&self) {
-        wait_until(&format!("the worker's readiness; its log:\n{}", self.log()), || self.get("/readyz").0.contains("200"));
-    }
-
-    /// Waits until the worker is not ready for a reason that contains this text.
-    pub fn wait_not_ready(&self, reason: &str) {
-        wait_until(&format!("unreadiness because of {reason:?}"), || {
-            let (status, body) = self.get("/readyz");
-            status.contains("503") && body.contains(reason)
-        });
-    }
-
-    /// The value of a metric, with its labels.
-    pub fn metric(&self, name: &str) -> f64 {
-        let (_, body) = self.get("/metrics");
-        let line = body.lines().find_map(|line| line.strip_prefix(name)).expect("the metric exists");
-        line.trim().parse().unwrap()
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        if self.process.try_wait().is_ok_and(|status| status.is_none()) {
-            self.kill();
-        }
-    }
-}
-
-fn write(folder: &Path, name: &str, content: &str) {
-    let path = folder.join(name);
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    std::fs::write(path, content).unwrap();
-}
-
-fn spawn(folder: &Path, http: u16, ordinal: i32, arguments: &[&str]) -> Child {
-    let log = File::options().create(true).append(true).open(folder.join("log")).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_fleetwright"))
-        .args(["ingest", "--config", "ingest.json", "--database-uri-file", "uri", "--password-file", "password"])
-        .args(["--ordinal", &ordinal.to_string()])
-        .args(arguments)
-        .args(["--http", &format!("127.0.0.1:{http}")])
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap()
 }

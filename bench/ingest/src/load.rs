@@ -109,7 +109,7 @@ fn now() -> u64 {
 /// The worker's decoder for these messages.
 pub fn decode() -> Value {
     json!({
-        "time": {"pointer": "/ts", "unit": "Microseconds"},
+        "time": {"pointer": "/ts", "unit": "Microseconds", "maxAge": "9999d"},
         "fields": [
             {"name": "rms", "type": "Float64", "min": 0, "max": 200, "required": true},
             {"name": "temperature", "type": "Float64", "min": -60, "max": 300},

@@ -147,7 +147,8 @@ impl Reader {
             self.shape.read(bytes, &mut message.slots)?;
             message.finish(Some(*index));
             *index += 1;
-            return Ok(());
+            // The outcome has the bound.
+            return if message.is_exceeded() { Err(WireError("the message is beyond a bound")) } else { Ok(()) };
         };
         let mut wire = Wire(bytes);
         while let Some((number, content)) = wire.next()? {

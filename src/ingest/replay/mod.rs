@@ -25,7 +25,8 @@ use self::filter::{Filter, FilterCondition};
 use self::outcome::ReplayOutcome;
 use self::page::Replayer;
 use crate::api::Pipeline;
-use crate::api::pipeline::Decode;
+use crate::api::duration::{EXPECTED, microseconds};
+use crate::api::pipeline::{Decode, TimescaleSink};
 use crate::api::topic::TopicPattern;
 use crate::configuration::ingest::IngestConfiguration;
 use crate::database::connect::{connect, drive};
@@ -90,6 +91,7 @@ struct ReplaySource {
     decode: Decode,
     descriptor: Option<Vec<u8>>,
     table: String,
+    chunk_interval: String,
 }
 
 /// Replays the dead letters that exist at the start, until all are processed or `shutdown`.
@@ -173,6 +175,8 @@ fn print_line(line: &str) -> anyhow::Result<()> {
 async fn replayer(source: &ReplaySource, uri: &ConnectionUri, filter: &Filter, dry_run: bool) -> anyhow::Result<Replayer> {
     let topic = TopicPattern::compile(&source.topic, source.decode.format)?;
     let decoder = Decoder::compile(&source.decode, source.descriptor.as_deref())?;
+    let chunk_interval = microseconds(&source.chunk_interval)
+        .with_context(|| format!("failed to read chunkInterval: expected {EXPECTED}, found {:?}", source.chunk_interval))?;
     let statements = Statements::new(&source.table, topic.tags(), &source.decode.fields);
     let (namespace, pipeline) = (source.namespace.clone(), source.pipeline.clone());
     let owner = Owner { namespace: namespace.clone(), pipeline: pipeline.clone() };
@@ -190,6 +194,7 @@ async fn replayer(source: &ReplaySource, uri: &ConnectionUri, filter: &Filter, d
         statements: target.statements,
         topic: Arc::new(topic),
         decoder: Arc::new(decoder),
+        chunk_interval,
         dry_run,
         token: None,
         processors: HashMap::new(),
@@ -218,6 +223,7 @@ impl ReplaySource {
             topic: configuration.topic,
             decode: configuration.decode,
             table: configuration.table,
+            chunk_interval: configuration.chunk_interval,
         })
     }
 
@@ -233,7 +239,8 @@ impl ReplaySource {
         };
         let name = pipeline.name_any();
         let spec = pipeline.spec;
-        Ok(Self { namespace, pipeline: name, topic: spec.source.topic, decode: spec.decode, descriptor, table: spec.sink.timescale.table })
+        let TimescaleSink { table, chunk_interval, .. } = spec.sink.timescale;
+        Ok(Self { namespace, pipeline: name, topic: spec.source.topic, decode: spec.decode, descriptor, table, chunk_interval })
     }
 }
 

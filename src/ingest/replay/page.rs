@@ -42,6 +42,8 @@ pub struct Replayer {
     pub topic: Arc<TopicPattern>,
     /// The Pipeline's decoder.
     pub decoder: Arc<Decoder>,
+    /// How much time a chunk of the table covers, in microseconds.
+    pub chunk_interval: i64,
     /// The devices, as they were at the start.
     pub devices: Devices,
     /// The dead letters to replay.
@@ -75,8 +77,10 @@ impl Replayer {
     /// Dead letters that another process replays at the same time are skipped; the replay of a request waits for them. If another process
     /// has continued the same request, this transaction is rolled back, and the record of the request has the progress.
     pub async fn next(&mut self, after: i64, last: i64) -> Result<Option<(i64, ReplayOutcome)>, tokio_postgres::Error> {
-        let ids = self.choose(after, last).await?;
-        let Some(&end) = ids.last() else { return Ok(None) };
+        let mut ids = self.choose(after, last).await?;
+        if ids.is_empty() {
+            return Ok(None);
+        }
         let mut transaction = self.client.transaction().await?;
         let mut parameters = self.condition.parameters();
         parameters.push((&ids, Type::INT8_ARRAY));
@@ -88,13 +92,21 @@ impl Replayer {
             if self.token.is_some() { "" } else { "SKIP LOCKED" }
         );
         let rows = transaction.query_typed(&lock, &parameters).await?;
-        let mut page = DeadLetterPage::default();
+        let (mut page, chunk_interval) = (DeadLetterPage::default(), self.chunk_interval);
         for row in &rows {
             let gateway: String = row.try_get("gateway")?;
             let stream = || Stream::new(self.topic.clone(), self.decoder.clone());
-            let processor = self.processors.entry(gateway.clone()).or_insert_with(|| Processor { gateway, stream: stream() });
+            let processor =
+                self.processors.entry(gateway.clone()).or_insert_with(|| Processor { gateway, stream: stream(), chunk_interval });
             page.take(row, processor, &self.devices)?;
+            if page.batch.is_full() {
+                // The next page begins after it.
+                let end: i64 = row.try_get("id")?;
+                ids.retain(|id| *id <= end);
+                break;
+            }
         }
+        let Some(&end) = ids.last() else { return Ok(None) };
         page.batch.arrange();
         let mut written = Written { dead_letters: std::mem::take(&mut page.batch.dead_letters), ..Written::default() };
         stage(&mut transaction, &self.statements, &page.batch, &mut written).await?;

@@ -1,32 +1,37 @@
 //! The messages of a session that are not acknowledged: those that are batched, those that are written, and those that may be
 //! acknowledged. Does no input or output.
 
+mod fences;
+mod observe;
+mod waiting;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
-use super::RECEIVE_MAXIMUM;
+use self::fences::Fence;
+use self::waiting::{MAX_BLOCKED, Waiting};
 use crate::decode::time::Time;
 use crate::ingest::metrics::SessionMetrics;
 use crate::ingest::processor::{InboundMessage, PendingDevice, Processor};
 use crate::mqtt::frame::Publish;
 use crate::mqtt::window::Window;
 use crate::sink::batch::Batch;
-use crate::sink::batch::policy::{BatchPolicy, MAX_BYTES, is_full};
-use crate::sink::job::{Done, Job};
+use crate::sink::batch::policy::{BatchPolicy, MAX_BYTES};
+use crate::sink::job::{Done, Finished, Job, Refused};
 use crate::sink::timescale::copy::Rows;
 use crate::sink::timescale::writers::WRITERS;
 use crate::state::redelivery::{Acknowledged, RedeliveryEntry, RedeliveryLog};
-use crate::state::registry::follow::DeviceRegistry;
+use crate::state::registry::follow::{DeviceRegistry, Devices};
 use crate::state::session::SessionKey;
 
-/// The maximum number of messages that wait until the registry has looked up their device. The session does not read beyond it.
-const MAX_PARKED: usize = 1_000;
+/// How far the messages of one block may exceed the memory limit before the rest of the block waits, in bytes. A block of 64 KiB
+/// of ordinary messages takes less.
+const MAX_OVERRUN: usize = 1024 * 1024;
 
 /// The unacknowledged messages of a session.
 pub struct InFlight {
@@ -38,11 +43,17 @@ pub struct InFlight {
     redelivery: RedeliveryLog,
     open: Batch,
     sealed: VecDeque<Batch>,
+    sealed_bytes: usize,
     /// Buffers of written batches, for reuse.
     spare: Vec<Rows>,
-    parked: Vec<InboundMessage>,
-    /// The batches that are being written: number, and arrival of the oldest message.
-    writing: Vec<(i64, Option<Time>)>,
+    /// The messages that wait until the registry has looked up their device.
+    parked: Waiting,
+    /// The rest of a block whose other messages reached the memory limit.
+    backlog: Waiting,
+    /// The maximum memory of the messages, in bytes.
+    max_bytes: usize,
+    /// The batches that are being written.
+    writing: Vec<Writing>,
     writing_bytes: usize,
     next_number: i64,
     policy: BatchPolicy,
@@ -56,15 +67,13 @@ pub struct InFlight {
 /// Each generation of a session has 2^40 batch numbers: enough for a century at 300 batches per second.
 const BATCH_BITS: u32 = 40;
 
-/// A PINGREQ, and the meaning of its response.
+/// A batch that is being written.
 #[derive(Debug)]
-enum Fence {
-    /// The first PINGREQ of a connection: before its answer, most brokers have sent all unacknowledged messages again.
-    Login,
-    /// The broker has processed these acknowledgements before the answer.
-    Acknowledged(Vec<Acknowledged>),
-    /// The same. The login was so long ago that every broker has sent all unacknowledged messages again.
-    Regular(Vec<Acknowledged>),
+struct Writing {
+    number: i64,
+    /// Arrival of the oldest message.
+    arrival: Option<Time>,
+    bytes: usize,
 }
 
 impl InFlight {
@@ -75,12 +84,17 @@ impl InFlight {
         metrics: SessionMetrics,
         key: SessionKey,
         entries: Vec<(i64, Vec<RedeliveryEntry>)>,
+        max_bytes: usize,
     ) -> Self {
         // Larger than the numbers of all earlier processes: the database may still execute a transaction of a killed process, whose batch
         // must not have the number of a batch of this process.
         let next_number = key.generation << BATCH_BITS;
         let mut redelivery = RedeliveryLog::default();
         for (batch, entries) in entries {
+            if entries.is_empty() {
+                // A batch that was divided.
+                redelivery.put_back_expired(vec![batch]);
+            }
             redelivery.commit(batch, entries);
         }
         Self {
@@ -92,8 +106,11 @@ impl InFlight {
             redelivery,
             open: Batch::default(),
             sealed: VecDeque::new(),
+            sealed_bytes: 0,
             spare: Vec::new(),
-            parked: Vec::new(),
+            parked: Waiting::default(),
+            backlog: Waiting::default(),
+            max_bytes,
             writing: Vec::new(),
             writing_bytes: 0,
             next_number,
@@ -117,7 +134,6 @@ impl InFlight {
         let registry = self.registry.clone();
         let devices = registry.read();
         let arrival = Time::now();
-        self.open.add_block(block.clone(), arrival);
         for publish in messages {
             self.metrics.bytes.inc_by((publish.payload.end - publish.topic.start) as u64);
             let place = self.window.arrive(publish.packet_id);
@@ -126,19 +142,68 @@ impl InFlight {
                 self.window.settle(place);
                 continue;
             }
-            let mut message = InboundMessage { block: block.clone(), publish: publish.clone(), place, arrival, is_observed: false };
-            if let Err(PendingDevice(name)) = self.processor.process(&message, &devices, &mut self.open) {
-                debug!(name, "a message waits for the lookup of its device");
-                registry.ask(name);
-                message.is_observed = true;
-                self.parked.push(message);
+            let message = InboundMessage { block: block.clone(), publish: publish.clone(), place, arrival, is_observed: false };
+            if self.backlog.is_empty() && self.held() < self.max_bytes + MAX_OVERRUN {
+                self.process(&message, &devices);
+            } else {
+                self.backlog.push(message);
             }
         }
         self.metrics.sequence_gaps.inc_by(self.processor.stream.take_gaps());
         self.metrics.messages.inc_by(messages.len() as u64);
-        if is_full(self.open.rows.len(), self.open.size()) {
+        // Their grace period must not hold up the acknowledgements of other devices.
+        if self.window.blocked() > MAX_BLOCKED && registry.is_current() {
+            self.refuse_parked();
+        }
+    }
+
+    /// Adds a message to the open batch, or parks it.
+    fn process(&mut self, message: &InboundMessage, devices: &Devices) {
+        self.add_block(message);
+        if let Err(PendingDevice(name)) = self.processor.process(message, devices, &mut self.open) {
+            // While the registry cannot answer, every message waits, and the session stops reading.
+            if self.parked.is_full() && self.registry.is_current() {
+                self.processor.refuse_unknown(message, &mut self.open);
+            } else {
+                self.registry.ask(name);
+                self.parked.push(InboundMessage { is_observed: true, ..message.detached() });
+                self.open.drop_unused_block();
+            }
+        }
+        if self.open.is_full() {
             self.seal();
         }
+    }
+
+    fn add_block(&mut self, message: &InboundMessage) {
+        if !self.open.ends_with(&message.block) {
+            self.open.add_block(message.block.clone(), message.arrival);
+        }
+    }
+
+    fn refuse_parked(&mut self) {
+        while let Some(message) = self.parked.pop() {
+            self.add_block(&message);
+            self.processor.refuse_unknown(&message, &mut self.open);
+            if self.open.is_full() {
+                self.seal();
+            }
+        }
+    }
+
+    /// Takes the rest of a block, as far as there is memory.
+    fn take_backlog(&mut self) {
+        if self.backlog.is_empty() {
+            return;
+        }
+        let registry = self.registry.clone();
+        let devices = registry.read();
+        while self.held() < self.max_bytes
+            && let Some(message) = self.backlog.pop()
+        {
+            self.process(&message, &devices);
+        }
+        self.metrics.sequence_gaps.inc_by(self.processor.stream.take_gaps());
     }
 
     fn is_redelivery(&mut self, block: &Bytes, publish: &Publish) -> bool {
@@ -153,30 +218,25 @@ impl InFlight {
         }
         let registry = self.registry.clone();
         let devices = registry.read();
-        for message in std::mem::take(&mut self.parked) {
-            self.open.add_block(message.block.clone(), message.arrival);
-            if let Err(PendingDevice(name)) = self.processor.process(&message, &devices, &mut self.open) {
-                registry.ask(name);
-                self.parked.push(message);
+        let mut parked = std::mem::take(&mut self.parked);
+        while let Some(message) = parked.pop() {
+            match self.processor.pending_device(&message, &devices) {
+                Some(name) => {
+                    registry.ask(name);
+                    self.parked.push(message);
+                }
+                None => self.process(&message, &devices),
             }
         }
     }
 
     /// Whether the session may read more messages.
-    pub fn has_room(&self, max_bytes: usize) -> bool {
-        self.parked.len() < MAX_PARKED && self.held() < max_bytes
-    }
-
-    /// The used share of the memory limit, of the parked messages or of the receive maximum, whichever is largest: from 0 to 1.
-    #[allow(clippy::cast_precision_loss, reason = "megabytes, and thousands of messages")]
-    fn pressure(&self, max_bytes: usize) -> f64 {
-        let share = |used: usize, max: usize| used as f64 / max as f64;
-        let window = share(self.window.len(), RECEIVE_MAXIMUM.into());
-        share(self.parked.len(), MAX_PARKED).max(share(self.held(), max_bytes)).max(window).min(1.0)
+    pub fn has_room(&self) -> bool {
+        self.backlog.is_empty() && self.held() < self.max_bytes && (!self.parked.is_full() || self.registry.is_current())
     }
 
     fn held(&self) -> usize {
-        self.writing_bytes + self.open.size() + self.sealed.iter().map(Batch::size).sum::<usize>()
+        self.writing_bytes + self.open.size() + self.sealed_bytes + self.parked.bytes()
     }
 
     /// Time at which the next batch is due. `None` if there is no batch.
@@ -188,21 +248,18 @@ impl InFlight {
     }
 
     /// The next batch, as a job.
-    pub fn next_job(&mut self, slot: OwnedSemaphorePermit, done: mpsc::UnboundedSender<Done>, lost: CancellationToken) -> Option<Job> {
+    pub fn next_job(&mut self, slot: OwnedSemaphorePermit, done: mpsc::UnboundedSender<Finished>, lost: CancellationToken) -> Option<Job> {
         if self.sealed.is_empty() {
             self.seal();
         }
         let mut batch = self.sealed.pop_front()?;
+        self.sealed_bytes -= batch.size();
         self.metrics.redelivered.inc_by(batch.arrange());
         let holds_all_entries = self.processor.stream.takes_arrival_time();
-        let entries = if holds_all_entries {
-            (0..u32::try_from(batch.len()).unwrap_or(u32::MAX)).filter_map(|number| batch.entry(number)).collect()
-        } else {
-            batch.dead_letters.keys().filter_map(|number| batch.entry(*number)).collect()
-        };
+        let entries = batch.entries(holds_all_entries);
         let number = self.next_number;
         self.next_number += 1;
-        self.writing.push((number, batch.arrival()));
+        self.writing.push(Writing { number, arrival: batch.arrival(), bytes: batch.size() });
         self.writing_bytes += batch.size();
         self.last_submitted = Instant::now();
         let expired = self.redelivery.take_expired();
@@ -212,14 +269,41 @@ impl InFlight {
     fn seal(&mut self) {
         if !self.open.is_empty() {
             let next = Batch::reusing(self.spare.pop().unwrap_or_default());
-            self.sealed.push_back(std::mem::replace(&mut self.open, next));
+            let sealed = std::mem::replace(&mut self.open, next);
+            self.sealed_bytes += sealed.size();
+            self.sealed.push_back(sealed);
+        }
+    }
+
+    /// A batch comes back.
+    pub fn finished(&mut self, finished: Finished) {
+        match finished {
+            Finished::Committed(done) => self.committed(done),
+            Finished::Refused(refused) => self.refused(refused),
+        }
+        self.take_backlog();
+    }
+
+    /// The database refuses a batch as a whole: its halves are batches of their own, until the faulty message is found.
+    fn refused(&mut self, refused: Refused) {
+        self.written(refused.number);
+        self.redelivery.put_back_expired(refused.expired);
+        let [first, second] = refused.batch.halves();
+        for half in [second, first] {
+            self.sealed_bytes += half.size();
+            self.sealed.push_front(half);
+        }
+    }
+
+    fn written(&mut self, number: i64) {
+        if let Some(index) = self.writing.iter().position(|writing| writing.number == number) {
+            self.writing_bytes -= self.writing.swap_remove(index).bytes;
         }
     }
 
     /// A batch is committed: its messages may be acknowledged.
-    pub fn committed(&mut self, done: Done) {
-        self.writing.retain(|(number, _)| *number != done.number);
-        self.writing_bytes = self.writing_bytes.saturating_sub(done.batch.size());
+    fn committed(&mut self, done: Done) {
+        self.written(done.number);
         self.policy.committed(done.took);
         for place in done.batch.places() {
             self.window.settle(place);
@@ -232,75 +316,11 @@ impl InFlight {
         }
     }
 
-    fn observe(&self, done: &Done) {
-        let metrics = &self.metrics;
-        metrics.batches.inc();
-        metrics.rows.inc_by(done.written.rows);
-        metrics.redelivered.inc_by(done.written.redelivered);
-        metrics.commit.observe(done.took.as_secs_f64());
-        for (number, refusal) in &done.written.dead_letters {
-            metrics.refused(refusal.reason, !done.written.discarded.contains(number));
-        }
-        let now = Time::now();
-        // Collected locally first, because each observation takes several atomic operations.
-        let processing = metrics.processing.local();
-        for arrival in done.batch.arrivals() {
-            processing.observe(seconds(arrival, now));
-        }
-        processing.flush();
-        if let Some((_, newest)) = done.batch.rows.span(0..done.batch.rows.len())
-            && !self.processor.stream.takes_arrival_time()
-        {
-            metrics.latency.observe(seconds(newest, now));
-        }
-    }
-
-    /// The next message to acknowledge.
-    pub fn next_acknowledgement(&mut self) -> Option<u16> {
-        let packet_id = self.window.next_settled()?;
-        self.acknowledged.extend(self.redelivery.acknowledge(packet_id));
-        Some(packet_id)
-    }
-
     /// The topics of the rebirth commands to publish.
     pub fn take_rebirths(&mut self) -> Vec<String> {
         let topics = self.processor.stream.take_rebirths();
         self.metrics.rebirths.inc_by(topics.len() as u64);
         topics
-    }
-
-    /// Whether a PINGREQ should follow the acknowledgements.
-    pub fn wants_fence(&self) -> bool {
-        !self.acknowledged.is_empty()
-    }
-
-    /// A PINGREQ is sent after acknowledgements.
-    pub fn fence(&mut self) {
-        self.fences.push_back(Fence::Acknowledged(std::mem::take(&mut self.acknowledged)));
-    }
-
-    /// A keep alive PINGREQ is sent, some seconds after the login or the previous one.
-    pub fn regular_fence(&mut self) {
-        self.fences.push_back(Fence::Regular(std::mem::take(&mut self.acknowledged)));
-    }
-
-    /// A PINGREQ is answered: the broker has processed the packets before it.
-    pub fn fence_answered(&mut self) {
-        match self.fences.pop_front() {
-            Some(Fence::Login) => self.redelivery.expect_marked(),
-            Some(Fence::Acknowledged(acknowledged)) => self.confirm(acknowledged),
-            Some(Fence::Regular(acknowledged)) => {
-                self.confirm(acknowledged);
-                self.redelivery.end_resending();
-            }
-            None => {}
-        }
-    }
-
-    fn confirm(&mut self, acknowledged: Vec<Acknowledged>) {
-        for acknowledged in acknowledged {
-            self.redelivery.confirm(acknowledged);
-        }
     }
 
     /// The connection has ended.
@@ -322,7 +342,7 @@ impl InFlight {
 
     /// Whether everything that was read is committed.
     pub fn is_settled(&self) -> bool {
-        self.writing.is_empty() && self.open.is_empty() && self.sealed.is_empty() && self.parked.is_empty()
+        self.writing.is_empty() && self.open.is_empty() && self.sealed.is_empty() && self.parked.is_empty() && self.backlog.is_empty()
     }
 
     /// Whether everything that was read is committed and acknowledged.
@@ -335,31 +355,15 @@ impl InFlight {
         self.fences.len()
     }
 
-    /// Drops the messages that wait for the registry. The broker keeps them.
-    pub fn drop_parked(&mut self) {
-        self.parked.clear();
-    }
-
-    /// Updates the gauges.
-    pub fn update_gauges(&self, max_bytes: usize) {
-        self.metrics.back_pressure.set(self.pressure(max_bytes));
-        self.metrics.unacknowledged.set(i64::try_from(self.window.len()).unwrap_or(i64::MAX));
-        self.metrics.held_bytes.set(i64::try_from(self.held()).unwrap_or(i64::MAX));
-        self.metrics.lag.set(self.oldest().map_or(0.0, |oldest| seconds(oldest, Time::now())));
-    }
-
-    /// The arrival of the oldest message that is not stored.
-    fn oldest(&self) -> Option<Time> {
-        let writing = self.writing.iter().filter_map(|(_, arrival)| *arrival);
-        let gathered = self.sealed.iter().chain([&self.open]).filter_map(Batch::arrival);
-        writing.chain(gathered).chain(self.parked.iter().map(|message| message.arrival)).min()
+    /// Drops the messages that wait. The broker keeps them.
+    pub fn drop_waiting(&mut self) {
+        self.parked = Waiting::default();
+        self.backlog = Waiting::default();
     }
 }
 
-fn seconds(from: Time, to: Time) -> f64 {
-    Duration::from_micros(u64::try_from(to.0.saturating_sub(from.0)).unwrap_or(0)).as_secs_f64()
-}
-
+#[cfg(test)]
+mod bounds_tests;
 #[cfg(test)]
 #[path = "in_flight_tests.rs"]
 mod tests;

@@ -2,6 +2,7 @@
 //! stored twice, and none is acknowledged before its commit, out of order, or on another connection.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -37,6 +38,8 @@ enum ModelStep {
     Submit,
     /// The database commits a batch. If its answer is lost, the batch is written again.
     Commit { index: usize, answered: bool },
+    /// The database refuses a batch.
+    Refuse(usize),
     /// The worker acknowledges all settled messages.
     Acknowledge,
     /// The broker reads this number of packets.
@@ -57,6 +60,7 @@ fn step() -> impl Strategy<Value = ModelStep> {
         6 => (1_usize..6).prop_map(ModelStep::Read),
         5 => Just(ModelStep::Submit),
         5 => (any::<usize>(), prop::bool::weighted(0.8)).prop_map(|(index, answered)| ModelStep::Commit { index, answered }),
+        1 => any::<usize>().prop_map(ModelStep::Refuse),
         5 => Just(ModelStep::Acknowledge),
         5 => (1_usize..6).prop_map(ModelStep::Receive),
         1 => (0..LATE).prop_map(ModelStep::Declare),
@@ -88,11 +92,12 @@ fn device(id: i32) -> Device {
 fn in_flight(decode: &Value, registry: &Arc<DeviceRegistry>, metrics: &SessionMetrics, database: &mut Database) -> InFlight {
     let topic = TopicPattern::compile("devices/{device}", Format::Json).unwrap();
     let decoder = Decoder::compile(&serde_json::from_value(decode.clone()).unwrap(), None).unwrap();
-    let processor = Processor { gateway: GATEWAY.to_owned(), stream: Stream::new(Arc::new(topic), Arc::new(decoder)) };
+    let processor =
+        Processor { gateway: GATEWAY.to_owned(), stream: Stream::new(Arc::new(topic), Arc::new(decoder)), chunk_interval: 1_000_000 };
     database.generation += 1;
     let key = SessionKey { name: "plant/p/plant-1".to_owned(), gateway: GATEWAY.to_owned(), generation: database.generation };
     let entries = database.acknowledgements.iter().map(|(batch, entries)| (*batch, entries.clone())).collect();
-    InFlight::new(processor, registry.clone(), metrics.clone(), key, entries)
+    InFlight::new(processor, registry.clone(), metrics.clone(), key, entries, MAX_BYTES)
 }
 
 impl Model {
@@ -128,6 +133,7 @@ impl Model {
             ModelStep::Read(count) => self.read(count),
             ModelStep::Submit => self.submit(),
             ModelStep::Commit { index, answered } => self.commit(index, answered),
+            ModelStep::Refuse(index) => self.refuse(index),
             ModelStep::Acknowledge => self.acknowledge(),
             ModelStep::Receive(count) => self.receive(count)?,
             ModelStep::Declare(late) => self.declare(late),
@@ -202,7 +208,16 @@ impl Model {
         let written = self.database.write(&self.jobs[index]).expect("no other worker has claimed the session");
         if answered {
             let job = self.jobs.remove(index);
-            self.in_flight.committed(Done { batch: job.batch, number: job.number, written, took: Duration::ZERO });
+            self.in_flight.finished(Finished::Committed(Done { batch: job.batch, number: job.number, written, took: Duration::ZERO }));
+        }
+    }
+
+    /// A writer first asks whether an earlier attempt is committed.
+    fn refuse(&mut self, index: usize) {
+        let Some(index) = index.checked_rem(self.jobs.len()) else { return };
+        if self.jobs[index].batch.len() > 1 && !self.database.acknowledgements.contains_key(&self.jobs[index].number) {
+            let Job { batch, number, expired, .. } = self.jobs.remove(index);
+            self.in_flight.finished(Finished::Refused(Refused { batch, number, expired }));
         }
     }
 

@@ -39,7 +39,7 @@ use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 use crate::runtime::readiness::Readiness;
 use crate::sink::Sink;
-use crate::sink::job::Done;
+use crate::sink::job::Finished;
 use crate::state::registry::follow::DeviceRegistry;
 
 /// The delays before the next attempt to reach the broker or the database.
@@ -102,8 +102,9 @@ impl IngestSession {
             Err(end) => return end,
         };
         let stale: Vec<String> = opened.filters.into_iter().filter(|known| Some(known) != self.filter.as_ref()).collect();
-        let in_flight = InFlight::new(self.processor, self.registry.clone(), self.metrics.clone(), opened.key, opened.entries);
-        let (done, committed) = mpsc::unbounded_channel();
+        let in_flight =
+            InFlight::new(self.processor, self.registry.clone(), self.metrics.clone(), opened.key, opened.entries, self.max_bytes);
+        let (done, finished) = mpsc::unbounded_channel();
         let running = RunningSession {
             check: self.check,
             drain: self.filter.is_none().then(Drain::default),
@@ -111,14 +112,13 @@ impl IngestSession {
             stale,
             in_flight,
             done,
-            committed,
+            finished,
             lost: CancellationToken::new(),
             gateway: self.gateway,
             login: self.login,
             registry: self.registry,
             sink: self.sink,
             uri: self.uri,
-            max_bytes: self.max_bytes,
             readiness: self.readiness,
             metrics: self.metrics,
             shutdown: self.shutdown,
@@ -136,8 +136,8 @@ struct RunningSession {
     /// Subscriptions that the broker may still hold.
     stale: Vec<String>,
     in_flight: InFlight,
-    done: mpsc::UnboundedSender<Done>,
-    committed: mpsc::UnboundedReceiver<Done>,
+    done: mpsc::UnboundedSender<Finished>,
+    finished: mpsc::UnboundedReceiver<Finished>,
     /// Cancelled when another worker has claimed the session.
     lost: CancellationToken,
     gateway: IngestGateway,
@@ -145,7 +145,6 @@ struct RunningSession {
     registry: Arc<DeviceRegistry>,
     sink: Sink,
     uri: ConnectionUri,
-    max_bytes: usize,
     readiness: Readiness,
     metrics: SessionMetrics,
     shutdown: CancellationToken,
@@ -252,8 +251,8 @@ impl RunningSession {
                 DrainStep::Wait(until) => until,
             };
             connection.flush()?;
-            self.in_flight.update_gauges(self.max_bytes);
-            let reads = self.in_flight.has_room(self.max_bytes);
+            self.in_flight.update_gauges();
+            let reads = self.in_flight.has_room();
             let due = self.in_flight.due();
             let is_due = due.is_some_and(|due| due <= now);
             let next = keep_alive.next(reads, now);
@@ -267,7 +266,7 @@ impl RunningSession {
                         self.take(&block, backoff)?;
                     }
                 },
-                Some(done) = self.committed.recv() => self.in_flight.committed(done),
+                Some(finished) = self.finished.recv() => self.in_flight.finished(finished),
                 Some(slot) = self.sink.slot(), if is_due => self.submit(slot),
                 Ok(()) = devices.changed() => self.in_flight.take_parked(),
                 () = sleep_until(wake.into()) => {}

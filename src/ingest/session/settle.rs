@@ -17,11 +17,11 @@ impl RunningSession {
     pub(super) async fn settle(&mut self) -> bool {
         let mut devices = self.registry.watch();
         while !self.in_flight.is_settled() {
-            self.in_flight.update_gauges(self.max_bytes);
+            self.in_flight.update_gauges();
             let due = self.in_flight.due().is_some();
             tokio::select! {
                 () = self.shutdown.cancelled() => return false,
-                Some(done) = self.committed.recv() => self.in_flight.committed(done),
+                Some(finished) = self.finished.recv() => self.in_flight.finished(finished),
                 Some(slot) = self.sink.slot(), if due => self.submit(slot),
                 Ok(()) = devices.changed() => self.in_flight.take_parked(),
             }
@@ -32,12 +32,12 @@ impl RunningSession {
     /// Commits and acknowledges as many messages as possible in a bounded time, and disconnects so that the broker keeps the session.
     pub(super) async fn stop(&mut self, mut connection: PacketConnection) {
         // They are not committed, so the broker keeps them.
-        self.in_flight.drop_parked();
+        self.in_flight.drop_waiting();
         let commits = async {
             while !self.in_flight.is_settled() {
                 let due = self.in_flight.due().is_some();
                 tokio::select! {
-                    Some(done) = self.committed.recv() => self.in_flight.committed(done),
+                    Some(finished) = self.finished.recv() => self.in_flight.finished(finished),
                     Some(slot) = self.sink.slot(), if due => self.submit(slot),
                 }
             }

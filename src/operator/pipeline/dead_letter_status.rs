@@ -16,6 +16,8 @@ pub struct DeadLetterView {
     pub replay: Option<ReplayStatus>,
     /// Why the replay is blocked.
     pub failure: Option<String>,
+    /// Why a batch of a worker keeps failing.
+    pub write_failure: Option<String>,
 }
 
 impl DeadLetterView {
@@ -23,7 +25,7 @@ impl DeadLetterView {
     #[must_use]
     pub fn of(status: Option<&PipelineStatus>) -> Self {
         let counts = status.and_then(|status| status.dead_letters);
-        Self { counts, replay: status.and_then(|status| status.replay.clone()), failure: None }
+        Self { counts, replay: status.and_then(|status| status.replay.clone()), ..Self::default() }
     }
 
     /// The new view for a Pipeline whose spec requests the replay of `token`. Without new numbers, the view stays the same.
@@ -34,7 +36,7 @@ impl DeadLetterView {
             replay(previous, token, found.and_then(|found| found.replay.as_ref()))
         });
         let Some(found) = found else {
-            return Self { counts: self.counts, replay, failure: None };
+            return Self { counts: self.counts, replay, ..Self::default() };
         };
         let before = self.counts.unwrap_or(DeadLetterStatus { last_day: 0, discarded_last_day: 0 });
         let counts = DeadLetterStatus {
@@ -42,14 +44,17 @@ impl DeadLetterView {
             discarded_last_day: about(before.discarded_last_day, found.discarded),
         };
         let failure = found.replay.as_ref().and_then(|replay| replay.failure.clone());
-        Self { counts: (counts.last_day > 0).then_some(counts), replay, failure }
+        Self { counts: (counts.last_day > 0).then_some(counts), replay, failure, write_failure: found.failure.clone() }
     }
 
     /// Whether the two views differ by more than a number.
     #[must_use]
     pub fn is_significant_change(&self, next: &Self) -> bool {
         let kinds = |view: &Self| view.counts.map(|counts| counts.discarded_last_day > 0);
-        kinds(self) != kinds(next) || self.replay != next.replay || self.failure != next.failure
+        kinds(self) != kinds(next)
+            || self.replay != next.replay
+            || self.failure != next.failure
+            || self.write_failure.is_some() != next.write_failure.is_some()
     }
 
     /// The resulting conditions; `bound` is the Pipeline's limit.
@@ -120,7 +125,7 @@ mod tests {
     use super::*;
 
     fn found(refused: i64, discarded: i64) -> DeadLetters {
-        DeadLetters { refused, discarded, replay: None }
+        DeadLetters { refused, discarded, ..DeadLetters::default() }
     }
 
     fn shown(view: &DeadLetterView) -> Option<(i64, i64)> {
@@ -146,6 +151,17 @@ mod tests {
             let next = view.after(None, Some(&found(refused, discarded)));
             assert_eq!((shown(&next), view.is_significant_change(&next)), (expected, is_significant_change), "{refused} {discarded}");
             assert_eq!(next.after(None, None), next, "without new numbers it stays");
+            view = next;
+        }
+    }
+
+    #[test]
+    fn the_begin_and_the_end_of_a_failure_are_significant() {
+        let failing = |failure: Option<&str>| DeadLetters { failure: failure.map(str::to_owned), ..DeadLetters::default() };
+        let mut view = DeadLetterView::default();
+        for (failure, is_significant) in [(None, false), (Some("a"), true), (Some("b"), false), (None, true)] {
+            let next = view.after(None, Some(&failing(failure)));
+            assert_eq!((view.is_significant_change(&next), next.write_failure.as_deref()), (is_significant, failure));
             view = next;
         }
     }

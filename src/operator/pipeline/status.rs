@@ -97,7 +97,7 @@ pub fn status(pipeline: &Pipeline, outcome: &Outcome) -> PipelineStatus {
             }
             status.dead_letters = dead_letters.counts;
             status.replay.clone_from(&dead_letters.replay);
-            let (mut findings, readiness) = accepted(&name, table, workers, *sources);
+            let (mut findings, readiness) = accepted(&name, table, workers, *sources, dead_letters.write_failure.as_deref());
             findings.extend(dead_letters.findings(&pipeline.spec.dead_letters.max_bytes_per_hour.0));
             (findings, readiness)
         }
@@ -106,7 +106,13 @@ pub fn status(pipeline: &Pipeline, outcome: &Outcome) -> PipelineStatus {
     status
 }
 
-fn accepted(name: &str, table: &TableOutcome, workers: &WorkersOutcome, sources: Sources) -> (Vec<Finding>, Readiness) {
+fn accepted(
+    name: &str,
+    table: &TableOutcome,
+    workers: &WorkersOutcome,
+    sources: Sources,
+    write_failure: Option<&str>,
+) -> (Vec<Finding>, Readiness) {
     let mut findings = vec![Finding::holds(ACCEPTED, Reason::Accepted, "the spec is valid")];
     let (table_finding, table_failure) = match table {
         TableOutcome::Unknown(cause) => (Finding::unknown(TABLE_READY, cause.clone()), Some(Readiness::Reconciling(cause.clone()))),
@@ -125,7 +131,7 @@ fn accepted(name: &str, table: &TableOutcome, workers: &WorkersOutcome, sources:
         }
     };
     findings.push(table_finding);
-    let (workers_finding, workers_failure, ready) = workers.finding(name, sources);
+    let (workers_finding, workers_failure, ready) = workers.finding(name, sources, write_failure);
     findings.push(workers_finding);
     let readiness = table_failure.or(workers_failure.map(Readiness::Reconciling)).unwrap_or(Readiness::Ready(ready));
     (findings, readiness)
@@ -167,7 +173,7 @@ impl WorkersOutcome {
     }
 
     /// The condition, the cause if it is false, and the cause of `Ready` if all conditions hold.
-    fn finding(&self, table: &str, sources: Sources) -> (Finding, Option<Cause>, Cause) {
+    fn finding(&self, table: &str, sources: Sources, write_failure: Option<&str>) -> (Finding, Option<Cause>, Cause) {
         let failed = |cause: Cause| (Finding::fails(WORKERS_AVAILABLE, cause.clone()), Some(cause.clone()), cause);
         match self {
             Self::Awaiting(cause) => failed(cause.clone()),
@@ -182,6 +188,10 @@ impl WorkersOutcome {
                 Reason::NoGatewaySelected,
                 "spec.source.gatewaySelector matches no Gateway of this namespace: create one, or change the labels",
             )),
+            Self::Applied { .. } if let Some(failure) = write_failure => {
+                let message = format!("a worker cannot store a batch of messages, and tries again: {failure}");
+                failed(Cause::new(Reason::BatchFailing, message))
+            }
             Self::Applied { live, wanted, .. } if is_settled(live, *wanted) => {
                 let read = Cause::new(Reason::Reading, format!("reading {sources} into {table}"));
                 let message = "every worker has its sessions and has verified that it can write";

@@ -197,3 +197,17 @@ fn sources_are_formatted_with_their_numbers() {
         assert_eq!(Sources { gateways, sessions }.to_string(), expected);
     }
 }
+
+#[test]
+fn a_batch_that_keeps_failing_is_reported() {
+    let of = |ready: i32, write_failure: Option<&str>| {
+        let letters = DeadLetterView { write_failure: write_failure.map(str::to_owned), ..DeadLetterView::default() };
+        let (table, workers) = (ready_table(), applied(live(3, 1, ready, true), 1, false));
+        let outcome = Outcome::Accepted { table, workers, sources: Sources { gateways: 2, sessions: 2 }, letters };
+        let status = status(&pipeline(json!({})), &outcome);
+        (condition(&status, WORKERS_AVAILABLE).unwrap(), status.conditions.iter().any(|condition| condition.message.contains("disk full")))
+    };
+    assert_eq!(of(1, Some("disk full")), ("False/BatchFailing".to_owned(), true));
+    assert_eq!(of(0, Some("disk full")), ("False/BatchFailing".to_owned(), true));
+    assert_eq!(of(1, None), ("True/WorkersAvailable".to_owned(), false));
+}

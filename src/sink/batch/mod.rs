@@ -1,12 +1,16 @@
 //! Messages that one transaction stores.
 
+pub mod chunks;
 pub mod policy;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bytes::Bytes;
 use fleetwright_copy::{Key, Rows};
 
+use self::chunks::Chunks;
+use self::policy::is_full;
 use super::row_writer::RowWriter;
 use crate::decode::dead_letter::{DeadLetterCause, Reason};
 use crate::decode::time::Time;
@@ -22,9 +26,14 @@ pub struct Batch<W = Rows> {
     pub rows: W,
     /// Why a message is a dead letter, by its number.
     pub dead_letters: BTreeMap<u32, DeadLetterCause>,
+    /// The chunks of the rows.
+    pub chunks: Chunks,
+    /// Whether it is a part of a batch that the database refused.
+    pub is_part: bool,
     messages: Vec<Message>,
     blocks: Vec<(Bytes, Time)>,
     block_bytes: usize,
+    cause_bytes: usize,
     oldest: Option<Time>,
 }
 
@@ -65,14 +74,59 @@ impl Batch {
         }
         arranged.repeated
     }
+
+    /// Two batches with the first half of the messages and the rest.
+    #[must_use]
+    pub fn halves(&self) -> [Self; 2] {
+        let middle = self.messages.len() / 2;
+        [self.part(0..middle), self.part(middle..self.messages.len())]
+    }
+
+    /// A batch with these messages only. It shares their blocks with this one.
+    fn part(&self, range: Range<usize>) -> Self {
+        let numbers = count(range.start)..count(range.end);
+        let mut part = Self { rows: self.rows.part(numbers.clone()), is_part: true, ..Self::default() };
+        let messages = self.messages.get(range).unwrap_or_default();
+        let first = messages.first().map_or(0, |message| message.block);
+        let last = messages.last().map_or(0, |message| message.block + 1);
+        for (block, arrival) in self.blocks.get(first as usize..last as usize).unwrap_or_default() {
+            part.add_block(block.clone(), *arrival);
+        }
+        part.messages = messages.iter().map(|message| Message { block: message.block - first, ..message.clone() }).collect();
+        for (number, cause) in self.dead_letters.range(numbers.clone()) {
+            part.refuse(number - numbers.start, cause.clone());
+        }
+        part
+    }
+
+    /// Makes its only message a dead letter without rows.
+    pub fn reject(&mut self, cause: DeadLetterCause) {
+        self.rows = std::mem::take(&mut self.rows).emptied();
+        self.refuse(0, cause);
+    }
 }
 
 impl<W: RowWriter> Batch<W> {
     /// Adds the block that contains the next messages, and its time of arrival.
     pub fn add_block(&mut self, block: Bytes, arrival: Time) {
-        self.block_bytes += block.len();
+        self.block_bytes += block.len() + size_of::<(Bytes, Time)>();
         self.blocks.push((block, arrival));
         self.oldest = Some(self.oldest.map_or(arrival, |oldest| oldest.min(arrival)));
+    }
+
+    /// Whether the last block is this one.
+    #[must_use]
+    pub fn ends_with(&self, block: &Bytes) -> bool {
+        self.blocks.last().is_some_and(|(last, _)| last.as_ptr() == block.as_ptr() && last.len() == block.len())
+    }
+
+    /// Removes the last block if it has no message of the batch.
+    pub fn drop_unused_block(&mut self) {
+        if self.messages.last().is_none_or(|message| message.block as usize + 1 < self.blocks.len())
+            && let Some((block, _)) = self.blocks.pop()
+        {
+            self.block_bytes -= block.len() + size_of::<(Bytes, Time)>();
+        }
     }
 
     /// Adds a message of the last block. Returns its number.
@@ -93,6 +147,7 @@ impl<W: RowWriter> Batch<W> {
 
     /// Makes a message a dead letter, or adds a cause to one.
     pub fn refuse(&mut self, message: u32, cause: DeadLetterCause) {
+        self.cause_bytes += CAUSE_BYTES + cause.detail.len();
         self.dead_letters.entry(message).and_modify(|first| first.join(&cause)).or_insert(cause);
     }
 
@@ -111,6 +166,16 @@ impl<W: RowWriter> Batch<W> {
         let packet_id = self.messages.get(number as usize)?.packet_id;
         let view = self.message(number)?;
         (packet_id > 0).then(|| RedeliveryEntry::new(packet_id, view.topic, view.payload))
+    }
+
+    /// The redelivery entries to commit with it: of all messages, or of its dead letters, because the key of the table identifies the others.
+    #[must_use]
+    pub fn entries(&self, all: bool) -> Vec<RedeliveryEntry> {
+        if all {
+            (0..count(self.messages.len())).filter_map(|number| self.entry(number)).collect()
+        } else {
+            self.dead_letters.keys().filter_map(|number| self.entry(*number)).collect()
+        }
     }
 
     /// The places of the messages, to be settled once the batch is committed.
@@ -133,7 +198,13 @@ impl<W: RowWriter> Batch<W> {
     /// The memory that the batch uses, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.block_bytes + self.rows.bytes() + self.messages.len() * size_of::<Message>()
+        self.block_bytes + self.cause_bytes + self.rows.bytes() + self.messages.len() * size_of::<Message>()
+    }
+
+    /// Whether no message is added any more.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        is_full(self.rows.rows(), self.size(), self.chunks.len())
     }
 
     /// Time of arrival of the first message; `None` for an empty batch.
@@ -147,6 +218,9 @@ impl<W: RowWriter> Batch<W> {
         self.messages.iter().filter_map(|message| Some(self.blocks.get(message.block as usize)?.1))
     }
 }
+
+/// Memory of a dead letter beside its detail, in bytes: its share of a node of the map.
+const CAUSE_BYTES: usize = 64;
 
 /// The cause of a row whose key another row has.
 #[must_use]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::chunks::MAX_CHUNKS;
+
 /// The most rows of a batch. Measured: a COPY of 10,000 rows reaches the speed of one that never ends.
 pub const MAX_ROWS: usize = 10_000;
 
@@ -44,13 +46,25 @@ impl BatchPolicy {
 
 /// Whether a batch is full: no message is added any more.
 #[must_use]
-pub fn is_full(rows: usize, size: usize) -> bool {
-    rows >= MAX_ROWS || size >= MAX_BYTES
+pub fn is_full(rows: usize, size: usize, chunks: usize) -> bool {
+    rows >= MAX_ROWS || size >= MAX_BYTES || chunks >= MAX_CHUNKS
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_is_full_by_rows_bytes_or_chunks() {
+        for (rows, size, chunks, expected) in [
+            (MAX_ROWS - 1, MAX_BYTES - 1, MAX_CHUNKS - 1, false),
+            (MAX_ROWS, 0, 0, true),
+            (0, MAX_BYTES, 0, true),
+            (0, 0, MAX_CHUNKS, true),
+        ] {
+            assert_eq!(is_full(rows, size, chunks), expected, "{rows} {size} {chunks}");
+        }
+    }
 
     #[test]
     fn the_interval_follows_the_duration_of_commits() {

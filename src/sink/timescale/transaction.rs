@@ -3,7 +3,7 @@
 //! Usually the rows are copied straight into the table. If the database refuses a row, because its key exists or for another reason,
 //! it stores nothing of that COPY, and the batch is written through the staging table: rows with new keys are inserted, rows that exist
 //! with the same values are redeliveries, rows that exist with other values become dead letters, and rows that the database refuses
-//! are found by halving.
+//! are found by halving. What the database refuses as a whole comes back to the session, which submits its halves.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, CopyInSink, Statement, Transaction};
 
 use super::dead_letters;
+use super::fault::{Fault, classify};
 use super::statements::Statements;
 use super::target::Target;
 use crate::decode::dead_letter::{DeadLetterCause, Reason};
@@ -68,6 +69,12 @@ impl Writer {
         Ok(Self { client, copy, insert_lock, staging: false, staged: 0 })
     }
 
+    /// The connection.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// Stores a batch. May be called again with the same batch after an error, with `again` set.
     pub async fn write(&mut self, target: &Target, job: &Job, again: bool) -> Result<Written, WriteError> {
         if again && acknowledgement::is_committed(&self.client, &job.session, job.number).await? {
@@ -91,7 +98,12 @@ impl Writer {
     async fn write_straight(&mut self, target: &Target, job: &Job) -> Result<Written, WriteError> {
         let rows = &job.batch.rows;
         let insert_lock = (rows.len() >= MIN_ROWS_FOR_LOCK).then_some(&*self.insert_lock);
-        if insert_lock.is_none() && job.batch.dead_letters.is_empty() && job.entries.is_empty() && job.expired.is_empty() {
+        if insert_lock.is_none()
+            && !job.batch.is_part
+            && job.batch.dead_letters.is_empty()
+            && job.entries.is_empty()
+            && job.expired.is_empty()
+        {
             // A single statement is an implicit transaction.
             return Ok(Written {
                 rows: copy_rows(CopyContext::Implicit(&self.client), &self.copy, rows, 0..rows.len(), None).await?,
@@ -99,6 +111,7 @@ impl Writer {
             });
         }
         let transaction = self.client.transaction().await?;
+        shorten_timeout(&transaction, job).await?;
         let stored = copy_rows(CopyContext::Transaction(&transaction), &self.copy, rows, 0..rows.len(), insert_lock).await?;
         let written =
             Written { rows: stored, dead_letters: job.batch.dead_letters.clone(), entries: job.entries.clone(), ..Written::default() };
@@ -111,6 +124,7 @@ impl Writer {
             self.staging = true;
         }
         let mut transaction = self.client.transaction().await?;
+        shorten_timeout(&transaction, job).await?;
         let mut written = Written { dead_letters: job.batch.dead_letters.clone(), entries: job.entries.clone(), ..Written::default() };
         stage(&mut transaction, &target.statements, &job.batch, &mut written).await?;
         if !job.holds_all_entries {
@@ -120,6 +134,11 @@ impl Writer {
         }
         finish(transaction, target, job, written).await
     }
+}
+
+/// Limits the statements of a part of a batch that was refused: it is smaller, and the faulty message is found by about 13 of them.
+async fn shorten_timeout(transaction: &Transaction<'_>, job: &Job) -> Result<(), tokio_postgres::Error> {
+    if job.batch.is_part { transaction.batch_execute("SET LOCAL statement_timeout = '10s'").await } else { Ok(()) }
 }
 
 /// Stores the rows of a batch through the staging table, which must exist. Rows that the database refuses become dead letters.
@@ -173,9 +192,11 @@ impl Merged {
     }
 }
 
-fn rejection(error: &tokio_postgres::Error) -> DeadLetterCause {
+/// The cause of what the database refuses.
+#[must_use]
+pub fn rejection(error: &tokio_postgres::Error) -> DeadLetterCause {
     let detail = error.as_db_error().map_or_else(|| error.to_string(), |error| format!("{} ({})", error.message(), error.code().code()));
-    DeadLetterCause::new(Reason::Rejected, &format!("the database refuses the row: {detail}"))
+    DeadLetterCause::new(Reason::Rejected, &format!("the database refuses it: {detail}"))
 }
 
 async fn merge(
@@ -270,12 +291,7 @@ async fn copy_pieces(
     sink.finish().await
 }
 
-/// Whether the database refuses one row, and would accept others: data exceptions (class 22), violated constraints (23), a view's
-/// check (44), and exceptions of triggers. Not errors about the format of the COPY, which concern every row.
+/// Whether the database refuses one row, and would accept others.
 fn is_about_a_row(error: &tokio_postgres::Error) -> bool {
-    const FORMAT: [SqlState; 2] = [SqlState::INVALID_BINARY_REPRESENTATION, SqlState::BAD_COPY_FILE_FORMAT];
-    error.code().is_some_and(|code| {
-        let class = code.code().get(..2).unwrap_or_default();
-        (matches!(class, "22" | "23" | "44") || *code == SqlState::RAISE_EXCEPTION) && !FORMAT.contains(code)
-    })
+    error.code().is_some_and(|code| classify(code) == Fault::Data)
 }

@@ -121,6 +121,18 @@ impl Rows {
         self.bytes.extend_from_slice(text.as_bytes());
     }
 
+    /// The rows of these messages, which are numbered from 0. The order is kept.
+    #[must_use]
+    pub fn part(&self, messages: std::ops::Range<u32>) -> Self {
+        let mut part = Self::default();
+        for row in self.index.iter().filter(|row| messages.contains(&row.message)) {
+            let start = part.bytes.len();
+            part.bytes.extend_from_slice(&self.bytes[row.start..row.end]);
+            part.index.push(Row { message: row.message - messages.start, start, end: part.bytes.len(), ..*row });
+        }
+        part
+    }
+
     /// Removes all rows and keeps their memory for the next ones.
     #[must_use]
     pub fn emptied(mut self) -> Self {
@@ -296,6 +308,23 @@ mod tests {
         assert_eq!(arranged, Arranged { repeated: 2, conflicts: vec![(3, key(2, 7))] });
         assert_eq!((rows.message(0), rows.message(1), rows.len()), (Some(1), Some(0), 2));
         assert_eq!((rows.message_of(key(2, 7)), rows.message_of(key(3, 7))), (Some(0), None));
+    }
+
+    #[test]
+    fn a_part_has_the_rows_of_its_messages() {
+        let mut rows = Rows::default();
+        for (message, time) in [(0, 3), (1, 2), (2, 4), (1, 1)] {
+            rows.push(message, key(time, 7), &["tag"], &[Value::Int64(time)]);
+        }
+        rows.arrange();
+        let part = rows.part(1..3);
+        let mut expected = Rows::default();
+        for (message, time) in [(0, 1), (0, 2), (1, 4)] {
+            expected.push(message, key(time, 7), &["tag"], &[Value::Int64(time)]);
+        }
+        assert_eq!(data(&part), data(&expected));
+        assert_eq!((0..3).map(|row| part.message(row)).collect::<Vec<_>>(), [Some(0), Some(0), Some(1)]);
+        assert!(rows.part(3..9).is_empty());
     }
 
     #[test]
