@@ -201,9 +201,9 @@ fn sources_are_formatted_with_their_numbers() {
 #[test]
 fn a_batch_that_keeps_failing_is_reported() {
     let of = |ready: i32, write_failure: Option<&str>| {
-        let letters = DeadLetterView { write_failure: write_failure.map(str::to_owned), ..DeadLetterView::default() };
+        let dead_letters = DeadLetterView { write_failure: write_failure.map(str::to_owned), ..DeadLetterView::default() };
         let (table, workers) = (ready_table(), applied(live(3, 1, ready, true), 1, false));
-        let outcome = Outcome::Accepted { table, workers, sources: Sources { gateways: 2, sessions: 2 }, letters };
+        let outcome = Outcome::Accepted { table, workers, sources: Sources { gateways: 2, sessions: 2 }, dead_letters };
         let status = status(&pipeline(json!({})), &outcome);
         (condition(&status, WORKERS_AVAILABLE).unwrap(), status.conditions.iter().any(|condition| condition.message.contains("disk full")))
     };
