@@ -115,7 +115,8 @@ pub struct CertificateAuthentication {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("!(has(self.secretRef) && has(self.rotation))", "rotation is for generated passwords: replace your own in its Secret, or leave secretRef out"))]
 pub struct PasswordAuthentication {
-    /// A Secret of yours that holds the password: 1 to 1024 bytes of UTF-8 without control characters. Changes of it are followed.
+    /// A Secret of yours that holds the password: 1 to 1024 bytes of UTF-8 without control characters. Changes of it are followed. It has
+    /// to be of the type `kubernetes.io/basic-auth` or to have the label `fleetwright.io/credentials: "true"`.
     /// Left out: the operator generates a password of 256 random bits and keeps it in the Secret `<name>-credentials`, which is
     /// all that a device has to be given: `username`, `password`, and where to connect to: `gateway` (the host), `port`, `uri`
     /// (`mqtts://host:port` or `mqtt://host:port`), and `ca.crt` where the Secret of the listener's certificate has one of at most
@@ -282,8 +283,8 @@ pub struct CredentialsSecret {
     /// Name of the Secret.
     pub name: String,
 
-    /// Digest of what the broker last proved to hold for this device: its salted password hash and its ACL. Tells
-    /// whether a later change has reached the broker; says nothing of the password.
+    /// Keyed digest (HMAC-SHA-256) of what the broker last proved to hold for this device: its salted password hash and its ACL. Tells
+    /// whether a later change has reached the broker. The key is in a Secret of the operator, so that nobody can guess the password from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
 }

@@ -22,6 +22,9 @@ pub struct ExternalBroker {
     /// The login of operator and workers. The broker has to let it subscribe to `devices/+/desired`, `devices/+/reported` and
     /// `devices/+/connection`, publish (retained) to `devices/+/desired` and `devices/+/reported`, and subscribe to the topics of
     /// the Pipelines that read this Gateway. A changed Secret is followed; workers log in with it from their next connection on.
+    ///
+    /// The Secret has to be of the type `kubernetes.io/basic-auth` or to have the label `fleetwright.io/credentials: "true"`, because its
+    /// values are sent to `address`. User name and password must have no control characters; a final line break is removed.
     pub credentials_secret: LoginSecretReference,
 
     /// Lets several workers of a Pipeline read this broker at the same time, for a broker (mostly a cluster) that one worker cannot

@@ -5,6 +5,7 @@
 pub mod client_authority;
 pub mod condition;
 pub mod crd;
+pub mod credentials_secret;
 pub mod dead_letter;
 pub mod decode;
 pub mod descriptor;

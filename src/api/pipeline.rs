@@ -105,7 +105,8 @@ pub struct Sink {
 #[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TimescaleSink {
-    /// Secret in this namespace with the connection URI of the database. Its user must be allowed to create tables.
+    /// Secret in this namespace with the connection URI of the database. Its user must be allowed to create tables. The Secret has to be of
+    /// the type `kubernetes.io/basic-auth` (as those of CloudNativePG) or to have the label `fleetwright.io/credentials: "true"`.
     pub connection_secret: ConnectionSecretReference,
 
     /// Name of the hypertable, in the schema `public`. It is created where it is not there. Cannot be changed.
