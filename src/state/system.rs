@@ -48,7 +48,8 @@ const KEYS: [(&str, &str, &str); 7] = [
 /// The cluster in every table: clusters that share a database do not touch the rows of one another.
 ///
 /// Earlier versions had no clusters. The default adopts their rows for the cluster that upgrades the database, without rewriting them, and also
-/// the rows that workers of the earlier version write until they are replaced. All statements of this version name the cluster.
+/// the rows that workers of the earlier version write until they are replaced. Their batches with dead letters fail, because they count by
+/// the former key, and are written by the next worker. All statements of this version name the cluster.
 fn clusters(cluster: &str) -> Vec<String> {
     let mut statements = Vec::new();
     for table in TABLES {
