@@ -24,6 +24,7 @@ use fleetwright::operator::twin_sync::external::cause;
 use fleetwright::operator::twin_sync::metrics::TwinSyncMetrics;
 use fleetwright::operator::twin_sync::session::{TwinSession, discard};
 use fleetwright::operator::twin_sync::session_loop::{PresenceSubscription, SessionLoop, SyncError};
+use fleetwright::runtime::address::AddressPolicy;
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::json;
 use tempfile::TempDir;
@@ -82,6 +83,7 @@ impl Foreign {
             username: FLEET.0.to_owned(),
             password: Bytes::from_static(FLEET.1.as_bytes()),
             tls: Some(ClientTls::verified_by(Some(self.authority.clone().into_bytes())).unwrap()),
+            addresses: Some(AddressPolicy::new(&["127.0.0.0/8".parse().unwrap(), "::1".parse().unwrap()], &[])),
         }
     }
 
@@ -185,6 +187,7 @@ async fn a_failed_login_has_the_reason_of_its_cause() {
         ("no TLS where there is", plain(), "BrokerUnreachable"),
         ("closed port", Login { port: free_port(), ..plain() }, "BrokerUnreachable"),
         ("closed port with TLS", Login { port: free_port(), ..foreign.login() }, "BrokerUnreachable"),
+        ("an address of the machine", Login { addresses: Some(AddressPolicy::default()), ..foreign.login() }, "AddressNotAllowed"),
         ("no such host", Login { host: "nowhere.invalid".to_owned(), ..plain() }, "BrokerUnreachable"),
     ] {
         let error = SyncError::from(TwinSession::begin(&login, 16, true).await.expect_err(name));

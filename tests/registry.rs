@@ -15,8 +15,9 @@ use fleetwright::operator::device::key::key_of;
 use fleetwright::operator::pipeline::connection::RegistryState;
 use fleetwright::operator::pipeline::database::{Database, Databases};
 use fleetwright::operator::pipeline::registry::Devices;
+use fleetwright::runtime::address::AddressPolicy;
 use fleetwright::sink::timescale::execute;
-use fleetwright::state::owner::Owner;
+use fleetwright::state::owner::{ClusterNamespace, Owner};
 use fleetwright::state::registry::DeviceRow;
 use fleetwright::state::registry::fill::{change, sync};
 use fleetwright::state::system;
@@ -35,7 +36,7 @@ impl Fixture {
         let postgres = Postgres::shared().await;
         let client = postgres.client(&postgres.create_database().await).await;
         client.batch_execute("CREATE EXTENSION timescaledb").await.unwrap();
-        client.batch_execute(&system::statements("public").join(";")).await.unwrap();
+        client.batch_execute(&system::statements("public", "here").join(";")).await.unwrap();
         Self { client, _postgres: postgres }
     }
 
@@ -54,6 +55,10 @@ impl Fixture {
     }
 }
 
+fn at(namespace: &str) -> ClusterNamespace {
+    ClusterNamespace { cluster: "here".to_owned(), namespace: namespace.to_owned() }
+}
+
 fn device(name: &str) -> DeviceRow {
     DeviceRow { name: name.to_owned(), gateway: "g".to_owned(), enabled: true, attributes: [].into() }
 }
@@ -66,23 +71,26 @@ fn gone(name: &str, gateway: &str) -> (String, String) {
 async fn the_registry_has_the_declared_devices() {
     let fixture = Fixture::new().await;
     let client = &fixture.client;
-    sync(client, "other", &[device("a")]).await.unwrap();
+    sync(client, &at("other"), &[device("a")]).await.unwrap();
     let with_attributes = DeviceRow { attributes: [("line".to_owned(), "3\0\"x".to_owned())].into(), ..device("c") };
-    assert_eq!(sync(client, "n", &[device("a"), device("b"), with_attributes.clone()]).await.unwrap(), 3);
+    assert_eq!(sync(client, &at("n"), &[device("a"), device("b"), with_attributes.clone()]).await.unwrap(), 3);
     assert_eq!(fixture.devices("n").await, "a@g, b@g, c@g {\"line\": \"3\u{fffd}\\\"x\"}");
 
     let moved = DeviceRow { gateway: "h".to_owned(), ..device("a") };
     let disabled = DeviceRow { enabled: false, ..with_attributes };
-    assert_eq!(sync(client, "n", &[moved, disabled, device("d")]).await.unwrap(), 4);
+    assert_eq!(sync(client, &at("n"), &[moved, disabled, device("d")]).await.unwrap(), 4);
     assert_eq!(fixture.devices("n").await, "a@h, b@g gone, c@g disabled {\"line\": \"3\u{fffd}\\\"x\"}, d@g");
 
-    assert_eq!(change(client, "n", &[device("b"), device("e")], &[gone("a", "h"), gone("d", "h"), gone("unknown", "g")]).await.unwrap(), 3);
+    assert_eq!(
+        change(client, &at("n"), &[device("b"), device("e")], &[gone("a", "h"), gone("d", "h"), gone("unknown", "g")]).await.unwrap(),
+        3
+    );
     assert_eq!(fixture.devices("n").await, "a@h gone, b@g, c@g disabled {\"line\": \"3\u{fffd}\\\"x\"}, d@g, e@g");
     let moved = DeviceRow { gateway: "h".to_owned(), ..device("e") };
-    assert_eq!(change(client, "n", &[moved], &[gone("e", "g")]).await.unwrap(), 1, "gone from one Gateway and there at another");
-    assert_eq!(change(client, "n", &[device("e")], &[]).await.unwrap(), 1);
-    assert_eq!(change(client, "n", &[], &[]).await.unwrap(), 0);
-    assert_eq!(sync(client, "n", &[]).await.unwrap(), 4);
+    assert_eq!(change(client, &at("n"), &[moved], &[gone("e", "g")]).await.unwrap(), 1, "gone from one Gateway and there at another");
+    assert_eq!(change(client, &at("n"), &[device("e")], &[]).await.unwrap(), 1);
+    assert_eq!(change(client, &at("n"), &[], &[]).await.unwrap(), 0);
+    assert_eq!(sync(client, &at("n"), &[]).await.unwrap(), 4);
     assert_eq!(fixture.devices("other").await, "a@g");
 }
 
@@ -90,15 +98,15 @@ async fn the_registry_has_the_declared_devices() {
 async fn unchanged_devices_are_not_written() {
     let fixture = Fixture::new().await;
     let devices: Vec<DeviceRow> = (0..100).map(|number| device(&format!("d{number}"))).collect();
-    sync(&fixture.client, "n", &devices).await.unwrap();
+    sync(&fixture.client, &at("n"), &devices).await.unwrap();
     let versions = "SELECT string_agg(concat(id, xmin, xmax), ',' ORDER BY id) FROM fleetwright.device";
     let before = fixture.text(versions).await;
     for _ in 0..3 {
-        assert_eq!(sync(&fixture.client, "n", &devices).await.unwrap(), 0);
-        assert_eq!(change(&fixture.client, "n", &devices, &[gone("unknown", "g")]).await.unwrap(), 0);
+        assert_eq!(sync(&fixture.client, &at("n"), &devices).await.unwrap(), 0);
+        assert_eq!(change(&fixture.client, &at("n"), &devices, &[gone("unknown", "g")]).await.unwrap(), 0);
     }
     assert_eq!(fixture.text(versions).await, before, "neither written nor locked");
-    sync(&fixture.client, "m", &[device("next")]).await.unwrap();
+    sync(&fixture.client, &at("m"), &[device("next")]).await.unwrap();
     assert_eq!(fixture.text("SELECT id::text FROM fleetwright.device WHERE namespace = 'm'").await.unwrap(), "101", "no number is wasted");
 }
 
@@ -108,7 +116,7 @@ async fn a_change_is_notified_once_and_no_change_is_not() {
     let database = postgres.create_database().await;
     let client = postgres.client(&database).await;
     client.batch_execute("CREATE EXTENSION timescaledb").await.unwrap();
-    client.batch_execute(&system::statements("public").join(";")).await.unwrap();
+    client.batch_execute(&system::statements("public", "here").join(";")).await.unwrap();
     let (listener, mut connection) = fleetwright::database::connect::connect(&postgres.uri(&database), "listener").await.unwrap();
     let (notified, mut notifications) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
@@ -119,9 +127,9 @@ async fn a_change_is_notified_once_and_no_change_is_not() {
         }
     });
     listener.batch_execute(&format!("LISTEN {}", system::DEVICE_CHANNEL)).await.unwrap();
-    sync(&client, "n", &[device("a"), device("b")]).await.unwrap();
-    sync(&client, "n", &[device("a"), device("b")]).await.unwrap();
-    change(&client, "m", &[device("a")], &[]).await.unwrap();
+    sync(&client, &at("n"), &[device("a"), device("b")]).await.unwrap();
+    sync(&client, &at("n"), &[device("a"), device("b")]).await.unwrap();
+    change(&client, &at("m"), &[device("a")], &[]).await.unwrap();
     assert_eq!(notifications.recv().await.unwrap(), "n");
     assert_eq!(notifications.recv().await.unwrap(), "m");
     assert!(notifications.is_empty());
@@ -144,7 +152,7 @@ async fn create_tables(database: &Database) {
         "sink": {"timescale": {"connectionSecret": {"name": "db"}, "table": "vibration"}},
     }))
     .unwrap();
-    let owner = Owner { namespace: "n".to_owned(), pipeline: "p".to_owned() };
+    let owner = Owner { cluster: "here".to_owned(), namespace: "n".to_owned(), pipeline: "p".to_owned() };
     let mut session = database.session().await.unwrap();
     execute::apply(session.client().unwrap(), &compile(owner, &spec, Ok(None)).unwrap().desired).await.unwrap();
     database.system_seen(&mut session, false);
@@ -181,8 +189,8 @@ async fn the_registry_follows_the_devices_and_survives_a_restart_of_the_database
         let _ = devices.changes.send(key_of(device).unwrap());
     };
     change(&declared("a", true), false);
-    let databases = Databases::new(devices.clone());
-    let owner = Owner { namespace: "n".to_owned(), pipeline: "p".to_owned() };
+    let databases = Databases::new("here".into(), devices.clone(), AddressPolicy::new(&["127.0.0.0/8".parse().unwrap()], &[]));
+    let owner = Owner { cluster: "here".to_owned(), namespace: "n".to_owned(), pipeline: "p".to_owned() };
     let database = databases.obtain(&owner, &postgres.uri(&name));
     create_tables(&database).await;
     assert_eq!(database.registry(), RegistryState::Waiting, "an empty list means nothing before all is listed");
@@ -242,9 +250,9 @@ async fn measure() {
             let changed = match what {
                 "one at a time" => {
                     let row = DeviceRow { gateway: "h".to_owned(), ..devices[7].clone() };
-                    change(&fixture.client, &namespace, &[row], &[]).await.unwrap()
+                    change(&fixture.client, &at(&namespace), &[row], &[]).await.unwrap()
                 }
-                _ => sync(&fixture.client, &namespace, &devices).await.unwrap(),
+                _ => sync(&fixture.client, &at(&namespace), &devices).await.unwrap(),
             };
             println!("{count} devices, {what}: {changed} rows in {:?}", started.elapsed());
         }

@@ -60,7 +60,7 @@ impl Fixture {
 }
 
 fn owner(pipeline: &str) -> Owner {
-    Owner { namespace: "plant".to_owned(), pipeline: pipeline.to_owned() }
+    Owner { cluster: "here".to_owned(), namespace: "plant".to_owned(), pipeline: pipeline.to_owned() }
 }
 
 fn wanted(fields: &Value, chunk_interval: &str) -> Desired {

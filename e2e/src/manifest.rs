@@ -36,10 +36,10 @@ pub fn pipeline(name: &str) -> Value {
     })
 }
 
-/// A Secret with text values.
+/// A Secret with text values that may be used as credentials.
 #[must_use]
 pub fn secret(name: &str, data: &Value) -> Value {
-    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data})
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "labels": {"fleetwright.io/credentials": "true"}}, "stringData": data})
 }
 
 /// Returns `value` with the element at the JSON pointer replaced, or added to the parent object of the pointer.

@@ -19,8 +19,10 @@ fn an_invalid_password_is_reported_and_affects_only_its_device() {
             secret(&format!("{name}-own"), &json!({key: password}))
         });
         fleet.apply_all(secrets).await?;
+        let unlabelled = with(secret("hidden-own", &json!({"password": "usable"})), "/metadata/labels", json!({}));
+        fleet.apply(unlabelled).await?;
         fleet.apply_all([gateway("plant-1"), device("press-1", "plant-1")]).await?;
-        for name in bad.map(|(name, _)| name).into_iter().chain(["absent"]) {
+        for name in bad.map(|(name, _)| name).into_iter().chain(["absent", "hidden"]) {
             fleet.apply(given(name)).await?;
         }
         fleet.all_ready(&["Gateway/plant-1", "Device/press-1"]).await?;
@@ -33,6 +35,7 @@ fn an_invalid_password_is_reported_and_affects_only_its_device() {
             ("break", "InvalidPassword"),
             ("none", "SecretKeyNotFound"),
             ("absent", "SecretNotFound"),
+            ("hidden", "SecretNotAllowed"),
         ] {
             let condition = fleet.condition("Device", name, "Accepted", "False", reason).await?;
             ensure!(condition.message.contains(&format!("{name}-own")), "{name}: {} does not name the Secret", condition.message);

@@ -138,6 +138,7 @@ async fn log_in(address: &BrokerAddress, username: &str, password: &Password) ->
         username: username.to_owned(),
         password: password.expose().to_owned().into(),
         tls: None,
+        addresses: None,
     };
     let settings = ClientSettings {
         session: BrokerSession::Clean,

@@ -115,7 +115,7 @@ pub struct CertificateAuthentication {
 #[x_kube(validation = ("!(has(self.secretRef) && has(self.rotation))", "rotation is for generated passwords: replace your own in its Secret, or leave secretRef out"))]
 pub struct PasswordAuthentication {
     /// A user-provided Secret with the password: 1 to 1024 bytes of UTF-8 without control characters. The operator applies changes
-    /// of the Secret. Default: the operator generates a password of 256 random bits and writes the Secret `<name>-credentials`. That
+    /// of the Secret. The Secret must have the type `kubernetes.io/basic-auth` or the label `fleetwright.io/credentials: "true"`. Default: the operator generates a password of 256 random bits and writes the Secret `<name>-credentials`. That
     /// Secret contains everything that a device needs to connect: `username`, `password`, `gateway` (the host), `port`, `uri`
     /// (`mqtts://host:port` or `mqtt://host:port`), and `ca.crt` if the Secret of the listener's certificate has one of at most
     /// 16 KiB. The host is the first of the Gateway's `service.hostNames`, or `<gateway>.<namespace>.svc`. The listener is the first
@@ -282,8 +282,8 @@ pub struct CredentialsSecret {
     /// Name of the Secret.
     pub name: String,
 
-    /// Digest of the salted password hash and the ACL that were last verified at the broker. It changes when the broker has a new
-    /// password or ACL, and does not reveal the password.
+    /// Keyed digest (HMAC-SHA-256) of the salted password hash and the ACL that were last verified at the broker. It changes when the
+    /// broker has a new password or ACL. The key is in a Secret of the operator, so that nobody can guess the password from the digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
 }

@@ -22,6 +22,9 @@ pub struct ExternalBroker {
     /// The user of the operator and the workers. It must be allowed to subscribe to `devices/+/desired`, `devices/+/reported` and
     /// `devices/+/connection`, to publish (retained) to `devices/+/desired` and `devices/+/reported`, and to subscribe to the topics
     /// of the Pipelines that read this Gateway. After a change of the Secret, workers use it at their next connection.
+    ///
+    /// The Secret must have the type `kubernetes.io/basic-auth` or the label `fleetwright.io/credentials: "true"`, because its values are sent
+    /// to `address`. User name and password must not contain control characters; a final line break is removed.
     pub credentials_secret: LoginSecretReference,
 
     /// Lets several workers of a Pipeline read this broker at the same time, if its message rate (usually that of a cluster) exceeds

@@ -6,6 +6,7 @@ pub mod client_authority;
 pub mod client_limits;
 pub mod condition;
 pub mod crd;
+pub mod credentials_secret;
 pub mod dead_letter;
 pub mod decode;
 pub mod descriptor;

@@ -11,6 +11,10 @@ pub const PIPELINE_LABEL: &str = "fleetwright.io/pipeline";
 /// Label with the role of an object that a watch selects; one of the `ROLE_` constants.
 pub const ROLE_LABEL: &str = "fleetwright.io/role";
 
+/// Label of a Secret whose values may be used as credentials, if it is `"true"`: as a password, or as a login at an address that a Gateway
+/// or a Pipeline names.
+pub const CREDENTIALS_LABEL: &str = "fleetwright.io/credentials";
+
 /// [`ROLE_LABEL`] of a Secret that holds a Device's generated password.
 pub const ROLE_DEVICE_CREDENTIALS: &str = "device-credentials";
 

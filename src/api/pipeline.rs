@@ -105,7 +105,8 @@ pub struct Sink {
 #[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TimescaleSink {
-    /// Secret in this namespace with the connection URI of the database. The user in the URI must be allowed to create tables.
+    /// Secret in this namespace with the connection URI of the database. The user in the URI must be allowed to create tables. The Secret must
+    /// have the type `kubernetes.io/basic-auth`, as those of CloudNativePG, or the label `fleetwright.io/credentials: "true"`.
     pub connection_secret: ConnectionSecretReference,
 
     /// Name of the hypertable in the schema `public`. The operator creates the table if it does not exist. Cannot be changed.

@@ -57,6 +57,8 @@ macro_rules! reasons {
 reasons! {
     /// The spec is valid. No action is required.
     Normal Accepted,
+    /// The operator does not connect to this address. Use another one, or allow it with `allowedAddresses` of the chart.
+    Warning AddressNotAllowed,
     /// The API server did not answer in time. The operator retries; check the load of the API server.
     Warning ApiServerTimeout,
     /// The API server rejected an object of the operator. The message has its answer; check quotas, admission policies and RBAC.
@@ -227,6 +229,8 @@ reasons! {
     Normal Replaying,
     /// The Secret lacks a key. Add it.
     Warning SecretKeyNotFound,
+    /// The Secret does not allow its use as a credential. Add the label in the message to it.
+    Warning SecretNotAllowed,
     /// The Secret does not exist. Create it.
     Warning SecretNotFound,
     /// Sessions at external brokers could not be ended. End them there; the message has their client identifiers.
@@ -251,6 +255,8 @@ reasons! {
     Warning TableNotReady,
     /// The table of the deleted Pipeline still has it as its owner. A Pipeline of the same name takes it over.
     Warning TableNotReleased,
+    /// The table of a deleted Pipeline was kept for another namespace or cluster. Choose another name, or run the statement in the message.
+    Warning TableRetained,
     /// The table matches the spec. No action is required.
     Normal TableReady,
     /// The table belongs to another Pipeline. Choose another name, or delete the other Pipeline.

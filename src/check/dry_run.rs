@@ -52,7 +52,7 @@ impl DryRun {
     /// A dry run of a Pipeline, which is validated as by the operator. `given` replaces its FileDescriptorSet.
     pub fn new(manifest: &Manifest, given: Option<Vec<u8>>) -> Result<Self, Cause> {
         let pipeline = &manifest.pipeline;
-        let owner = Owner { namespace: pipeline.namespace().unwrap_or_default(), pipeline: pipeline.name_any() };
+        let owner = Owner { cluster: String::new(), namespace: pipeline.namespace().unwrap_or_default(), pipeline: pipeline.name_any() };
         let descriptor = match (&pipeline.spec.decode.protobuf, given) {
             (Some(protobuf), None) => descriptor::read(manifest.descriptor.clone(), &protobuf.config_map_ref).map(Some),
             (_, given) => Ok(given),

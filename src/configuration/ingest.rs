@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::pipeline::{DeadLetters, Decode, Replay, default_chunk_interval};
 pub use crate::mqtt::login_files::{AUTHORITIES_FILE, PASSWORD_FILE, USERNAME_FILE};
+use crate::state::owner::Owner;
 
 /// Key of the workers' ConfigMap, and file name under which it is mounted.
 pub const FILE: &str = "ingest.json";
@@ -12,6 +13,9 @@ pub const FILE: &str = "ingest.json";
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IngestConfiguration {
+    /// Identity of the cluster: the UID of its namespace `kube-system`.
+    pub cluster: String,
+
     /// Namespace of the Pipeline.
     pub namespace: String,
 
@@ -45,6 +49,14 @@ pub struct IngestConfiguration {
     /// The value of `spec.replay`. It is part of the configuration and not of the database, so that a replay never uses an old decoder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
+}
+
+impl IngestConfiguration {
+    /// The Pipeline, as the owner of its rows in the database.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        Owner { cluster: self.cluster.clone(), namespace: self.namespace.clone(), pipeline: self.pipeline.clone() }
+    }
 }
 
 fn default_dead_letter_bytes_per_hour() -> i64 {

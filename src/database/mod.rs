@@ -3,4 +3,6 @@
 pub mod connect;
 pub mod health;
 pub mod identifier;
+pub mod read_limits;
+pub mod transport;
 pub mod uri;

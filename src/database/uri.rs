@@ -6,6 +6,9 @@ use std::str::FromStr;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 
+/// The port of a URI that names none (<https://www.postgresql.org/docs/current/libpq-connect.html>).
+pub const DEFAULT_PORT: u16 = 5432;
+
 /// How a connection is encrypted and the server verified, with the meanings that libpq gives them
 /// (<https://www.postgresql.org/docs/current/libpq-ssl.html>).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -52,7 +55,7 @@ impl ConnectionUri {
     pub fn address(&self) -> String {
         let ports = self.configuration.get_ports();
         let hosts = self.configuration.get_hosts().iter().enumerate().map(|(index, host)| {
-            let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
+            let port = ports.get(index).or(ports.first()).copied().unwrap_or(DEFAULT_PORT);
             match host {
                 Host::Tcp(name) => format!("{name}:{port}"),
                 Host::Unix(path) => path.display().to_string(),

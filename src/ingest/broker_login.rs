@@ -17,6 +17,10 @@ const INTERNAL_SESSION_EXPIRY_SECONDS: u32 = 30 * 86_400;
 /// (<https://docs.aws.amazon.com/general/latest/gr/iot-core.html>).
 const EXTERNAL_SESSION_EXPIRY_SECONDS: u32 = 7 * 86_400;
 
+/// The largest packet from an external broker, in bytes: an eighth of the memory of a worker, and larger than what the brokers of clouds and
+/// the defaults of EMQX and VerneMQ let a device publish (128 KiB to 1 MiB). A broker sends no larger message (MQTT 5.0, 3.1.2.11.4).
+const MAX_EXTERNAL_PACKET_BYTES: u32 = 16 << 20;
+
 /// The login of a session.
 #[derive(Clone, Debug)]
 pub enum BrokerLogin {
@@ -48,6 +52,7 @@ impl BrokerLogin {
                 username: username.to_owned(),
                 password: password.clone(),
                 tls: None,
+                addresses: None,
             }),
         }
     }
@@ -60,6 +65,15 @@ impl BrokerLogin {
         match self {
             Self::Internal(login) => Ok(login.clone()),
             Self::External(files) => files.read(),
+        }
+    }
+
+    /// The largest packet that the broker may send, in bytes. A managed broker has the limit of its Gateway.
+    #[must_use]
+    pub fn max_packet_bytes(&self) -> Option<u32> {
+        match self {
+            Self::Internal(_) => None,
+            Self::External(_) => Some(MAX_EXTERNAL_PACKET_BYTES),
         }
     }
 

@@ -191,7 +191,7 @@ impl Worker {
         let decoder = Arc::new(Decoder::compile(&configuration.decode, descriptor.as_deref())?);
         let chunk_interval = microseconds(&configuration.chunk_interval)
             .with_context(|| format!("failed to read chunkInterval: expected {EXPECTED}, found {:?}", configuration.chunk_interval))?;
-        let owner = Owner { namespace: configuration.namespace.clone(), pipeline: configuration.pipeline.clone() };
+        let owner = configuration.owner();
         Ok(Self { owner, configuration, uri, ordinal, logins, registry, metrics, readiness, topic, decoder, chunk_interval })
     }
 
@@ -200,12 +200,11 @@ impl Worker {
         info!(namespace = configuration.namespace, pipeline = configuration.pipeline, ordinal = self.ordinal, "starting");
         let registry = &self.registry;
         let mut helpers = JoinSet::new();
-        helpers.spawn(follow(registry.clone(), self.uri.clone(), configuration.namespace.clone(), shutdown.clone()));
+        helpers.spawn(follow(registry.clone(), self.uri.clone(), self.owner.cluster_namespace(), shutdown.clone()));
         helpers.spawn(report(registry.clone(), self.readiness.clone()));
 
         let target = Arc::new(Target {
-            namespace: configuration.namespace.clone(),
-            pipeline: configuration.pipeline.clone(),
+            owner: self.owner.clone(),
             statements: Statements::new(&configuration.table, self.topic.tags(), &configuration.decode.fields),
             dead_letter_bytes_per_hour: configuration.dead_letter_bytes_per_hour,
         });
@@ -283,6 +282,7 @@ impl Worker {
         let Logins { username, password, folder } = &self.logins;
         IngestSession {
             login: BrokerLogin::new(owned.gateway, owned.number, username, password, folder),
+            cluster: self.owner.cluster.clone(),
             name: format!("{}{}", self.owner.sessions(), owned.name),
             check: check(&owned.name),
             filter: (!owned.drains).then(|| owned.gateway.subscription(self.topic.filter())),

@@ -1,5 +1,6 @@
 //! A login with the client library (`rumqttc`), for roles with few messages: the operator and the agent.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use rumqttc::{
 use tokio::time::timeout;
 
 use super::login::{BrokerSession, Login};
+use crate::runtime::address::{self, AddressError};
 
 /// The settings of a client.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +35,10 @@ pub struct ClientSettings {
 /// Why a login failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
+    /// The address of the broker is unknown, or refused.
+    #[error(transparent)]
+    Resolve(#[from] AddressError),
+
     /// The broker did not answer in time.
     #[error("the broker at {address} did not answer within {seconds} s")]
     Timeout {
@@ -70,21 +76,27 @@ impl LoginError {
 /// # Errors
 /// If the broker cannot be reached in time, or refuses the login.
 pub async fn connect(login: &Login, settings: &ClientSettings) -> Result<(AsyncClient, EventLoop), LoginError> {
-    let (client, mut events) = AsyncClient::builder(options(login, settings)).capacity(settings.max_requests).build();
     let accepted = async {
+        let mut options = options(login, settings);
+        if let Some(policy) = &login.addresses {
+            // The client library resolves no name again.
+            let addresses: Arc<[SocketAddr]> = policy.resolve(&login.host, login.port).await?.into();
+            options.set_socket_connector(move |_, _| {
+                let addresses = Arc::clone(&addresses);
+                async move { address::connect(&addresses).await }
+            });
+        }
+        let (client, mut events) = AsyncClient::builder(options).capacity(settings.max_requests).build();
         loop {
             match events.poll().await {
-                Ok(Event::Incoming(Incoming::ConnAck(_))) => return Ok(()),
+                Ok(Event::Incoming(Incoming::ConnAck(_))) => return Ok((client, events)),
                 Ok(_) => {}
-                Err(source) => return Err(source),
+                Err(source) => return Err(LoginError::Connect { address: login.address(), source: Box::new(source) }),
             }
         }
     };
-    match timeout(settings.connect_timeout, accepted).await {
-        Ok(Ok(())) => Ok((client, events)),
-        Ok(Err(source)) => Err(LoginError::Connect { address: login.address(), source: Box::new(source) }),
-        Err(_) => Err(LoginError::Timeout { address: login.address(), seconds: settings.connect_timeout.as_secs() }),
-    }
+    let timed_out = || LoginError::Timeout { address: login.address(), seconds: settings.connect_timeout.as_secs() };
+    timeout(settings.connect_timeout, accepted).await.unwrap_or_else(|_| Err(timed_out()))
 }
 
 fn options(login: &Login, settings: &ClientSettings) -> MqttOptions {

@@ -78,9 +78,7 @@ impl PacketConnection {
             other => other,
         })? {
             Packet::ConnAck(answer) if answer.code == ConnectReturnCode::Success => Ok((connection, answer.session_present)),
-            Packet::ConnAck(answer) => {
-                Err(ConnectionError::Refused { address: login.address(), username: login.username.clone(), code: answer.code })
-            }
+            Packet::ConnAck(answer) => Err(ConnectionError::Refused { address: login.address(), code: answer.code }),
             other => Err(ConnectionError::UnexpectedPacket { expected: "CONNACK", found: format!("{:?}", other.packet_type()) }),
         }
     }

@@ -23,12 +23,10 @@ pub enum ConnectionError {
     },
 
     /// The broker refused the login.
-    #[error("failed to log in to the broker at {address} as {username}: it answered {code:?}")]
+    #[error("failed to log in to the broker at {address}: it answered {code:?}; check user name and password")]
     Refused {
         /// Host and port.
         address: String,
-        /// User name.
-        username: String,
         /// The reason code of the CONNACK.
         code: ConnectReturnCode,
     },

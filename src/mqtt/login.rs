@@ -7,13 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustls::ClientConfig;
 
+use crate::runtime::address::AddressPolicy;
 use crate::runtime::tls::{TlsError, Verification, client_configuration};
 
 /// How long a connect may take, including TLS and the CONNACK. A broker that reloads thousands of credentials does not answer for up
 /// to a second.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A login at a broker.
+/// A login at a broker. `Debug` shows neither user name nor password: both are values of a Secret.
 #[derive(Clone)]
 pub struct Login {
     /// Host name or IP address.
@@ -28,6 +29,8 @@ pub struct Login {
     pub password: Bytes,
     /// TLS. `None` for a listener without TLS.
     pub tls: Option<ClientTls>,
+    /// The addresses that the operator connects to for a tenant. `None`: any address.
+    pub addresses: Option<AddressPolicy>,
 }
 
 /// The lifetime of a session at the broker (MQTT 5.0, 3.1.2.4 and 3.1.2.11.2).
@@ -81,12 +84,7 @@ impl Login {
 
 impl fmt::Debug for Login {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Login")
-            .field("address", &self.address())
-            .field("client_id", &self.client_id)
-            .field("username", &self.username)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Login").field("address", &self.address()).field("client_id", &self.client_id).finish_non_exhaustive()
     }
 }
 
@@ -112,9 +110,10 @@ mod tests {
             host: host.to_owned(),
             port: 1883,
             client_id: "c".to_owned(),
-            username: "u".to_owned(),
+            username: "secret user".to_owned(),
             password: "secret".into(),
             tls: None,
+            addresses: None,
         };
         assert_eq!(login("broker").address(), "broker:1883");
         assert_eq!(login("::1").address(), "[::1]:1883");

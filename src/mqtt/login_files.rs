@@ -73,6 +73,7 @@ impl LoginFiles {
             username,
             password: read(&self.folder.join(PASSWORD_FILE))?.into(),
             tls: self.tls.then(|| ClientTls::verified_by(authorities)).transpose()?,
+            addresses: None,
         })
     }
 }

@@ -14,6 +14,7 @@ use super::device::index::SharedDeviceIndex;
 use super::kubernetes::apply::{WriteError, WriteMetrics, Writer};
 use super::presence::totals::SharedTotals;
 use super::twin_sync::external::SharedExternals;
+use crate::runtime::address::AddressPolicy;
 use crate::runtime::error::chain;
 
 /// Container images of the pods that the operator creates.
@@ -50,6 +51,12 @@ pub struct Context {
     /// Logins and login results of external brokers.
     pub externals: SharedExternals,
 
+    /// Identity of the cluster: the UID of its namespace `kube-system`.
+    pub cluster: Arc<str>,
+
+    /// The addresses of databases and external brokers that the operator connects to.
+    pub addresses: AddressPolicy,
+
     /// The registry of Prometheus metrics.
     pub metrics: Registry,
 
@@ -69,7 +76,21 @@ impl Context {
         let writes = WriteMetrics::register(&metrics)?;
         let fleet = SharedDeviceIndex::default();
         let (presence, externals) = (SharedTotals::default(), SharedExternals::default());
-        Ok(Self { client, images, namespace, fleet, presence, externals, metrics, writes, observer: Arc::new(observer), instance })
+        let addresses = AddressPolicy::default();
+        Ok(Self {
+            client,
+            images,
+            namespace,
+            fleet,
+            presence,
+            externals,
+            cluster: "".into(),
+            addresses,
+            metrics,
+            writes,
+            observer: Arc::new(observer),
+            instance,
+        })
     }
 
     /// The writer of one reconciler, with a field manager such as `fleetwright/gateway`.

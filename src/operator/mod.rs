@@ -6,6 +6,7 @@ pub mod gateway;
 pub mod kubernetes;
 pub mod pipeline;
 pub mod presence;
+pub mod startup;
 pub mod twin_sync;
 
 use std::net::SocketAddr;
@@ -21,8 +22,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::runtime::address::AddressPolicy;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
+use crate::runtime::network::Network;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::{http, telemetry};
 use context::{Context, Images};
@@ -88,6 +91,11 @@ pub struct Arguments {
     /// Maximum writes per second of the reported state of all Devices together
     #[arg(long, env = "FLEETWRIGHT_REPORT_WRITES_PER_SECOND", default_value_t = twin_sync::reports::DEFAULT_WRITES_PER_SECOND, value_parser = positive)]
     report_writes_per_second: f64,
+
+    /// Networks (CIDR) and IP addresses, separated by commas, that Gateways and Pipelines may name although the operator refuses them by
+    /// default: loopback, link-local, multicast and the API server
+    #[arg(long, env = "FLEETWRIGHT_ALLOW_ADDRESSES", value_delimiter = ',')]
+    allow_addresses: Vec<Network>,
 
     /// Address of the endpoint for probes and metrics
     #[arg(long, env = "FLEETWRIGHT_HTTP", default_value = "0.0.0.0:9090")]
@@ -158,9 +166,14 @@ fn positive(text: &str) -> Result<f64, String> {
 }
 
 /// Runs all reconcilers until one of them ends, which is an error.
-async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness) -> anyhow::Result<()> {
+async fn reconcile(mut context: Context, arguments: &Arguments, readiness: Readiness) -> anyhow::Result<()> {
     info!("holding the lease: reconciling");
     readiness.fails(DEVICES_CHECK, "listing");
+    let report = |failure: &str| readiness.fails(DEVICES_CHECK, failure);
+    let started = startup::start(&context.writer("fleetwright/operator"), &context.namespace, report).await;
+    context.cluster = started.cluster.into();
+    context.addresses = AddressPolicy::new(&arguments.allow_addresses, &started.api_server);
+    context.fleet.lock().set_digest_key(started.digest_key);
     let (totals, totals_of_gateways) = mpsc::unbounded_channel();
     let (request, requests) = mpsc::unbounded_channel();
     let registry = broadcast::Sender::new(REGISTRY_BACKLOG);
@@ -170,7 +183,7 @@ async fn reconcile(context: Context, arguments: &Arguments, readiness: Readiness
     let presence = PresenceController::new(context.clone(), arguments.presence_writes_per_second, totals.clone())?;
     let links = TwinSync::new(context.clone(), desired_changes, arguments.report_writes_per_second, presence.updates(), request)?;
     let driver = Driver::new(context.clone(), arguments.device_concurrency, Subscribers { totals, registry, desired })?;
-    let retention = Retention::new(&context.metrics)?;
+    let retention = Retention::new(&context.metrics, context.addresses.clone())?;
     let listed_sender = listed.clone();
     let all_listed = move || {
         readiness.holds(DEVICES_CHECK);

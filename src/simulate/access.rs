@@ -97,7 +97,7 @@ impl DeviceAccess {
         let password = self.key(&secret, &key).await?;
         let (host, port, tls) = self.endpoint(&spec.gateway_ref.name).await?;
         let name = || device.to_owned();
-        Ok(Login { host, port, client_id: name(), username: name(), password, tls })
+        Ok(Login { host, port, client_id: name(), username: name(), password, tls, addresses: None })
     }
 
     /// A client of the API server.

@@ -11,27 +11,27 @@ use super::system::SCHEMA;
 /// takes it over meanwhile wait for this transaction.
 pub async fn commit(transaction: &Transaction<'_>, session: &SessionKey, batch: i64, entries: &[RedeliveryEntry]) -> Result<bool, Error> {
     let statement = format!(
-        "WITH held AS (SELECT FROM {SCHEMA}.session WHERE session = $1 AND generation = $2 FOR SHARE)
-         INSERT INTO {SCHEMA}.acknowledgement (session, batch, entries) SELECT $1, $3, $4 FROM held"
+        "WITH held AS (SELECT FROM {SCHEMA}.session WHERE cluster = $5 AND session = $1 AND generation = $2 FOR SHARE)
+         INSERT INTO {SCHEMA}.acknowledgement (cluster, session, batch, entries) SELECT $5, $1, $3, $4 FROM held"
     );
     let entries = RedeliveryEntry::encode(entries);
-    Ok(transaction.execute(&statement, &[&session.name, &session.generation, &batch, &entries]).await? > 0)
+    Ok(transaction.execute(&statement, &[&session.name, &session.generation, &batch, &entries, &session.cluster]).await? > 0)
 }
 
 /// Prevents that a transaction of an earlier connection commits the entries of a batch, before the batch is divided. `false` if they are
 /// committed, or if another process has taken the session over. The row is deleted after the next takeover.
 pub async fn fence(client: &Client, session: &SessionKey, batch: i64) -> Result<bool, Error> {
     let statement = format!(
-        "WITH held AS (SELECT FROM {SCHEMA}.session WHERE session = $1 AND generation = $2 FOR SHARE)
-         INSERT INTO {SCHEMA}.acknowledgement (session, batch, entries) SELECT $1, $3, '' FROM held ON CONFLICT DO NOTHING"
+        "WITH held AS (SELECT FROM {SCHEMA}.session WHERE cluster = $4 AND session = $1 AND generation = $2 FOR SHARE)
+         INSERT INTO {SCHEMA}.acknowledgement (cluster, session, batch, entries) SELECT $4, $1, $3, '' FROM held ON CONFLICT DO NOTHING"
     );
-    Ok(client.execute(&statement, &[&session.name, &session.generation, &batch]).await? > 0)
+    Ok(client.execute(&statement, &[&session.name, &session.generation, &batch, &session.cluster]).await? > 0)
 }
 
 /// Whether the entries of a batch are committed.
 pub async fn is_committed(client: &Client, session: &SessionKey, batch: i64) -> Result<bool, Error> {
-    let statement = format!("SELECT EXISTS (SELECT FROM {SCHEMA}.acknowledgement WHERE session = $1 AND batch = $2)");
-    client.query_one(&statement, &[&session.name, &batch]).await?.try_get(0)
+    let statement = format!("SELECT EXISTS (SELECT FROM {SCHEMA}.acknowledgement WHERE cluster = $3 AND session = $1 AND batch = $2)");
+    client.query_one(&statement, &[&session.name, &batch, &session.cluster]).await?.try_get(0)
 }
 
 /// Deletes the entries of these batches.
@@ -39,13 +39,13 @@ pub async fn delete(transaction: &Transaction<'_>, session: &SessionKey, batches
     if batches.is_empty() {
         return Ok(());
     }
-    let statement = format!("DELETE FROM {SCHEMA}.acknowledgement WHERE session = $1 AND batch = ANY($2)");
-    transaction.execute(&statement, &[&session.name, &batches]).await.map(drop)
+    let statement = format!("DELETE FROM {SCHEMA}.acknowledgement WHERE cluster = $3 AND session = $1 AND batch = ANY($2)");
+    transaction.execute(&statement, &[&session.name, &batches, &session.cluster]).await.map(drop)
 }
 
 /// Reads the entries of a session, by batch, in the order of the batches.
-pub async fn read(client: &Client, session: &str) -> Result<Vec<(i64, Vec<RedeliveryEntry>)>, Error> {
-    let statement = format!("SELECT batch, entries FROM {SCHEMA}.acknowledgement WHERE session = $1 ORDER BY batch");
-    let rows = client.query(&statement, &[&session]).await?;
+pub async fn read(client: &Client, cluster: &str, session: &str) -> Result<Vec<(i64, Vec<RedeliveryEntry>)>, Error> {
+    let statement = format!("SELECT batch, entries FROM {SCHEMA}.acknowledgement WHERE cluster = $1 AND session = $2 ORDER BY batch");
+    let rows = client.query(&statement, &[&cluster, &session]).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, RedeliveryEntry::decode(row.try_get(1)?).collect()))).collect()
 }

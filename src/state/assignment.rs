@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, GenericClient, Transaction};
 
-use super::owner::Owner;
+use super::owner::{Owner, Parameter};
 use super::system::SCHEMA;
 
 /// Workers by session, as ordinals.
@@ -88,8 +88,10 @@ pub async fn read_assigned(client: &Client, owner: &Owner) -> Result<Assigned, E
 /// # Errors
 /// When the query fails.
 pub async fn read_sessions(client: &impl GenericClient, owner: &Owner) -> Result<Sessions, Error> {
-    let statement = format!("SELECT substr(session, length($1) + 1), topic_filters FROM {SCHEMA}.session WHERE starts_with(session, $1)");
-    let rows = client.query_typed(&statement, &[(&owner.sessions(), Type::TEXT)]).await?;
+    let statement = format!(
+        "SELECT substr(session, length($1) + 1), topic_filters FROM {SCHEMA}.session WHERE cluster = $2 AND starts_with(session, $1)"
+    );
+    let rows = client.query_typed(&statement, &[(&owner.sessions(), Type::TEXT), (&owner.cluster, Type::TEXT)]).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
@@ -100,7 +102,7 @@ pub async fn read_sessions(client: &impl GenericClient, owner: &Owner) -> Result
 pub async fn forget_sessions(client: &mut Client, owner: &Owner, names: &[String]) -> Result<(), Error> {
     let sessions: Vec<String> = names.iter().map(|name| format!("{}{name}", owner.sessions())).collect();
     let transaction = client.transaction().await?;
-    delete_sessions(&transaction, "session = ANY($1)", &sessions, Type::TEXT_ARRAY).await?;
+    delete_sessions(&transaction, owner, "session = ANY($2)", (&sessions, Type::TEXT_ARRAY)).await?;
     transaction.commit().await
 }
 
@@ -109,14 +111,14 @@ pub async fn forget_sessions(client: &mut Client, owner: &Owner, names: &[String
 /// # Errors
 /// When a statement fails.
 pub async fn forget_all_sessions(transaction: &Transaction<'_>, owner: &Owner) -> Result<(), Error> {
-    delete_sessions(transaction, "starts_with(session, $1)", &owner.sessions(), Type::TEXT).await
+    delete_sessions(transaction, owner, "starts_with(session, $2)", (&owner.sessions(), Type::TEXT)).await
 }
 
 /// Deletes sessions with their redelivery entries.
-async fn delete_sessions(transaction: &Transaction<'_>, condition: &str, parameter: &(dyn ToSql + Sync), type_: Type) -> Result<(), Error> {
+async fn delete_sessions(transaction: &Transaction<'_>, owner: &Owner, condition: &str, sessions: Parameter<'_>) -> Result<(), Error> {
     for of_sessions in ["session", "acknowledgement"] {
-        let statement = format!("DELETE FROM {SCHEMA}.{of_sessions} WHERE {condition}");
-        transaction.execute_typed(&statement, &[(parameter, type_.clone())]).await?;
+        let statement = format!("DELETE FROM {SCHEMA}.{of_sessions} WHERE cluster = $1 AND {condition}");
+        transaction.execute_typed(&statement, &[(&owner.cluster, Type::TEXT), sessions.clone()]).await?;
     }
     Ok(())
 }
@@ -126,8 +128,8 @@ async fn delete_sessions(transaction: &Transaction<'_>, condition: &str, paramet
 /// # Errors
 /// When the query fails.
 pub async fn read(client: &impl GenericClient, owner: &Owner) -> Result<Assignment, Error> {
-    let statement = format!("SELECT gateway, worker FROM {SCHEMA}.assignment WHERE namespace = $1 AND pipeline = $2");
-    let rows = client.query_typed(&statement, &[(&owner.namespace, Type::TEXT), (&owner.pipeline, Type::TEXT)]).await?;
+    let statement = format!("SELECT gateway, worker FROM {SCHEMA}.assignment WHERE {}", Owner::CONDITION);
+    let rows = client.query_typed(&statement, &owner.parameters()).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
@@ -143,12 +145,15 @@ pub async fn spread(client: &mut Client, owner: &Owner, sessions: &[String], wor
         return Ok(false);
     }
     let (names, ordinals): (Vec<&String>, Vec<i32>) = wanted.iter().unzip();
-    let delete = format!("DELETE FROM {SCHEMA}.assignment WHERE namespace = $1 AND pipeline = $2");
-    let insert = format!("INSERT INTO {SCHEMA}.assignment SELECT $1, $2, gateway, worker FROM unnest($3, $4) AS new (gateway, worker)");
-    let of_owner = [(&owner.namespace as _, Type::TEXT), (&owner.pipeline as _, Type::TEXT)];
-    transaction.execute_typed(&delete, &of_owner).await?;
-    let [namespace, pipeline] = of_owner;
-    transaction.execute_typed(&insert, &[namespace, pipeline, (&names, Type::TEXT_ARRAY), (&ordinals, Type::INT4_ARRAY)]).await?;
+    let delete = format!("DELETE FROM {SCHEMA}.assignment WHERE {}", Owner::CONDITION);
+    let insert = format!(
+        "INSERT INTO {SCHEMA}.assignment (cluster, namespace, pipeline, gateway, worker)
+         SELECT $1, $2, $3, gateway, worker FROM unnest($4, $5) AS new (gateway, worker)"
+    );
+    transaction.execute_typed(&delete, &owner.parameters()).await?;
+    let [cluster, namespace, pipeline] = owner.parameters();
+    let columns: [Parameter<'_>; 5] = [cluster, namespace, pipeline, (&names, Type::TEXT_ARRAY), (&ordinals, Type::INT4_ARRAY)];
+    transaction.execute_typed(&insert, &columns).await?;
     transaction.commit().await?;
     Ok(true)
 }

@@ -43,25 +43,27 @@ pub struct Replay {
 pub async fn read(client: &impl GenericClient, owner: &Owner, token: Option<&str>) -> Result<DeadLetters, Error> {
     let counts = format!(
         "SELECT coalesce(sum(kept + discarded), 0)::bigint, coalesce(sum(discarded), 0)::bigint FROM {SCHEMA}.dead_letter_count
-         WHERE namespace = $1 AND pipeline = $2 AND hour > now() - INTERVAL '24 hours'"
+         WHERE {} AND hour > now() - INTERVAL '24 hours'",
+        Owner::CONDITION
     );
-    let counts = client.query_typed_one(&counts, &[(&owner.namespace, Type::TEXT), (&owner.pipeline, Type::TEXT)]).await?;
+    let counts = client.query_typed_one(&counts, &owner.parameters()).await?;
     let replay = match token {
         Some(token) => replay(client, owner, token).await?,
         None => None,
     };
-    let failures = format!("SELECT min(failure) FROM {SCHEMA}.session WHERE starts_with(session, $1)");
-    let failure = client.query_typed_one(&failures, &[(&owner.sessions(), Type::TEXT)]).await?.try_get(0)?;
+    let failures = format!("SELECT min(failure) FROM {SCHEMA}.session WHERE cluster = $2 AND starts_with(session, $1)");
+    let failure = client.query_typed_one(&failures, &[(&owner.sessions(), Type::TEXT), (&owner.cluster, Type::TEXT)]).await?.try_get(0)?;
     Ok(DeadLetters { refused: counts.try_get(0)?, discarded: counts.try_get(1)?, replay, failure })
 }
 
 async fn replay(client: &impl GenericClient, owner: &Owner, token: &str) -> Result<Option<Replay>, Error> {
     let query = format!(
         "SELECT stored, refused, left_alone, remaining, finished, failure FROM {SCHEMA}.pipeline_replay
-         WHERE namespace = $1 AND pipeline = $2 AND token = $3"
+         WHERE {} AND token = $4",
+        Owner::CONDITION
     );
-    let of_token = [(&owner.namespace as _, Type::TEXT), (&owner.pipeline as _, Type::TEXT), (&token as _, Type::TEXT)];
-    let row = client.query_typed_opt(&query, &of_token).await?;
+    let [cluster, namespace, pipeline] = owner.parameters();
+    let row = client.query_typed_opt(&query, &[cluster, namespace, pipeline, (&token, Type::TEXT)]).await?;
     row.map(|row| {
         Ok(Replay {
             stored: row.try_get(0)?,

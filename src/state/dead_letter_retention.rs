@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error};
 
 use super::owner::Owner;
@@ -37,9 +36,10 @@ pub struct Swept {
 pub async fn sweep(client: &Client) -> Result<Swept, Error> {
     client.batch_execute(SET_UP).await?;
     let mut swept = Swept { chunks: drop_chunks(client).await?, deleted: Vec::new() };
-    let owners = client.query(&format!("SELECT namespace, pipeline FROM {SCHEMA}.dead_letter_retention ORDER BY 1, 2"), &[]).await?;
+    let owners =
+        client.query(&format!("SELECT cluster, namespace, pipeline FROM {SCHEMA}.dead_letter_retention ORDER BY 1, 2, 3"), &[]).await?;
     for owner in owners {
-        let owner = Owner { namespace: owner.try_get(0)?, pipeline: owner.try_get(1)? };
+        let owner = Owner { cluster: owner.try_get(0)?, namespace: owner.try_get(1)?, pipeline: owner.try_get(2)? };
         let deleted = delete(client, &owner).await?;
         if deleted > 0 {
             swept.deleted.push((owner, deleted));
@@ -68,12 +68,9 @@ async fn drop_chunks(client: &Client) -> Result<u64, Error> {
 }
 
 async fn delete(client: &Client, owner: &Owner) -> Result<u64, Error> {
-    let of_owner = [(&owner.namespace as _, Type::TEXT), (&owner.pipeline as _, Type::TEXT)];
+    let of_owner = owner.parameters();
     let expired = |column: &str| {
-        format!(
-            "namespace = $1 AND pipeline = $2
-             AND {column} < now() - (SELECT retention FROM {SCHEMA}.dead_letter_retention WHERE namespace = $1 AND pipeline = $2)"
-        )
+        format!("{0} AND {column} < now() - (SELECT retention FROM {SCHEMA}.dead_letter_retention WHERE {0})", Owner::CONDITION)
     };
     // Rows that a replay has locked are deleted by a later sweep, if they still exist.
     let letters = format!(

@@ -19,6 +19,8 @@ const TIMEOUT: Duration = Duration::from_secs(90);
 /// The identity of a session in the database.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct SessionKey {
+    /// Identity of the cluster.
+    pub cluster: String,
     /// `<namespace>/<pipeline>/<gateway>`, and a number where the gateway has several.
     pub name: String,
     /// Name of the Gateway.
@@ -55,25 +57,32 @@ pub enum SessionError {
 }
 
 /// Takes a session over. `filter` is stored before the worker subscribes to it; without one, only a session that exists is taken over.
-pub async fn open(uri: &ConnectionUri, name: &str, gateway: &str, filter: Option<&str>) -> Result<Option<OpenedSession>, SessionError> {
+pub async fn open(
+    uri: &ConnectionUri,
+    (cluster, name): (&str, &str),
+    gateway: &str,
+    filter: Option<&str>,
+) -> Result<Option<OpenedSession>, SessionError> {
     let create = format!(
-        "INSERT INTO {SCHEMA}.session (session, generation, topic_filters) VALUES ($1, 1, $2) ON CONFLICT (session)
+        "INSERT INTO {SCHEMA}.session (cluster, session, generation, topic_filters) VALUES ($1, $2, 1, $3) ON CONFLICT (cluster, session)
          DO UPDATE SET generation = session.generation + 1, failure = NULL,
                        topic_filters = (SELECT array_agg(DISTINCT filter) FROM unnest(session.topic_filters || excluded.topic_filters) filter)
          RETURNING generation, topic_filters"
     );
     let update = format!(
-        "UPDATE {SCHEMA}.session SET generation = generation + 1, failure = NULL WHERE session = $1 RETURNING generation, topic_filters"
+        "UPDATE {SCHEMA}.session SET generation = generation + 1, failure = NULL WHERE cluster = $1 AND session = $2
+         RETURNING generation, topic_filters"
     );
     bounded(uri, async |client| {
         let row = match filter {
-            Some(filter) => client.query_opt(&create, &[&name, &vec![filter]]).await?,
-            None => client.query_opt(&update, &[&name]).await?,
+            Some(filter) => client.query_opt(&create, &[&cluster, &name, &vec![filter]]).await?,
+            None => client.query_opt(&update, &[&cluster, &name]).await?,
         };
         let Some(row) = row else { return Ok(None) };
-        let key = SessionKey { name: name.to_owned(), gateway: gateway.to_owned(), generation: row.try_get(0)? };
+        let key =
+            SessionKey { cluster: cluster.to_owned(), name: name.to_owned(), gateway: gateway.to_owned(), generation: row.try_get(0)? };
         // After the takeover, so that the previous process adds nothing any more.
-        let entries = acknowledgement::read(client, name).await?;
+        let entries = acknowledgement::read(client, cluster, name).await?;
         Ok(Some(OpenedSession { key, filters: row.try_get(1)?, entries }))
     })
     .await
@@ -82,28 +91,29 @@ pub async fn open(uri: &ConnectionUri, name: &str, gateway: &str, filter: Option
 /// Deletes a session that has ended, with its redelivery entries, unless another process has taken it over.
 pub async fn delete(uri: &ConnectionUri, key: &SessionKey) -> Result<(), SessionError> {
     let statement = format!(
-        "WITH ended AS (DELETE FROM {SCHEMA}.session WHERE session = $1 AND generation = $2 RETURNING session)
-         DELETE FROM {SCHEMA}.acknowledgement entry USING ended WHERE entry.session = ended.session"
+        "WITH ended AS (DELETE FROM {SCHEMA}.session WHERE cluster = $3 AND session = $1 AND generation = $2 RETURNING session)
+         DELETE FROM {SCHEMA}.acknowledgement entry USING ended WHERE entry.cluster = $3 AND entry.session = ended.session"
     );
-    bounded(uri, async |client| client.execute(&statement, &[&key.name, &key.generation]).await.map(drop)).await
+    bounded(uri, async |client| client.execute(&statement, &[&key.name, &key.generation, &key.cluster]).await.map(drop)).await
 }
 
 /// Stores that the broker holds this filter and no other.
 pub async fn set_filter(uri: &ConnectionUri, key: &SessionKey, filter: &str) -> Result<(), SessionError> {
-    let statement = format!("UPDATE {SCHEMA}.session SET topic_filters = $3 WHERE session = $1 AND generation = $2");
-    bounded(uri, async |client| client.execute(&statement, &[&key.name, &key.generation, &vec![filter]]).await.map(drop)).await
+    let statement = format!("UPDATE {SCHEMA}.session SET topic_filters = $3 WHERE cluster = $4 AND session = $1 AND generation = $2");
+    bounded(uri, async |client| client.execute(&statement, &[&key.name, &key.generation, &vec![filter], &key.cluster]).await.map(drop))
+        .await
 }
 
 /// Stores why a batch of the session keeps failing, for the operator; or that none does.
 pub async fn record_failure(client: &Client, key: &SessionKey, failure: Option<&str>) -> Result<(), tokio_postgres::Error> {
-    let statement = format!("UPDATE {SCHEMA}.session SET failure = $3 WHERE session = $1 AND generation = $2");
-    client.execute(&statement, &[&key.name, &key.generation, &failure]).await.map(drop)
+    let statement = format!("UPDATE {SCHEMA}.session SET failure = $3 WHERE cluster = $4 AND session = $1 AND generation = $2");
+    client.execute(&statement, &[&key.name, &key.generation, &failure, &key.cluster]).await.map(drop)
 }
 
 /// Whether no other process has taken the session over. A session without a row has no other owner.
 pub async fn is_held(uri: &ConnectionUri, key: &SessionKey) -> Result<bool, SessionError> {
-    let statement = format!("SELECT NOT EXISTS (SELECT FROM {SCHEMA}.session WHERE session = $1 AND generation > $2)");
-    bounded(uri, async |client| client.query_one(&statement, &[&key.name, &key.generation]).await?.try_get(0)).await
+    let statement = format!("SELECT NOT EXISTS (SELECT FROM {SCHEMA}.session WHERE cluster = $3 AND session = $1 AND generation > $2)");
+    bounded(uri, async |client| client.query_one(&statement, &[&key.name, &key.generation, &key.cluster]).await?.try_get(0)).await
 }
 
 async fn bounded<T>(uri: &ConnectionUri, query: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>) -> Result<T, SessionError> {

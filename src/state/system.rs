@@ -1,6 +1,6 @@
 //! The tables that all Pipelines of a database share, in the schema `fleetwright`.
 
-use crate::database::identifier::identifier;
+use crate::database::identifier::{identifier, literal};
 
 /// Schema of Fleetwright's own tables.
 pub const SCHEMA: &str = "fleetwright";
@@ -25,12 +25,50 @@ pub const TABLES: [&str; 9] = [
 ];
 
 /// The statements that bring a database to [`VERSION`] from any earlier version or from none, in one transaction.
-/// `extension_schema` is the schema of the functions of TimescaleDB.
+/// `extension_schema` is the schema of the functions of TimescaleDB. The rows of a version without clusters become those of `cluster`.
 #[must_use]
-pub fn statements(extension_schema: &str) -> Vec<String> {
+pub fn statements(extension_schema: &str, cluster: &str) -> Vec<String> {
     let letters = dead_letters(&identifier(extension_schema));
     let version = format!("COMMENT ON SCHEMA {SCHEMA} IS '{VERSION}'");
-    [registry(), letters, sessions(), vec![version]].concat()
+    [registry(), letters, sessions(), clusters(cluster), vec![version]].concat()
+}
+
+/// The tables whose key includes the cluster, the name of the key, and its other columns. `pipeline_table` is not one of them: a table has one
+/// owner.
+const KEYS: [(&str, &str, &str); 7] = [
+    ("device", "device_namespace_name_key", "namespace, name"),
+    ("dead_letter_count", "dead_letter_count_pkey", "namespace, pipeline, hour, gateway, reason"),
+    ("dead_letter_retention", "dead_letter_retention_pkey", "namespace, pipeline"),
+    ("pipeline_replay", "pipeline_replay_pkey", "namespace, pipeline, token"),
+    ("session", "session_pkey", "session"),
+    ("acknowledgement", "acknowledgement_pkey", "session, batch"),
+    ("assignment", "assignment_pkey", "namespace, pipeline, gateway"),
+];
+
+/// The cluster in every table: clusters that share a database do not touch the rows of one another.
+///
+/// Earlier versions had no clusters. The default adopts their rows for the cluster that upgrades the database, without rewriting them, and also
+/// the rows that workers of the earlier version write until they are replaced. Their batches with dead letters fail, because they count by
+/// the former key, and are written by the next worker. All statements of this version name the cluster.
+fn clusters(cluster: &str) -> Vec<String> {
+    let mut statements = Vec::new();
+    for table in TABLES {
+        statements
+            .push(format!("ALTER TABLE {SCHEMA}.{table} ADD COLUMN IF NOT EXISTS cluster text NOT NULL DEFAULT {}", literal(cluster)));
+    }
+    for (table, key, columns) in KEYS {
+        let kind = if key.ends_with("_pkey") { "PRIMARY KEY" } else { "UNIQUE" };
+        statements.push(format!(
+            "ALTER TABLE {SCHEMA}.{table} DROP CONSTRAINT IF EXISTS {key}, ADD CONSTRAINT {key} {kind} (cluster, {columns})"
+        ));
+    }
+    // Every Pipeline with dead letters has a row, also if it was deleted.
+    statements.push(format!(
+        "INSERT INTO {SCHEMA}.dead_letter_retention (cluster, namespace, pipeline, retention)
+         SELECT DISTINCT cluster, namespace, pipeline, INTERVAL '30 days' FROM {SCHEMA}.dead_letter ON CONFLICT DO NOTHING"
+    ));
+    statements.push(format!("COMMENT ON COLUMN {SCHEMA}.pipeline_table.cluster IS 'UID of the namespace kube-system of the cluster'"));
+    statements
 }
 
 fn registry() -> Vec<String> {
@@ -98,11 +136,6 @@ fn dead_letters(timescale: &str) -> Vec<String> {
                 retention interval NOT NULL,
                 PRIMARY KEY (namespace, pipeline))"
         ),
-        // Every Pipeline with dead letters has a row, also if it was deleted.
-        format!(
-            "INSERT INTO {SCHEMA}.dead_letter_retention SELECT DISTINCT namespace, pipeline, INTERVAL '30 days' FROM {SCHEMA}.dead_letter
-             ON CONFLICT DO NOTHING"
-        ),
         // The replays that a Pipeline requested: the last dead letter of each, and the progress.
         format!(
             "CREATE TABLE IF NOT EXISTS {SCHEMA}.pipeline_replay (
@@ -163,4 +196,18 @@ fn sessions() -> Vec<String> {
                 pipeline text)"
         ),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_has_the_cluster() {
+        let statements = statements("public", "it's").join("\n");
+        for table in TABLES {
+            let adopted = format!("ALTER TABLE {SCHEMA}.{table} ADD COLUMN IF NOT EXISTS cluster text NOT NULL DEFAULT 'it''s'");
+            assert!(statements.contains(&adopted), "{table}");
+        }
+    }
 }

@@ -119,7 +119,7 @@ impl<B> Chain<B> {
             "sink": {"timescale": {"connectionSecret": {"name": "db"}, "table": "vibration"}},
         }))
         .unwrap();
-        let owner = Owner { namespace: "plant".to_owned(), pipeline: "vibration".to_owned() };
+        let owner = Owner { cluster: "here".to_owned(), namespace: "plant".to_owned(), pipeline: "vibration".to_owned() };
         let desired = compile(owner, &spec, Ok(None)).unwrap().desired;
         apply(&mut client, &desired).await.unwrap();
         client
@@ -131,7 +131,7 @@ impl<B> Chain<B> {
             .unwrap();
         let uri = Postgres::uri_at(proxies.as_ref().map_or(postgres.port(), |proxies| proxies.database.port), &database);
         let configuration = json!({
-            "namespace": "plant", "pipeline": "vibration", "topic": topic, "decode": decode, "table": "vibration",
+            "cluster": "here", "namespace": "plant", "pipeline": "vibration", "topic": topic, "decode": decode, "table": "vibration",
             "gateways": [gateway],
         });
         let files: Vec<(String, String)> = files.iter().map(|(name, content)| ((*name).to_owned(), (*content).to_owned())).collect();

@@ -114,7 +114,7 @@ impl Kind {
             "source": {"topic": "devices/{device}/telemetry"}, "decode": decode(),
             "sink": {"timescale": {"connectionSecret": {"name": "x"}, "table": "load"}},
         }))?;
-        let owner = Owner { namespace: "bench".to_owned(), pipeline: "load".to_owned() };
+        let owner = Owner { cluster: "here".to_owned(), namespace: "bench".to_owned(), pipeline: "load".to_owned() };
         let compiled = compile(owner, &spec, Ok(None)).map_err(|cause| anyhow::anyhow!("{}", cause.message))?;
         apply(&mut client, &compiled.desired).await?;
         client
@@ -177,7 +177,7 @@ impl Kind {
 /// The release build of the worker.
 fn worker(folder: &Path, broker: &Broker, database: &Database, http: u16) -> anyhow::Result<Command> {
     let configuration = json!({
-        "namespace": "bench", "pipeline": "load", "topic": "devices/{device}/telemetry", "decode": decode(), "table": "load",
+        "cluster": "here", "namespace": "bench", "pipeline": "load", "topic": "devices/{device}/telemetry", "decode": decode(), "table": "load",
         "gateways": [{"name": "gateway", "host": "127.0.0.1", "port": broker.port}],
     });
     for (name, content) in [("ingest.json", configuration.to_string()), ("uri", database.uri()), ("password", "password".to_owned())] {

@@ -72,9 +72,9 @@ pub struct FilterCondition {
 
 impl FilterCondition {
     /// The condition, in SQL: the first parameters of a statement.
-    pub const SQL: &str = "namespace = $1 AND pipeline = $2 AND ($3::text[] IS NULL OR reason = ANY($3))
-         AND ($4::timestamptz IS NULL OR time >= $4) AND ($5::timestamptz IS NULL OR time < $5)
-         AND ($6::text IS NULL OR topic ~ $6) AND ($7::text IS NULL OR topic ~ $7) AND ($8::text IS NULL OR gateway = $8)";
+    pub const SQL: &str = "cluster = $1 AND namespace = $2 AND pipeline = $3 AND ($4::text[] IS NULL OR reason = ANY($4))
+         AND ($5::timestamptz IS NULL OR time >= $5) AND ($6::timestamptz IS NULL OR time < $6)
+         AND ($7::text IS NULL OR topic ~ $7) AND ($8::text IS NULL OR topic ~ $8) AND ($9::text IS NULL OR gateway = $9)";
 
     /// The filter for a Pipeline with this topic.
     #[must_use]
@@ -107,9 +107,11 @@ impl FilterCondition {
     /// The parameters of [`Self::SQL`].
     #[must_use]
     pub fn parameters(&self) -> Vec<Parameter<'_>> {
+        let [cluster, namespace, pipeline] = self.owner.parameters();
         vec![
-            (&self.owner.namespace, Type::TEXT),
-            (&self.owner.pipeline, Type::TEXT),
+            cluster,
+            namespace,
+            pipeline,
             (&self.reasons, Type::TEXT_ARRAY),
             (&self.since, Type::TIMESTAMPTZ),
             (&self.until, Type::TIMESTAMPTZ),
@@ -163,7 +165,7 @@ mod tests {
     use super::*;
 
     fn owner() -> Owner {
-        Owner { namespace: "n".to_owned(), pipeline: "p".to_owned() }
+        Owner { cluster: "c".to_owned(), namespace: "n".to_owned(), pipeline: "p".to_owned() }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use clap::Args;
 use kube::ResourceExt;
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use self::filter::{Filter, FilterCondition};
@@ -37,6 +38,7 @@ use crate::sink::timescale::target::Target;
 use crate::sink::timescale::write_probe::probe;
 use crate::state::owner::Owner;
 use crate::state::registry::follow::Devices;
+use crate::state::system::SCHEMA;
 
 /// How often the progress is printed.
 const PROGRESS: Duration = Duration::from_secs(1);
@@ -85,6 +87,8 @@ pub struct Arguments {
 
 /// The parts of a Pipeline that a replay needs.
 struct ReplaySource {
+    /// Identity of the cluster; `None` for a file, which does not contain it: the table of the Pipeline has it.
+    cluster: Option<String>,
     namespace: String,
     pipeline: String,
     topic: String,
@@ -178,17 +182,16 @@ async fn replayer(source: &ReplaySource, uri: &ConnectionUri, filter: &Filter, d
     let chunk_interval = microseconds(&source.chunk_interval)
         .with_context(|| format!("failed to read chunkInterval: expected {EXPECTED}, found {:?}", source.chunk_interval))?;
     let statements = Statements::new(&source.table, topic.tags(), &source.decode.fields);
-    let (namespace, pipeline) = (source.namespace.clone(), source.pipeline.clone());
-    let owner = Owner { namespace: namespace.clone(), pipeline: pipeline.clone() };
-    // A dead letter that is refused again is not counted against the quota.
-    let target = Target { namespace, pipeline, statements, dead_letter_bytes_per_hour: i64::MAX };
     let (mut client, connection) = connect(uri, "fleetwright replay").await?;
     drive(connection);
+    let owner = owner(source, &client).await?;
+    // A dead letter that is refused again is not counted against the quota.
+    let target = Target { owner: owner.clone(), statements, dead_letter_bytes_per_hour: i64::MAX };
     probe(&mut client, &target).await?;
     let set_up = format!("{STATEMENT_TIMEOUT}; {}", target.statements.create_staging);
     client.batch_execute(&set_up).await.context("failed to create the staging table")?;
     Ok(Replayer {
-        devices: Devices::load(&client, &source.namespace).await.context("failed to load the devices")?,
+        devices: Devices::load(&client, &owner.cluster_namespace()).await.context("failed to load the devices")?,
         condition: FilterCondition::new(filter, owner, &source.topic),
         client,
         statements: target.statements,
@@ -199,6 +202,22 @@ async fn replayer(source: &ReplaySource, uri: &ConnectionUri, filter: &Filter, d
         token: None,
         processors: HashMap::new(),
     })
+}
+
+/// The Pipeline, as the owner of its dead letters.
+async fn owner(source: &ReplaySource, client: &Client) -> anyhow::Result<Owner> {
+    let (namespace, pipeline) = (source.namespace.clone(), source.pipeline.clone());
+    let cluster = match &source.cluster {
+        Some(cluster) => cluster.clone(),
+        None => {
+            let query = format!("SELECT cluster FROM {SCHEMA}.pipeline_table WHERE table_name = $1 AND namespace = $2");
+            let row = client.query_opt(&query, &[&source.table, &namespace]).await.context("failed to read the owner of the table")?;
+            let expected =
+                || format!("failed to find the owner of public.{}: expected a Pipeline of the namespace {namespace}", source.table);
+            row.with_context(expected)?.try_get(0).context("failed to read the owner of the table")?
+        }
+    };
+    Ok(Owner { cluster, namespace, pipeline })
 }
 
 impl ReplaySource {
@@ -218,6 +237,7 @@ impl ReplaySource {
     fn of_configuration(configuration: IngestConfiguration) -> anyhow::Result<Self> {
         Ok(Self {
             descriptor: configuration.descriptor.as_deref().map(|text| BASE64_STANDARD.decode(text)).transpose()?,
+            cluster: Some(configuration.cluster),
             namespace: configuration.namespace,
             pipeline: configuration.pipeline,
             topic: configuration.topic,
@@ -240,7 +260,8 @@ impl ReplaySource {
         let name = pipeline.name_any();
         let spec = pipeline.spec;
         let TimescaleSink { table, chunk_interval, .. } = spec.sink.timescale;
-        Ok(Self { namespace, pipeline: name, topic: spec.source.topic, decode: spec.decode, descriptor, table, chunk_interval })
+        let (topic, decode) = (spec.source.topic, spec.decode);
+        Ok(Self { cluster: None, namespace, pipeline: name, topic, decode, descriptor, table, chunk_interval })
     }
 }
 

@@ -21,7 +21,7 @@ use crate::sink::timescale::copy::Timestamptz;
 use crate::sink::timescale::statements::Statements;
 use crate::sink::timescale::transaction::stage;
 use crate::sink::written::Written;
-use crate::state::owner::Owner;
+use crate::state::owner::{Owner, Parameter};
 use crate::state::registry::follow::Devices;
 use crate::state::replay_progress::{ReplayCounts, advance};
 use crate::state::system::SCHEMA;
@@ -85,7 +85,7 @@ impl Replayer {
         let mut parameters = self.condition.parameters();
         parameters.push((&ids, Type::INT8_ARRAY));
         let lock = format!(
-            "SELECT id, time, gateway, topic, payload, partial FROM {SCHEMA}.dead_letter WHERE {} AND id = ANY($9) ORDER BY id
+            "SELECT id, time, gateway, topic, payload, partial FROM {SCHEMA}.dead_letter WHERE {} AND id = ANY($10) ORDER BY id
              FOR UPDATE {}",
             FilterCondition::SQL,
             // A request counts each dead letter, and the transaction of a killed worker may hold its locks for a moment.
@@ -129,7 +129,7 @@ impl Replayer {
             "SELECT id FROM (
                 SELECT id, sum(length) OVER (ORDER BY id) - length AS before FROM (
                     SELECT id, octet_length(payload) AS length FROM {SCHEMA}.dead_letter
-                    WHERE {} AND id > $9 AND id <= $10 ORDER BY id LIMIT {MAX_DEAD_LETTERS}
+                    WHERE {} AND id > $10 AND id <= $11 ORDER BY id LIMIT {MAX_DEAD_LETTERS}
                 ) page
              ) measured WHERE before < {MAX_BYTES} ORDER BY id",
             FilterCondition::SQL
@@ -191,22 +191,24 @@ async fn settle(
             }
         }
     }
-    let Owner { namespace, pipeline } = condition.owner();
-    let of_pipeline = "dead_letter.namespace = $1 AND dead_letter.pipeline = $2";
-    let delete = format!("DELETE FROM {SCHEMA}.dead_letter WHERE {of_pipeline} AND id = ANY($3)");
-    transaction.execute_typed(&delete, &[(namespace, Type::TEXT), (pipeline, Type::TEXT), (&stored, Type::INT8_ARRAY)]).await?;
+    let [cluster, namespace, pipeline] = condition.owner().parameters();
+    let delete = format!("DELETE FROM {SCHEMA}.dead_letter WHERE {} AND id = ANY($4)", Owner::CONDITION);
+    let of_stored: [Parameter<'_>; 4] = [cluster.clone(), namespace.clone(), pipeline.clone(), (&stored, Type::INT8_ARRAY)];
+    transaction.execute_typed(&delete, &of_stored).await?;
     let update = format!(
         "UPDATE {SCHEMA}.dead_letter SET reason = now.reason, detail = now.detail, partial = dead_letter.partial OR now.partial
-         FROM unnest($3, $4, $5, $6) AS now (id, reason, detail, partial)
-         WHERE {of_pipeline} AND dead_letter.id = now.id AND (dead_letter.reason, dead_letter.detail, dead_letter.partial)
-            IS DISTINCT FROM (now.reason, now.detail, dead_letter.partial OR now.partial)"
+         FROM unnest($4, $5, $6, $7) AS now (id, reason, detail, partial)
+         WHERE {} AND dead_letter.id = now.id AND (dead_letter.reason, dead_letter.detail, dead_letter.partial)
+            IS DISTINCT FROM (now.reason, now.detail, dead_letter.partial OR now.partial)",
+        Owner::CONDITION
     );
     transaction
         .execute_typed(
             &update,
             &[
-                (namespace, Type::TEXT),
-                (pipeline, Type::TEXT),
+                cluster,
+                namespace,
+                pipeline,
                 (&refused.ids, Type::INT8_ARRAY),
                 (&refused.reasons, Type::TEXT_ARRAY),
                 (&refused.details, Type::TEXT_ARRAY),

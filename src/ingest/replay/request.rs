@@ -34,7 +34,7 @@ const NOTE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Replays the requested dead letters, until that is finished or `shutdown`.
 pub async fn execute(configuration: IngestConfiguration, uri: ConnectionUri, request: Replay, shutdown: CancellationToken) {
-    let owner = Owner { namespace: configuration.namespace.clone(), pipeline: configuration.pipeline.clone() };
+    let owner = configuration.owner();
     let mut backoff = Backoff::new(INITIAL_RETRY_DELAY, MAX_RETRY_DELAY);
     loop {
         let attempt = tokio::select! {

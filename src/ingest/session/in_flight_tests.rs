@@ -95,7 +95,12 @@ fn in_flight(decode: &Value, registry: &Arc<DeviceRegistry>, metrics: &SessionMe
     let processor =
         Processor { gateway: GATEWAY.to_owned(), stream: Stream::new(Arc::new(topic), Arc::new(decoder)), chunk_interval: 1_000_000 };
     database.generation += 1;
-    let key = SessionKey { name: "plant/p/plant-1".to_owned(), gateway: GATEWAY.to_owned(), generation: database.generation };
+    let key = SessionKey {
+        cluster: "here".to_owned(),
+        name: "plant/p/plant-1".to_owned(),
+        gateway: GATEWAY.to_owned(),
+        generation: database.generation,
+    };
     let entries = database.acknowledgements.iter().map(|(batch, entries)| (*batch, entries.clone())).collect();
     InFlight::new(processor, registry.clone(), metrics.clone(), key, entries, MAX_BYTES)
 }

@@ -64,6 +64,8 @@ pub struct IngestSession {
     pub gateway: IngestGateway,
     /// The login at the broker.
     pub login: BrokerLogin,
+    /// Identity of the cluster.
+    pub cluster: String,
     /// `<namespace>/<pipeline>/<gateway>`, followed by a number if the gateway has several sessions.
     pub name: String,
     /// The name of its readiness check.
@@ -208,7 +210,7 @@ impl RunningSession {
             session: self.login.broker_session(),
             keep_alive_seconds: KEEP_ALIVE_SECONDS,
             receive_maximum: Some(RECEIVE_MAXIMUM),
-            max_packet_bytes: None,
+            max_packet_bytes: self.login.max_packet_bytes(),
             read_bytes: READ_BYTES,
         };
         PacketConnection::open(&self.login.read()?, &settings).await

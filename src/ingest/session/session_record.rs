@@ -11,7 +11,7 @@ impl IngestSession {
     pub(super) async fn open(&self) -> Result<session::OpenedSession, SessionEnd> {
         let mut backoff = retry_backoff();
         loop {
-            let attempt = session::open(&self.uri, &self.name, &self.gateway.name, self.filter.as_deref());
+            let attempt = session::open(&self.uri, (&self.cluster, &self.name), &self.gateway.name, self.filter.as_deref());
             tokio::select! {
                 () = self.shutdown.cancelled() => return Err(SessionEnd::Stopped),
                 opened = attempt => match opened {

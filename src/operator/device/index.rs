@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::digest_key::DigestKey;
 use super::gateway::GatewayState;
 use super::key::{DeviceKey, GatewayKey};
 use super::record::DeviceRecord;
@@ -46,6 +47,8 @@ pub struct DeviceIndex {
     changes: Changes,
     /// Devices whose status reports another connection state than their broker.
     mismatched: BTreeSet<DeviceKey>,
+    /// The key of the digests in the status.
+    digest_key: Arc<DigestKey>,
     /// Whether all objects have been listed.
     complete: bool,
     /// Whether a Gateway declares an issuer of cert-manager.
@@ -53,6 +56,11 @@ pub struct DeviceIndex {
 }
 
 impl DeviceIndex {
+    /// Sets the key of the digests, before the first Device.
+    pub fn set_digest_key(&mut self, key: DigestKey) {
+        self.digest_key = Arc::new(key);
+    }
+
     /// Returns the changes since the last call.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)

@@ -4,6 +4,7 @@
 pub mod certificate;
 pub mod certificate_request;
 pub mod connection;
+pub mod digest_key;
 pub mod driver;
 pub mod endpoint;
 pub mod execute;

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use kube::ResourceExt;
 
 use super::certificate::Certificate;
 use super::connection::CompactConnection;
+use super::digest_key::DigestKey;
 use super::last_written_status::LastWrittenStatus;
 use super::rotation::{Lifetime, Rotation};
 use super::twin::Twin;
@@ -99,7 +101,9 @@ pub struct DeviceRecord {
     password: PasswordState,
     /// The certificate state, if there is a signing request.
     certificate: Option<Box<Certificate>>,
-    /// Revision of the entry for the broker, or `None` if it is not known yet. Stored, because each proof compares it for all
+    /// The key of the revision.
+    digest_key: Arc<DigestKey>,
+    /// Keyed digest of the entry for the broker, or `None` if it is not known yet. Stored, because each proof compares it for all
     /// Devices of a Gateway.
     revision: Option<Box<str>>,
     /// Access beyond the device's own topics.
@@ -128,7 +132,7 @@ pub struct DeviceRecord {
 impl DeviceRecord {
     /// From a new Device.
     #[must_use]
-    pub fn new(device: &Device) -> Self {
+    pub fn new(device: &Device, digest_key: Arc<DigestKey>) -> Self {
         let mut record = Self {
             uid: device.uid().unwrap_or_default().into(),
             generation: 0,
@@ -138,6 +142,7 @@ impl DeviceRecord {
             rotation: Rotation::default(),
             password: PasswordState::Unknown,
             certificate: None,
+            digest_key,
             revision: None,
             acls: Box::default(),
             attributes: BTreeMap::new(),
@@ -286,7 +291,7 @@ impl DeviceRecord {
 
     fn revise(&mut self, username: &str) {
         self.revision = match self.entry(username) {
-            Ok(Some(entry)) => Some(entry.revision().into()),
+            Ok(Some(entry)) => Some(self.digest_key.digest(&entry.revision())),
             Ok(None) if !self.enabled => Some(DISABLED_REVISION.into()),
             Ok(None) | Err(_) => None,
         };

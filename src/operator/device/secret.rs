@@ -14,6 +14,7 @@ use super::key::{DeviceKey, GatewayKey};
 use super::record::PasswordState;
 use crate::api::Device;
 use crate::api::condition::Cause;
+use crate::api::credentials_secret::refusal;
 use crate::api::device::{Access, Acl};
 use crate::api::name::{
     self, GATEWAY_LABEL, INGEST_COMMANDS_ANNOTATION, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, LINK_USERNAME, ROLE_AUTH_SHARD,
@@ -137,7 +138,10 @@ pub fn read_generated(key: &DeviceKey, uid: &str, secret: &Secret) -> PasswordSt
 #[must_use]
 pub fn read_given(key: &DeviceKey, uid: &str, secret: Option<&Secret>, named: (&str, &str), known: Option<&str>) -> PasswordState {
     match secret {
-        Some(secret) => read(key, uid, secret, named.1, GIVEN_ITERATIONS, known),
+        Some(secret) => match refusal(secret) {
+            Some(cause) => PasswordState::Missing(Box::new(cause), known.map(Into::into)),
+            None => read(key, uid, secret, named.1, GIVEN_ITERATIONS, known),
+        },
         None => {
             let message =
                 format!("Secret {} does not exist in this namespace: create it with the password under the key {}", named.0, named.1);
@@ -192,4 +196,41 @@ pub fn read_workers(secret: &Secret) -> Result<BTreeMap<String, Vec<Entry>>, Str
     let entry = Entry::new(&username, &hash, &acls).map_err(|error| error.to_string())?;
     let gateways = annotation(INGEST_GATEWAYS_ANNOTATION).split(',').filter(|gateway| !gateway.is_empty());
     Ok(gateways.map(|gateway| (gateway.to_owned(), vec![entry.clone()])).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::name::CREDENTIALS_LABEL;
+
+    #[test]
+    fn a_given_password_needs_the_permission_of_its_secret() {
+        let key = DeviceKey { gateway: GatewayKey::new("fleet", "plant-1"), name: "press-1".into() };
+        let secret = |labels: &[(&str, &str)], password: &[u8]| Secret {
+            metadata: ObjectMeta {
+                name: Some("own".to_owned()),
+                labels: Some(labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()),
+                ..ObjectMeta::default()
+            },
+            data: Some([("password".to_owned(), ByteString(password.to_vec()))].into()),
+            ..Secret::default()
+        };
+        let labelled = [(CREDENTIALS_LABEL, "true")];
+        for (secret, reason) in [
+            (None, Some(Reason::SecretNotFound)),
+            (Some(secret(&[], b"sesame")), Some(Reason::SecretNotAllowed)),
+            (Some(secret(&labelled, b"sesame\n")), Some(Reason::InvalidPassword)),
+            (Some(secret(&labelled, b"se\nsame")), Some(Reason::InvalidPassword)),
+            (Some(secret(&labelled, b"sesame")), None),
+        ] {
+            match read_given(&key, "uid", secret.as_ref(), ("own", "password"), Some("hash before")) {
+                PasswordState::Missing(cause, known) => {
+                    assert_eq!((Some(cause.reason), known.as_deref()), (reason, Some("hash before")), "{}", cause.message);
+                    assert!(!cause.message.contains("same"), "{}", cause.message);
+                }
+                PasswordState::Hashed(_) => assert_eq!(reason, None),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
 }

@@ -6,6 +6,7 @@ use kube::ResourceExt;
 
 use super::observe::{Sources, devices};
 use crate::api::condition::{self, ACCEPTED, BROKER_AVAILABLE, Cause, Finding, Readiness};
+use crate::api::credentials_secret::{control_character, refusal};
 use crate::api::external::ExternalBroker;
 use crate::api::gateway::{Gateway, GatewayDevices, GatewayStatus};
 use crate::api::name;
@@ -48,7 +49,8 @@ pub async fn observe<'a>(sources: &Sources, gateway: &'a Gateway, external: &Ext
     };
     let client_id = name::external_link_client(&gateway.uid().unwrap_or_default());
     let login = login(external, client_id, credentials.as_ref(), authorities.as_ref());
-    sources.externals.set(&key, login.as_ref().ok().cloned());
+    let login = login.map(|login| Login { addresses: Some(sources.addresses.clone()), ..login });
+    sources.externals.set(&key, &external.credentials_secret.name, login.as_ref().ok().cloned());
     let declared = sources.fleet.lock().totals(&key);
     Ok(Observed {
         gateway,
@@ -67,14 +69,17 @@ fn login(external: &ExternalBroker, client_id: String, credentials: Option<&Secr
         )
     })?;
     let reference = &external.credentials_secret;
-    let username = value(credentials, &reference.name, &reference.username_key, "the user name")?;
+    if let Some(cause) = credentials.and_then(refusal) {
+        return Err(cause);
+    }
+    let username = credential(credentials, &reference.name, &reference.username_key, "the user name")?;
     let username = String::from_utf8(username.to_vec()).map_err(|_| {
         let message = format!("Secret {}, key {}: the user name is not UTF-8", reference.name, reference.username_key);
         Cause::new(Reason::InvalidSecret, message)
     })?;
-    let password = value(credentials, &reference.name, &reference.password_key, "the password")?;
+    let password = credential(credentials, &reference.name, &reference.password_key, "the password")?;
     let tls = external.tls.as_ref().map(|tls| encryption(tls.ca_secret_name.as_deref(), authorities)).transpose()?;
-    Ok(Login { host: host.to_owned(), port, client_id, username, password, tls })
+    Ok(Login { host: host.to_owned(), port, client_id, username, password, tls, addresses: None })
 }
 
 fn encryption(secret_name: Option<&str>, secret: Option<&Secret>) -> Result<ClientTls, Cause> {
@@ -98,10 +103,20 @@ fn value(secret: Option<&Secret>, name: &str, key: &str, what: &str) -> Result<B
     if end == 0 {
         return Err(Cause::new(Reason::InvalidSecret, format!("Secret {name}, key {key}: {what} is empty")));
     }
-    if end > MAX_BYTES && key != TLS_AUTHORITIES {
-        return Err(Cause::new(Reason::InvalidSecret, format!("Secret {name}, key {key}: {what} has more than {MAX_BYTES} bytes")));
-    }
     Ok(Bytes::copy_from_slice(&value.0[..end]))
+}
+
+/// A user name or password: the value of a key, without control characters.
+fn credential(secret: Option<&Secret>, name: &str, key: &str, what: &str) -> Result<Bytes, Cause> {
+    let value = value(secret, name, key, what)?;
+    let invalid = |problem: String| Cause::new(Reason::InvalidSecret, format!("Secret {name}, key {key}: {what} {problem}"));
+    if value.len() > MAX_BYTES {
+        return Err(invalid(format!("has {} bytes: expected at most {MAX_BYTES}", value.len())));
+    }
+    match control_character(&value) {
+        Some(position) => Err(invalid(format!("has a line break or control character at byte {position}: write it without"))),
+        None => Ok(value),
+    }
 }
 
 /// The resulting status: pure.
@@ -125,7 +140,7 @@ pub fn status(observed: &Observed<'_>) -> GatewayStatus {
         }
         // Until its first answer, a restarted operator keeps the result of its predecessor.
         (Ok(login), Some(Ok(())) | None) => {
-            let message = format!("the broker at {} has accepted the operator's login as {}", login.address(), login.username);
+            let message = format!("the broker at {} has accepted the operator's login", login.address());
             let ready = Cause::new(Reason::Ready, "the operator is logged in at the broker");
             (vec![accepted, Finding::holds(BROKER_AVAILABLE, Reason::BrokerAvailable, message)], Readiness::Ready(ready))
         }

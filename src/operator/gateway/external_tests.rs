@@ -22,7 +22,13 @@ fn external(changes: &Value) -> ExternalBroker {
 }
 
 fn secret(data: &[(&str, &[u8])]) -> Secret {
-    Secret { data: Some(data.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.to_vec()))).collect()), ..Secret::default() }
+    let data = data.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.to_vec()))).collect();
+    Secret { data: Some(data), type_: Some("kubernetes.io/basic-auth".to_owned()), ..Secret::default() }
+}
+
+/// A Secret that does not allow its use.
+fn unlabelled(secret: &Secret) -> Secret {
+    Secret { type_: Some("Opaque".to_owned()), ..secret.clone() }
 }
 
 fn observed(gateway: &Gateway, login: Result<Login, Cause>, outcome: Option<Result<(), Cause>>) -> Observed<'_> {
@@ -46,6 +52,11 @@ fn each_invalid_address_or_secret_has_its_reason() {
         (other_keys.clone(), Some(good.clone()), None, "SecretKeyNotFound"),
         (json!({}), Some(secret(&[("username", b"\xff"), ("password", b"x")])), None, "InvalidSecret"),
         (json!({}), Some(secret(&[("username", b"fleet"), ("password", b"\n")])), None, "InvalidSecret"),
+        (json!({}), Some(secret(&[("username", b"fleet\nroot"), ("password", b"x")])), None, "InvalidSecret"),
+        (json!({}), Some(secret(&[("username", b"fleet"), ("password", b"open\r\nsesame\n")])), None, "InvalidSecret"),
+        (json!({}), Some(secret(&[("username", b"fleet"), ("password", b"\xff\x00sesame")])), None, "InvalidSecret"),
+        (json!({}), Some(unlabelled(&good)), None, "SecretNotAllowed"),
+        (other_keys.clone(), Some(unlabelled(&secret(&[("uri", b"sesame")]))), None, "SecretNotAllowed"),
         (json!({}), Some(secret(&[("username", b"fleet"), ("password", &vec![b'x'; 65_536])])), None, "InvalidSecret"),
         (authority.clone(), Some(good.clone()), None, "SecretNotFound"),
         (authority.clone(), Some(good.clone()), Some(secret(&[("tls.crt", b"x")])), "SecretKeyNotFound"),
@@ -58,19 +69,19 @@ fn each_invalid_address_or_secret_has_its_reason() {
     ] {
         let cause = found(&changes, credentials.as_ref(), authorities.as_ref()).unwrap_err();
         assert_eq!(cause.reason.as_str(), reason, "{changes}: {}", cause.message);
-        assert!(!cause.message.contains("sesame"), "{}", cause.message);
+        assert!(!cause.message.contains("sesame") && !cause.message.contains("root"), "{}", cause.message);
     }
     let login = found(&json!({}), Some(&good), None).unwrap();
     assert_eq!((&*login.username, &*login.password, login.tls.is_some()), ("fleet", &b"open sesame"[..], false), "without the line break");
     let tokens = secret(&[("user", b"fleet"), ("token", b"ey.x")]);
     assert_eq!(&*found(&other_keys, Some(&tokens), None).unwrap().password, b"ey.x");
     assert!(found(&json!({"tls": {}}), Some(&good), None).unwrap().tls.unwrap().authorities.is_none(), "the public authorities");
-    assert!(!format!("{login:?}").contains("sesame"));
+    assert!(!format!("{login:?}").contains("sesame") && !format!("{login:?}").contains("\"fleet"));
 }
 
 #[test]
 fn the_status_reports_the_result_of_the_login() {
-    let credentials = secret(&[("username", b"fleet"), ("password", b"x")]);
+    let credentials = secret(&[("username", b"postgresql://u:sesame@db"), ("password", b"x")]);
     let login = || found(&json!({}), Some(&credentials), None);
     let fresh = gateway(&json!(external(&json!({}))), None);
     let refused = || Cause::new(Reason::LoginRefused, "no");
@@ -99,6 +110,7 @@ fn the_status_reports_the_result_of_the_login() {
         assert_eq!((of(BROKER_AVAILABLE), of(READY)), (Some(available), Some(ready)), "{name}");
         assert_eq!(of(RECONCILING).is_some(), ready.0 == "False", "{name}");
         assert_eq!(status.address.as_deref(), Some("mqtt.example.org:8883"));
+        assert!(!serde_json::to_string(&status).unwrap().contains("sesame"), "{name}: the status shows a value of the Secret");
     }
     assert_eq!(status(&observed(&restarted, login(), None)), proven, "a restart of the operator writes nothing");
 }

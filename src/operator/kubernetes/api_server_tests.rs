@@ -24,6 +24,7 @@ use super::apply::{Applied, WriteMetrics, Writer, prepare};
 use super::watch::readable;
 use crate::api::reason::Reason;
 use crate::operator::context::unless_terminating;
+use crate::operator::startup::{self, DIGEST_KEY_SECRET, StartupError};
 
 /// A call that is missing or one too many fails a test after this long.
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -263,4 +264,73 @@ async fn the_work_ends_when_another_instance_takes_the_lease() {
     };
     let operator = async move { election.with_lease(std::future::pending::<()>()).await };
     assert!(both(operator, server).await.is_none(), "the work was not ended");
+}
+
+/// The answers to the first reads of an operator.
+async fn answer_start(server: &mut ApiServer) {
+    let namespace = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "kube-system", "uid": "uid-c"}});
+    server.answer("GET", "/api/v1/namespaces/kube-system", 200, &namespace).await;
+    let service = json!({
+        "kind": "Service", "apiVersion": "v1", "metadata": {"name": "kubernetes", "namespace": "default"},
+        "spec": {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00:96::1"]},
+    });
+    server.answer("GET", "/api/v1/namespaces/default/services/kubernetes", 200, &service).await;
+}
+
+#[tokio::test]
+async fn the_digest_key_is_created_once_and_then_read() {
+    const SECRETS: &str = "/api/v1/namespaces/system/secrets";
+    let secret = format!("{SECRETS}/{DIGEST_KEY_SECRET}");
+    // An empty cluster; another instance is faster; a later start; a damaged Secret.
+    for (existing, created) in [(None, 201), (None, 409), (Some("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="), 0), (Some("c2hvcnQ="), 0)]
+    {
+        let (client, writer, mut server) = ApiServer::start();
+        drop(client);
+        let object =
+            |key: &str| json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": DIGEST_KEY_SECRET}, "data": {"key": key}});
+        let known = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+        let started = both(async move { startup::attempt(&writer, "system").await }, async {
+            answer_start(&mut server).await;
+            match existing {
+                Some(key) => drop(server.answer("GET", &secret, 200, &object(key)).await),
+                None => {
+                    server.answer("GET", &secret, 404, &failure(404, "NotFound")).await;
+                    let answer = if created == 201 { object(known) } else { failure(409, "AlreadyExists") };
+                    let (_, body) = server.answer("POST", SECRETS, created, &answer).await;
+                    assert_ne!(body["data"]["key"], known, "it is random");
+                    if created == 409 {
+                        server.answer("GET", &secret, 200, &object(known)).await;
+                    }
+                }
+            }
+            server.end().await;
+        })
+        .await;
+        match existing {
+            Some("c2hvcnQ=") => assert!(matches!(started, Err(StartupError::ReadKey { .. })), "{started:?}"),
+            _ => {
+                let started = started.unwrap();
+                assert_eq!(started.digest_key.expose()[..4], [0, 1, 2, 3]);
+                assert_eq!(started.cluster, "uid-c");
+                assert!(started.api_server.contains(&"fd00:96::1".parse().unwrap()), "{:?}", started.api_server);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_may_not_be_read_does_not_stop_the_start() {
+    let (client, writer, mut server) = ApiServer::start();
+    drop(client);
+    let started = both(async move { startup::attempt(&writer, "system").await }, async move {
+        let namespace = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "kube-system", "uid": "uid-c"}});
+        server.answer("GET", "/api/v1/namespaces/kube-system", 200, &namespace).await;
+        server.answer("GET", "/api/v1/namespaces/default/services/kubernetes", 403, &failure(403, "Forbidden")).await;
+        let key =
+            json!({"kind": "Secret", "apiVersion": "v1", "metadata": {}, "data": {"key": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="}});
+        server.answer("GET", &format!("/api/v1/namespaces/system/secrets/{DIGEST_KEY_SECRET}"), 200, &key).await;
+        server.end().await;
+    })
+    .await;
+    assert_eq!(started.unwrap().cluster, "uid-c");
 }

@@ -133,6 +133,7 @@ fn configuration(pipeline: &Pipeline, valid: &Valid) -> String {
         },
     };
     let configuration = IngestConfiguration {
+        cluster: valid.desired.owner.cluster.clone(),
         pipeline: pipeline.name_any(),
         gateways: valid.gateways.iter().map(gateway).collect(),
         topic: pipeline.spec.source.topic.clone(),
@@ -208,7 +209,7 @@ fn stateful_set(pipeline: &Pipeline, valid: &Valid, revision: &str, images: &Ima
 
 fn pod(pipeline: &Pipeline, valid: &Valid, images: &Images) -> PodSpec {
     let own = name::ingest(&pipeline.name_any());
-    let (logins, place) = external::volume(&valid.externals).unzip();
+    let (logins, place) = external::volume(&valid.externals, &valid.usable_logins).unzip();
     let connection = &pipeline.spec.sink.timescale.connection_secret;
     let configuration = ConfigMapVolumeSource { name: own.clone(), ..ConfigMapVolumeSource::default() };
     PodSpec {

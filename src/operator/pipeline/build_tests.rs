@@ -77,7 +77,7 @@ fn the_number_of_workers_is_limited_by_the_number_of_gateways() {
 fn a_shared_subscription_is_read_by_as_many_workers_as_there_are_sessions() {
     let broker = json!({"address": "mqtt:1883", "credentialsSecret": {"name": "login"}, "sharedSubscription": {"sessions": 3}});
     let externals = [("plant-2".to_owned(), serde_json::from_value(broker).unwrap())].into();
-    let observed = Observed { externals, ..observed() };
+    let observed = Observed { externals, usable_logins: ["plant-2".to_owned()].into(), ..observed() };
     let sparkplug = json!({"source": {"topic": "spBv1.0/plant/+/{node}/{device}"}, "decode": {"format": "SparkplugB"}});
     for (spec, sessions, shared) in
         [(json!({}), vec!["plant-1", "plant-2", "plant-2/1", "plant-2/2"], Some(3)), (sparkplug, vec!["plant-1", "plant-2"], None)]
@@ -122,7 +122,7 @@ fn an_external_broker_is_read_with_the_login_of_its_secret() {
         "credentialsSecret": {"name": "login", "usernameKey": "user", "passwordKey": "token"},
     });
     let externals = [("plant-2".to_owned(), serde_json::from_value(broker).unwrap())].into();
-    let observed = Observed { externals, ..observed() };
+    let observed = Observed { externals, usable_logins: ["plant-2".to_owned()].into(), ..observed() };
     let valid = validate(&pipeline, &observed).unwrap();
     let built = workers(&pipeline, &valid, &password(), URI, &images());
     let configuration: IngestConfiguration = serde_json::from_str(&built.configuration.data.unwrap()[FILE]).unwrap();
@@ -142,4 +142,9 @@ fn an_external_broker_is_read_with_the_login_of_its_secret() {
     assert_eq!(json!(pod.volumes.unwrap()[3]), json!({"name": "gateways", "projected": {"defaultMode": 0o440, "sources": sources}}));
     assert!(pod.containers[0].args.as_ref().unwrap().ends_with(&["--gateways-folder".to_owned(), external::FOLDER.to_owned()]));
     assert_eq!(credentials(&pipeline, &valid, &password()).annotations()[INGEST_GATEWAYS_ANNOTATION], "plant-1");
+
+    // A Secret that does not allow its use does not reach a worker, which would send it to the address.
+    let refused = Observed { usable_logins: [].into(), ..observed };
+    let built = workers(&pipeline, &validate(&pipeline, &refused).unwrap(), &password(), URI, &images());
+    assert!(!json!(built.workers).to_string().contains("\"login\""));
 }

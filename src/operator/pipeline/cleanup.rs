@@ -10,7 +10,7 @@ use kube::{Client, ResourceExt};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::database::{Database, Databases};
-use super::observe::{cause, owner, read_uri};
+use super::observe::{cause, read_uri};
 use super::sessions::{self, Unread};
 use crate::api::condition::Cause;
 use crate::api::reason::Reason;
@@ -51,7 +51,7 @@ pub async fn sessions(
     pipeline: &Pipeline,
 ) -> Result<Option<(Arc<Database>, Vec<Unread>)>, Cause> {
     // Without an external broker the database is not needed.
-    if externals.logins(&owner(pipeline).namespace).is_empty() {
+    if externals.logins(&pipeline.namespace().unwrap_or_default()).is_empty() {
         return Ok(None);
     }
     let read = || async {
@@ -120,7 +120,7 @@ pub async fn end_workers(client: &Client, writer: &Writer, pipeline: &Pipeline) 
 /// # Errors
 /// The cause why its URI is not available.
 pub async fn database(client: &Client, databases: &Databases, pipeline: &Pipeline) -> Result<Arc<Database>, Cause> {
-    let owner = owner(pipeline);
+    let owner = databases.owner(pipeline);
     match read_uri(client, pipeline).await.map_err(|error| Cause::new(error.reason(), chain(&error)))? {
         Ok(uri) => Ok(databases.obtain(&owner, &uri)),
         // A namespace in deletion loses its Secrets before its Pipelines are finalized.
@@ -129,7 +129,7 @@ pub async fn database(client: &Client, databases: &Databases, pipeline: &Pipelin
 }
 
 async fn attempt(client: &Client, databases: &Databases, pipeline: &Pipeline) -> Result<(), Cause> {
-    let owner = owner(pipeline);
+    let owner = databases.owner(pipeline);
     let database = database(client, databases, pipeline).await?;
     let mut session = database.session().await?;
     let spec = &pipeline.spec;

@@ -8,10 +8,12 @@ use tokio_postgres::{Client, Error};
 
 use crate::api::condition::Cause;
 use crate::api::reason::Reason;
-use crate::database::connect::{ConnectError, connect, drive};
+use crate::database::connect::{ConnectError, connect_as_operator, drive};
 use crate::database::uri::ConnectionUri;
+use crate::runtime::address::AddressPolicy;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
+use crate::state::owner::ClusterNamespace;
 
 /// The delay after the first failed attempt to connect; it doubles up to [`MAX_RECONNECT_DELAY`].
 const INITIAL_RECONNECT_DELAY: Duration = Duration::from_millis(500);
@@ -36,6 +38,8 @@ pub enum RegistryState {
 /// The connection that the reconciler and the task of the registry share.
 pub struct DatabaseConnection {
     uri: ConnectionUri,
+    namespace: ClusterNamespace,
+    addresses: AddressPolicy,
     since: Instant,
     session: tokio::sync::Mutex<DatabaseSession>,
     /// Incremented whenever the registry has to be filled completely; 0 until its table exists.
@@ -59,15 +63,23 @@ pub struct SessionGuard<'a>(tokio::sync::MutexGuard<'a, DatabaseSession>);
 impl DatabaseConnection {
     /// A state without a connection.
     #[must_use]
-    pub fn new(uri: ConnectionUri) -> Self {
+    pub fn new(uri: ConnectionUri, namespace: ClusterNamespace, addresses: AddressPolicy) -> Self {
         let session = DatabaseSession { client: None, number: 0, filled: 0, backoff: reconnect_backoff(), last_failure: None };
         Self {
             uri,
+            namespace,
+            addresses,
             since: Instant::now(),
             session: tokio::sync::Mutex::new(session),
             wanted_fill: watch::Sender::new(0),
             registry: watch::Sender::new(RegistryState::Waiting),
         }
+    }
+
+    /// The namespace that uses the database.
+    #[must_use]
+    pub fn namespace(&self) -> &ClusterNamespace {
+        &self.namespace
     }
 
     /// The connection URI.
@@ -90,7 +102,7 @@ impl DatabaseConnection {
         {
             return Err(cause.clone());
         }
-        match connect(&self.uri, "fleetwright operator").await {
+        match connect_as_operator(&self.uri, "fleetwright operator", &self.addresses).await {
             Ok((client, connection)) => {
                 drive(connection);
                 (session.client, session.last_failure) = (Some(client), None);

@@ -7,9 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connection::DatabaseConnection;
+use super::observe::owner;
 use super::registry::{Devices, keep};
+use crate::api::Pipeline;
 use crate::database::uri::ConnectionUri;
-use crate::state::owner::Owner;
+use crate::runtime::address::AddressPolicy;
+use crate::state::owner::{ClusterNamespace, Owner};
 
 /// A database that one namespace uses.
 pub struct Database {
@@ -19,9 +22,9 @@ pub struct Database {
 }
 
 impl Database {
-    fn new(namespace: &str, uri: ConnectionUri, devices: Devices) -> Self {
-        let connection = Arc::new(DatabaseConnection::new(uri));
-        let keeper = tokio::spawn(keep(Arc::clone(&connection), namespace.to_owned(), devices));
+    fn new(namespace: ClusterNamespace, uri: ConnectionUri, devices: Devices, addresses: AddressPolicy) -> Self {
+        let connection = Arc::new(DatabaseConnection::new(uri, namespace, addresses));
+        let keeper = tokio::spawn(keep(Arc::clone(&connection), devices));
         Self { connection, _keeper: AbortOnDropHandle::new(keeper) }
     }
 }
@@ -38,14 +41,28 @@ impl Deref for Database {
 #[derive(Clone)]
 pub struct Databases {
     users: Arc<Mutex<HashMap<Owner, Arc<Database>>>>,
+    cluster: Arc<str>,
     devices: Devices,
+    addresses: AddressPolicy,
 }
 
 impl Databases {
-    /// An empty set. The registries follow `devices`.
+    /// An empty set, for the cluster with this identity. The registries follow `devices`.
     #[must_use]
-    pub fn new(devices: Devices) -> Self {
-        Self { users: Arc::default(), devices }
+    pub fn new(cluster: Arc<str>, devices: Devices, addresses: AddressPolicy) -> Self {
+        Self { users: Arc::default(), cluster, devices, addresses }
+    }
+
+    /// Identity of the cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    /// The Pipeline, as the owner of its rows and of its table.
+    #[must_use]
+    pub fn owner(&self, pipeline: &Pipeline) -> Owner {
+        owner(&self.cluster, pipeline)
     }
 
     /// The database with this URI for this Pipeline, which stops using any other.
@@ -56,7 +73,9 @@ impl Databases {
             (user.namespace == owner.namespace && database.uri() == uri).then(|| Arc::clone(database))
         };
         let found = users.iter().find_map(same);
-        let database = found.unwrap_or_else(|| Arc::new(Database::new(&owner.namespace, uri.clone(), self.devices.clone())));
+        let database = found.unwrap_or_else(|| {
+            Arc::new(Database::new(owner.cluster_namespace(), uri.clone(), self.devices.clone(), self.addresses.clone()))
+        });
         users.insert(owner.clone(), Arc::clone(&database));
         database
     }

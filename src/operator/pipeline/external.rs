@@ -1,9 +1,9 @@
 //! The configuration and volumes with which workers read Gateways with external brokers: pure.
 //!
 //! The logins are files in a separate folder for each Gateway, so that a changed Secret reaches a running worker: it reads them at
-//! each connection. All are optional, because a missing Secret must not keep the workers from reading the other Gateways.
+//! each connection. All are optional, because a deleted Secret must not keep the workers from reading the other Gateways.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{KeyToPath, ProjectedVolumeSource, SecretProjection, Volume, VolumeMount, VolumeProjection};
 use kube::ResourceExt;
@@ -57,10 +57,12 @@ pub fn session_names(pipeline: &Pipeline, gateways: &[String], externals: &BTree
     sessions.into_iter().map(|(number, gateway)| session_name(gateway, number)).collect()
 }
 
-/// The volume with the logins, and its mount; `None` if the workers need no login.
+/// The volume with the logins of the `usable` Gateways, and its mount; `None` if the workers need no login. A Secret that does not allow its
+/// use must not reach a worker, which would send its values to the address in the Gateway.
 #[must_use]
-pub fn volume(brokers: &BTreeMap<String, ExternalBroker>) -> Option<(Volume, VolumeMount)> {
-    let sources: Vec<VolumeProjection> = brokers.iter().flat_map(|(name, broker)| files(name, broker)).collect();
+pub fn volume(brokers: &BTreeMap<String, ExternalBroker>, usable: &BTreeSet<String>) -> Option<(Volume, VolumeMount)> {
+    let brokers = brokers.iter().filter(|(name, _)| usable.contains(*name));
+    let sources: Vec<VolumeProjection> = brokers.flat_map(|(name, broker)| files(name, broker)).collect();
     if sources.is_empty() {
         return None;
     }

@@ -33,7 +33,7 @@ use self::connection::RegistryState;
 use self::database::Databases;
 use self::dead_letter_status::DeadLetterView;
 use self::drift::Drift;
-use self::observe::{Observed, observe, owner};
+use self::observe::{Observed, observe};
 use self::registry::Devices;
 use self::retention::Retention;
 use self::status::{Outcome, Sources, TableOutcome, WorkersOutcome, status};
@@ -80,7 +80,7 @@ pub async fn run(context: Context, devices: Devices, retention: Retention) {
     devices.listed.cancelled().await;
     let (noticed, drifted) = mpsc::unbounded_channel();
     let drift = Drift::new(noticed);
-    let databases = Databases::new(devices);
+    let databases = Databases::new(context.cluster.clone(), devices, context.addresses.clone());
     let reconciler = Reconciler {
         writer: context.writer("fleetwright/pipeline"),
         recorder: context.recorder("fleetwright.io/pipeline"),
@@ -96,7 +96,7 @@ pub async fn run(context: Context, devices: Devices, retention: Retention) {
         .with_controller(|_| {
             let controller =
                 super::kubernetes::watch::controller(&context.client, |_| None).with_config(Config::default().concurrency(CONCURRENCY));
-            watch::subscribe(controller, &context.client, drifted)
+            watch::subscribe(controller, &context.client, drifted, context.externals.clone())
         });
     tokio::select! {
         () = controller.run() => {}
@@ -130,7 +130,7 @@ impl k8s_controller::Context for Reconciler {
     }
 
     async fn cleanup(&self, client: Client, pipeline: &Pipeline, _: &mut TraceMetadata) -> Result<Option<Action>, WriteError> {
-        let owner = owner(pipeline);
+        let owner = self.databases.owner(pipeline);
         self.drift.forget(&owner);
         self.write_status(pipeline, &Outcome::Deleting).await?;
         self.end_workers(&client, pipeline).await?;
@@ -169,7 +169,7 @@ impl Reconciler {
 
     /// Ends the sessions with Gateways that are no longer selected, once no worker reads them.
     async fn end_unread(&self, pipeline: &Pipeline, valid: &Valid, workers: &WorkersOutcome) {
-        let Some(database) = self.databases.last(&owner(pipeline)).filter(|_| workers.is_settled()) else { return };
+        let Some(database) = self.databases.last(&self.databases.owner(pipeline)).filter(|_| workers.is_settled()) else { return };
         let ended = match sessions::unread(&database, &self.externals, pipeline, &valid.gateways).await {
             Ok(unread) => sessions::end(&database, pipeline, unread).await,
             Err(cause) => Err(cause),
@@ -194,7 +194,7 @@ impl Reconciler {
         let outcome = match validate(pipeline, &observed) {
             Ok(valid) => Box::pin(self.execute_spec(pipeline, &observed, valid)).await?,
             Err(cause) => {
-                self.drift.forget(&owner(pipeline));
+                self.drift.forget(&self.databases.owner(pipeline));
                 Outcome::Refused(cause)
             }
         };
@@ -208,7 +208,7 @@ impl Reconciler {
     /// Whether the workers wait only for the first filling of a registry, which has just started.
     fn is_first_filling(&self, pipeline: &Pipeline, outcome: &Outcome) -> bool {
         let Outcome::Accepted { workers: WorkersOutcome::Awaiting(cause), .. } = outcome else { return false };
-        let database = self.databases.last(&owner(pipeline));
+        let database = self.databases.last(&self.databases.owner(pipeline));
         cause.reason == Reason::RegistryNotFilled && database.is_some_and(|database| database.age() < MAX_REGISTRY_FILL)
     }
 
@@ -244,7 +244,7 @@ impl Reconciler {
     }
 
     async fn change_table(&self, pipeline: &Pipeline, valid: &Valid) -> Result<SchemaPlan, TableOutcome> {
-        let database = self.databases.last(&owner(pipeline));
+        let database = self.databases.last(&self.databases.owner(pipeline));
         let closed = || Cause::new(Reason::DatabaseUnavailable, "the connection to the database was closed");
         let database = database.ok_or_else(|| TableOutcome::Unknown(closed()))?;
         let mut session = database.session().await.map_err(TableOutcome::Unknown)?;
@@ -269,7 +269,7 @@ impl Reconciler {
 
     /// The cause why the workers have to wait. Workers would refuse a reading of a Device that is not in the registry yet.
     fn awaiting(&self, pipeline: &Pipeline, valid: &Valid, table: &TableOutcome, dead_letters: &DeadLetterView) -> Option<Cause> {
-        let owner = owner(pipeline);
+        let owner = self.databases.owner(pipeline);
         let ready = matches!(table, TableOutcome::Ready { .. });
         let database = self.databases.last(&owner).filter(|_| ready);
         let registry = match &database {
@@ -316,7 +316,7 @@ impl Reconciler {
 
     /// Writes which worker reads which Gateway, before the number of workers changes.
     async fn spread_gateways(&self, pipeline: &Pipeline, valid: &Valid) -> Result<(), Cause> {
-        let owner = owner(pipeline);
+        let owner = self.databases.owner(pipeline);
         let closed = || Cause::new(Reason::DatabaseUnavailable, "the connection to the database was closed");
         let database = self.databases.last(&owner).ok_or_else(closed)?;
         let refused = |error| Cause::new(Reason::GatewaysNotAssigned, format!("failed to assign Gateways to workers: {}", chain(&error)));

@@ -1,6 +1,6 @@
 //! All reads of a reconciliation: from the API server and the database.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::database::Databases;
 use crate::api::condition::Cause;
+use crate::api::credentials_secret::refusal;
 use crate::api::descriptor;
 use crate::api::external::ExternalBroker;
 use crate::api::reason::Reason;
@@ -31,10 +32,14 @@ const DEAD_LETTERS_TIMEOUT: Duration = Duration::from_secs(5);
 /// The observed state of a Pipeline.
 #[derive(Debug)]
 pub struct Observed {
+    /// Identity of the cluster.
+    pub cluster: String,
     /// Gateways of the namespace with their labels, without those in deletion.
     pub gateways: BTreeMap<String, BTreeMap<String, String>>,
     /// The Gateways with an external broker.
     pub externals: BTreeMap<String, ExternalBroker>,
+    /// Those of them whose Secret with the login exists and allows its use. Workers get no other.
+    pub usable_logins: BTreeSet<String>,
     /// The connection URI, or why it is not available.
     pub uri: Result<ConnectionUri, Cause>,
     /// The database.
@@ -60,8 +65,8 @@ pub enum DatabaseView {
 
 /// The Pipeline's identity in the database.
 #[must_use]
-pub fn owner(pipeline: &Pipeline) -> Owner {
-    Owner { namespace: pipeline.namespace().unwrap_or_default(), pipeline: pipeline.name_any() }
+pub fn owner(cluster: &str, pipeline: &Pipeline) -> Owner {
+    Owner { cluster: cluster.to_owned(), namespace: pipeline.namespace().unwrap_or_default(), pipeline: pipeline.name_any() }
 }
 
 /// Reads everything. An unavailable database is a result, not an error.
@@ -73,6 +78,8 @@ pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline
     let gateways = read_all::<Gateway>(client, &namespace, "").await?;
     let gateways: Vec<Gateway> = gateways.into_iter().filter(|gateway| gateway.metadata.deletion_timestamp.is_none()).collect();
     let external = |gateway: &Gateway| Some((gateway.name_any(), gateway.spec.external.clone()?));
+    let externals: BTreeMap<String, ExternalBroker> = gateways.iter().filter_map(external).collect();
+    let usable_logins = usable_logins(client, &namespace, &externals).await?;
     let credentials = read::<Secret>(client, &namespace, &name::ingest(&pipeline.name_any())).await?;
     let uri = read_uri(client, pipeline).await?;
     let descriptor = read_descriptor(client, pipeline).await?;
@@ -81,14 +88,32 @@ pub async fn observe(client: &Client, databases: &Databases, pipeline: &Pipeline
         Err(cause) => (DatabaseView::Unseen(cause.clone()), None),
     };
     Ok(Observed {
+        cluster: databases.cluster().to_owned(),
         gateways: gateways.iter().map(|gateway| (gateway.name_any(), gateway.labels().clone())).collect(),
-        externals: gateways.iter().filter_map(external).collect(),
+        externals,
+        usable_logins,
         uri,
         descriptor,
         database,
         dead_letters,
         password: credentials.and_then(|secret| Password::given(&secret.data?.get(PASSWORD_KEY)?.0).ok()),
     })
+}
+
+/// The Gateways whose Secret with the login exists and allows its use.
+async fn usable_logins(
+    client: &Client,
+    namespace: &str,
+    externals: &BTreeMap<String, ExternalBroker>,
+) -> Result<BTreeSet<String>, WriteError> {
+    let mut usable = BTreeSet::new();
+    for (gateway, broker) in externals {
+        let secret = read::<Secret>(client, namespace, &broker.credentials_secret.name).await?;
+        if secret.is_some_and(|secret| refusal(&secret).is_none()) {
+            usable.insert(gateway.clone());
+        }
+    }
+    Ok(usable)
 }
 
 /// The connection URI in the Secret that the Pipeline names.
@@ -107,6 +132,9 @@ fn connection_uri(secret: Option<&Secret>, name: &str, key: &str) -> Result<Conn
         let message = format!("there is no Secret {name} in this namespace: create it with the connection URI under the key {key}");
         return Err(Cause::new(Reason::SecretNotFound, message));
     };
+    if let Some(cause) = refusal(secret) {
+        return Err(cause);
+    }
     let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else {
         return Err(Cause::new(
             Reason::SecretKeyNotFound,
@@ -127,7 +155,7 @@ async fn read_descriptor(client: &Client, pipeline: &Pipeline) -> Result<Result<
 }
 
 async fn inspect(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri) -> (DatabaseView, Option<DeadLetters>) {
-    let owner = owner(pipeline);
+    let owner = databases.owner(pipeline);
     let database = databases.obtain(&owner, uri);
     let mut session = match database.session().await {
         Ok(session) => session,
@@ -140,11 +168,12 @@ async fn inspect(databases: &Databases, pipeline: &Pipeline, uri: &ConnectionUri
     match observe_schema(client, &pipeline.spec.sink.timescale.table).await {
         Ok(observed) => {
             let mut dead_letters = None;
-            if observed.system_version.is_some_and(|version| version >= system::VERSION) {
+            let is_current = observed.system_version.is_some_and(|version| version >= system::VERSION);
+            if is_current {
                 let token = pipeline.spec.replay.as_ref().map(|replay| replay.token.as_str());
                 dead_letters = timeout(DEAD_LETTERS_TIMEOUT, dead_letter::read(client, &owner, token)).await.ok().and_then(Result::ok);
             }
-            if observed.system_version.is_some() {
+            if is_current {
                 database.system_seen(&mut session, false);
             }
             (DatabaseView::Seen(observed), dead_letters)
@@ -174,18 +203,24 @@ mod tests {
 
     #[test]
     fn each_invalid_connection_secret_has_its_reason() {
-        let secret =
-            |key: &str, value: &[u8]| Secret { data: Some([(key.to_owned(), ByteString(value.to_vec()))].into()), ..Secret::default() };
+        let typed = |type_: &str| Secret { type_: Some(type_.to_owned()), ..Secret::default() };
+        let secret = |key: &str, value: &[u8]| Secret {
+            data: Some([(key.to_owned(), ByteString(value.to_vec()))].into()),
+            ..typed("kubernetes.io/basic-auth")
+        };
+        let plain = |key: &str, value: &[u8]| Secret { type_: None, ..secret(key, value) };
         for (secret, reason) in [
             (None, "SecretNotFound"),
-            (Some(Secret::default()), "SecretKeyNotFound"),
+            (Some(typed("kubernetes.io/basic-auth")), "SecretKeyNotFound"),
+            (Some(plain("uri", b"postgresql://u:secret@db/x")), "SecretNotAllowed"),
+            (Some(plain("uri", b"secret")), "SecretNotAllowed"),
             (Some(secret("url", b"postgresql://u:p@db/x")), "SecretKeyNotFound"),
             (Some(secret("uri", b"\xff")), "InvalidConnectionUri"),
             (Some(secret("uri", b"postgresql://db/secret")), "InvalidConnectionUri"),
         ] {
             let cause = connection_uri(secret.as_ref(), "timescale", "uri").unwrap_err();
             assert_eq!(cause.reason.as_str(), reason);
-            assert!(!cause.message.contains("secret"), "{}", cause.message);
+            assert!(!cause.message.contains("secret@") && !cause.message.contains("/secret"), "{}", cause.message);
         }
         assert!(connection_uri(Some(&secret("uri", b"postgresql://u:p@db/x\n")), "timescale", "uri").is_ok());
     }

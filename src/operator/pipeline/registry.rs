@@ -44,7 +44,8 @@ pub struct Devices {
 }
 
 /// Fills the registry when its table exists, and then follows the Devices. Never ends.
-pub async fn keep(connection: Arc<DatabaseConnection>, namespace: String, devices: Devices) {
+pub async fn keep(connection: Arc<DatabaseConnection>, devices: Devices) {
+    let namespace = connection.namespace().namespace.clone();
     devices.listed.cancelled().await;
     let mut wanted = connection.wanted_fill();
     let mut backoff = Backoff::new(INITIAL_RETRY_DELAY, MAX_RETRY_DELAY);
@@ -55,11 +56,11 @@ pub async fn keep(connection: Arc<DatabaseConnection>, namespace: String, device
         }
         wanted.mark_unchanged();
         let mut changes = devices.changes.subscribe();
-        let outcome = match fill(&connection, &namespace, &devices).await {
+        let outcome = match fill(&connection, &devices).await {
             Ok(()) => {
                 backoff.reset();
                 connection.set_registry(RegistryState::Filled);
-                follow(&connection, &namespace, &devices, &mut changes, &mut wanted).await
+                follow(&connection, &devices, &mut changes, &mut wanted).await
             }
             Err(cause) => Err(cause),
         };
@@ -72,13 +73,14 @@ pub async fn keep(connection: Arc<DatabaseConnection>, namespace: String, device
     }
 }
 
-async fn fill(connection: &DatabaseConnection, namespace: &str, devices: &Devices) -> Result<(), Cause> {
+async fn fill(connection: &DatabaseConnection, devices: &Devices) -> Result<(), Cause> {
+    let namespace = connection.namespace();
     let mut session = connection.session().await?;
     // The list is read while the connection is locked: an older list must not overwrite a newer one.
-    let rows = devices.fleet.lock().registry(namespace);
+    let rows = devices.fleet.lock().registry(&namespace.namespace);
     let changed = settle(sync(session.client()?, namespace, &rows).await, session)?;
     if changed > 0 {
-        info!(namespace, devices = rows.len(), changed, "filled the device registry");
+        info!(namespace = namespace.namespace, devices = rows.len(), changed, "filled the device registry");
     }
     Ok(())
 }
@@ -86,12 +88,12 @@ async fn fill(connection: &DatabaseConnection, namespace: &str, devices: &Device
 /// Writes changes until the registry needs a full comparison again.
 async fn follow(
     connection: &DatabaseConnection,
-    namespace: &str,
     devices: &Devices,
     changes: &mut broadcast::Receiver<DeviceKey>,
     wanted: &mut watch::Receiver<u64>,
 ) -> Result<(), Cause> {
     let comparison = Instant::now() + COMPARISON_INTERVAL;
+    let namespace = connection.namespace();
     loop {
         let key = tokio::select! {
             change = changes.recv() => match change {
@@ -101,14 +103,14 @@ async fn follow(
             _ = wanted.changed() => return Ok(()),
             () = sleep_until(comparison) => return Ok(()),
         };
-        if *key.gateway.namespace != *namespace {
+        if *key.gateway.namespace != *namespace.namespace {
             continue;
         }
         sleep(GATHERING).await;
         let mut keys = HashSet::from([key]);
         loop {
             match changes.try_recv() {
-                Ok(key) if *key.gateway.namespace == *namespace => drop(keys.insert(key)),
+                Ok(key) if *key.gateway.namespace == *namespace.namespace => drop(keys.insert(key)),
                 Ok(_) => {}
                 Err(broadcast::error::TryRecvError::Empty) => break,
                 Err(_) => return Ok(()),

@@ -11,8 +11,9 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::database::Databases;
-use crate::database::connect::{ConnectError, connect, drive};
+use crate::database::connect::{ConnectError, connect_as_operator, drive};
 use crate::database::uri::ConnectionUri;
+use crate::runtime::address::AddressPolicy;
 use crate::runtime::error::chain;
 use crate::state::dead_letter_retention::{Swept, sweep};
 
@@ -42,6 +43,7 @@ enum SweepError {
 #[derive(Clone)]
 pub struct Retention {
     changed: Arc<Notify>,
+    addresses: AddressPolicy,
     deleted: GenericCounter<AtomicU64>,
     dropped: GenericCounter<AtomicU64>,
     sweeps: IntCounterVec,
@@ -52,7 +54,7 @@ impl Retention {
     ///
     /// # Errors
     /// If the registry refuses a metric.
-    pub fn new(metrics: &Registry) -> Result<Self, prometheus::Error> {
+    pub fn new(metrics: &Registry, addresses: AddressPolicy) -> Result<Self, prometheus::Error> {
         let deleted =
             GenericCounter::new("fleetwright_dead_letters_expired_total", "Expired dead letters that were deleted individually.")?;
         let dropped = GenericCounter::new(
@@ -64,7 +66,7 @@ impl Retention {
         metrics.register(Box::new(deleted.clone()))?;
         metrics.register(Box::new(dropped.clone()))?;
         metrics.register(Box::new(sweeps.clone()))?;
-        Ok(Self { changed: Arc::default(), deleted, dropped, sweeps })
+        Ok(Self { changed: Arc::default(), addresses, deleted, dropped, sweeps })
     }
 
     /// A retention has changed: starts a sweep at once.
@@ -87,7 +89,7 @@ impl Retention {
 
     /// Deletes expired dead letters in one database.
     pub async fn sweep(&self, uri: &ConnectionUri) {
-        let outcome = timeout(PATIENCE, sweep_once(uri)).await.unwrap_or(Err(SweepError::Await));
+        let outcome = timeout(PATIENCE, sweep_once(uri, &self.addresses)).await.unwrap_or(Err(SweepError::Await));
         match outcome {
             Ok(swept) => {
                 self.sweeps.with_label_values(&["swept"]).inc();
@@ -113,8 +115,8 @@ impl Retention {
 }
 
 /// Uses a separate connection, so that other work of the operator does not wait.
-async fn sweep_once(uri: &ConnectionUri) -> Result<Swept, SweepError> {
-    let (client, connection) = connect(uri, "fleetwright operator retention").await?;
+async fn sweep_once(uri: &ConnectionUri, addresses: &AddressPolicy) -> Result<Swept, SweepError> {
+    let (client, connection) = connect_as_operator(uri, "fleetwright operator retention", addresses).await?;
     drive(connection);
     Ok(sweep(&client).await?)
 }

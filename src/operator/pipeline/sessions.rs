@@ -39,7 +39,7 @@ pub async fn unread(
     pipeline: &Pipeline,
     read: &[String],
 ) -> Result<Vec<Unread>, Cause> {
-    let owner = owner(pipeline);
+    let owner = owner(&database.namespace().cluster, pipeline);
     let logins = externals.logins(&owner.namespace);
     if logins.is_empty() {
         return Ok(Vec::new());
@@ -82,7 +82,8 @@ pub async fn end(database: &DatabaseConnection, pipeline: &Pipeline, unread: Vec
         }
     }
     if !ended.is_empty() {
-        let (owner, refused) = (owner(pipeline), |error| Cause::new(Reason::SessionsNotForgotten, chain(&error)));
+        let owner = owner(&database.namespace().cluster, pipeline);
+        let refused = |error| Cause::new(Reason::SessionsNotForgotten, chain(&error));
         database.ask(async |client| forget_sessions(client, &owner, &ended).await, refused).await?;
     }
     failed.into_values().next().map_or(Ok(()), Err)
@@ -117,6 +118,7 @@ mod tests {
                 username: "fleet".to_owned(),
                 password: "secret".into(),
                 tls: None,
+                addresses: None,
             };
             (Arc::from(host), Arc::new(login))
         };

@@ -1,6 +1,6 @@
 //! Validates the observed state and plans the changes: pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kube::core::SelectorExt;
 
@@ -26,6 +26,8 @@ pub struct Valid {
     pub gateways: Vec<String>,
     /// The selected Gateways with an external broker.
     pub externals: BTreeMap<String, ExternalBroker>,
+    /// Those of them whose login the workers may use.
+    pub usable_logins: BTreeSet<String>,
     /// The sessions in which workers read the Gateways, by name.
     pub sessions: Vec<String>,
     /// The plan for the table.
@@ -56,7 +58,7 @@ pub enum TableView {
 /// The cause why the spec is invalid, independent of other objects.
 pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause> {
     let descriptor = observed.descriptor.as_ref().map(Option::as_deref).map_err(Clone::clone);
-    let compiled = compile(owner(pipeline), &pipeline.spec, descriptor)?;
+    let compiled = compile(owner(&observed.cluster, pipeline), &pipeline.spec, descriptor)?;
     let (desired, topic) = (compiled.desired, compiled.topic);
     let descriptor = compiled.decoder.and_then(|_| observed.descriptor.clone());
     let gateways = observed.gateways.iter().filter(|(_, labels)| compiled.selector.matches(labels)).map(|(name, _)| name.clone());
@@ -82,6 +84,7 @@ pub fn validate(pipeline: &Pipeline, observed: &Observed) -> Result<Valid, Cause
         commands: topic.commands().map(str::to_owned),
         gateways,
         externals,
+        usable_logins: observed.usable_logins.clone(),
         sessions,
         table,
     })
@@ -127,8 +130,10 @@ pub(super) mod tests {
     pub fn observed() -> Observed {
         let labels = |site: &str| BTreeMap::from([("site".to_owned(), site.to_owned())]);
         Observed {
+            cluster: "here".to_owned(),
             gateways: [("plant-1".to_owned(), labels("north")), ("plant-2".to_owned(), labels("south"))].into(),
             externals: BTreeMap::new(),
+            usable_logins: BTreeSet::new(),
             uri: Ok("postgresql://u:p@db:5433/fleet".parse().unwrap()),
             database: DatabaseView::Seen(observe::ObservedSchema::default()),
             descriptor: Ok(None),

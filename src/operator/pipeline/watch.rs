@@ -1,5 +1,5 @@
 //! The watches that trigger the reconciliation of a Pipeline: itself, its owned objects, the Secret and the ConfigMap it names, the
-//! Gateways of its namespace, its table.
+//! Gateways of its namespace and the Secrets of their logins, its table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,12 +16,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::api::name::{GATEWAY_LABEL, PIPELINE_LABEL, ROLE_LABEL};
 use crate::api::{Gateway, Pipeline};
+use crate::operator::twin_sync::external::SharedExternals;
 
 /// Adds all watches. `drifted` receives the Pipelines whose table no longer matches the spec.
 pub fn subscribe(
     controller: Controller<Pipeline>,
     client: &Client,
     drifted: UnboundedReceiver<ObjectRef<Pipeline>>,
+    externals: SharedExternals,
 ) -> Controller<Pipeline> {
     let ours = || Config::default().labels(PIPELINE_LABEL);
     // The operator's own Secrets are many, and no spec names them.
@@ -37,8 +39,10 @@ pub fn subscribe(
         .owns(Api::<NetworkPolicy>::all(client.clone()), ours())
         .owns(Api::<PartialObjectMeta<Secret>>::all(client.clone()), ours())
         .watches(Api::<PartialObjectMeta<Secret>>::all(client.clone()), secrets, move |secret| {
-            let named = |pipeline: &Pipeline| pipeline.spec.sink.timescale.connection_secret.name == secret.name_any();
-            of_namespace(&naming, secret.namespace().as_deref(), named)
+            let (namespace, name) = (secret.namespace().unwrap_or_default(), secret.name_any());
+            let is_login = externals.log_in_with(&namespace, &name);
+            let named = |pipeline: &Pipeline| is_login || pipeline.spec.sink.timescale.connection_secret.name == name;
+            of_namespace(&naming, Some(&namespace), named)
         })
         .watches(Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()), descriptors, move |map| {
             let named = |pipeline: &Pipeline| {

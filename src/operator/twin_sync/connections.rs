@@ -15,8 +15,12 @@ use crate::operator::device::connection::CompactConnection;
 use crate::operator::device::key::GatewayKey;
 use crate::operator::presence::follow::PresenceUpdate;
 
-/// Upper limit of known devices, because any client of that broker may invent names. A broker of the operator has the same limit.
+/// Upper limit of known devices. A broker of the operator has the same limit.
 const MAX_DEVICES: usize = 150_000;
+
+/// Upper limit of names that are not declared, because any client of that broker may invent them. A device that connects before it is
+/// declared is below the limit, or appears with the next session.
+const MAX_UNDECLARED: usize = 1_000;
 
 /// After this long without a connection to the broker, the number of connected devices is unknown. A broker that restarts is back
 /// sooner.
@@ -30,6 +34,8 @@ const UNKNOWN_AFTER: Duration = Duration::from_mins(5);
 pub struct ReportedConnections {
     gateway: GatewayKey,
     known: HashMap<Arc<str>, CompactConnection>,
+    /// Number of names that were not declared when they were first heard of.
+    undeclared: usize,
     /// Since when there is no connection to the broker, as an instant and in seconds since 1970.
     away: Option<(Instant, i64)>,
     silent: bool,
@@ -40,21 +46,24 @@ impl ReportedConnections {
     /// Without any state.
     #[must_use]
     pub fn new(gateway: GatewayKey, now: Instant, time: i64) -> Self {
-        Self { gateway, known: HashMap::new(), away: Some((now, time)), silent: false, unknown: false }
+        Self { gateway, known: HashMap::new(), undeclared: 0, away: Some((now, time)), silent: false, unknown: false }
     }
 
     /// A connection begins: the broker sends its retained messages.
     pub fn begin(&mut self) {
         self.known.clear();
+        self.undeclared = 0;
     }
 
-    /// Processes a message of a device at `time` (seconds since 1970). `None` if it changes nothing or is malformed.
-    pub fn observe(&mut self, device: &str, payload: &[u8], time: i64) -> Option<PresenceUpdate> {
+    /// Processes a message of a device, which may be `declared`, at `time` (seconds since 1970). `None` if it changes nothing or is
+    /// malformed.
+    pub fn observe(&mut self, device: &str, payload: &[u8], declared: bool, time: i64) -> Option<PresenceUpdate> {
         let state = state_of(payload).filter(|_| can_be_device(device))?;
-        if self.known.get(device).is_some_and(|known| known.state == state)
-            || (self.known.len() >= MAX_DEVICES && !self.known.contains_key(device))
-        {
-            return None;
+        match self.known.get(device) {
+            Some(known) if known.state == state => return None,
+            Some(_) => {}
+            None if self.known.len() >= MAX_DEVICES || (!declared && self.undeclared >= MAX_UNDECLARED) => return None,
+            None => self.undeclared += usize::from(!declared),
         }
         let (device, connection) = (Arc::<str>::from(device), CompactConnection::new(state, time));
         self.known.insert(Arc::clone(&device), connection);
@@ -126,16 +135,16 @@ mod tests {
             ("_operator", "online", None),
         ] {
             let expected: Vec<_> = expected.into_iter().map(|state| (device.to_owned(), state)).collect();
-            assert_eq!(heard(connections.observe(device, payload.as_bytes(), 1)), expected, "{device} {payload:?}");
+            assert_eq!(heard(connections.observe(device, payload.as_bytes(), true, 1)), expected, "{device} {payload:?}");
         }
     }
 
     #[test]
     fn a_connection_starts_from_the_retained_messages() {
         let (mut connections, _) = connections();
-        connections.observe("gone", b"online", 1);
+        connections.observe("gone", b"online", true, 1);
         connections.begin();
-        connections.observe("d", b"online", 2);
+        connections.observe("d", b"online", true, 2);
         assert_eq!(heard(Some(connections.all())), [("d".to_owned(), ConnectionState::Online)]);
         assert_eq!(heard(Some(connections.all())).len(), 1, "and again, when it is asked for");
     }

@@ -13,12 +13,16 @@ use crate::api::condition::Cause;
 use crate::api::reason::Reason;
 use crate::mqtt::login::Login;
 use crate::operator::device::key::GatewayKey;
+use crate::runtime::address::AddressError;
 use crate::runtime::error::chain;
 
 /// The state of one external broker.
 #[derive(Clone, Debug)]
 pub struct External {
-    /// Login data; `None` while a Secret is missing.
+    /// Name of the Secret with user name and password.
+    pub secret: String,
+
+    /// Login data; `None` while the Secret is missing or unusable.
     pub login: Option<Arc<Login>>,
 
     /// The result of this login; `None` before the first attempt.
@@ -56,15 +60,26 @@ impl SharedExternals {
     }
 
     /// Sets the login data. Changed data has no result yet.
-    pub fn set(&self, gateway: &GatewayKey, login: Option<Login>) {
+    pub fn set(&self, gateway: &GatewayKey, secret: &str, login: Option<Login>) {
         let mut known = self.lock();
-        let before = known.externals.get(gateway);
-        if before.is_some_and(|before| before.login.as_deref() == login.as_ref()) {
+        let before = known.externals.get_mut(gateway);
+        if let Some(before) = before
+            && before.login.as_deref() == login.as_ref()
+        {
+            secret.clone_into(&mut before.secret);
             return;
         }
+        let before = known.externals.get(gateway);
         let resync = before.map(|before| Arc::clone(&before.resync)).unwrap_or_default();
         known.gone.remove(gateway);
-        known.externals.insert(gateway.clone(), External { login: login.map(Arc::new), outcome: None, resync });
+        let external = External { secret: secret.to_owned(), login: login.map(Arc::new), outcome: None, resync };
+        known.externals.insert(gateway.clone(), external);
+    }
+
+    /// Whether a Gateway of the namespace logs in with this Secret.
+    #[must_use]
+    pub fn log_in_with(&self, namespace: &str, secret: &str) -> bool {
+        self.lock().externals.iter().any(|(key, external)| &*key.namespace == namespace && external.secret == secret)
     }
 
     /// A Gateway was deleted.
@@ -98,9 +113,13 @@ pub fn cause(login: &Login, error: &SyncError) -> Cause {
     match error {
         SyncError::Session(SessionError::Connection { source, .. }) => connection(login, source),
         SyncError::Session(SessionError::Subscribe { source, .. }) => subscription(&address, source),
-        SyncError::Session(SessionError::Timeout { .. } | SessionError::Ended { .. }) | SyncError::Abandoned => {
-            unreachable(login, &chain(error))
+        SyncError::Session(SessionError::Resolve(error @ AddressError::Forbid { .. })) => {
+            Cause::new(Reason::AddressNotAllowed, format!("external.address: {error}"))
         }
+        SyncError::Session(
+            SessionError::Resolve(_) | SessionError::Timeout { .. } | SessionError::Flood { .. } | SessionError::Ended { .. },
+        )
+        | SyncError::Abandoned => unreachable(login, &chain(error)),
     }
 }
 
@@ -117,10 +136,8 @@ fn connection(login: &Login, error: &ConnectionError) -> Cause {
                 ConnectReturnCode::ClientIdentifierNotValid => "allow that client identifier at that broker",
                 _ => "see that broker's log",
             };
-            let (user, client) = (&login.username, &login.client_id);
-            let message = format!(
-                "the broker at {address} refuses the login of the user {user} with the client identifier {client} ({code:?}): {todo}"
-            );
+            let client = &login.client_id;
+            let message = format!("the broker at {address} refuses the login with the client identifier {client} ({code:?}): {todo}");
             Cause::new(Reason::LoginRefused, message)
         }
         // A listener with TLS closes a connection without TLS.

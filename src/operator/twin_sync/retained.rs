@@ -1,15 +1,23 @@
 //! Compares the messages that a broker retains at `devices/+/desired` with the desired states. Pure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::operator::device::twin::Wanted;
 
+/// The maximum number of retained messages of devices that are not declared, at an external broker, whose clients may invent names. The
+/// operator clears such messages; further ones are read again by the next session.
+const MAX_UNDECLARED: usize = 1_000;
+
 /// The retained messages by device, as digests of the payloads.
 #[derive(Debug, Default)]
 pub struct RetainedStates {
     known: HashMap<Arc<str>, u64>,
+    /// Those of devices that were not declared when the message arrived.
+    undeclared: HashSet<Arc<str>>,
+    /// Whether the number of these is limited.
+    limited: bool,
 }
 
 /// The message to publish for a device.
@@ -24,12 +32,25 @@ pub enum RetainedAction {
 }
 
 impl RetainedStates {
-    /// The broker retains this message. An empty payload means none.
-    pub fn observe(&mut self, device: &str, payload: &[u8]) {
+    /// Without messages; `external`: of an external broker.
+    #[must_use]
+    pub fn new(external: bool) -> Self {
+        Self { limited: external, ..Self::default() }
+    }
+
+    /// The broker retains this message of a device, which may be `declared`. An empty payload means none.
+    pub fn observe(&mut self, device: &str, payload: &[u8], declared: bool) {
+        if payload.is_empty() || declared {
+            self.undeclared.remove(device);
+        }
         if payload.is_empty() {
             self.known.remove(device);
-        } else {
-            self.known.insert(device.into(), digest(payload));
+        } else if declared || !self.limited || self.undeclared.contains(device) || self.undeclared.len() < MAX_UNDECLARED {
+            let name: Arc<str> = device.into();
+            if self.limited && !declared {
+                self.undeclared.insert(Arc::clone(&name));
+            }
+            self.known.insert(name, digest(payload));
         }
     }
 
@@ -86,11 +107,28 @@ mod tests {
         ] {
             let mut retained = RetainedStates::default();
             if let Some(kept) = kept {
-                retained.observe("d", b"before");
-                retained.observe("d", kept.as_bytes());
+                retained.observe("d", b"before", true);
+                retained.observe("d", kept.as_bytes(), true);
             }
             assert_eq!(retained.action("d", wanted), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn invented_names_at_an_external_broker_are_bounded() {
+        let kept = |external: bool| {
+            let mut retained = RetainedStates::new(external);
+            for number in 0..3 * MAX_UNDECLARED {
+                retained.observe(&format!("invented-{number}"), b"x", false);
+            }
+            retained.observe("declared", b"x", true);
+            retained.observe("invented-0", b"", false);
+            retained.observe("one-more", b"x", false);
+            retained.observe("too-many", b"x", false);
+            retained.devices().count()
+        };
+        assert_eq!(kept(true), MAX_UNDECLARED + 1);
+        assert_eq!(kept(false), 3 * MAX_UNDECLARED + 2, "at a broker of the operator every client is a Device");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::api::name::{self, LINK_USERNAME};
 use crate::broker::credential::Password;
 use crate::mqtt::client::{ClientSettings, LoginError, connect};
 use crate::mqtt::login::{BrokerSession, CONNECT_TIMEOUT, Login};
+use crate::runtime::address::AddressError;
 
 /// How long the answer to a subscription may take. The broker may be about to reload.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,6 +35,10 @@ const MAX_PACKET_BYTES: u32 = 1 << 20;
 /// The maximum number of messages that wait for the operator. The broker waits if there are more.
 const MAX_WAITING: usize = 64;
 
+/// The maximum size of the messages of an external broker that arrive before the answers to the subscriptions: the retained messages of some
+/// 50,000 devices, which a broker may send before its answer (MQTT 5.0, 3.8.4).
+const MAX_EARLY_BYTES: usize = 16 << 20;
+
 /// The maximum number of unacknowledged publishes: twice the maximum of [`super::session_loop`].
 const MAX_OUTGOING: u16 = 128;
 
@@ -41,12 +46,16 @@ const MAX_OUTGOING: u16 = 128;
 #[must_use]
 pub fn internal_login(host: String, port: u16, password: &Password) -> Login {
     let [client_id, username] = [LINK_USERNAME; 2].map(str::to_owned);
-    Login { host, port, client_id, username, password: password.expose().to_owned().into(), tls: None }
+    Login { host, port, client_id, username, password: password.expose().to_owned().into(), tls: None, addresses: None }
 }
 
 /// Why a session did not begin, or ended.
 #[derive(Debug, Error)]
 pub enum SessionError {
+    /// The address of the broker is unknown, or refused.
+    #[error(transparent)]
+    Resolve(#[from] AddressError),
+
     /// The broker cannot be reached, refuses the login, or ended the connection.
     #[error("lost or failed to open the connection to the broker at {address}")]
     Connection {
@@ -74,6 +83,13 @@ pub enum SessionError {
         source: SubscribeNoticeError,
     },
 
+    /// The broker sends messages instead of an answer to a subscription.
+    #[error("the broker at {address} sent {} MiB of messages before it answered a subscription: expected the answer", MAX_EARLY_BYTES >> 20)]
+    Flood {
+        /// Host and port.
+        address: String,
+    },
+
     /// The MQTT client has stopped unexpectedly.
     #[error("the MQTT client of the broker at {address} has stopped")]
     Ended {
@@ -86,6 +102,7 @@ impl From<LoginError> for SessionError {
     fn from(error: LoginError) -> Self {
         match error {
             LoginError::Timeout { address, .. } => Self::Timeout { address },
+            LoginError::Resolve(error) => Self::Resolve(error),
             LoginError::Connect { address, source } => Self::Connection { address, source },
         }
     }
@@ -97,8 +114,10 @@ pub struct TwinSession {
     /// Publishes.
     pub client: AsyncClient,
     address: String,
-    /// The messages that arrived before the answers to the subscriptions.
+    /// The messages that arrived before the answers to the subscriptions, at most [`MAX_EARLY_BYTES`].
     early: VecDeque<Publish>,
+    /// How many more bytes of them are kept.
+    early_room: usize,
     messages: mpsc::Receiver<Result<Publish, ConnectionError>>,
     polling: JoinHandle<()>,
 }
@@ -126,8 +145,10 @@ impl TwinSession {
         };
         let (client, events) = connect(login, &settings).await?;
         let (sender, messages) = mpsc::channel(MAX_WAITING);
+        // The devices of a managed broker are Devices.
+        let early_room = if presence { MAX_EARLY_BYTES } else { usize::MAX };
         let polling = tokio::spawn(poll(events, sender));
-        let mut session = Self { client, address: login.address(), early: VecDeque::new(), messages, polling };
+        let mut session = Self { client, address: login.address(), early: VecDeque::new(), early_room, messages, polling };
         // QoS 0: each connection reads the retained messages again, so the broker need not queue them.
         session.subscribe(name::desired_topic("+"), QoS::AtMostOnce).await?;
         session.subscribe(name::reported_topic("+"), QoS::AtLeastOnce).await?;
@@ -148,7 +169,7 @@ impl TwinSession {
             tokio::select! {
                 answer = &mut answer => break answer,
                 Some(message) = self.messages.recv() => match message {
-                    Ok(message) => self.early.push_back(message),
+                    Ok(message) => self.keep(message)?,
                     Err(source) => return Err(SessionError::Connection { address: self.address.clone(), source: Box::new(source) }),
                 },
             }
@@ -158,6 +179,15 @@ impl TwinSession {
             Ok(Err(source)) => Err(SessionError::Subscribe { address: self.address.clone(), source }),
             Err(_) => Err(SessionError::Timeout { address: self.address.clone() }),
         }
+    }
+
+    /// Keeps a message until the subscriptions are answered.
+    fn keep(&mut self, message: Publish) -> Result<(), SessionError> {
+        let bytes = message.topic.len() + message.payload.len() + size_of::<Publish>();
+        let room = self.early_room.checked_sub(bytes);
+        self.early_room = room.ok_or_else(|| SessionError::Flood { address: self.address.clone() })?;
+        self.early.push_back(message);
+        Ok(())
     }
 
     /// The next message. Cancel safe.

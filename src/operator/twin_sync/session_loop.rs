@@ -155,7 +155,7 @@ impl SessionLoop {
 
     async fn serve(&mut self, session: &mut TwinSession) -> Result<std::convert::Infallible, SyncError> {
         let mut state = SessionState {
-            retained: RetainedStates::default(),
+            retained: RetainedStates::new(self.subscription.is_some()),
             queue: RateLimitedQueue::new(Limits::default(), Instant::now()),
             in_flight: FuturesUnordered::new(),
         };
@@ -217,7 +217,7 @@ impl SessionLoop {
         let device = self.key(name.into());
         match leaf {
             "desired" => {
-                state.retained.observe(name, &message.payload);
+                state.retained.observe(name, &message.payload, self.index.lock().has_device(&device));
                 if !gathering && !matches!(state.retained.action(name, self.index.lock().desired(&device)), RetainedAction::Keep(_)) {
                     let now = Instant::now();
                     state.queue.insert(device.name, (), now + CORRECTION_DELAY, now);
@@ -234,7 +234,8 @@ impl SessionLoop {
             }
             "connection" => {
                 let Some(subscription) = &mut self.subscription else { return Ok(()) };
-                if let Some(update) = subscription.connections.observe(name, &message.payload, Timestamp::now().as_second())
+                let declared = self.index.lock().has_device(&device);
+                if let Some(update) = subscription.connections.observe(name, &message.payload, declared, Timestamp::now().as_second())
                     && !gathering
                 {
                     subscription.send(update).await;
@@ -290,7 +291,8 @@ impl SessionLoop {
         match result {
             Ok(()) => {
                 self.metrics.publishes.with_label_values(&["confirmed"]).inc();
-                state.retained.observe(&device, payload.as_bytes());
+                let declared = self.index.lock().has_device(&self.key(Arc::clone(&device)));
+                state.retained.observe(&device, payload.as_bytes(), declared);
                 state.queue.done(&device, Instant::now());
                 self.kept(&self.key(device), generation);
             }

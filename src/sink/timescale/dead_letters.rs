@@ -11,10 +11,11 @@ use super::dead_letter_quota::{DeadLetterQuota, ROW_BYTES};
 use super::target::Target;
 use crate::sink::batch::Batch;
 use crate::sink::written::Written;
+use crate::state::owner::{Owner, Parameter};
 use crate::state::system::SCHEMA;
 
-/// The columns: time, namespace, pipeline, gateway, topic, payload, reason, detail, partial.
-const COLUMNS: u16 = 9;
+/// The columns: cluster, time, namespace, pipeline, gateway, topic, payload, reason, detail, partial.
+const COLUMNS: u16 = 10;
 
 /// The dead letters of one batch, by reason.
 #[derive(Debug, Default, Eq, PartialEq)]
@@ -36,13 +37,13 @@ pub async fn choose(
     batch: &Batch,
     written: &mut Written,
 ) -> Result<Counts, tokio_postgres::Error> {
-    let owner = [(&target.namespace as _, Type::TEXT), (&target.pipeline as _, Type::TEXT)];
     // The hour of the database's clock, which all workers share.
     let statement = format!(
         "SELECT reason, sum(kept_bytes)::bigint FROM {SCHEMA}.dead_letter_count
-         WHERE namespace = $1 AND pipeline = $2 AND hour = date_trunc('hour', now(), 'UTC') GROUP BY reason"
+         WHERE {} AND hour = date_trunc('hour', now(), 'UTC') GROUP BY reason",
+        Owner::CONDITION
     );
-    let rows = transaction.query_typed(&statement, &owner).await?;
+    let rows = transaction.query_typed(&statement, &target.owner.parameters()).await?;
     let kept: Result<Vec<(&str, i64)>, _> = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect();
     let (counts, discarded) = classify(&mut DeadLetterQuota::new(target.dead_letter_bytes_per_hour, kept?), batch, written);
     written.discarded = discarded;
@@ -72,9 +73,11 @@ pub async fn count(transaction: &Transaction<'_>, target: &Target, gateway: &str
     let reasons: Vec<&str> = counts.0.keys().copied().collect();
     let of = |column: fn(&Count) -> i64| counts.0.values().map(column).collect::<Vec<i64>>();
     let (kept, kept_bytes, discarded) = (of(|count| count.kept), of(|count| count.kept_bytes), of(|count| count.discarded));
-    let values: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 7] = [
-        (&target.namespace, Type::TEXT),
-        (&target.pipeline, Type::TEXT),
+    let [cluster, namespace, pipeline] = target.owner.parameters();
+    let values: [Parameter<'_>; 8] = [
+        cluster,
+        namespace,
+        pipeline,
         (&gateway, Type::TEXT),
         (&reasons, Type::TEXT_ARRAY),
         (&kept, Type::INT8_ARRAY),
@@ -82,10 +85,10 @@ pub async fn count(transaction: &Transaction<'_>, target: &Target, gateway: &str
         (&discarded, Type::INT8_ARRAY),
     ];
     let statement = format!(
-        "INSERT INTO {SCHEMA}.dead_letter_count AS counted (hour, namespace, pipeline, gateway, reason, kept, kept_bytes, discarded)
-         SELECT date_trunc('hour', now(), 'UTC'), $1, $2, $3, new.*
-         FROM unnest($4, $5, $6, $7) AS new (reason, kept, kept_bytes, discarded) ORDER BY reason
-         ON CONFLICT (namespace, pipeline, hour, gateway, reason) DO UPDATE SET kept = counted.kept + excluded.kept,
+        "INSERT INTO {SCHEMA}.dead_letter_count AS counted (hour, cluster, namespace, pipeline, gateway, reason, kept, kept_bytes, discarded)
+         SELECT date_trunc('hour', now(), 'UTC'), $1, $2, $3, $4, new.*
+         FROM unnest($5, $6, $7, $8) AS new (reason, kept, kept_bytes, discarded) ORDER BY reason
+         ON CONFLICT (cluster, namespace, pipeline, hour, gateway, reason) DO UPDATE SET kept = counted.kept + excluded.kept,
             kept_bytes = counted.kept_bytes + excluded.kept_bytes, discarded = counted.discarded + excluded.discarded"
     );
     transaction.execute_typed(&statement, &values).await.map(drop)
@@ -113,9 +116,10 @@ pub fn copy_data(target: &Target, gateway: &str, batch: &Batch, written: &Writte
             // PostgreSQL cannot store U+0000. MQTT forbids it in a topic (MQTT 5.0, 1.5.4), but a broker may not check that.
             let topic = String::from_utf8_lossy(message.topic).replace('\0', "\u{fffd}");
             for column in [
+                target.owner.cluster.as_bytes(),
                 &encode_time(message.arrival)[..],
-                target.namespace.as_bytes(),
-                target.pipeline.as_bytes(),
+                target.owner.namespace.as_bytes(),
+                target.owner.pipeline.as_bytes(),
                 gateway.as_bytes(),
                 topic.as_bytes(),
                 message.payload,

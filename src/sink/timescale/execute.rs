@@ -119,9 +119,16 @@ pub async fn release(client: &mut Client, owner: &Owner, table: &str, policy: De
     bounded(CHANGE_TIMEOUT, async {
         let transaction = begin(client).await?;
         let observed = observe(&transaction, table).await.map_err(ExecuteError::ReadCatalog)?;
-        let claim = observed.claim.filter(|claim| claim.namespace == owner.namespace && claim.pipeline.as_ref() == Some(&owner.pipeline));
+        let claim = observed.claim.filter(|claim| claim.is_of_namespace(owner) && claim.pipeline.as_ref() == Some(&owner.pipeline));
         if claim.is_none() {
             return Ok(());
+        }
+        if let Some(extension) = observed.extension
+            && observed.system_version.is_none_or(|version| version < system::VERSION)
+        {
+            // The statements below need the tables of this version.
+            let upgrade = SchemaChange::CreateSystem { extension_schema: extension.schema, cluster: owner.cluster.clone() };
+            execute(&transaction, &upgrade).await?;
         }
         if policy == DeletionPolicy::Delete {
             let statement = format!("DROP TABLE IF EXISTS {}", qualified(table));
@@ -141,13 +148,12 @@ async fn forget(transaction: &Transaction<'_>, owner: &Owner, table: &str, polic
     transaction.execute_typed(&statement, &[(&table, Type::TEXT)]).await?;
     if policy == DeletionPolicy::Delete {
         // The next sweep deletes them, a few at a time: there may be millions.
-        let statement =
-            format!("UPDATE {}.dead_letter_retention SET retention = '0' WHERE namespace = $1 AND pipeline = $2", system::SCHEMA);
-        transaction.execute_typed(&statement, &[(&owner.namespace, Type::TEXT), (&owner.pipeline, Type::TEXT)]).await?;
+        let statement = format!("UPDATE {}.dead_letter_retention SET retention = '0' WHERE {}", system::SCHEMA, Owner::CONDITION);
+        transaction.execute_typed(&statement, &owner.parameters()).await?;
     }
     for of_pipeline in ["assignment", "pipeline_replay"] {
-        let statement = format!("DELETE FROM {}.{of_pipeline} WHERE namespace = $1 AND pipeline = $2", system::SCHEMA);
-        transaction.execute_typed(&statement, &[(&owner.namespace, Type::TEXT), (&owner.pipeline, Type::TEXT)]).await?;
+        let statement = format!("DELETE FROM {}.{of_pipeline} WHERE {}", system::SCHEMA, Owner::CONDITION);
+        transaction.execute_typed(&statement, &owner.parameters()).await?;
     }
     forget_all_sessions(transaction, owner).await
 }

@@ -4,6 +4,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Error, GenericClient};
 
 use super::schema::{DEVICE_ID, TIME};
+use crate::state::owner::{Owner, Parameter};
 use crate::state::system;
 
 /// The state of a database for one table.
@@ -33,10 +34,20 @@ pub struct Extension {
 /// A row of `fleetwright.pipeline_table`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Claim {
+    /// Identity of the cluster; `None` in a database of a version without clusters, which the cluster that upgrades it adopts.
+    pub cluster: Option<String>,
     /// Namespace of the Pipeline.
     pub namespace: String,
     /// Name of the Pipeline; `None` after it was deleted and its table kept.
     pub pipeline: Option<String>,
+}
+
+impl Claim {
+    /// Whether the table belongs to a Pipeline of the same namespace.
+    #[must_use]
+    pub fn is_of_namespace(&self, owner: &Owner) -> bool {
+        self.namespace == owner.namespace && self.cluster.as_ref().is_none_or(|cluster| *cluster == owner.cluster)
+    }
 }
 
 /// A relation.
@@ -72,7 +83,9 @@ pub async fn observe(client: &impl GenericClient, table: &str) -> Result<Observe
                 (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = ANY($2)),
                 EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = 'pipeline_table'),
                 (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = 'public' AND relname = $3),
-                EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = 'dead_letter_retention')",
+                EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = 'dead_letter_retention'),
+                EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('fleetwright.pipeline_table') AND attname = 'cluster' AND NOT attisdropped),
+                EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('fleetwright.dead_letter_retention') AND attname = 'cluster' AND NOT attisdropped)",
             &[(&system::SCHEMA, Type::TEXT), (&system::TABLES.as_slice(), Type::TEXT_ARRAY), (&table, Type::TEXT)],
         )
         .await?;
@@ -81,9 +94,9 @@ pub async fn observe(client: &impl GenericClient, table: &str) -> Result<Observe
     let extension = schema.zip(version).map(|(schema, version)| Extension { schema, version });
     let system_version: Option<String> = row.try_get(2)?;
     let is_complete = usize::try_from(row.try_get::<_, i64>(3)?).is_ok_and(|count| count == system::TABLES.len());
-    let claim = if row.try_get(4)? { claim(client, table).await? } else { None };
+    let claim = if row.try_get(4)? { claim(client, table, row.try_get(7)?).await? } else { None };
     let dead_letter_retention = match &claim {
-        Some(Claim { namespace, pipeline: Some(pipeline) }) if row.try_get(6)? => retention(client, namespace, pipeline).await?,
+        Some(claim) if row.try_get(6)? => retention(client, claim, row.try_get(8)?).await?,
         _ => None,
     };
     let table = match row.try_get::<_, Option<u32>>(5)? {
@@ -94,16 +107,22 @@ pub async fn observe(client: &impl GenericClient, table: &str) -> Result<Observe
     Ok(ObservedSchema { extension, system_version, claim, dead_letter_retention, table })
 }
 
-async fn claim(client: &impl GenericClient, table: &str) -> Result<Option<Claim>, Error> {
-    let statement = "SELECT namespace, pipeline FROM fleetwright.pipeline_table WHERE table_name = $1";
-    let row = client.query_typed_opt(statement, &[(&table, Type::TEXT)]).await?;
-    row.map(|row| Ok(Claim { namespace: row.try_get(0)?, pipeline: row.try_get(1)? })).transpose()
+async fn claim(client: &impl GenericClient, table: &str, has_clusters: bool) -> Result<Option<Claim>, Error> {
+    let cluster = if has_clusters { "cluster" } else { "NULL::text" };
+    let statement = format!("SELECT {cluster}, namespace, pipeline FROM fleetwright.pipeline_table WHERE table_name = $1");
+    let row = client.query_typed_opt(&statement, &[(&table, Type::TEXT)]).await?;
+    row.map(|row| Ok(Claim { cluster: row.try_get(0)?, namespace: row.try_get(1)?, pipeline: row.try_get(2)? })).transpose()
 }
 
-async fn retention(client: &impl GenericClient, namespace: &str, pipeline: &str) -> Result<Option<i64>, Error> {
-    let statement = "SELECT (extract(epoch FROM retention) * 1000000)::bigint FROM fleetwright.dead_letter_retention
-         WHERE namespace = $1 AND pipeline = $2";
-    let row = client.query_typed_opt(statement, &[(&namespace, Type::TEXT), (&pipeline, Type::TEXT)]).await?;
+async fn retention(client: &impl GenericClient, claim: &Claim, has_clusters: bool) -> Result<Option<i64>, Error> {
+    let Some(pipeline) = &claim.pipeline else { return Ok(None) };
+    let of_cluster = if has_clusters { "cluster = $3" } else { "$3::text IS NULL" };
+    let statement = format!(
+        "SELECT (extract(epoch FROM retention) * 1000000)::bigint FROM fleetwright.dead_letter_retention
+         WHERE namespace = $1 AND pipeline = $2 AND {of_cluster}"
+    );
+    let parameters: [Parameter<'_>; 3] = [(&claim.namespace, Type::TEXT), (pipeline, Type::TEXT), (&claim.cluster, Type::TEXT)];
+    let row = client.query_typed_opt(&statement, &parameters).await?;
     row.map_or(Ok(None), |row| row.try_get(0))
 }
 

@@ -22,6 +22,8 @@ pub enum SchemaChange {
     CreateSystem {
         /// Schema of TimescaleDB's functions.
         extension_schema: String,
+        /// The cluster that adopts the rows of a version without clusters.
+        cluster: String,
     },
     /// Records the Pipeline as the owner of the table.
     Claim {
@@ -106,15 +108,36 @@ pub enum PlanError {
 
     /// Another Pipeline owns the table.
     #[error(
-        "failed to take public.{table}: it belongs to Pipeline {pipeline} of namespace {namespace}; choose another table, or delete that Pipeline"
+        "failed to take public.{table}: it belongs to Pipeline {pipeline} of namespace {namespace}{}; choose another table, or delete that Pipeline",
+        of_cluster(.cluster.as_deref())
     )]
     TakeOwnedTable {
         /// Name of the table.
         table: String,
+        /// The other cluster, if it is not this one.
+        cluster: Option<String>,
         /// Namespace of the other Pipeline.
         namespace: String,
         /// Name of the other Pipeline.
         pipeline: String,
+    },
+
+    /// The table of a deleted Pipeline was kept for another namespace or cluster.
+    #[error(
+        "failed to take public.{table}: it was kept after the deletion of a Pipeline of namespace {namespace}{}; choose another table, or hand it \
+         over with {}",
+        of_cluster(.cluster.as_deref()),
+        hand_over(.table, .owner)
+    )]
+    TakeRetainedTable {
+        /// Name of the table.
+        table: String,
+        /// The other cluster, if it is not this one.
+        cluster: Option<String>,
+        /// Namespace of the deleted Pipeline.
+        namespace: String,
+        /// The Pipeline that may not take the table.
+        owner: Box<Owner>,
     },
 
     /// The table is no longer a hypertable by time.
@@ -144,6 +167,7 @@ impl PlanError {
             Self::UseExtension { .. } => Reason::ExtensionTooOld,
             Self::TakeForeignTable { .. } => Reason::TableNotOurs,
             Self::TakeOwnedTable { .. } => Reason::TableTaken,
+            Self::TakeRetainedTable { .. } => Reason::TableRetained,
             Self::UseTable { .. } => Reason::NotAHypertable,
             Self::KeepTypes { .. } => Reason::TypeConflict,
         }
@@ -168,7 +192,7 @@ pub fn plan(desired: &Desired, observed: &ObservedSchema) -> Result<SchemaPlan, 
         }
     };
     if observed.system_version.is_none_or(|version| version < system::VERSION) {
-        steps.push(SchemaChange::CreateSystem { extension_schema: extension_schema.clone() });
+        steps.push(SchemaChange::CreateSystem { extension_schema: extension_schema.clone(), cluster: desired.owner.cluster.clone() });
     }
     if !is_claimed(desired, observed)? {
         steps.push(SchemaChange::Claim { table: desired.table.name.clone(), owner: desired.owner.clone() });
@@ -187,13 +211,30 @@ fn is_claimed(desired: &Desired, observed: &ObservedSchema) -> Result<bool, Plan
         let foreign = observed.table.is_some();
         return if foreign { Err(PlanError::TakeForeignTable { table: table.clone() }) } else { Ok(false) };
     };
+    let owner = &desired.owner;
+    let cluster = claim.cluster.clone().filter(|cluster| *cluster != owner.cluster);
+    let (table, namespace) = (table.clone(), claim.namespace.clone());
     match &claim.pipeline {
-        None => Ok(false),
-        Some(pipeline) if *pipeline == desired.owner.pipeline && claim.namespace == desired.owner.namespace => Ok(true),
-        Some(pipeline) => {
-            Err(PlanError::TakeOwnedTable { table: table.clone(), namespace: claim.namespace.clone(), pipeline: pipeline.clone() })
-        }
+        None if claim.is_of_namespace(owner) => Ok(false),
+        None => Err(PlanError::TakeRetainedTable { table, cluster, namespace, owner: Box::new(owner.clone()) }),
+        Some(pipeline) if *pipeline == owner.pipeline && claim.is_of_namespace(owner) => Ok(true),
+        Some(pipeline) => Err(PlanError::TakeOwnedTable { table, cluster, namespace, pipeline: pipeline.clone() }),
     }
+}
+
+fn of_cluster(cluster: Option<&str>) -> String {
+    cluster.map(|cluster| format!(" of the cluster {cluster}")).unwrap_or_default()
+}
+
+/// The statement with which an administrator of the database gives a kept table to the namespace of a Pipeline.
+fn hand_over(table: &str, owner: &Owner) -> String {
+    format!(
+        "UPDATE {}.pipeline_table SET cluster = {}, namespace = {} WHERE table_name = {} AND pipeline IS NULL",
+        system::SCHEMA,
+        literal(&owner.cluster),
+        literal(&owner.namespace),
+        literal(table)
+    )
 }
 
 /// Adds the steps for the table itself. Returns the columns that are kept although the spec no longer has them.
@@ -257,19 +298,22 @@ impl SchemaChange {
     pub fn statements(&self) -> Vec<String> {
         match self {
             Self::CreateExtension => vec![format!("CREATE EXTENSION IF NOT EXISTS timescaledb SCHEMA {DEFAULT_SCHEMA}")],
-            Self::CreateSystem { extension_schema } => system::statements(extension_schema),
+            Self::CreateSystem { extension_schema, cluster } => system::statements(extension_schema, cluster),
             Self::Claim { table, owner } => vec![format!(
-                "INSERT INTO {}.pipeline_table (table_name, namespace, pipeline) VALUES ({}, {}, {})
-                 ON CONFLICT (table_name) DO UPDATE SET namespace = excluded.namespace, pipeline = excluded.pipeline",
+                "INSERT INTO {}.pipeline_table (table_name, cluster, namespace, pipeline) VALUES ({}, {}, {}, {})
+                 ON CONFLICT (table_name)
+                 DO UPDATE SET cluster = excluded.cluster, namespace = excluded.namespace, pipeline = excluded.pipeline",
                 system::SCHEMA,
                 literal(table),
+                literal(&owner.cluster),
                 literal(&owner.namespace),
                 literal(&owner.pipeline)
             )],
             Self::KeepDeadLetters { owner, retention } => vec![format!(
-                "INSERT INTO {}.dead_letter_retention (namespace, pipeline, retention) VALUES ({}, {}, {})
-                 ON CONFLICT (namespace, pipeline) DO UPDATE SET retention = excluded.retention",
+                "INSERT INTO {}.dead_letter_retention (cluster, namespace, pipeline, retention) VALUES ({}, {}, {}, {})
+                 ON CONFLICT (cluster, namespace, pipeline) DO UPDATE SET retention = excluded.retention",
                 system::SCHEMA,
+                literal(&owner.cluster),
                 literal(&owner.namespace),
                 literal(&owner.pipeline),
                 interval(*retention)

@@ -165,7 +165,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn owner() -> Owner {
-        Owner { namespace: "plant".to_owned(), pipeline: "vibration".to_owned() }
+        Owner { cluster: "here".to_owned(), namespace: "plant".to_owned(), pipeline: "vibration".to_owned() }
     }
 
     #[test]

@@ -48,7 +48,8 @@ impl Statements {
         Self {
             copy: format!("COPY {qualified} ({list}) FROM STDIN (FORMAT binary)"),
             copy_dead_letters: format!(
-                "COPY {SCHEMA}.dead_letter (time, namespace, pipeline, gateway, topic, payload, reason, detail, partial) FROM STDIN (FORMAT binary)"
+                "COPY {SCHEMA}.dead_letter (cluster, time, namespace, pipeline, gateway, topic, payload, reason, detail, partial)
+                 FROM STDIN (FORMAT binary)"
             ),
             create_staging: format!("CREATE TEMPORARY TABLE {STAGING} AS SELECT {list} FROM {qualified} WITH NO DATA"),
             copy_staging: format!("COPY {STAGING} ({list}) FROM STDIN (FORMAT binary)"),

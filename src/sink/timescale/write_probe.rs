@@ -59,12 +59,12 @@ pub async fn probe(client: &mut Client, target: &Target) -> Result<(), WriteProb
     let transaction = client.transaction().await?;
     transaction
         .batch_execute(&format!(
-            "INSERT INTO {SCHEMA}.acknowledgement (session, batch, entries) VALUES ('', 0, '');
-             DELETE FROM {SCHEMA}.acknowledgement WHERE session = '';
-             INSERT INTO {SCHEMA}.dead_letter (time, namespace, pipeline, gateway, topic, payload, reason, detail, partial)
-             VALUES (now(), '', '', '', '', '', '', '', false);
-             INSERT INTO {SCHEMA}.dead_letter_count (hour, namespace, pipeline, gateway, reason, kept, kept_bytes, discarded)
-             VALUES (now(), '', '', '', '', 0, 0, 0)"
+            "INSERT INTO {SCHEMA}.acknowledgement (cluster, session, batch, entries) VALUES ('', '', 0, '');
+             DELETE FROM {SCHEMA}.acknowledgement WHERE cluster = '' AND session = '';
+             INSERT INTO {SCHEMA}.dead_letter (cluster, time, namespace, pipeline, gateway, topic, payload, reason, detail, partial)
+             VALUES ('', now(), '', '', '', '', '', '', '', false);
+             INSERT INTO {SCHEMA}.dead_letter_count (cluster, hour, namespace, pipeline, gateway, reason, kept, kept_bytes, discarded)
+             VALUES ('', now(), '', '', '', '', 0, 0, 0)"
         ))
         .await?;
     match transaction.batch_execute(&statements.probe).await {

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error};
 
 use super::DeviceRow;
+use crate::state::owner::{ClusterNamespace, Parameter};
 use crate::state::system::DEVICE_CHANNEL;
 
 /// How long one call may take. 100,000 new devices take a few seconds, 100,000 unchanged ones less than one.
@@ -26,14 +27,19 @@ pub enum FillError {
 /// Replaces the declared devices of a namespace by these: missing ones are added, changed ones updated, and the others marked as no longer
 /// declared (their rows are kept, because readings refer to them). Returns the number of changed rows; if it is 0, nothing is
 /// written and no notification is sent. The names of the devices must be distinct.
-pub async fn sync(client: &Client, namespace: &str, devices: &[DeviceRow]) -> Result<u64, FillError> {
+pub async fn sync(client: &Client, namespace: &ClusterNamespace, devices: &[DeviceRow]) -> Result<u64, FillError> {
     write(client, namespace, devices, &[], "true").await
 }
 
 /// Adds or updates these devices of a namespace, and marks the devices in `gone` as no longer declared. Returns the number of changed rows.
 ///
 /// `gone` has names and Gateways: if the row has another Gateway, the device was created again, and is kept.
-pub async fn change(client: &Client, namespace: &str, devices: &[DeviceRow], gone: &[(String, String)]) -> Result<u64, FillError> {
+pub async fn change(
+    client: &Client,
+    namespace: &ClusterNamespace,
+    devices: &[DeviceRow],
+    gone: &[(String, String)],
+) -> Result<u64, FillError> {
     let retired = "(device.name, device.gateway) IN (SELECT * FROM unnest($6, $7))";
     write(client, namespace, devices, gone, retired).await
 }
@@ -44,7 +50,7 @@ pub async fn change(client: &Client, namespace: &str, devices: &[DeviceRow], gon
 /// the row.
 async fn write(
     client: &Client,
-    namespace: &str,
+    namespace: &ClusterNamespace,
     devices: &[DeviceRow],
     gone: &[(String, String)],
     retired: &str,
@@ -54,18 +60,19 @@ async fn write(
             SELECT name, gateway, enabled, attributes::jsonb FROM unnest($2, $3, $4, $5) AS row (name, gateway, enabled, attributes)
         ), changed AS (
             UPDATE fleetwright.device SET gateway = wanted.gateway, enabled = wanted.enabled, attributes = wanted.attributes, declared = true
-            FROM wanted WHERE device.namespace = $1 AND device.name = wanted.name
+            FROM wanted WHERE device.cluster = $8 AND device.namespace = $1 AND device.name = wanted.name
             AND (device.gateway, device.enabled, device.attributes, device.declared)
                 IS DISTINCT FROM (wanted.gateway, wanted.enabled, wanted.attributes, true)
             RETURNING 1
         ), added AS (
-            INSERT INTO fleetwright.device (namespace, name, gateway, enabled, attributes)
-            SELECT $1, name, gateway, enabled, attributes FROM wanted
-            WHERE NOT EXISTS (SELECT FROM fleetwright.device WHERE device.namespace = $1 AND device.name = wanted.name)
+            INSERT INTO fleetwright.device (cluster, namespace, name, gateway, enabled, attributes)
+            SELECT $8, $1, name, gateway, enabled, attributes FROM wanted
+            WHERE NOT EXISTS (
+                SELECT FROM fleetwright.device WHERE device.cluster = $8 AND device.namespace = $1 AND device.name = wanted.name)
             ON CONFLICT DO NOTHING
             RETURNING 1
         ), retired AS (
-            UPDATE fleetwright.device SET declared = false WHERE namespace = $1 AND declared AND {retired}
+            UPDATE fleetwright.device SET declared = false WHERE cluster = $8 AND namespace = $1 AND declared AND {retired}
             AND NOT EXISTS (SELECT FROM wanted WHERE wanted.name = device.name)
             RETURNING 1
         ), total AS (
@@ -78,14 +85,15 @@ async fn write(
     let enabled: Vec<bool> = devices.iter().map(|device| device.enabled).collect();
     let attributes: Vec<String> = devices.iter().map(attributes).collect();
     let (gone_names, gone_gateways): (Vec<&str>, Vec<&str>) = gone.iter().map(|(name, gateway)| (name.as_str(), gateway.as_str())).unzip();
-    let parameters: [(&(dyn ToSql + Sync), Type); 7] = [
-        (&namespace, Type::TEXT),
+    let parameters: [Parameter<'_>; 8] = [
+        (&namespace.namespace, Type::TEXT),
         (&names, Type::TEXT_ARRAY),
         (&gateways, Type::TEXT_ARRAY),
         (&enabled, Type::BOOL_ARRAY),
         (&attributes, Type::TEXT_ARRAY),
         (&gone_names, Type::TEXT_ARRAY),
         (&gone_gateways, Type::TEXT_ARRAY),
+        (&namespace.cluster, Type::TEXT),
     ];
     let answer = tokio::time::timeout(TIMEOUT, client.query_typed_one(&statement, &parameters)).await;
     let row = answer.map_err(|_| FillError::AwaitAnswer)?.map_err(FillError::Write)?;

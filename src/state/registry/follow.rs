@@ -15,6 +15,7 @@ use crate::database::connect::{ConnectError, DatabaseConnection, connect};
 use crate::database::uri::ConnectionUri;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
+use crate::state::owner::ClusterNamespace;
 use crate::state::system::{DEVICE_CHANNEL, SCHEMA};
 
 /// How long a name stays unknown without a notification from the database. A notification about the namespace ends this earlier; the
@@ -77,7 +78,7 @@ impl Devices {
     ///
     /// # Errors
     /// When the query fails.
-    pub async fn load(client: &Client, namespace: &str) -> Result<Self, tokio_postgres::Error> {
+    pub async fn load(client: &Client, namespace: &ClusterNamespace) -> Result<Self, tokio_postgres::Error> {
         Ok(Self { known: read(client, namespace).await?, is_complete: true, ..Self::default() })
     }
 
@@ -192,7 +193,7 @@ enum FollowError {
 
 /// Keeps the registry current until `shutdown`: loads the devices, and follows their changes. Connects again whenever the
 /// connection is lost.
-pub async fn follow(registry: Arc<DeviceRegistry>, uri: ConnectionUri, namespace: String, shutdown: CancellationToken) {
+pub async fn follow(registry: Arc<DeviceRegistry>, uri: ConnectionUri, namespace: ClusterNamespace, shutdown: CancellationToken) {
     let mut backoff = Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF);
     loop {
         let failure = tokio::select! {
@@ -210,12 +211,17 @@ pub async fn follow(registry: Arc<DeviceRegistry>, uri: ConnectionUri, namespace
 }
 
 /// Never returns `Ok`.
-async fn follow_once(registry: &DeviceRegistry, uri: &ConnectionUri, namespace: &str, backoff: &mut Backoff) -> Result<(), FollowError> {
+async fn follow_once(
+    registry: &DeviceRegistry,
+    uri: &ConnectionUri,
+    namespace: &ClusterNamespace,
+    backoff: &mut Backoff,
+) -> Result<(), FollowError> {
     let (client, connection) = connect(uri, "fleetwright registry").await?;
     let changed = Arc::new(Notify::new());
     // Ends with this function.
     let mut driver = JoinSet::new();
-    driver.spawn(drive(connection, namespace.to_owned(), changed.clone()));
+    driver.spawn(drive(connection, namespace.namespace.clone(), changed.clone()));
     bounded(client.batch_execute(&format!("LISTEN {DEVICE_CHANNEL}"))).await?;
     let mut gather = load(registry, &client, namespace).await?;
     backoff.reset();
@@ -255,7 +261,7 @@ async fn follow_once(registry: &DeviceRegistry, uri: &ConnectionUri, namespace: 
 }
 
 /// Loads all devices of the namespace. Returns how long to collect notifications before the next load.
-async fn load(registry: &DeviceRegistry, client: &Client, namespace: &str) -> Result<Duration, FollowError> {
+async fn load(registry: &DeviceRegistry, client: &Client, namespace: &ClusterNamespace) -> Result<Duration, FollowError> {
     let started = Instant::now();
     let known = bounded(read(client, namespace)).await?;
     info!(devices = known.len(), "the devices are loaded");
@@ -266,21 +272,24 @@ async fn load(registry: &DeviceRegistry, client: &Client, namespace: &str) -> Re
     Ok((started.elapsed() * 10).max(MIN_GATHER))
 }
 
-async fn read(client: &Client, namespace: &str) -> Result<HashMap<Box<str>, Device>, tokio_postgres::Error> {
-    let query = format!("SELECT name, id, gateway, enabled FROM {SCHEMA}.device WHERE namespace = $1 AND declared");
-    Ok(client.query(&query, &[&namespace]).await?.iter().map(device).collect())
+async fn read(client: &Client, namespace: &ClusterNamespace) -> Result<HashMap<Box<str>, Device>, tokio_postgres::Error> {
+    let query = format!("SELECT name, id, gateway, enabled FROM {SCHEMA}.device WHERE cluster = $1 AND namespace = $2 AND declared");
+    Ok(client.query(&query, &[&namespace.cluster, &namespace.namespace]).await?.iter().map(device).collect())
 }
 
 /// Queries names; returns those that do not exist.
 async fn find(
     registry: &DeviceRegistry,
     client: &Client,
-    namespace: &str,
+    namespace: &ClusterNamespace,
     mut names: HashSet<Box<str>>,
 ) -> Result<HashSet<Box<str>>, FollowError> {
-    let query = format!("SELECT name, id, gateway, enabled FROM {SCHEMA}.device WHERE namespace = $1 AND name = ANY($2) AND declared");
+    let query = format!(
+        "SELECT name, id, gateway, enabled FROM {SCHEMA}.device WHERE cluster = $1 AND namespace = $2 AND name = ANY($3) AND declared"
+    );
     let asked: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
-    let found: Vec<(Box<str>, Device)> = bounded(client.query(&query, &[&namespace, &asked])).await?.iter().map(device).collect();
+    let found: Vec<(Box<str>, Device)> =
+        bounded(client.query(&query, &[&namespace.cluster, &namespace.namespace, &asked])).await?.iter().map(device).collect();
     for (name, _) in &found {
         names.remove(name);
     }

@@ -1,5 +1,7 @@
 //! Creation, change and deletion of Devices.
 
+use std::sync::Arc;
+
 use super::DeviceIndex;
 use crate::api::Device;
 use crate::operator::device::key::{DeviceKey, key_of};
@@ -23,7 +25,7 @@ impl DeviceIndex {
                 (record.update(device), false, registry)
             }
             None => {
-                state.devices.insert(key.name.as_ref().into(), Box::new(DeviceRecord::new(device)));
+                state.devices.insert(key.name.as_ref().into(), Box::new(DeviceRecord::new(device, Arc::clone(&self.digest_key))));
                 state.appeared = true;
                 (false, true, true)
             }

@@ -18,9 +18,15 @@ fn execute(step: &SchemaChange, observed: &mut ObservedSchema) {
         SchemaChange::CreateExtension => {
             observed.extension = Some(Extension { schema: DEFAULT_SCHEMA.to_owned(), version: "2.19.3".to_owned() });
         }
-        SchemaChange::CreateSystem { .. } => observed.system_version = Some(system::VERSION),
+        SchemaChange::CreateSystem { cluster, .. } => {
+            observed.system_version = Some(system::VERSION);
+            if let Some(claim) = &mut observed.claim {
+                claim.cluster.get_or_insert_with(|| cluster.clone());
+            }
+        }
         SchemaChange::Claim { owner, .. } => {
-            observed.claim = Some(Claim { namespace: owner.namespace.clone(), pipeline: Some(owner.pipeline.clone()) });
+            let pipeline = Some(owner.pipeline.clone());
+            observed.claim = Some(Claim { cluster: Some(owner.cluster.clone()), namespace: owner.namespace.clone(), pipeline });
         }
         SchemaChange::KeepDeadLetters { retention, .. } => observed.dead_letter_retention = Some(*retention),
         SchemaChange::CreateTable { table, .. } => {
@@ -99,6 +105,17 @@ fn a_newer_version_of_the_system_tables_is_left_alone() {
 }
 
 #[test]
+fn a_kept_table_is_handed_over_by_the_statement_in_the_message() {
+    let desired = wanted(&[("rms", "Float64")], "1d");
+    let claim = Claim { cluster: Some("there".to_owned()), namespace: "elsewhere".to_owned(), pipeline: None };
+    let observed = ObservedSchema { claim: Some(claim), ..carried_out(&desired, ObservedSchema::default()) };
+    let message = plan(&desired, &observed).unwrap_err().to_string();
+    let statement =
+        "UPDATE fleetwright.pipeline_table SET cluster = 'here', namespace = 'plant' WHERE table_name = 'vibration' AND pipeline IS NULL";
+    assert!(message.contains(statement) && message.contains("of the cluster there"), "{message}");
+}
+
+#[test]
 fn a_removed_field_keeps_its_column() {
     let whole = carried_out(&wanted(&[("rms", "Float64"), ("on", "Boolean")], "1d"), ObservedSchema::default());
     let plan = plan(&wanted(&[("on", "Boolean")], "1d"), &whole).unwrap();
@@ -109,10 +126,11 @@ fn a_removed_field_keeps_its_column() {
 fn what_is_refused() {
     let desired = wanted(&[("rms", "Float64")], "1d");
     let whole = carried_out(&desired, ObservedSchema::default());
-    let other = |namespace: &str, pipeline: Option<&str>| {
-        let claim = Claim { namespace: namespace.to_owned(), pipeline: pipeline.map(str::to_owned) };
-        ObservedSchema { claim: Some(claim), ..whole.clone() }
+    let claimed = |cluster: Option<&str>, namespace: &str, pipeline: Option<&str>| {
+        let (cluster, pipeline) = (cluster.map(str::to_owned), pipeline.map(str::to_owned));
+        ObservedSchema { claim: Some(Claim { cluster, namespace: namespace.to_owned(), pipeline }), ..whole.clone() }
     };
+    let other = |namespace: &str, pipeline: Option<&str>| claimed(Some("here"), namespace, pipeline);
     let with_version = |version: &str| {
         let extension = Extension { schema: "public".to_owned(), version: version.to_owned() };
         ObservedSchema { extension: Some(extension), ..whole.clone() }
@@ -122,7 +140,13 @@ fn what_is_refused() {
         (ObservedSchema { claim: None, ..whole.clone() }, Some("TableNotOurs")),
         (other("plant", Some("other")), Some("TableTaken")),
         (other("elsewhere", Some("vibration")), Some("TableTaken")),
-        (other("elsewhere", None), None),
+        (other("elsewhere", None), Some("TableRetained")),
+        (other("plant", None), None),
+        (claimed(Some("there"), "plant", Some("vibration")), Some("TableTaken")),
+        (claimed(Some("there"), "plant", None), Some("TableRetained")),
+        (claimed(None, "plant", Some("vibration")), None),
+        (claimed(None, "plant", None), None),
+        (claimed(None, "elsewhere", None), Some("TableRetained")),
         (ObservedSchema { table: Some(plain), ..whole.clone() }, Some("NotAHypertable")),
         (with_version("2.12.9"), Some("ExtensionTooOld")),
         (with_version("1.99"), Some("ExtensionTooOld")),
@@ -150,8 +174,11 @@ fn column_type() -> impl Strategy<Value = ColumnType> {
 fn any_observed() -> impl Strategy<Value = ObservedSchema> {
     let extension =
         select(vec!["2.19.3", "2.13", "2.1"]).prop_map(|version| Extension { schema: "ts".to_owned(), version: version.to_owned() });
-    let claim = (select(vec!["plant", "x"]), option::of(select(vec!["vibration", "y"])))
-        .prop_map(|(namespace, pipeline)| Claim { namespace: namespace.to_owned(), pipeline: pipeline.map(str::to_owned) });
+    let cluster = option::of(select(vec!["here", "there"]));
+    let claim =
+        (cluster, select(vec!["plant", "x"]), option::of(select(vec!["vibration", "y"]))).prop_map(|(cluster, namespace, pipeline)| {
+            Claim { cluster: cluster.map(str::to_owned), namespace: namespace.to_owned(), pipeline: pipeline.map(str::to_owned) }
+        });
     let names = subsequence(vec!["time", "device_id", "site", "rms", "on", "count", "z"], 0..=7);
     let table = (option::of(1_i64..3), names, vec((column_type(), option::of("[a-z]")), 7), any::<bool>()).prop_map(
         |(chunk_interval, names, details, has_key)| {
@@ -217,6 +244,8 @@ proptest! {
         let steps = plan(&desired, &observed).map(|plan| plan.steps).unwrap_or_default();
         for statement in steps.iter().flat_map(SchemaChange::statements) {
             let upper = statement.to_uppercase();
+            // The keys of the system tables are replaced by keys with the cluster.
+            let upper = upper.replace("DROP CONSTRAINT IF EXISTS", "");
             prop_assert!(!upper.contains("DROP") && !upper.contains("DELETE") && !upper.contains("TRUNCATE") && !upper.contains(" TYPE "));
         }
     }
