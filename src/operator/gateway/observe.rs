@@ -17,6 +17,7 @@ use crate::operator::device::secret::PASSWORD_KEY;
 use crate::operator::kubernetes::apply::{WriteError, read};
 use crate::operator::presence::totals::{GatewayTotals, SharedTotals};
 use crate::operator::twin_sync::external::SharedExternals;
+use crate::runtime::address::AddressPolicy;
 
 /// The observed state of a Gateway and of the objects that it names. Without `Debug`, which would print private keys.
 pub struct Observed {
@@ -62,14 +63,17 @@ pub struct Sources {
 
     /// Logins and login results of external brokers.
     pub externals: SharedExternals,
+
+    /// The addresses of external brokers that the operator connects to.
+    pub addresses: AddressPolicy,
 }
 
 impl Sources {
     /// Takes the sources from the operator's handles.
     #[must_use]
     pub fn new(context: &Context) -> Self {
-        let Context { client, fleet, presence, externals, .. } = context.clone();
-        Self { client, fleet, presence, externals }
+        let Context { client, fleet, presence, externals, addresses, .. } = context.clone();
+        Self { client, fleet, presence, externals, addresses }
     }
 }
 

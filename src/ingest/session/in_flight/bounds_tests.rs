@@ -34,7 +34,7 @@ impl Fixture {
         let decoder = Decoder::compile(&serde_json::from_value(decode).unwrap(), None).unwrap();
         let stream = Stream::new(Arc::new(topic), Arc::new(decoder));
         let processor = Processor { gateway: "plant-1".to_owned(), stream, chunk_interval: 86_400_000_000 };
-        let key = SessionKey { name: "plant/p/plant-1".to_owned(), gateway: "plant-1".to_owned(), generation: 1 };
+        let key = SessionKey { cluster: String::new(), name: "plant/p/plant-1".to_owned(), gateway: "plant-1".to_owned(), generation: 1 };
         let in_flight = InFlight::new(processor, registry.clone(), metrics, key, Vec::new(), MAX_HELD);
         Self { in_flight, registry, next_packet: 0 }
     }
