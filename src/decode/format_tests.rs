@@ -25,7 +25,7 @@ fn floats(readings: &Readings) -> Vec<(Option<Time>, Vec<f64>)> {
 
 fn senml(fields: &[(&str, &str)]) -> serde_json::Value {
     let fields: Vec<_> = fields.iter().map(|(name, type_)| json!({"name": name, "type": type_})).collect();
-    json!({"format": "SenMl", "time": {"maxAhead": "999999w"}, "fields": fields})
+    json!({"format": "SenMl", "time": {"maxAge": "9999d", "maxAhead": "999999w"}, "fields": fields})
 }
 
 /// RFC 8428, 5.1.1 and 5.1.2.
@@ -58,7 +58,7 @@ fn senml_distinguishes_measurements_of_one_name_by_their_units() {
     let name = "urn:dev:ow:10e2073a01080063";
     let field = |field: &str, unit: &str| json!({"name": field, "type": "Float64", "metric": name, "unit": unit});
     let fields = [field("humidity", "%RH"), field("longitude", "lon"), field("latitude", "lat"), field("battery", "%EL")];
-    let decoder = decoder(&json!({"format": "SenMl", "fields": fields}));
+    let decoder = decoder(&json!({"format": "SenMl", "time": {"maxAge": "9999d"}, "fields": fields}));
     let pack = br#"[{"bn":"urn:dev:ow:10e2073a01080063","bt":1.320067464e+09,"bu":"%RH","v":20},{"u":"lon","v":24.30621},
         {"u":"lat","v":60.07965},{"t":60,"v":20.3},{"u":"lon","t":60,"v":24.30622},{"u":"lat","t":60,"v":60.07965},{"t":120,"v":20.7},
         {"u":"lon","t":120,"v":24.30623},{"u":"lat","t":120,"v":60.07966},{"u":"%EL","t":150,"v":98},{"t":180,"v":21.2},
@@ -125,7 +125,7 @@ fn senml_speaks_of_several_things() {
         (lights.to_vec(), on, vec![(at, vec![1.0, 1.0])]),
         (lights.to_vec(), off, vec![(at, vec![0.5, 0.5]), (later, vec![0.0, 0.0])]),
     ] {
-        let (outcome, readings) = run(&decoder(&json!({"format": "SenMl", "fields": fields})), pack);
+        let (outcome, readings) = run(&decoder(&json!({"format": "SenMl", "time": {"maxAge": "9999d"}, "fields": fields})), pack);
         assert_eq!((outcome, floats(&readings)), (Outcome::Complete, expected));
     }
 }

@@ -1,5 +1,7 @@
 //! The worst messages of each format against a worker in a cgroup of its default memory limit. An innocent device publishes meanwhile.
 
+#![allow(clippy::print_stdout, reason = "a measurement for the documentation")]
+
 use std::time::{Duration, Instant};
 
 use base64::Engine;

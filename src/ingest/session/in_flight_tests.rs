@@ -313,7 +313,7 @@ fn holds_for(decode: Value, resends_late: bool, steps: &[ModelStep]) -> Result<(
 /// A worker is killed while the database deletes the record of a batch, and the next worker has submitted batches meanwhile.
 #[test]
 fn a_late_deletion_by_a_killed_worker_keeps_the_records_of_the_next_worker() {
-    let decode = json!({"time": {"pointer": "/ts"}, "fields": [{"name": "n", "type": "Boolean", "required": true}]});
+    let decode = json!({"time": {"pointer": "/ts", "maxAge": "9999d"}, "fields": [{"name": "n", "type": "Boolean", "required": true}]});
     let steps = [
         ModelStep::Publish { device: 0, good: false },
         ModelStep::Publish { device: 2, good: true },
@@ -345,7 +345,7 @@ proptest! {
 
     #[test]
     fn messages_with_their_own_time_are_stored_exactly_once(steps in prop::collection::vec(step(), 0..150), resends_late: bool) {
-        let decode = json!({"time": {"pointer": "/ts"}, "fields": [{"name": "n", "type": "Boolean", "required": true}]});
+        let decode = json!({"time": {"pointer": "/ts", "maxAge": "9999d"}, "fields": [{"name": "n", "type": "Boolean", "required": true}]});
         holds_for(decode, resends_late, &steps)?;
     }
 }

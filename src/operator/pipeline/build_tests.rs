@@ -97,7 +97,8 @@ fn a_shared_subscription_is_read_by_as_many_workers_as_there_are_sessions() {
 #[test]
 fn workers_restart_only_for_settings_that_they_read_at_their_start() {
     let plain = revision_of(&built(&pipeline(json!({})), &observed(), URI));
-    assert_eq!(plain, revision_of(&built(&pipeline(json!({"sink": {"timescale": {"chunkInterval": "2d"}}})), &observed(), URI)));
+    assert_eq!(plain, revision_of(&built(&pipeline(json!({"deadLetters": {"retention": "7d"}})), &observed(), URI)));
+    assert_ne!(plain, revision_of(&built(&pipeline(json!({"sink": {"timescale": {"chunkInterval": "2d"}}})), &observed(), URI)));
     assert_eq!(plain, revision_of(&built(&pipeline(json!({"paused": true})), &observed(), URI)));
     assert_eq!(plain, revision_of(&built(&pipeline(json!({"workers": {"replicas": 2}})), &observed(), URI)));
     let mut fewer = observed();

@@ -32,7 +32,7 @@ pub struct Batch<W = Rows> {
     pub is_part: bool,
     messages: Vec<Message>,
     blocks: Vec<(Bytes, Time)>,
-    block_bytes: usize,
+    message_bytes: usize,
     cause_bytes: usize,
     oldest: Option<Time>,
 }
@@ -92,6 +92,8 @@ impl Batch {
         for (block, arrival) in self.blocks.get(first as usize..last as usize).unwrap_or_default() {
             part.add_block(block.clone(), *arrival);
         }
+        let length = |(start, end): (u32, u32)| (end - start) as usize;
+        part.message_bytes = messages.iter().map(|message| length(message.topic) + length(message.payload)).sum();
         part.messages = messages.iter().map(|message| Message { block: message.block - first, ..message.clone() }).collect();
         for (number, cause) in self.dead_letters.range(numbers.clone()) {
             part.refuse(number - numbers.start, cause.clone());
@@ -109,7 +111,6 @@ impl Batch {
 impl<W: RowWriter> Batch<W> {
     /// Adds the block that contains the next messages, and its time of arrival.
     pub fn add_block(&mut self, block: Bytes, arrival: Time) {
-        self.block_bytes += block.len() + size_of::<(Bytes, Time)>();
         self.blocks.push((block, arrival));
         self.oldest = Some(self.oldest.map_or(arrival, |oldest| oldest.min(arrival)));
     }
@@ -122,10 +123,8 @@ impl<W: RowWriter> Batch<W> {
 
     /// Removes the last block if it has no message of the batch.
     pub fn drop_unused_block(&mut self) {
-        if self.messages.last().is_none_or(|message| message.block as usize + 1 < self.blocks.len())
-            && let Some((block, _)) = self.blocks.pop()
-        {
-            self.block_bytes -= block.len() + size_of::<(Bytes, Time)>();
+        if self.messages.last().is_none_or(|message| message.block as usize + 1 < self.blocks.len()) {
+            self.blocks.pop();
         }
     }
 
@@ -133,6 +132,7 @@ impl<W: RowWriter> Batch<W> {
     pub fn add_message(&mut self, place: Place, publish: &Publish, arrival: Time) -> u32 {
         let number = count(self.messages.len());
         // A block exceeds 64 KiB by a few packets at most, and a packet has at most 256 MiB.
+        self.message_bytes += publish.topic.len() + publish.payload.len();
         let span = |range: &std::ops::Range<usize>| (count(range.start), count(range.end));
         self.messages.push(Message {
             place,
@@ -198,7 +198,9 @@ impl<W: RowWriter> Batch<W> {
     /// The memory that the batch uses, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.block_bytes + self.cause_bytes + self.rows.bytes() + self.messages.len() * size_of::<Message>()
+        // A block is counted by its messages, because batches share it.
+        let blocks = self.message_bytes + self.blocks.len() * size_of::<(Bytes, Time)>();
+        blocks + self.cause_bytes + self.rows.bytes() + self.messages.len() * size_of::<Message>()
     }
 
     /// Whether no message is added any more.

@@ -17,7 +17,7 @@ use crate::ingest::metrics::WorkerMetrics;
 use crate::sink::written::Written;
 use crate::state::registry::follow::Device;
 
-const MAX_HELD: usize = 1024 * 1024;
+const MAX_HELD: usize = 4 * 1024 * 1024;
 
 struct Fixture {
     in_flight: InFlight,
@@ -93,13 +93,13 @@ fn readings(count: u64) -> String {
 #[test]
 fn the_rest_of_a_block_waits_for_memory() {
     let mut fixture = Fixture::loaded();
-    let messages: Vec<_> = (0..60).map(|_| ("known".to_owned(), readings(1_000))).collect();
+    let messages: Vec<_> = (0..100).map(|_| ("known".to_owned(), readings(1_000))).collect();
     fixture.take(&messages);
     let held = fixture.in_flight.held();
     assert!(!fixture.in_flight.has_room() && held > MAX_HELD && held < MAX_HELD + MAX_OVERRUN + 512 * 1024, "{held}");
     fixture.commit();
     assert!(fixture.in_flight.is_settled() && fixture.in_flight.has_room());
-    assert_eq!((fixture.acknowledged(), fixture.in_flight.held()), (60, 0));
+    assert_eq!((fixture.acknowledged(), fixture.in_flight.held()), (100, 0));
 }
 
 #[test]
