@@ -25,8 +25,7 @@
  * such code, is disconnected without an acknowledgement. `disconnect`: both are. QoS 0 has no acknowledgement: such messages are never
  * queued, and are dropped only where memory is full.
  *
- * Always accepted is a message that deletes a retained one (QoS 0 or 1, an empty payload), so that a full broker can be emptied. While
- * memory or the volume is full, new subscriptions are refused.
+ * Always accepted is a message that deletes a retained one (QoS 0 or 1, an empty payload), so that a full broker can be emptied.
  *
  * The plugin publishes retained messages, once a second where they change: `$SYS/broker/fleetwright/full` (`none`, `queue SESSION`,
  * `memory`, `disk`, or, where nothing is full but clients exceed limits of their own, `clients CLIENT: LIMIT, ...`), and how many messages
@@ -146,20 +145,6 @@ static int on_message(int event, void *event_data, void *userdata)
 		struct slot slot = {.id = fingerprint, .bytes = message->payloadlen, .owner = owner_connection(message->client)};
 
 		unreleased_reserve(&state->queues, message->topic, slot);
-	}
-	return MOSQ_ERR_SUCCESS;
-}
-
-static int on_subscribe(int event, void *event_data, void *userdata)
-{
-	const struct mosquitto_evt_subscribe *subscription = event_data;
-	struct state *state = userdata;
-
-	(void)event;
-	check_memory(state);
-	if(mosquitto_client_port(subscription->client) != state->trusted_port && (state->memory_full || state->volume.full)){
-		state->refused[state->volume.full ? DISK : MEMORY]++;
-		return MOSQ_ERR_QUOTA_EXCEEDED;
 	}
 	return MOSQ_ERR_SUCCESS;
 }
@@ -336,7 +321,6 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 	struct queues *queues = state ? &state->queues : NULL;
 	const struct { int event; MOSQ_FUNC_generic_callback callback; void *userdata; } callbacks[] = {
 		{MOSQ_EVT_MESSAGE_IN, on_message, state},
-		{MOSQ_EVT_SUBSCRIBE, on_subscribe, state},
 		{MOSQ_EVT_TICK, on_tick, state},
 		/* From here on: only with SQLite, for the classic persistence refuses them. */
 		{MOSQ_EVT_PERSIST_RESTORE, on_restore, state},
@@ -360,7 +344,7 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 	if(!configure(state, options, option_count)){
 		return MOSQ_ERR_INVAL;
 	}
-	count = queues->max_bytes == 0 ? 3 : count;
+	count = queues->max_bytes == 0 ? 2 : count;
 	/* For the database that the persistence plugin opens, which is loaded after this one. */
 	sqlite3_auto_extension((void (*)(void))volume_keep_deleted);
 	for(size_t i = 0; rc == MOSQ_ERR_SUCCESS && i < count; i++){
