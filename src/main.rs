@@ -76,7 +76,7 @@ fn run(role: Role) -> anyhow::Result<()> {
             Role::Operator(arguments) => operator::run(arguments, shutdown).await,
             Role::Agent(arguments) => agent::run(arguments, shutdown).await,
             Role::Ingest(arguments) => ingest::run(arguments, shutdown).await,
-            Role::Replay(arguments) => ingest::replay::run(arguments, shutdown).await,
+            Role::Replay(arguments) => Box::pin(ingest::replay::run(arguments, shutdown)).await,
             Role::Simulate(arguments) => simulate::run(arguments, shutdown).await,
             Role::Check(_) | Role::Crds { .. } => Ok(()),
         }

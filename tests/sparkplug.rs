@@ -84,6 +84,8 @@ fn workers(pipeline: &str, topic: &str, decode: &Value) -> Entry {
     .unwrap();
     let none = || Cause::new(Reason::DatabaseUnavailable, "not asked");
     let observed = Observed {
+        cluster: String::new(),
+        usable_logins: [].into(),
         gateways: [("plant-1".to_owned(), [].into())].into(),
         externals: [].into(),
         uri: Err(none()),

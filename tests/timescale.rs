@@ -360,8 +360,8 @@ async fn dead_letters_are_deleted_after_the_retention_of_their_pipeline() {
     assert_eq!(sweep(&fixture.client).await.unwrap(), Swept { chunks: 0, deleted: vec![(owner("hour"), 1)] });
     assert_eq!(sweep(&fixture.client).await.unwrap(), Swept::default());
     let read = async |pipeline: &str| dead_letter::read(&fixture.client, &owner(pipeline), None).await.unwrap();
-    assert_eq!(read("hour").await, DeadLetters { refused: 2, discarded: 1, replay: None });
-    assert_eq!(read("month").await, DeadLetters { refused: 4, discarded: 2, replay: None });
+    assert_eq!(read("hour").await, DeadLetters { failure: None, refused: 2, discarded: 1, replay: None });
+    assert_eq!(read("month").await, DeadLetters { failure: None, refused: 4, discarded: 2, replay: None });
 }
 
 #[tokio::test]
