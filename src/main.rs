@@ -73,7 +73,7 @@ fn run(role: Role) -> anyhow::Result<()> {
     let work: LocalBoxFuture<'_, anyhow::Result<()>> = Box::pin(async {
         let shutdown = runtime::shutdown::on_signal()?;
         match role {
-            Role::Operator(arguments) => operator::run(arguments, shutdown).await,
+            Role::Operator(arguments) => Box::pin(operator::run(arguments, shutdown)).await,
             Role::Agent(arguments) => agent::run(arguments, shutdown).await,
             Role::Ingest(arguments) => ingest::run(arguments, shutdown).await,
             Role::Replay(arguments) => Box::pin(ingest::replay::run(arguments, shutdown)).await,

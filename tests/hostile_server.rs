@@ -126,7 +126,7 @@ async fn a_database_cannot_keep_a_processor_busy_with_a_password() {
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut input = [0; 4096];
-        stream.read(&mut input).await.unwrap();
+        assert!(stream.read(&mut input).await.unwrap() > 0);
         stream.write_all(&mechanisms).await.unwrap();
         let length = stream.read(&mut input).await.unwrap();
         let sent = String::from_utf8_lossy(&input[..length]).into_owned();

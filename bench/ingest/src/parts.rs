@@ -297,6 +297,7 @@ pub fn login(port: u16, client_id: &str) -> Login {
         client_id: client_id.to_owned(),
         username: client_id.to_owned(),
         password: Bytes::new(),
+        addresses: None,
         tls: None,
     }
 }

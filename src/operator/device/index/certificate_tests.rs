@@ -122,7 +122,8 @@ fn a_certificate_needs_one_status_write_and_none_after_a_restart() {
     first.status_written(&key(), &device(&x509(&request), true, 2, Some(&ready)));
     assert!(matches!(first.next_action(&key(), false), DeviceAction::None));
 
-    let mut again = DeviceIndex::default();
+    // The key outlives the process.
+    let mut again = DeviceIndex { digest_key: std::sync::Arc::clone(&first.digest_key), ..DeviceIndex::default() };
     again.gateway_observed(&gateway(), Some(OwnerReference { uid: "uid-g".to_owned(), ..OwnerReference::default() }));
     again.device_applied(&device(&x509(&request), true, 2, Some(&ready)));
     again.shard_observed(&gateway(), 0, Some(&shard.render()));
