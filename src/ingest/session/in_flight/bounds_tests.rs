@@ -81,8 +81,10 @@ impl Fixture {
     }
 }
 
+/// A reading whose time is different for each number.
 fn reading(number: u64) -> String {
-    format!(r#"{{"ts":{}}}"#, Time::now().0 / 1000 - i64::try_from(number).unwrap())
+    static BASE: LazyLock<i64> = LazyLock::new(|| Time::now().0 / 1000);
+    format!(r#"{{"ts":{}}}"#, *BASE - i64::try_from(number).unwrap())
 }
 
 /// A message that takes more memory as rows than as a payload.
