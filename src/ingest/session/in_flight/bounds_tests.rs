@@ -1,6 +1,7 @@
 //! The memory of the messages of a session.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde_json::json;
