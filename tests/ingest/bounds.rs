@@ -25,7 +25,10 @@ const PAYLOAD: usize = 1024 * 1024 - 4096;
 /// 2026-05-04T03:02:01.5Z, in milliseconds since 1970.
 const TS: u64 = 1_777_863_721_500;
 
-const DAY: u64 = 24 * 3600 * 1000;
+/// Milliseconds before [`TS`], each number on another day, as far as there are days since 1970.
+const fn days(number: u64) -> u64 {
+    number % 20_000 * 24 * 3600 * 1000
+}
 
 /// How long the stored rows of the innocent device may take after the end of the attack. The worker and the database share two processors
 /// with the attacker, and the database stores the dead letters of the attacker.
@@ -60,15 +63,15 @@ fn json_array(element: impl Fn(u64) -> String) -> Vec<u8> {
 }
 
 fn json_case() -> Case {
-    let reading = |number: u64, step: u64| format!(r#"{{"ts":{},"rms":1}}"#, TS - number * step);
+    let reading = |before: u64| format!(r#"{{"ts":{},"rms":1}}"#, TS - before);
     Case {
         format: "Json",
         fields: json!([{"name": "rms", "type": "Float64"}, {"name": "rest", "type": "Json"}, {"name": "state", "type": "Text"}]),
         good: |number| format!(r#"{{"ts":{},"rms":1}}"#, TS + number).into_bytes(),
         bad: vec![
-            json_array(|number| reading(number, 1)),
+            json_array(reading),
             json_array(|number| format!(r#"{{"ts":{}}}"#, TS - number)),
-            format!("[{}]", (0..9_700).map(|day| reading(day, DAY)).collect::<Vec<_>>().join(",")).into_bytes(),
+            format!("[{}]", (0..9_700).map(|day| reading(days(day))).collect::<Vec<_>>().join(",")).into_bytes(),
             [format!(r#"{{"ts":{TS},"rest":"#).as_bytes(), &json_array(|_| r#"{"":0}"#.to_owned())[..PAYLOAD - 100], b"]}"].concat(),
             json_array(|_| "{}".to_owned()),
             format!(r#"{{"ts":{TS},"state":"{}"}}"#, "x".repeat(PAYLOAD - 100)).into_bytes(),
@@ -89,7 +92,7 @@ fn cbor_case() -> Case {
             repeat(b"\x9f", |number| reading(TS - number), b"\xff"),
             repeat(b"\x9f", |_| b"\xa0".to_vec(), b"\xff"),
             repeat(&[&b"\xa2\x62ts\x1b"[..], &TS.to_be_bytes(), b"\x64rest\x9f"].concat(), |_| b"\xa1\x60\x00".to_vec(), b"\xff"),
-            repeat(b"\x9f", |number| reading(TS - number * DAY), b"\xff"),
+            repeat(b"\x9f", |number| reading(TS - days(number)), b"\xff"),
         ],
     }
 }
@@ -102,7 +105,7 @@ fn senml_case() -> Case {
         good: |number| format!(r#"[{{"n":"rms","t":{}.{:03},"v":1}}]"#, TS / 1000 + number / 1000, number % 1000).into_bytes(),
         bad: vec![
             json_array(record),
-            json_array(|number| record(number * DAY / 1000)),
+            json_array(|number| record(days(number) / 1000)),
             json_array(|_| r#"{"n":"rms","v":1}"#.to_owned()),
             [format!(r#"[{{"bn":"{}"}},"#, "x".repeat(PAYLOAD / 2)).as_bytes(), &json_array(|_| r#"{"v":1}"#.to_owned())[1..PAYLOAD / 2]]
                 .concat(),
@@ -193,7 +196,7 @@ fn protobuf_case() -> Case {
         bad: vec![
             repeat(b"", |number| reading(TS - number), b""),
             repeat(b"", |_| b"\x0a\0".to_vec(), b""),
-            repeat(b"", |number| reading(TS - number * DAY), b""),
+            repeat(b"", |number| reading(TS - days(number)), b""),
         ],
     }
 }
