@@ -39,6 +39,9 @@ const MAX_WAITING: usize = 64;
 /// 50,000 devices, which a broker may send before its answer (MQTT 5.0, 3.8.4).
 const MAX_EARLY_BYTES: usize = 16 << 20;
 
+/// What a kept message costs beside topic and payload: itself, in a queue that grows by doubling, and its share of a read buffer.
+const MESSAGE_OVERHEAD_BYTES: usize = 2 * size_of::<Publish>() + 128;
+
 /// The maximum number of unacknowledged publishes: twice the maximum of [`super::session_loop`].
 const MAX_OUTGOING: u16 = 128;
 
@@ -183,7 +186,7 @@ impl TwinSession {
 
     /// Keeps a message until the subscriptions are answered.
     fn keep(&mut self, message: Publish) -> Result<(), SessionError> {
-        let bytes = message.topic.len() + message.payload.len() + size_of::<Publish>();
+        let bytes = message.topic.len() + message.payload.len() + MESSAGE_OVERHEAD_BYTES;
         let room = self.early_room.checked_sub(bytes);
         self.early_room = room.ok_or_else(|| SessionError::Flood { address: self.address.clone() })?;
         self.early.push_back(message);
