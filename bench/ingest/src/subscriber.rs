@@ -136,6 +136,8 @@ async fn count_with_rumqttc(port: u16, messages: u64, subscribe: bool) -> anyhow
     options.set_ack_mode(AckMode::Manual);
     options.set_read_batch_size(LIBRARY_READ_PACKETS);
     options.set_max_request_batch(usize::from(u16::MAX));
+    // The library goes through this number of slots at each write.
+    options.set_outgoing_inflight_upper_limit(1);
     let (client, mut events) = AsyncClient::builder(options).unbounded().build();
     if subscribe {
         client.try_subscribe(TOPIC, QoS::AtLeastOnce)?;
