@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use fleetwright::operator::kubernetes::pod::PROBE_TIMEOUT_SECONDS;
 use fleetwright::runtime::http;
 use fleetwright::runtime::http_server::{HEADER_TIMEOUT, MAX_CONNECTIONS};
 use fleetwright::runtime::readiness::Readiness;
@@ -23,8 +24,8 @@ const HEADER_BYTES: usize = 12_000;
 /// grows by 90 MB.
 const MAX_GROWTH: usize = 24 << 20;
 
-/// Maximum time of a probe: that of the kubelet, and one retransmission by the kernel (after a second) on a busy machine.
-const PROBE_TIMEOUT: Duration = Duration::from_millis(2_500);
+/// Maximum time of a probe: its timeout in the pods of brokers and workers.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(PROBE_TIMEOUT_SECONDS.unsigned_abs() as u64);
 
 async fn start() -> (SocketAddr, DropGuard) {
     // The second half of the limit is for the sockets of the server.

@@ -14,8 +14,8 @@ use crate::api::name::HTTP_PORT;
 /// Name of [`HTTP_PORT`] in pods and Services.
 pub const HTTP_PORT_NAME: &str = "http";
 
-/// Timeout of a probe; the kubelet's default of one second is too short on a busy node.
-const PROBE_TIMEOUT_SECONDS: i32 = 5;
+/// Timeout of a probe in seconds; the kubelet's default of one second is too short on a busy node.
+pub const PROBE_TIMEOUT_SECONDS: i32 = 5;
 
 /// Mode of mounted Secrets: readable by the user and the group of the pod.
 pub const SECRET_MODE: i32 = 0o440;
