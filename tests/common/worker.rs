@@ -231,6 +231,11 @@ impl<B> Chain<B> {
 
     /// Waits until a query returns this number.
     pub async fn wait_for(&self, query: &str, expected: i64) {
+        self.wait_for_within(query, expected, super::mosquitto::PATIENCE).await;
+    }
+
+    /// The same, for at most this long.
+    pub async fn wait_for_within(&self, query: &str, expected: i64, limit: std::time::Duration) {
         let started = std::time::Instant::now();
         loop {
             let found = self.count(query).await;
@@ -238,7 +243,7 @@ impl<B> Chain<B> {
                 return;
             }
             assert!(
-                started.elapsed() < super::mosquitto::PATIENCE,
+                started.elapsed() < limit,
                 "waited in vain for {expected} of {query}, found {found}; the worker's log:\n{}",
                 self.worker.log()
             );

