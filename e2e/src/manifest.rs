@@ -30,7 +30,7 @@ pub fn pipeline(name: &str) -> Value {
         "apiVersion": "fleetwright.io/v1alpha1", "kind": "Pipeline", "metadata": {"name": name},
         "spec": {
             "source": {"topic": "devices/{device}/telemetry"},
-            "decode": {"time": {"pointer": "/ts"}, "fields": [{"name": "value", "type": "Float64", "required": true}]},
+            "decode": {"time": {"pointer": "/ts", "maxAge": "9999d"}, "fields": [{"name": "value", "type": "Float64", "required": true}]},
             "sink": {"timescale": {"connectionSecret": {"name": CONNECTION_SECRET}, "table": "reading"}},
         },
     })

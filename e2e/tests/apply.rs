@@ -97,7 +97,7 @@ type Captured = (String, String, i64, Option<bool>, String, Option<f64>);
 /// A Pipeline with captures, all field types, JSON pointers, and a time in text.
 fn captured(name: &str) -> serde_json::Value {
     let decode = json!({
-        "time": {"pointer": "/at", "unit": "Rfc3339"},
+        "time": {"pointer": "/at", "unit": "Rfc3339", "maxAge": "9999d"},
         "fields": [
             {"name": "rpm", "type": "Int64", "pointer": "/motor/rpm", "required": true},
             {"name": "motor_on", "type": "Boolean", "pointer": "/motor/on"},
