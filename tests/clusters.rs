@@ -4,9 +4,7 @@
 
 mod common;
 
-use std::sync::Arc;
-
-use common::postgres::Postgres;
+use common::postgres::Fixture;
 use fleetwright::api::PipelineSpec;
 use fleetwright::api::pipeline::DeletionPolicy;
 use fleetwright::configuration::pipeline::compile;
@@ -20,7 +18,6 @@ use fleetwright::state::registry::fill::sync;
 use fleetwright::state::registry::follow::{Devices, Lookup};
 use fleetwright::state::{dead_letter, session, system};
 use serde_json::json;
-use tokio_postgres::Client;
 
 /// The tables as version 4 created them.
 const VERSION_4: &str = include_str!("clusters/version-4.sql");
@@ -42,20 +39,7 @@ const ROWS_OF_VERSION_4: &str = "
     INSERT INTO fleetwright.dead_letter (time, namespace, pipeline, gateway, topic, payload, reason, detail)
         VALUES (now(), 'plant', 'vibration', 'plant-1', 'devices/press-1/telemetry', 'x', 'Malformed', '')";
 
-struct Fixture {
-    postgres: Arc<Postgres>,
-    database: String,
-    client: Client,
-}
-
 impl Fixture {
-    async fn new() -> Self {
-        let postgres = Postgres::shared().await;
-        let database = postgres.create_database().await;
-        let client = postgres.client(&database).await;
-        Self { postgres, database, client }
-    }
-
     async fn number(&self, query: &str) -> i64 {
         self.client.query_one(query, &[]).await.unwrap().get(0)
     }

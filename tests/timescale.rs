@@ -4,9 +4,7 @@
 
 mod common;
 
-use std::sync::Arc;
-
-use common::postgres::Postgres;
+use common::postgres::{Fixture, Postgres};
 use fleetwright::api::PipelineSpec;
 use fleetwright::api::pipeline::DeletionPolicy;
 use fleetwright::configuration::pipeline::compile;
@@ -24,20 +22,7 @@ use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-struct Fixture {
-    postgres: Arc<Postgres>,
-    database: String,
-    client: Client,
-}
-
 impl Fixture {
-    async fn new() -> Self {
-        let postgres = Postgres::shared().await;
-        let database = postgres.create_database().await;
-        let client = postgres.client(&database).await;
-        Self { postgres, database, client }
-    }
-
     async fn apply(&mut self, desired: &Desired) -> usize {
         apply(&mut self.client, desired).await.unwrap().steps.len()
     }

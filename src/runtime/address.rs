@@ -1,4 +1,4 @@
-//! The addresses that the operator connects to on behalf of a tenant: names are resolved once, and the connection goes to the very address
+//! The addresses that the operator connects to on behalf of a tenant: names are resolved once, and the connection goes to the address
 //! that was checked, so that a second answer of the name server (DNS rebinding) has no effect.
 
 use std::io;
@@ -16,7 +16,7 @@ use super::network::{Network, embedded_ipv4};
 /// The delay before the next address of a host is tried while the previous one has not answered: the recommendation of RFC 8305, section 5.
 const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// The most addresses of a host that are tried. A name server that a tenant controls may return hundreds.
+/// Maximum number of addresses of a host that are tried. A name server that a tenant controls may return hundreds.
 const MAX_ADDRESSES: usize = 16;
 
 /// Metadata services of cloud providers outside the link-local network: AWS and Google over IPv6, Alibaba, Oracle, and Azure's host agent.
@@ -40,7 +40,7 @@ pub enum Forbidden {
     /// The link of the node, where cloud providers serve metadata and credentials.
     #[error("a link-local address")]
     LinkLocal,
-    /// Many machines.
+    /// A group of machines.
     #[error("a multicast or broadcast address")]
     Multicast,
     /// A metadata service of a cloud provider.

@@ -157,3 +157,19 @@ fn interrupt(process: &mut Child) {
         let _ = process.wait();
     }
 }
+
+/// A new database of the shared server, with a connection.
+pub struct Fixture {
+    pub postgres: Arc<Postgres>,
+    pub database: String,
+    pub client: Client,
+}
+
+impl Fixture {
+    pub async fn new() -> Self {
+        let postgres = Postgres::shared().await;
+        let database = postgres.create_database().await;
+        let client = postgres.client(&database).await;
+        Self { postgres, database, client }
+    }
+}
