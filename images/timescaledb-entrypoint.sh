@@ -45,7 +45,7 @@ SQL
   mv "$new" "$PGDATA"
 }
 
-# The volume's root belongs to whoever mounted it; the server wants a folder of its own that nobody else may read.
+# PostgreSQL requires a data folder that only its user can read. The root folder of the volume belongs to another user.
 mkdir -p "$(dirname "$PGDATA")"
 [ -s "$PGDATA/PG_VERSION" ] || initialise
 chmod 700 "$PGDATA"      # a pod's fsGroup opens it to the group with every mount, and the server refuses that

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::device::digest_key::{DigestKey, KEY_BYTES};
 use super::kubernetes::apply::{WriteError, Writer, read, standard_labels};
+use super::kubernetes::secret::value;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 
@@ -134,7 +135,7 @@ async fn digest_key(writer: &Writer, namespace: &str) -> Result<DigestKey, Start
             Err(error) => return Err(error.into()),
         },
     };
-    let key = found.data.as_ref().and_then(|data| data.get(DIGEST_KEY)).and_then(|bytes| DigestKey::given(&bytes.0));
+    let key = value(&found, DIGEST_KEY).and_then(DigestKey::given);
     key.ok_or_else(|| StartupError::ReadKey { namespace: namespace.to_owned() })
 }
 

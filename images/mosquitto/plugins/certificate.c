@@ -39,7 +39,7 @@ struct state {
 
 static const struct user_format FORMAT = {NAME, "user:digest", identity_new_digest, free};
 
-/* Whether the key is the one that the common name may use, and the certificate has not expired; also gives the name. */
+/* Whether the user named by the common name may use this key, and the certificate has not expired. Writes the name to `name`. */
 static bool is_accepted(const struct state *state, X509 *certificate, char name[MAX_NAME_BYTES])
 {
 	unsigned char digest[DIGEST_BYTES];
@@ -61,7 +61,7 @@ static bool is_disconnected_session(const struct mosquitto *client)
 	return identifier && mosquitto_client(identifier) == client;
 }
 
-/* An error here would end the broker and with it every session. What cannot be read is logged, and accepts nobody. */
+/* An error here would end the broker and all sessions. Instead, an unreadable file is logged, and none of its users is accepted. */
 static int on_reload(int event, void *event_data, void *userdata)
 {
 	struct state *state = userdata;

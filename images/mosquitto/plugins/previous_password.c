@@ -28,7 +28,7 @@ struct state {
 
 static const struct user_format FORMAT = {NAME, "user:hash", password_parse, password_free};
 
-/* An error here would end the broker and with it every session. What cannot be read is logged, and accepts nobody. */
+/* An error here would end the broker and all sessions. Instead, an unreadable file is logged, and none of its users is accepted. */
 static int on_reload(int event, void *event_data, void *userdata)
 {
 	struct state *state = userdata;

@@ -82,7 +82,7 @@ bool user_file_read(struct user_file *file, FILE *stream, const char *path, cons
 	free(line);
 	complete = outcome != OUT_OF_MEMORY && feof(stream) && !ferror(stream);
 	if(!complete){
-		mosquitto_log_printf(MOSQ_LOG_ERR, "%s: cannot read %s (%s): nobody in it is accepted", format->plugin, path,
+		mosquitto_log_printf(MOSQ_LOG_ERR, "%s: cannot read %s (%s): none of its users is accepted", format->plugin, path,
 			outcome == OUT_OF_MEMORY ? "out of memory" : strerror(errno));
 		user_file_clear(file, format);
 		return false;
@@ -99,7 +99,7 @@ bool user_file_load(struct user_file *file, const char *path, const struct user_
 	bool complete;
 
 	if(!stream){
-		mosquitto_log_printf(MOSQ_LOG_ERR, "%s: cannot open %s (%s): nobody in it is accepted", format->plugin, path, strerror(errno));
+		mosquitto_log_printf(MOSQ_LOG_ERR, "%s: cannot open %s (%s): none of its users is accepted", format->plugin, path, strerror(errno));
 		user_file_clear(file, format);
 		return false;
 	}

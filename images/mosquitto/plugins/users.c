@@ -104,7 +104,7 @@ static bool set_option(void *userdata, const char *key, const char *value)
 	if(!strcmp(key, "certificate_file")){
 		return plugin_keep_option(&state->paths[CERTIFICATES], value);
 	}
-	/* With an empty prefix nobody would be removed. */
+	/* An empty prefix matches every user, so no user would be removed. */
 	return !strcmp(key, "keep_prefix") && *value && plugin_keep_option(&state->keep_prefix, value);
 }
 

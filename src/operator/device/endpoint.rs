@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Secret;
 use serde_json::{Value, json};
 
 use crate::configuration::agent::TLS_AUTHORITIES;
+use crate::operator::kubernetes::secret::value;
 
 /// Keys of a Device's Secret with the address.
 const KEYS: [&str; 4] = ["gateway", "port", "uri", TLS_AUTHORITIES];
@@ -64,7 +65,7 @@ impl Endpoint {
 /// Digest of the address in a Secret. It is valid within this process.
 #[must_use]
 pub fn digest_of(secret: &Secret) -> NonZeroU64 {
-    digest(|key| secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice()))
+    digest(|key| value(secret, key))
 }
 
 fn digest<'a>(value: impl Fn(&str) -> Option<&'a [u8]>) -> NonZeroU64 {

@@ -26,6 +26,7 @@ use crate::broker::credential::entry::Entry;
 use crate::broker::credential::hash::{self, GENERATED_ITERATIONS, GIVEN_ITERATIONS};
 use crate::broker::credential::password::Password;
 use crate::operator::kubernetes::apply::standard_labels;
+use crate::operator::kubernetes::secret::{required, required_value, value};
 
 /// Key of a Device's Secret and of a Pipeline's ingest Secret.
 pub const PASSWORD_KEY: &str = "password";
@@ -128,6 +129,9 @@ pub(super) fn owner(key: &DeviceKey, uid: &str) -> OwnerReference {
     }
 }
 
+/// The value, in the messages of causes.
+const PASSWORD: &str = "the password";
+
 /// Reads and hashes the password of a generated Secret. An empty or unusable password is a cause.
 #[must_use]
 pub fn read_generated(key: &DeviceKey, uid: &str, secret: &Secret) -> PasswordState {
@@ -137,30 +141,22 @@ pub fn read_generated(key: &DeviceKey, uid: &str, secret: &Secret) -> PasswordSt
 /// Reads and hashes the password of a user-provided Secret. `known` is the previous hash.
 #[must_use]
 pub fn read_given(key: &DeviceKey, uid: &str, secret: Option<&Secret>, named: (&str, &str), known: Option<&str>) -> PasswordState {
-    match secret {
-        Some(secret) => match refusal(secret) {
-            Some(cause) => PasswordState::Missing(Box::new(cause), known.map(Into::into)),
-            None => read(key, uid, secret, named.1, GIVEN_ITERATIONS, known),
-        },
-        None => {
-            let message =
-                format!("Secret {} does not exist in this namespace: create it with the password under the key {}", named.0, named.1);
-            PasswordState::Missing(Box::new(Cause::new(Reason::SecretNotFound, message)), known.map(Into::into))
-        }
+    let allowed = required(secret, named.0, named.1, PASSWORD).and_then(|secret| refusal(secret).map_or(Ok(secret), Err));
+    match allowed {
+        Ok(secret) => read(key, uid, secret, named.1, GIVEN_ITERATIONS, known),
+        Err(cause) => PasswordState::Missing(Box::new(cause), known.map(Into::into)),
     }
 }
 
 fn read(key: &DeviceKey, uid: &str, secret: &Secret, data_key: &str, iterations: u32, known: Option<&str>) -> PasswordState {
-    let missing = |reason, message: String| PasswordState::Missing(Box::new(Cause::new(reason, message)), known.map(Into::into));
-    let Some(bytes) = secret.data.as_ref().and_then(|data| data.get(data_key)) else {
-        return missing(
-            Reason::SecretKeyNotFound,
-            format!("Secret {} has no key {data_key}: add it, with the password as its value", secret.name_any()),
-        );
-    };
-    match Password::given(&bytes.0) {
+    let name = secret.name_any();
+    let password = required_value(secret, &name, data_key, PASSWORD).and_then(|bytes| {
+        let invalid = |error| Cause::new(Reason::InvalidPassword, format!("Secret {name}, key {data_key}: {error}"));
+        Password::given(bytes).map_err(invalid)
+    });
+    match password {
         Ok(password) => PasswordState::Hashed(hash::hash(uid, &key.name, &password, iterations).into()),
-        Err(error) => missing(Reason::InvalidPassword, format!("Secret {}, key {data_key}: {error}", secret.name_any())),
+        Err(cause) => PasswordState::Missing(Box::new(cause), known.map(Into::into)),
     }
 }
 
@@ -170,8 +166,8 @@ fn read(key: &DeviceKey, uid: &str, secret: &Secret, data_key: &str, iterations:
 /// A description of a malformed Secret.
 pub fn read_link(secret: &Secret) -> Result<Entry, String> {
     let owner = secret.owner_references().first().ok_or("no owner")?;
-    let bytes = secret.data.as_ref().and_then(|data| data.get(PASSWORD_KEY)).ok_or("no key password")?;
-    let password = Password::given(&bytes.0).map_err(|error| error.to_string())?;
+    let bytes = value(secret, PASSWORD_KEY).ok_or("no key password")?;
+    let password = Password::given(bytes).map_err(|error| error.to_string())?;
     let hash = hash::hash(&owner.uid, LINK_USERNAME, &password, GENERATED_ITERATIONS);
     // The operator clears the retained report of a deleted device.
     let topics = [name::desired_topic("+"), name::reported_topic("+")];
@@ -186,8 +182,8 @@ pub fn read_link(secret: &Secret) -> Result<Entry, String> {
 pub fn read_workers(secret: &Secret) -> Result<BTreeMap<String, Vec<Entry>>, String> {
     let annotation = |key: &str| secret.annotations().get(key).map(String::as_str).unwrap_or_default();
     let owner = secret.owner_references().first().ok_or("no owner")?;
-    let bytes = secret.data.as_ref().and_then(|data| data.get(PASSWORD_KEY)).ok_or("no key password")?;
-    let password = Password::given(&bytes.0).map_err(|error| error.to_string())?;
+    let bytes = value(secret, PASSWORD_KEY).ok_or("no key password")?;
+    let password = Password::given(bytes).map_err(|error| error.to_string())?;
     let mut acls = vec![Acl { topic: annotation(INGEST_FILTER_ANNOTATION).to_owned(), access: Access::Read }];
     let commands = secret.annotations().get(INGEST_COMMANDS_ANNOTATION);
     acls.extend(commands.map(|topic| Acl { topic: topic.clone(), access: Access::Write }));

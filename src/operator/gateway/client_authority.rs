@@ -16,6 +16,7 @@ use crate::certificate::server::CertificateError;
 use crate::certificate::trust::TrustedAuthorities;
 use crate::configuration::agent::{TLS_AUTHORITIES, TLS_CERTIFICATE, TLS_KEY};
 use crate::operator::device::certificate::{Authority, Issuer, Signer, Source};
+use crate::operator::kubernetes::secret::value;
 use crate::runtime::error::chain;
 
 /// The state of a Gateway's client authority.
@@ -77,7 +78,7 @@ fn source(declared: &Declared, secret: Option<&Secret>, now: Timestamp) -> Resul
         };
         return Err(Cause::new(Reason::SecretNotFound, format!("Secret {name} does not exist: {expected}")));
     };
-    let value = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice());
+    let value = |key: &str| value(secret, key);
     let missing = |message: String| Cause::new(Reason::SecretKeyNotFound, format!("Secret {name} has no key {message}"));
     let authorities = value(TLS_AUTHORITIES);
     let read = match &declared.issuer_ref {

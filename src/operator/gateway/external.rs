@@ -15,6 +15,7 @@ use crate::configuration::agent::TLS_AUTHORITIES;
 use crate::mqtt::login::{ClientTls, Login};
 use crate::operator::device::key::GatewayKey;
 use crate::operator::kubernetes::apply::{WriteError, read};
+use crate::operator::kubernetes::secret::{required, required_value};
 use crate::runtime::error::chain;
 
 /// Maximum length of a user name or password in bytes (MQTT 5.0, section 1.5.4).
@@ -92,18 +93,12 @@ fn encryption(secret_name: Option<&str>, secret: Option<&Secret>) -> Result<Clie
 
 /// The value of a key, without a final line break from an editor.
 fn value(secret: Option<&Secret>, name: &str, key: &str, what: &str) -> Result<Bytes, Cause> {
-    let Some(secret) = secret else {
-        let message = format!("there is no Secret {name} in this namespace: create it with {what} under the key {key}");
-        return Err(Cause::new(Reason::SecretNotFound, message));
-    };
-    let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else {
-        return Err(Cause::new(Reason::SecretKeyNotFound, format!("Secret {name} has no key {key}: add it, with {what} as its value")));
-    };
-    let end = value.0.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')).map_or(0, |last| last + 1);
+    let value = required_value(required(secret, name, key, what)?, name, key, what)?;
+    let end = value.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')).map_or(0, |last| last + 1);
     if end == 0 {
         return Err(Cause::new(Reason::InvalidSecret, format!("Secret {name}, key {key}: {what} is empty")));
     }
-    Ok(Bytes::copy_from_slice(&value.0[..end]))
+    Ok(Bytes::copy_from_slice(&value[..end]))
 }
 
 /// A user name or password: the value of a key, without control characters.

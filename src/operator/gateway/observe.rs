@@ -15,6 +15,7 @@ use crate::operator::device::index::SharedDeviceIndex;
 use crate::operator::device::key::GatewayKey;
 use crate::operator::device::secret::PASSWORD_KEY;
 use crate::operator::kubernetes::apply::{WriteError, read};
+use crate::operator::kubernetes::secret::value;
 use crate::operator::presence::totals::{GatewayTotals, SharedTotals};
 use crate::operator::twin_sync::external::SharedExternals;
 use crate::runtime::address::AddressPolicy;
@@ -145,7 +146,7 @@ pub fn clients(heard: Option<GatewayTotals>, previous: Option<&GatewayStatus>) -
 /// The operator's password at a broker; `None` if its Secret is malformed.
 #[must_use]
 pub fn link_password(secret: &Secret) -> Option<Password> {
-    Password::given(&secret.data.as_ref()?.get(PASSWORD_KEY)?.0).ok()
+    Password::given(value(secret, PASSWORD_KEY)?).ok()
 }
 
 /// An unreadable report counts as missing: the agent writes a new one after its next verification.

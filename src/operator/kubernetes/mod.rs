@@ -4,6 +4,7 @@ pub mod apply;
 pub mod diff;
 pub mod events;
 pub mod pod;
+pub mod secret;
 pub mod watch;
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::database::uri;
 use crate::database::uri::ConnectionUri;
 use crate::operator::device::secret::PASSWORD_KEY;
 use crate::operator::kubernetes::apply::{WriteError, read, read_all};
+use crate::operator::kubernetes::secret::{required, required_value};
 use crate::runtime::error::chain;
 use crate::sink::timescale::execute::{ExecuteError, observe_schema};
 use crate::sink::timescale::observe;
@@ -128,21 +129,14 @@ pub async fn read_uri(client: &Client, pipeline: &Pipeline) -> Result<Result<Con
 
 /// The connection URI in a Secret, or the cause why it is invalid.
 fn connection_uri(secret: Option<&Secret>, name: &str, key: &str) -> Result<ConnectionUri, Cause> {
-    let Some(secret) = secret else {
-        let message = format!("there is no Secret {name} in this namespace: create it with the connection URI under the key {key}");
-        return Err(Cause::new(Reason::SecretNotFound, message));
-    };
+    const WHAT: &str = "the connection URI";
+    let secret = required(secret, name, key, WHAT)?;
     if let Some(cause) = refusal(secret) {
         return Err(cause);
     }
-    let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else {
-        return Err(Cause::new(
-            Reason::SecretKeyNotFound,
-            format!("Secret {name} has no key {key}: add it, with the connection URI as its value"),
-        ));
-    };
+    let value = required_value(secret, name, key, WHAT)?;
     let invalid = |error: &str| Cause::new(Reason::InvalidConnectionUri, format!("Secret {name}, key {key}: {error}"));
-    let text = std::str::from_utf8(&value.0).map_err(|_| invalid("failed to read the URI: it is not UTF-8"))?;
+    let text = std::str::from_utf8(value).map_err(|_| invalid("failed to read the URI: it is not UTF-8"))?;
     text.parse().map_err(|error: uri::ConnectionUriError| invalid(&error.to_string()))
 }
 

@@ -28,8 +28,8 @@ pub struct Batch<W = Rows> {
     pub dead_letters: BTreeMap<u32, DeadLetterCause>,
     /// The chunks of the rows.
     pub chunks: Chunks,
-    /// Whether it is a part of a batch that the database refused.
-    pub is_part: bool,
+    /// For a part of a batch that the database refused: the number of batches that the sink had stored at the first refusal.
+    pub stored_at_refusal: Option<u64>,
     messages: Vec<Message>,
     blocks: Vec<(Bytes, Time)>,
     message_bytes: usize,
@@ -85,7 +85,7 @@ impl Batch {
     /// A batch with these messages only. It shares their blocks with this one.
     fn part(&self, range: Range<usize>) -> Self {
         let numbers = count(range.start)..count(range.end);
-        let mut part = Self { rows: self.rows.part(numbers.clone()), is_part: true, ..Self::default() };
+        let mut part = Self { rows: self.rows.part(numbers.clone()), stored_at_refusal: self.stored_at_refusal, ..Self::default() };
         let messages = self.messages.get(range).unwrap_or_default();
         let first = messages.first().map_or(0, |message| message.block);
         let last = messages.last().map_or(0, |message| message.block + 1);

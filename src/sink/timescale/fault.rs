@@ -67,7 +67,7 @@ pub fn classify(code: &SqlState) -> Fault {
 const STANDARD_CLASSES: [&str; 16] = ["00", "01", "02", "03", "09", "0A", "0F", "0P", "0Z", "10", "20", "24", "27", "2E", "40", "XX"];
 
 /// What to do with a batch of `messages` that failed for the `attempts`th time. `has_rows`: its messages are not all dead letters.
-/// `others_succeed`: the database has stored other batches since the first failure.
+/// `others_succeed`: the database has stored other batches since it first refused the message, alone or in a larger batch.
 #[must_use]
 pub fn judge(fault: Fault, messages: usize, has_rows: bool, attempts: u32, others_succeed: bool) -> Verdict {
     match fault {

@@ -99,7 +99,7 @@ impl Writer {
         let rows = &job.batch.rows;
         let insert_lock = (rows.len() >= MIN_ROWS_FOR_LOCK).then_some(&*self.insert_lock);
         if insert_lock.is_none()
-            && !job.batch.is_part
+            && job.batch.stored_at_refusal.is_none()
             && job.batch.dead_letters.is_empty()
             && job.entries.is_empty()
             && job.expired.is_empty()
@@ -138,7 +138,7 @@ impl Writer {
 
 /// Limits the statements of a part of a batch that was refused: it is smaller, and the faulty message is found by about 13 of them.
 async fn shorten_timeout(transaction: &Transaction<'_>, job: &Job) -> Result<(), tokio_postgres::Error> {
-    if job.batch.is_part { transaction.batch_execute("SET LOCAL statement_timeout = '10s'").await } else { Ok(()) }
+    if job.batch.stored_at_refusal.is_some() { transaction.batch_execute("SET LOCAL statement_timeout = '10s'").await } else { Ok(()) }
 }
 
 /// Stores the rows of a batch through the staging table, which must exist. Rows that the database refuses become dead letters.

@@ -94,15 +94,13 @@ struct Pending {
     again: bool,
     /// How often the database has refused it.
     refusals: u32,
-    /// The number of stored batches at its first refusal.
-    stored_before: u64,
     /// Whether its failure is recorded for the operator.
     is_recorded: bool,
 }
 
 impl Pending {
     fn new(job: Job) -> Self {
-        Self { job, started: Instant::now(), again: false, refusals: 0, stored_before: 0, is_recorded: false }
+        Self { job, started: Instant::now(), again: false, refusals: 0, is_recorded: false }
     }
 }
 
@@ -238,12 +236,11 @@ impl WriterConnection {
     fn judge(&self, pending: &mut Pending, error: &tokio_postgres::Error) -> Verdict {
         let Some(code) = error.code() else { return Verdict::Retry };
         let stored = self.stored.load(Ordering::Relaxed);
-        if pending.refusals == 0 {
-            pending.stored_before = stored;
-        }
         pending.refusals += 1;
-        let batch = &pending.job.batch;
-        judge(classify(code), batch.len(), !batch.rows.is_empty(), pending.refusals, stored > pending.stored_before)
+        let batch = &mut pending.job.batch;
+        // The other parts of the same batch count too, because there may be no later message.
+        let stored_before = *batch.stored_at_refusal.get_or_insert(stored);
+        judge(classify(code), batch.len(), !batch.rows.is_empty(), pending.refusals, stored > stored_before)
     }
 
     /// Whether no earlier attempt can be committed any more, so that the halves may have numbers of their own.
