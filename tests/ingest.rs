@@ -5,6 +5,8 @@
 #[path = "ingest/bounds.rs"]
 mod bounds;
 mod common;
+#[path = "ingest/merge.rs"]
+mod merge;
 #[path = "ingest/refused.rs"]
 mod refused;
 

@@ -78,7 +78,7 @@ async fn an_empty_database_gets_a_hypertable_and_the_next_plan_is_empty() {
     fixture.execute("INSERT INTO vibration (time, device_id, rms, \"select\") VALUES (now(), 1, 0.5, true)").await;
     let indexes = fixture.text("SELECT string_agg(indexdef, ';') FROM pg_indexes WHERE tablename = 'vibration'").await.unwrap();
     assert!(
-        indexes.starts_with("CREATE UNIQUE INDEX") && indexes.ends_with("(\"time\", device_id)") && !indexes.contains(';'),
+        indexes.starts_with("CREATE UNIQUE INDEX") && indexes.ends_with("(\"time\", device_id, site)") && !indexes.contains(';'),
         "{indexes}"
     );
     let interval = "SELECT time_interval::text FROM timescaledb_information.dimensions WHERE hypertable_name = 'vibration'";
@@ -96,7 +96,7 @@ async fn drift_is_repaired() {
     fixture.apply(&desired).await;
     for damage in [
         "DROP TABLE vibration",
-        "DROP INDEX vibration_time_device_id",
+        "DROP INDEX vibration_time_device_id_site_idx",
         "ALTER TABLE vibration DROP COLUMN rms",
         "COMMENT ON COLUMN vibration.rms IS NULL",
         "COMMENT ON COLUMN vibration.count IS 'wrong'",

@@ -43,6 +43,21 @@ pub struct Decode {
     pub fields: Vec<Field>,
 }
 
+impl Decode {
+    /// The same with the fields of the key first, as in the rows of a worker.
+    #[must_use]
+    pub fn with_key_first(mut self) -> Self {
+        self.fields.sort_by_key(|field| !field.key);
+        self
+    }
+
+    /// The number of fields of the key.
+    #[must_use]
+    pub fn key_fields(&self) -> usize {
+        self.fields.iter().filter(|field| field.key).count()
+    }
+}
+
 /// Format of a payload.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum Format {
@@ -148,6 +163,7 @@ pub struct Protobuf {
 #[x_kube(validation = ("self.type == 'Timestamp' || !has(self.timeUnit)", "timeUnit is for Timestamp only: remove it, or change the type"))]
 #[x_kube(validation = ("!has(self.min) || !has(self.max) || self.min <= self.max", "min must not be above max"))]
 #[x_kube(validation = ("!has(self.scale) || self.scale != 0.0", "scale must not be 0"))]
+#[x_kube(validation = ("!has(self.key) || !self.key || (self.required && self.type in ['Int64', 'Boolean', 'Text', 'Timestamp'])", "a field of the key identifies a row: set required: true, and use the type Int64, Boolean, Text or Timestamp"))]
 pub struct Field {
     /// Name of the column: lower case letters, digits and underscores.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z_][a-z0-9_]*$"))]
@@ -199,6 +215,12 @@ pub struct Field {
     /// Whether a reading without this field is refused. Otherwise the column has the `default`, or NULL.
     #[serde(default)]
     pub required: bool,
+
+    /// Whether the field is a part of the key, so that readings of a device with the same time and different values of the field are
+    /// different rows. Time, device and the captures of the topic are always in the key. Requires `required`. A change rebuilds the unique index
+    /// of the table.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub key: bool,
 
     /// Value of the column for a reading in which the field is absent or null: a JSON value of the field's type. A Timestamp is text in the format of
     /// RFC 3339.

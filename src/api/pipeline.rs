@@ -114,10 +114,27 @@ pub struct TimescaleSink {
     #[x_kube(validation = ("self == oldSelf", "table cannot be changed: create another Pipeline for another table"))]
     pub table: String,
 
+    /// What happens to a reading whose row exists with other values. Readings with the same time, device, captures and `key` fields are one row:
+    /// values that the row does not have yet are added to it, so that a device may send one reading in several messages.
+    #[serde(default)]
+    pub on_conflict: OnConflict,
+
     /// Time range of one chunk of the hypertable: a duration such as `1h30m`, `7d` or `2w`. A change applies to new chunks.
     #[serde(default = "default_chunk_interval")]
     #[schemars(length(min = 2, max = 32), regex(pattern = super::duration::MINUTES_PATTERN))]
     pub chunk_interval: String,
+}
+
+/// What happens to a reading whose row exists with other values.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum OnConflict {
+    /// The message becomes a dead letter with the reason `Conflict`. The row does not change.
+    #[default]
+    DeadLetter,
+    /// The row keeps its values.
+    Keep,
+    /// The values of the later message replace those of the row.
+    Replace,
 }
 
 /// A day.

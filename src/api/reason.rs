@@ -181,6 +181,8 @@ reasons! {
     Warning InvalidSecret,
     /// The spec is invalid in a way that the schema cannot express. Correct the field in the message.
     Warning InvalidSpec,
+    /// Rows of the table differ only in columns that are no longer in the key. Add `key: true` or the capture again, or write to another table.
+    Warning KeyConflict,
     /// The broker or the database refused the login. Correct the Secret, or the user's permissions.
     Warning LoginRefused,
     /// An external broker manages the credentials of the device. No action is required.

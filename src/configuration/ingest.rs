@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::pipeline::{DeadLetters, Decode, Replay, default_chunk_interval};
+use crate::api::pipeline::{DeadLetters, Decode, OnConflict, Replay, default_chunk_interval};
 pub use crate::mqtt::login_files::{AUTHORITIES_FILE, PASSWORD_FILE, USERNAME_FILE};
 use crate::state::owner::Owner;
 
@@ -42,6 +42,10 @@ pub struct IngestConfiguration {
     #[serde(default = "default_chunk_interval")]
     pub chunk_interval: String,
 
+    /// What is done with rows that exist with other values, as in `spec.sink.timescale.onConflict`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_conflict: OnConflict,
+
     /// Maximum size in bytes of the dead letters that are kept per hour, as in `spec.deadLetters.maxBytesPerHour`.
     #[serde(default = "default_dead_letter_bytes_per_hour")]
     pub dead_letter_bytes_per_hour: i64,
@@ -57,6 +61,12 @@ impl IngestConfiguration {
     pub fn owner(&self) -> Owner {
         Owner { cluster: self.cluster.clone(), namespace: self.namespace.clone(), pipeline: self.pipeline.clone() }
     }
+}
+
+/// Workers of an earlier version do not know the field.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_default(on_conflict: &OnConflict) -> bool {
+    *on_conflict == OnConflict::default()
 }
 
 fn default_dead_letter_bytes_per_hour() -> i64 {

@@ -16,6 +16,8 @@ pub struct WorkerMetrics {
     bytes: IntCounterVec,
     rows: IntCounterVec,
     redelivered: IntCounterVec,
+    merged: IntCounterVec,
+    conflicts: IntCounterVec,
     batches: IntCounterVec,
     dead_letters: IntCounterVec,
     discarded: IntCounterVec,
@@ -48,6 +50,10 @@ pub struct SessionMetrics {
     pub rows: Counter,
     /// Rows and messages that were already stored.
     pub redelivered: Counter,
+    /// Readings whose values were added to an existing row.
+    pub merged: Counter,
+    /// Readings that contradicted an existing row, which was kept or replaced.
+    pub conflicts: Counter,
     /// Committed transactions.
     pub batches: Counter,
     /// Successful logins, including the first one.
@@ -122,6 +128,16 @@ impl WorkerMetrics {
                 "Rows and messages that were already stored when the broker sent them again.",
                 gateway,
             )?,
+            merged: counter(
+                "merged_readings_total",
+                "Readings whose values were added to the row of an earlier reading with the same key.",
+                gateway,
+            )?,
+            conflicts: counter(
+                "resolved_conflicts_total",
+                "Readings that contradicted a row with the same key, which was kept or replaced according to onConflict.",
+                gateway,
+            )?,
             batches: counter("batches_total", "Committed transactions.", gateway)?,
             dead_letters: counter("dead_letters_total", "Messages stored as dead letters, by reason.", &["gateway", "reason"])?,
             discarded: counter(
@@ -167,6 +183,8 @@ impl WorkerMetrics {
             bytes: self.bytes.with_label_values(label),
             rows: self.rows.with_label_values(label),
             redelivered: self.redelivered.with_label_values(label),
+            merged: self.merged.with_label_values(label),
+            conflicts: self.conflicts.with_label_values(label),
             batches: self.batches.with_label_values(label),
             connections: self.connections.with_label_values(label),
             sequence_gaps: self.sequence_gaps.with_label_values(label),

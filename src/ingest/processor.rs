@@ -8,10 +8,10 @@ use crate::decode::time::Time;
 use crate::decode::{Outcome, Parsed};
 use crate::mqtt::frame::Publish;
 use crate::mqtt::window::Place;
-use crate::sink::batch::Batch;
 use crate::sink::batch::chunks::too_many_chunks;
+use crate::sink::batch::{Batch, RowOptions};
 use crate::sink::row_writer::RowWriter;
-use crate::sink::timescale::copy::Key;
+use crate::sink::timescale::copy::{Columns, Key};
 use crate::state::registry::follow::{Device, Devices, Lookup};
 
 /// Processes the messages of one gateway.
@@ -21,8 +21,8 @@ pub struct Processor {
     pub gateway: String,
     /// The decoder, and its state between messages.
     pub stream: Stream,
-    /// How much time a chunk of the table covers, in microseconds.
-    pub chunk_interval: i64,
+    /// The rows to make.
+    pub rows: RowOptions,
 }
 
 /// A message that has arrived.
@@ -155,14 +155,17 @@ impl Processor {
         batch: &mut Batch<W>,
     ) {
         let before = batch.rows.rows();
-        let (rows, chunks, interval) = (&mut batch.rows, &mut batch.chunks, self.chunk_interval);
+        let (rows, chunks, interval) = (&mut batch.rows, &mut batch.chunks, self.rows.chunk_interval);
+        let key_fields = self.rows.key_fields;
         let mut is_within = true;
         // Every consumer of typed values is called in this closure. It is called before it is known whether the whole message is well
         // formed: a consumer must be able to discard the readings of a message, as `truncate` does for the rows.
         let outcome = self.stream.decode(message.topic(), message.payload(), parsed, arrival, &mut |reading| {
             is_within = is_within && chunks.add(reading.time, interval);
             if is_within {
-                rows.write(number, Key { time: reading.time, device: origin.device.id }, origin.tags, reading.values);
+                let (key, values) = reading.values.split_at(key_fields);
+                let columns = Columns { captures: origin.tags, key, values };
+                rows.write(number, Key { time: reading.time, device: origin.device.id }, columns);
             }
         });
         let (cause, kept) = match outcome {

@@ -24,7 +24,6 @@ use super::owned_sessions::{OwnedSession, owned_sessions};
 use super::processor::Processor;
 use super::replay::request;
 use super::session::{IngestSession, SessionEnd, check};
-use crate::api::duration::{EXPECTED, microseconds};
 use crate::api::name::ingest_username;
 use crate::api::topic::TopicPattern;
 use crate::configuration::ingest::IngestConfiguration;
@@ -36,6 +35,7 @@ use crate::decode::stream::Stream;
 use crate::runtime::http;
 use crate::runtime::readiness::Readiness;
 use crate::sink::Sink;
+use crate::sink::batch::RowOptions;
 use crate::sink::timescale::statements::Statements;
 use crate::sink::timescale::target::Target;
 use crate::sink::timescale::writers::TimescaleSink;
@@ -173,12 +173,12 @@ struct Worker {
     readiness: Readiness,
     topic: Arc<TopicPattern>,
     decoder: Arc<Decoder>,
-    chunk_interval: i64,
+    rows: RowOptions,
 }
 
 impl Worker {
     fn new(
-        configuration: IngestConfiguration,
+        mut configuration: IngestConfiguration,
         uri: ConnectionUri,
         ordinal: i32,
         logins: Logins,
@@ -186,13 +186,13 @@ impl Worker {
         metrics: WorkerMetrics,
         readiness: Readiness,
     ) -> anyhow::Result<Self> {
+        configuration.decode = configuration.decode.with_key_first();
         let topic = Arc::new(TopicPattern::compile(&configuration.topic, configuration.decode.format)?);
         let descriptor = configuration.descriptor.as_deref().map(|text| BASE64_STANDARD.decode(text)).transpose()?;
         let decoder = Arc::new(Decoder::compile(&configuration.decode, descriptor.as_deref())?);
-        let chunk_interval = microseconds(&configuration.chunk_interval)
-            .with_context(|| format!("failed to read chunkInterval: expected {EXPECTED}, found {:?}", configuration.chunk_interval))?;
+        let rows = RowOptions::new(&configuration.decode, &configuration.chunk_interval, configuration.on_conflict)?;
         let owner = configuration.owner();
-        Ok(Self { owner, configuration, uri, ordinal, logins, registry, metrics, readiness, topic, decoder, chunk_interval })
+        Ok(Self { owner, configuration, uri, ordinal, logins, registry, metrics, readiness, topic, decoder, rows })
     }
 
     async fn run(self, shutdown: CancellationToken) {
@@ -205,7 +205,7 @@ impl Worker {
 
         let target = Arc::new(Target {
             owner: self.owner.clone(),
-            statements: Statements::new(&configuration.table, self.topic.tags(), &configuration.decode.fields),
+            statements: Statements::new(&configuration.table, self.topic.tags(), &configuration.decode.fields, configuration.on_conflict),
             dead_letter_bytes_per_hour: configuration.dead_letter_bytes_per_hour,
         });
         let (up, retries) = (self.metrics.database_up.clone(), self.metrics.database_retries.clone());
@@ -289,7 +289,7 @@ impl Worker {
             processor: Processor {
                 gateway: owned.gateway.name.clone(),
                 stream: if shares { stream.sharing(owned.number) } else { stream },
-                chunk_interval: self.chunk_interval,
+                rows: self.rows,
             },
             registry: self.registry.clone(),
             sink,

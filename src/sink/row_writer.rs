@@ -1,15 +1,12 @@
 //! The contract between a reading whose values are known and the format of an output.
 
-use fleetwright_copy::Key;
-
-use crate::decode::Value;
+use fleetwright_copy::{Columns, Key};
 
 /// Encodes readings as the rows of an output, at the moment when their values are known: what a value borrows from the payload is
 /// not kept. Callers are generic over it, so that no call is dynamic.
 pub trait RowWriter {
-    /// Adds a row of the message with this number. `tags` are the captures of the topic other than the device; `values` has a value
-    /// for each field, in the order of the fields.
-    fn write(&mut self, message: u32, key: Key, tags: &[&str], values: &[Value<'_>]);
+    /// Adds a row of the message with this number.
+    fn write(&mut self, message: u32, key: Key, columns: Columns<'_>);
 
     /// The number of rows.
     fn rows(&self) -> usize;

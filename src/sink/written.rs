@@ -11,7 +11,11 @@ use crate::state::redelivery::RedeliveryEntry;
 pub struct Written {
     /// Number of rows that are new.
     pub rows: u64,
-    /// Number of rows that were stored before, with the same values.
+    /// Number of rows that existed and got values.
+    pub merged: u64,
+    /// Number of rows that existed with other values, which were kept or replaced as the Pipeline says.
+    pub resolved: u64,
+    /// Number of rows that were stored before and did not change.
     pub redelivered: u64,
     /// The dead letters, by the number of their message.
     pub dead_letters: BTreeMap<u32, DeadLetterCause>,

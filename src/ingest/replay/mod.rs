@@ -26,13 +26,13 @@ use self::filter::{Filter, FilterCondition};
 use self::outcome::ReplayOutcome;
 use self::page::Replayer;
 use crate::api::Pipeline;
-use crate::api::duration::{EXPECTED, microseconds};
-use crate::api::pipeline::{Decode, TimescaleSink};
+use crate::api::pipeline::{Decode, OnConflict, TimescaleSink};
 use crate::api::topic::TopicPattern;
 use crate::configuration::ingest::IngestConfiguration;
 use crate::database::connect::{connect, drive};
 use crate::database::uri::ConnectionUri;
 use crate::decode::Decoder;
+use crate::sink::batch::RowOptions;
 use crate::sink::timescale::statements::Statements;
 use crate::sink::timescale::target::Target;
 use crate::sink::timescale::write_probe::probe;
@@ -96,6 +96,7 @@ struct ReplaySource {
     descriptor: Option<Vec<u8>>,
     table: String,
     chunk_interval: String,
+    on_conflict: OnConflict,
 }
 
 /// Replays the dead letters that exist at the start, until all are processed or `shutdown`.
@@ -179,9 +180,8 @@ fn print_line(line: &str) -> anyhow::Result<()> {
 async fn replayer(source: &ReplaySource, uri: &ConnectionUri, filter: &Filter, dry_run: bool) -> anyhow::Result<Replayer> {
     let topic = TopicPattern::compile(&source.topic, source.decode.format)?;
     let decoder = Decoder::compile(&source.decode, source.descriptor.as_deref())?;
-    let chunk_interval = microseconds(&source.chunk_interval)
-        .with_context(|| format!("failed to read chunkInterval: expected {EXPECTED}, found {:?}", source.chunk_interval))?;
-    let statements = Statements::new(&source.table, topic.tags(), &source.decode.fields);
+    let rows = RowOptions::new(&source.decode, &source.chunk_interval, source.on_conflict)?;
+    let statements = Statements::new(&source.table, topic.tags(), &source.decode.fields, source.on_conflict);
     let (mut client, connection) = connect(uri, "fleetwright replay").await?;
     drive(connection);
     let owner = owner(source, &client).await?;
@@ -197,7 +197,7 @@ async fn replayer(source: &ReplaySource, uri: &ConnectionUri, filter: &Filter, d
         statements: target.statements,
         topic: Arc::new(topic),
         decoder: Arc::new(decoder),
-        chunk_interval,
+        rows,
         dry_run,
         token: None,
         processors: HashMap::new(),
@@ -241,9 +241,10 @@ impl ReplaySource {
             namespace: configuration.namespace,
             pipeline: configuration.pipeline,
             topic: configuration.topic,
-            decode: configuration.decode,
+            decode: configuration.decode.with_key_first(),
             table: configuration.table,
             chunk_interval: configuration.chunk_interval,
+            on_conflict: configuration.on_conflict,
         })
     }
 
@@ -259,9 +260,9 @@ impl ReplaySource {
         };
         let name = pipeline.name_any();
         let spec = pipeline.spec;
-        let TimescaleSink { table, chunk_interval, .. } = spec.sink.timescale;
-        let (topic, decode) = (spec.source.topic, spec.decode);
-        Ok(Self { cluster: None, namespace, pipeline: name, topic, decode, descriptor, table, chunk_interval })
+        let TimescaleSink { table, chunk_interval, on_conflict, .. } = spec.sink.timescale;
+        let (topic, decode) = (spec.source.topic, spec.decode.with_key_first());
+        Ok(Self { cluster: None, namespace, pipeline: name, topic, decode, descriptor, table, chunk_interval, on_conflict })
     }
 }
 

@@ -16,7 +16,7 @@ use crate::decode::stream::Stream;
 use crate::ingest::processor::{InboundMessage, Processor};
 use crate::mqtt::frame::Publish;
 use crate::mqtt::window::Window;
-use crate::sink::batch::Batch;
+use crate::sink::batch::{Batch, RowOptions};
 use crate::sink::timescale::copy::Timestamptz;
 use crate::sink::timescale::statements::Statements;
 use crate::sink::timescale::transaction::stage;
@@ -42,8 +42,8 @@ pub struct Replayer {
     pub topic: Arc<TopicPattern>,
     /// The Pipeline's decoder.
     pub decoder: Arc<Decoder>,
-    /// How much time a chunk of the table covers, in microseconds.
-    pub chunk_interval: i64,
+    /// The rows to make.
+    pub rows: RowOptions,
     /// The devices, as they were at the start.
     pub devices: Devices,
     /// The dead letters to replay.
@@ -92,12 +92,12 @@ impl Replayer {
             if self.token.is_some() { "" } else { "SKIP LOCKED" }
         );
         let rows = transaction.query_typed(&lock, &parameters).await?;
-        let (mut page, chunk_interval) = (DeadLetterPage::default(), self.chunk_interval);
+        let (mut page, options) = (DeadLetterPage::default(), self.rows);
         for row in &rows {
             let gateway: String = row.try_get("gateway")?;
             let stream = || Stream::new(self.topic.clone(), self.decoder.clone());
             let processor =
-                self.processors.entry(gateway.clone()).or_insert_with(|| Processor { gateway, stream: stream(), chunk_interval });
+                self.processors.entry(gateway.clone()).or_insert_with(|| Processor { gateway, stream: stream(), rows: options });
             page.take(row, processor, &self.devices)?;
             if page.batch.is_full() {
                 // The next page begins after it.
@@ -107,9 +107,9 @@ impl Replayer {
             }
         }
         let Some(&end) = ids.last() else { return Ok(None) };
-        page.batch.arrange();
+        page.batch.arrange(self.statements.on_conflict);
         let mut written = Written { dead_letters: std::mem::take(&mut page.batch.dead_letters), ..Written::default() };
-        stage(&mut transaction, &self.statements, &page.batch, &mut written).await?;
+        stage(&mut transaction, &self.statements, &page.batch.rows, &mut written).await?;
         let mut replayed = settle(&transaction, &self.condition, &page, &written).await?;
         replayed.counts.letters = ids.len() as u64;
         let is_ours = match &self.token {

@@ -254,7 +254,10 @@ impl InFlight {
         }
         let mut batch = self.sealed.pop_front()?;
         self.sealed_bytes -= batch.size();
-        self.metrics.redelivered.inc_by(batch.arrange());
+        let arranged = batch.arrange(self.processor.rows.on_conflict);
+        self.metrics.redelivered.inc_by(arranged.repeated);
+        self.metrics.merged.inc_by(arranged.merged);
+        self.metrics.conflicts.inc_by(arranged.resolved);
         let holds_all_entries = self.processor.stream.takes_arrival_time();
         let entries = batch.entries(holds_all_entries);
         let number = self.next_number;

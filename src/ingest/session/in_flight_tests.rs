@@ -10,11 +10,12 @@ use tokio::sync::Semaphore;
 
 use self::in_flight_model::{Broker, Database, Down, Published, Up};
 use super::*;
-use crate::api::pipeline::Format;
+use crate::api::pipeline::{Format, OnConflict};
 use crate::api::topic::TopicPattern;
 use crate::decode::Decoder;
 use crate::decode::stream::Stream;
 use crate::ingest::metrics::WorkerMetrics;
+use crate::sink::batch::RowOptions;
 use crate::sink::timescale::writers::WRITERS;
 use crate::state::registry::follow::Device;
 
@@ -92,8 +93,11 @@ fn device(id: i32) -> Device {
 fn in_flight(decode: &Value, registry: &Arc<DeviceRegistry>, metrics: &SessionMetrics, database: &mut Database) -> InFlight {
     let topic = TopicPattern::compile("devices/{device}", Format::Json).unwrap();
     let decoder = Decoder::compile(&serde_json::from_value(decode.clone()).unwrap(), None).unwrap();
-    let processor =
-        Processor { gateway: GATEWAY.to_owned(), stream: Stream::new(Arc::new(topic), Arc::new(decoder)), chunk_interval: 1_000_000 };
+    let processor = Processor {
+        gateway: GATEWAY.to_owned(),
+        stream: Stream::new(Arc::new(topic), Arc::new(decoder)),
+        rows: RowOptions { chunk_interval: 1_000_000, key_fields: 0, on_conflict: OnConflict::DeadLetter },
+    };
     database.generation += 1;
     let key = SessionKey {
         cluster: "here".to_owned(),

@@ -141,6 +141,7 @@ fn configuration(pipeline: &Pipeline, valid: &Valid) -> String {
         descriptor: valid.descriptor.as_ref().ok().and_then(Option::as_ref).map(|descriptor| BASE64_STANDARD.encode(descriptor)),
         table: valid.desired.table.name.clone(),
         chunk_interval: pipeline.spec.sink.timescale.chunk_interval.clone(),
+        on_conflict: pipeline.spec.sink.timescale.on_conflict,
         dead_letter_bytes_per_hour: pipeline.spec.dead_letters.bytes_per_hour(),
         replay: pipeline.spec.replay.clone(),
         namespace,

@@ -6,12 +6,15 @@ pub mod policy;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use anyhow::Context as _;
 use bytes::Bytes;
-use fleetwright_copy::{Key, Rows};
+use fleetwright_copy::{Arranged, Key, Rows};
 
 use self::chunks::Chunks;
 use self::policy::is_full;
 use super::row_writer::RowWriter;
+use crate::api::duration::{EXPECTED, microseconds};
+use crate::api::pipeline::{Decode, OnConflict};
 use crate::decode::dead_letter::{DeadLetterCause, Reason};
 use crate::decode::time::Time;
 use crate::mqtt::frame::Publish;
@@ -35,6 +38,29 @@ pub struct Batch<W = Rows> {
     message_bytes: usize,
     cause_bytes: usize,
     oldest: Option<Time>,
+}
+
+/// What the rows of a Pipeline depend on besides the values of the readings.
+#[derive(Clone, Copy, Debug)]
+pub struct RowOptions {
+    /// How much time a chunk of the table covers, in microseconds.
+    pub chunk_interval: i64,
+    /// The number of fields of the key, which are the first.
+    pub key_fields: usize,
+    /// What is done with rows that have the same key and other values.
+    pub on_conflict: OnConflict,
+}
+
+impl RowOptions {
+    /// The options for `decode`, which has the fields of the key first. `chunk_interval` is a duration.
+    ///
+    /// # Errors
+    /// If the chunk interval is not a duration.
+    pub fn new(decode: &Decode, chunk_interval: &str, on_conflict: OnConflict) -> anyhow::Result<Self> {
+        let chunk_interval = microseconds(chunk_interval)
+            .with_context(|| format!("failed to read chunkInterval: expected {EXPECTED}, found {chunk_interval:?}"))?;
+        Ok(Self { chunk_interval, key_fields: decode.key_fields(), on_conflict })
+    }
 }
 
 /// The position of a message in its block, and its place in the order of acknowledgements.
@@ -66,13 +92,9 @@ impl Batch {
         Self { rows: written.emptied(), ..Self::default() }
     }
 
-    /// Sorts the rows and keeps one per key; rows that contradict another become dead letters. Returns the number of repeated rows.
-    pub fn arrange(&mut self) -> u64 {
-        let arranged = self.rows.arrange();
-        for (message, key) in arranged.conflicts {
-            self.refuse(message, conflict(key));
-        }
-        arranged.repeated
+    /// Sorts the rows and makes one row of those with the same key.
+    pub fn arrange(&mut self, on_conflict: OnConflict) -> Arranged {
+        self.rows.arrange(on_conflict)
     }
 
     /// Two batches with the first half of the messages and the rest.
@@ -227,7 +249,12 @@ const CAUSE_BYTES: usize = 64;
 /// The cause of a row whose key another row has.
 #[must_use]
 pub fn conflict(key: Key) -> DeadLetterCause {
-    DeadLetterCause::new(Reason::Conflict, &format!("there is a reading of {} of this device with other values", key.time))
+    let detail = format!(
+        "the device has a row of {} with other values: set `key: true` for the field that distinguishes the readings, or set \
+         `sink.timescale.onConflict`",
+        key.time
+    );
+    DeadLetterCause::new(Reason::Conflict, &detail)
 }
 
 fn count(number: usize) -> u32 {

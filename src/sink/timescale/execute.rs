@@ -49,6 +49,19 @@ pub enum ExecuteError {
     )]
     CreateExtension(#[source] tokio_postgres::Error),
 
+    /// Rows differ only in columns that the new key does not have.
+    #[error(
+        "failed to create a unique index of {}: rows of the table have the same values of these columns; add `key: true` or the capture of the \
+         topic again, or write to another table",
+        columns.join(", ")
+    )]
+    CreateKey {
+        /// The columns of the key.
+        columns: Vec<String>,
+        /// The error.
+        source: tokio_postgres::Error,
+    },
+
     /// A statement failed.
     #[error("failed to change the database")]
     Change(#[source] tokio_postgres::Error),
@@ -70,6 +83,7 @@ impl ExecuteError {
             Self::AwaitAnswer { .. } => Reason::DatabaseUnavailable,
             Self::CreateExtension(source) if !source.is_closed() => Reason::ExtensionMissing,
             Self::Refuse(refusal) => refusal.reason(),
+            Self::CreateKey { .. } => Reason::KeyConflict,
             Self::Settle => Reason::TableBusy,
             Self::ReadCatalog(source) | Self::CreateExtension(source) | Self::Change(source) => match source.code() {
                 None => Reason::DatabaseUnavailable,
@@ -175,6 +189,9 @@ async fn execute(transaction: &Transaction<'_>, step: &SchemaChange) -> Result<(
         info!(%statement, "changing the database");
         transaction.batch_execute(&statement).await.map_err(|source| match step {
             SchemaChange::CreateExtension => ExecuteError::CreateExtension(source),
+            SchemaChange::CreateKey { columns, .. } if source.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+                ExecuteError::CreateKey { columns: columns.clone(), source }
+            }
             _ => ExecuteError::Change(source),
         })?;
     }

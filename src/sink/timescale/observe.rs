@@ -3,7 +3,7 @@
 use tokio_postgres::types::Type;
 use tokio_postgres::{Error, GenericClient};
 
-use super::schema::{DEVICE_ID, TIME};
+use super::schema::TIME;
 use crate::state::owner::{Owner, Parameter};
 use crate::state::system;
 
@@ -57,8 +57,17 @@ pub struct ObservedTable {
     pub chunk_interval: Option<i64>,
     /// Columns.
     pub columns: Vec<ObservedColumn>,
-    /// Whether there is a valid unique index of exactly time and device, in this order.
-    pub has_key: bool,
+    /// The valid unique indexes.
+    pub unique: Vec<UniqueIndex>,
+}
+
+/// A unique index without a condition.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UniqueIndex {
+    /// Name.
+    pub name: String,
+    /// Its columns, in order.
+    pub columns: Vec<String>,
 }
 
 /// A column of a relation.
@@ -136,18 +145,20 @@ async fn observe_table(client: &impl GenericClient, table: &str, oid: u32, has_e
         .await?;
     let columns: Result<Vec<_>, Error> =
         columns.iter().map(|row| Ok(ObservedColumn { name: row.try_get(0)?, type_: row.try_get(1)?, comment: row.try_get(2)? })).collect();
-    let key = client
-        .query_typed_one(
-            "SELECT EXISTS (
-                SELECT FROM pg_index
-                WHERE indrelid = $1 AND indisunique AND indisvalid AND indpred IS NULL AND indnatts = 2
-                AND (SELECT array_agg(attname::text ORDER BY place) FROM unnest(indkey) WITH ORDINALITY AS key (number, place)
-                     JOIN pg_attribute ON attrelid = indrelid AND attnum = number) = $2)",
-            &[(&oid, Type::OID), (&[TIME, DEVICE_ID].as_slice(), Type::TEXT_ARRAY)],
+    let unique = client
+        .query_typed(
+            "SELECT relname::text,
+                (SELECT array_agg(attname::text ORDER BY place) FROM unnest(indkey) WITH ORDINALITY AS key (number, place)
+                 JOIN pg_attribute ON attrelid = indrelid AND attnum = number)
+             FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+             WHERE indrelid = $1 AND indisunique AND indisvalid AND indpred IS NULL AND indexprs IS NULL ORDER BY relname",
+            &[(&oid, Type::OID)],
         )
         .await?;
+    let unique: Result<Vec<_>, Error> =
+        unique.iter().map(|row| Ok(UniqueIndex { name: row.try_get(0)?, columns: row.try_get(1)? })).collect();
     let chunk_interval = if has_extension { chunk_interval(client, table).await? } else { None };
-    Ok(ObservedTable { chunk_interval, columns: columns?, has_key: key.try_get(0)? })
+    Ok(ObservedTable { chunk_interval, columns: columns?, unique: unique? })
 }
 
 async fn chunk_interval(client: &impl GenericClient, table: &str) -> Result<Option<i64>, Error> {

@@ -1,7 +1,7 @@
 //! The plan from the observed to the desired schema, or why the table must not be changed. Pure.
 
-use super::observe::{ObservedSchema, ObservedTable};
-use super::schema::{Column, DEVICE_ID, Desired, TIME, Table};
+use super::observe::{ObservedSchema, ObservedTable, UniqueIndex};
+use super::schema::{Column, Desired, TIME, Table};
 use crate::api::reason::Reason;
 use crate::database::identifier::{identifier, literal};
 use crate::state::owner::Owner;
@@ -50,6 +50,13 @@ pub enum SchemaChange {
     CreateKey {
         /// Name of the table.
         table: String,
+        /// The columns of the index, in order.
+        columns: Vec<String>,
+    },
+    /// Drops the unique index of an earlier key.
+    DropKey {
+        /// Name of the index.
+        index: String,
     },
     /// Adds a column, without its comment.
     AddColumn {
@@ -247,7 +254,7 @@ fn plan_table(
     let table = &desired.name;
     let Some(observed) = observed else {
         steps.push(SchemaChange::CreateTable { table: desired.clone(), extension_schema: extension_schema.to_owned() });
-        steps.push(SchemaChange::CreateKey { table: table.clone() });
+        steps.push(SchemaChange::CreateKey { table: table.clone(), columns: desired.key.clone() });
         let comments = desired.columns.iter().filter(|column| column.comment.is_some());
         steps.extend(comments.map(|column| comment(table, column)));
         return Ok(Vec::new());
@@ -272,15 +279,24 @@ fn plan_table(
     if !differences.is_empty() {
         return Err(PlanError::KeepTypes { table: table.clone(), differences: differences.join(", ") });
     }
-    if !observed.has_key {
-        steps.push(SchemaChange::CreateKey { table: table.clone() });
-    }
+    plan_key(desired, observed, steps);
     if chunk_interval != desired.chunk_interval {
         let extension_schema = extension_schema.to_owned();
         steps.push(SchemaChange::SetChunkInterval { table: table.clone(), chunk_interval: desired.chunk_interval, extension_schema });
     }
     let unwanted = observed.columns.iter().filter(|found| desired.columns.iter().all(|column| column.name != found.name));
     Ok(unwanted.map(|found| found.name.clone()).collect())
+}
+
+/// The new unique index is created before an earlier one is dropped: workers with the earlier configuration write until then.
+fn plan_key(desired: &Table, observed: &ObservedTable, steps: &mut Vec<SchemaChange>) {
+    let is_key = |index: &&UniqueIndex| index.columns == desired.key;
+    if !observed.unique.iter().any(|index| is_key(&index)) {
+        steps.push(SchemaChange::CreateKey { table: desired.name.clone(), columns: desired.key.clone() });
+    }
+    // Each key begins with time and device. A unique index of other columns is the user's.
+    let earlier = observed.unique.iter().filter(|index| !is_key(index) && index.columns.starts_with(&desired.key[..2]));
+    steps.extend(earlier.map(|index| SchemaChange::DropKey { index: index.name.clone() }));
 }
 
 fn comment(table: &str, column: &Column) -> SchemaChange {
@@ -320,11 +336,12 @@ impl SchemaChange {
             )],
             Self::CreateTable { table, extension_schema } => create_table(table, extension_schema),
             // The order of the columns makes inserts fast: measured 669,000-975,000 rows/s against 313,000-399,000 with the device first.
-            Self::CreateKey { table } => vec![format!(
-                "CREATE UNIQUE INDEX {} ON {} ({TIME}, {DEVICE_ID})",
-                identifier(&format!("{table}_{TIME}_{DEVICE_ID}")),
-                qualified(table)
-            )],
+            // PostgreSQL chooses a name that is unique.
+            Self::CreateKey { table, columns } => {
+                let columns: Vec<String> = columns.iter().map(|column| identifier(column)).collect();
+                vec![format!("CREATE UNIQUE INDEX ON {} ({})", qualified(table), columns.join(", "))]
+            }
+            Self::DropKey { index } => vec![format!("DROP INDEX {}", qualified(index))],
             Self::AddColumn { table, column } => vec![format!("ALTER TABLE {} ADD COLUMN {}", qualified(table), definition(column))],
             Self::Comment { table, column, comment } => vec![format!(
                 "COMMENT ON COLUMN {}.{} IS {}",

@@ -1,13 +1,12 @@
 //! COPY's rows as the rows of a batch.
 
-use fleetwright_copy::{Key, Rows};
+use fleetwright_copy::{Columns, Key, Rows};
 
-use crate::decode::Value;
 use crate::sink::row_writer::RowWriter;
 
 impl RowWriter for Rows {
-    fn write(&mut self, message: u32, key: Key, tags: &[&str], values: &[Value<'_>]) {
-        self.push(message, key, tags, values);
+    fn write(&mut self, message: u32, key: Key, columns: Columns<'_>) {
+        self.push(message, key, columns);
     }
 
     fn rows(&self) -> usize {

@@ -14,6 +14,9 @@ pub const TIME: &str = "time";
 /// The column with the id of the device in `fleetwright.device`.
 pub const DEVICE_ID: &str = "device_id";
 
+/// The most columns of an index of PostgreSQL (`INDEX_MAX_KEYS`).
+const MAX_KEY_COLUMNS: usize = 32;
+
 /// The longest retention, in microseconds: a hundred years. A time of PostgreSQL minus a longer one could overflow.
 const MAX_RETENTION: i64 = 100 * 365 * 24 * 3600 * 1_000_000;
 
@@ -79,13 +82,15 @@ pub struct Column {
     pub comment: Option<String>,
 }
 
-/// A hypertable in the schema `public`, partitioned by [`TIME`], whose one unique index is ([`TIME`], [`DEVICE_ID`]).
+/// A hypertable in the schema `public`, partitioned by [`TIME`], with one unique index.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Table {
     /// Name.
     pub name: String,
     /// Columns: [`TIME`], [`DEVICE_ID`], the captures of the topic, the fields.
     pub columns: Vec<Column>,
+    /// The columns of the unique index, in order: [`TIME`], [`DEVICE_ID`], the captures of the topic, the fields of the key.
+    pub key: Vec<String>,
     /// How much time one chunk covers, in microseconds.
     pub chunk_interval: i64,
 }
@@ -111,6 +116,13 @@ pub enum SchemaError {
         name: String,
     },
 
+    /// The key is longer than an index can be.
+    #[error("failed to index the key: it has {columns} columns, expected at most {MAX_KEY_COLUMNS}; replace captures of the topic by +")]
+    IndexKey {
+        /// Its number of columns.
+        columns: usize,
+    },
+
     /// The chunk interval is not a duration.
     #[error("failed to read chunkInterval: expected {}", duration::EXPECTED)]
     ReadChunkInterval,
@@ -125,6 +137,11 @@ pub fn desired(owner: Owner, spec: &PipelineSpec, topic: &TopicPattern) -> Resul
     let own = [(TIME, ColumnType::TimestampWithTimeZone), (DEVICE_ID, ColumnType::Integer)];
     let own = own.map(|(name, type_)| Column { name: name.to_owned(), type_, not_null: true, comment: None });
     let tags = topic.tags().iter().map(|name| Column { name: name.clone(), type_: ColumnType::Text, not_null: false, comment: None });
+    let key_fields = spec.decode.fields.iter().filter(|field| field.key).map(|field| &field.name);
+    let key = own.iter().map(|column| &column.name).chain(topic.tags()).chain(key_fields).cloned().collect::<Vec<_>>();
+    if key.len() > MAX_KEY_COLUMNS {
+        return Err(SchemaError::IndexKey { columns: key.len() });
+    }
     let fields = spec.decode.fields.iter().map(|field| Column {
         name: field.name.clone(),
         type_: field.type_.into(),
@@ -139,7 +156,7 @@ pub fn desired(owner: Owner, spec: &PipelineSpec, topic: &TopicPattern) -> Resul
     let sink = &spec.sink.timescale;
     let chunk_interval = microseconds(&sink.chunk_interval).ok_or(SchemaError::ReadChunkInterval)?;
     let retention = microseconds(&spec.dead_letters.retention).ok_or(SchemaError::ReadRetention)?.min(MAX_RETENTION);
-    Ok(Desired { owner, dead_letter_retention: retention, table: Table { name: sink.table.clone(), columns, chunk_interval } })
+    Ok(Desired { owner, dead_letter_retention: retention, table: Table { name: sink.table.clone(), columns, key, chunk_interval } })
 }
 
 #[cfg(test)]
@@ -184,7 +201,17 @@ pub(crate) mod tests {
                 ("on", "boolean", false),
             ]
         );
+        assert_eq!(table.key, ["time", "device_id", "site", "line"]);
         assert_eq!(table.chunk_interval, 86_400_000_000);
+    }
+
+    #[test]
+    fn fields_of_the_key_follow_the_captures() {
+        let mut spec = spec("{site}/{device}", &[("rms", "Float64"), ("axis", "Text")], "1d");
+        spec.decode.fields[1].key = true;
+        assert_eq!(compile(&spec).unwrap().table.key, ["time", "device_id", "site", "axis"]);
+        spec.source.topic = format!("{{device}}/{}", (0..30).map(|level| format!("{{level_{level}}}")).collect::<Vec<_>>().join("/"));
+        assert_eq!(compile(&spec), Err(SchemaError::IndexKey { columns: 33 }));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! One batch in one transaction: rows, dead letters, and the redelivery entries of its messages.
 //!
 //! Usually the rows are copied straight into the table. If the database refuses a row, because its key exists or for another reason,
-//! it stores nothing of that COPY, and the batch is written through the staging table: rows with new keys are inserted, rows that exist
-//! with the same values are redeliveries, rows that exist with other values become dead letters, and rows that the database refuses
-//! are found by halving. What the database refuses as a whole comes back to the session, which submits its halves.
+//! it stores nothing of that COPY, and the batch is written through the staging table: rows with new keys are inserted, values that a
+//! stored row does not have are added to it, rows that exist with the same values are redeliveries, for rows that exist with other values
+//! the Pipeline decides, and rows that the database refuses are found by halving. What the database refuses as a whole comes back to the session, which submits its halves.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,8 +19,9 @@ use super::dead_letters;
 use super::fault::{Fault, classify};
 use super::statements::Statements;
 use super::target::Target;
+use crate::api::pipeline::OnConflict;
 use crate::decode::dead_letter::{DeadLetterCause, Reason};
-use crate::sink::batch::{Batch, conflict};
+use crate::sink::batch::conflict;
 use crate::sink::job::Job;
 use crate::sink::written::Written;
 use crate::state::acknowledgement;
@@ -80,8 +81,9 @@ impl Writer {
         if again && acknowledgement::is_committed(&self.client, &job.session, job.number).await? {
             return Ok(Written { dead_letters: job.batch.dead_letters.clone(), entries: job.entries.clone(), ..Written::default() });
         }
-        if self.staged > 0 {
-            self.staged -= 1;
+        let rows = &job.batch.rows;
+        if self.staged > 0 || rows.contested(0..rows.len()).next().is_some() {
+            self.staged = self.staged.saturating_sub(1);
             return self.write_staged(target, job).await;
         }
         match self.write_straight(target, job).await {
@@ -126,7 +128,7 @@ impl Writer {
         let mut transaction = self.client.transaction().await?;
         shorten_timeout(&transaction, job).await?;
         let mut written = Written { dead_letters: job.batch.dead_letters.clone(), entries: job.entries.clone(), ..Written::default() };
-        stage(&mut transaction, &target.statements, &job.batch, &mut written).await?;
+        stage(&mut transaction, &target.statements, &job.batch.rows, &mut written).await?;
         if !job.holds_all_entries {
             let fresh = written.dead_letters.keys().filter(|number| !job.batch.dead_letters.contains_key(number));
             let fresh: Vec<RedeliveryEntry> = fresh.filter_map(|number| job.batch.entry(*number)).collect();
@@ -141,28 +143,31 @@ async fn shorten_timeout(transaction: &Transaction<'_>, job: &Job) -> Result<(),
     if job.batch.stored_at_refusal.is_some() { transaction.batch_execute("SET LOCAL statement_timeout = '10s'").await } else { Ok(()) }
 }
 
-/// Stores the rows of a batch through the staging table, which must exist. Rows that the database refuses become dead letters.
+/// Stores rows through the staging table, which must exist. Rows that the database refuses become dead letters.
 pub async fn stage(
     transaction: &mut Transaction<'_>,
     statements: &Statements,
-    batch: &Batch,
+    rows: &Rows,
     written: &mut Written,
 ) -> Result<(), tokio_postgres::Error> {
-    let mut ranges = Vec::from([Range { start: 0, end: batch.rows.len() }]);
+    let mut ranges = Vec::from([Range { start: 0, end: rows.len() }]);
     while let Some(range) = ranges.pop() {
         if range.is_empty() {
             continue;
         }
         let attempt = transaction.savepoint("part").await?;
-        match merge(&attempt, statements, &batch.rows, range.clone()).await {
+        match merge(&attempt, statements, rows, range.clone()).await {
             Ok(merged) => {
                 attempt.commit().await?;
-                merged.add_to(written, batch);
+                merged.add_to(written);
+                for (row, key) in merged.conflicts {
+                    refuse(transaction, statements, (rows, row), conflict(key), written).await?;
+                }
             }
             Err(error) if is_about_a_row(&error) => {
                 attempt.rollback().await?;
                 if range.len() == 1 {
-                    written.refuse(batch.rows.message(range.start), rejection(&error));
+                    refuse(transaction, statements, (rows, range.start), rejection(&error), written).await?;
                 } else {
                     let middle = range.start + range.len() / 2;
                     // The first half is next.
@@ -175,20 +180,45 @@ pub async fn stage(
     Ok(())
 }
 
+/// Refuses the message of a row. If several messages are in the row, each is stored or refused alone.
+async fn refuse(
+    transaction: &mut Transaction<'_>,
+    statements: &Statements,
+    (rows, row): (&Rows, usize),
+    cause: DeadLetterCause,
+    written: &mut Written,
+) -> Result<(), tokio_postgres::Error> {
+    let origins = rows.origins(row);
+    if origins.is_empty() {
+        written.refuse(rows.message(row), cause);
+    }
+    for origin in origins {
+        // An origin has no origins, so that this ends.
+        Box::pin(stage(transaction, statements, &origin, written)).await?;
+    }
+    Ok(())
+}
+
 /// The result of merging some rows.
+#[derive(Default)]
 struct Merged {
-    staged: u64,
     new: u64,
-    conflicts: Vec<Key>,
+    /// Rows that got values.
+    changed: u64,
+    /// Rows that contradicted stored rows, if the Pipeline keeps or replaces these.
+    resolved: u64,
+    /// Rows that changed nothing.
+    redelivered: u64,
+    /// The positions and keys of the rows that are not stored, because they contradict stored rows or have origins that contradict one another.
+    conflicts: Vec<(usize, Key)>,
 }
 
 impl Merged {
-    fn add_to(&self, written: &mut Written, batch: &Batch) {
+    fn add_to(&self, written: &mut Written) {
         written.rows += self.new;
-        written.redelivered += self.staged.saturating_sub(self.new).saturating_sub(self.conflicts.len() as u64);
-        for key in &self.conflicts {
-            written.refuse(batch.rows.message_of(*key), conflict(*key));
-        }
+        written.merged += self.changed;
+        written.resolved += self.resolved;
+        written.redelivered += self.redelivered;
     }
 }
 
@@ -207,18 +237,36 @@ async fn merge(
 ) -> Result<Merged, tokio_postgres::Error> {
     attempt.batch_execute(&statements.clear_staging).await?;
     let copy = attempt.prepare(&statements.copy_staging).await?;
-    let span = rows.span(range.clone());
-    let staged = copy_rows(CopyContext::Transaction(attempt), &copy, rows, range, None).await?;
-    let new = attempt.execute(&statements.merge, &[]).await?;
-    let mut conflicts = Vec::new();
-    if new < staged
-        && let Some((first, last)) = span
-    {
-        for row in attempt.query(&statements.conflicts, &[&Timestamptz(first), &Timestamptz(last)]).await? {
-            conflicts.push(Key { time: row.get::<_, Timestamptz>(0).0, device: row.get(1) });
-        }
+    let Some((first, last)) = rows.span(range.clone()) else { return Ok(Merged::default()) };
+    let span = (Timestamptz(first), Timestamptz(last));
+    let staged = copy_pieces(CopyContext::Transaction(attempt), &copy, rows.numbered_copy_data(range.clone()), None).await?;
+    let mut merged = Merged::default();
+    if statements.on_conflict != OnConflict::DeadLetter {
+        // Afterwards the rows no longer differ.
+        merged.resolved = conflicts(attempt, statements, &span).await?.len() as u64;
     }
-    Ok(Merged { staged, new, conflicts })
+    for row in attempt.query(&statements.merge, &[]).await? {
+        *if row.try_get(0)? { &mut merged.new } else { &mut merged.changed } += 1;
+    }
+    let mut refused = Vec::new();
+    if statements.on_conflict == OnConflict::DeadLetter && merged.new + merged.changed < staged {
+        // The statement above has locked the stored rows.
+        refused = conflicts(attempt, statements, &span).await?;
+    }
+    merged.redelivered = staged.saturating_sub(merged.new + merged.changed).saturating_sub(refused.len() as u64);
+    refused.extend(rows.contested(range));
+    merged.conflicts = refused.into_iter().filter_map(|row| Some((row, rows.key(row)?))).collect();
+    Ok(merged)
+}
+
+/// The positions of the staged rows that contradict stored rows.
+async fn conflicts(
+    attempt: &Transaction<'_>,
+    statements: &Statements,
+    (first, last): &(Timestamptz, Timestamptz),
+) -> Result<Vec<usize>, tokio_postgres::Error> {
+    let rows = attempt.query(&statements.conflicts, &[first, last]).await?;
+    rows.iter().map(|row| Ok(usize::try_from(row.try_get::<_, i32>(0)?).unwrap_or(usize::MAX))).collect()
 }
 
 /// Writes the dead letters and the redelivery entries, and commits.

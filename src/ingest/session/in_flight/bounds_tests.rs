@@ -9,12 +9,13 @@ use tokio::sync::Semaphore;
 
 use super::waiting::MAX_PARKED;
 use super::*;
-use crate::api::pipeline::Format;
+use crate::api::pipeline::{Format, OnConflict};
 use crate::api::topic::TopicPattern;
 use crate::decode::Decoder;
 use crate::decode::dead_letter::Reason;
 use crate::decode::stream::Stream;
 use crate::ingest::metrics::WorkerMetrics;
+use crate::sink::batch::RowOptions;
 use crate::sink::written::Written;
 use crate::state::registry::follow::Device;
 
@@ -34,7 +35,11 @@ impl Fixture {
         let decode = json!({"time": {"pointer": "/ts"}, "fields": [{"name": "n", "type": "Boolean"}]});
         let decoder = Decoder::compile(&serde_json::from_value(decode).unwrap(), None).unwrap();
         let stream = Stream::new(Arc::new(topic), Arc::new(decoder));
-        let processor = Processor { gateway: "plant-1".to_owned(), stream, chunk_interval: 86_400_000_000 };
+        let processor = Processor {
+            gateway: "plant-1".to_owned(),
+            stream,
+            rows: RowOptions { chunk_interval: 86_400_000_000, key_fields: 0, on_conflict: OnConflict::DeadLetter },
+        };
         let key = SessionKey { cluster: String::new(), name: "plant/p/plant-1".to_owned(), gateway: "plant-1".to_owned(), generation: 1 };
         let in_flight = InFlight::new(processor, registry.clone(), metrics, key, Vec::new(), MAX_HELD);
         Self { in_flight, registry, next_packet: 0 }

@@ -15,6 +15,8 @@ impl InFlight {
         metrics.batches.inc();
         metrics.rows.inc_by(done.written.rows);
         metrics.redelivered.inc_by(done.written.redelivered);
+        metrics.merged.inc_by(done.written.merged);
+        metrics.conflicts.inc_by(done.written.resolved);
         metrics.commit.observe(done.took.as_secs_f64());
         for (number, refusal) in &done.written.dead_letters {
             metrics.refused(refusal.reason, !done.written.discarded.contains(number));

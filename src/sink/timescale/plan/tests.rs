@@ -31,9 +31,13 @@ fn execute(step: &SchemaChange, observed: &mut ObservedSchema) {
         SchemaChange::KeepDeadLetters { retention, .. } => observed.dead_letter_retention = Some(*retention),
         SchemaChange::CreateTable { table, .. } => {
             let columns = table.columns.iter().map(new_column).collect();
-            observed.table = Some(ObservedTable { chunk_interval: Some(table.chunk_interval), columns, has_key: false });
+            observed.table = Some(ObservedTable { chunk_interval: Some(table.chunk_interval), columns, unique: Vec::new() });
         }
-        SchemaChange::CreateKey { .. } => observed.table.as_mut().unwrap().has_key = true,
+        SchemaChange::CreateKey { columns, .. } => {
+            let unique = &mut observed.table.as_mut().unwrap().unique;
+            unique.push(UniqueIndex { name: format!("index_of_{}", columns.len()), columns: columns.clone() });
+        }
+        SchemaChange::DropKey { index } => observed.table.as_mut().unwrap().unique.retain(|found| found.name != *index),
         SchemaChange::AddColumn { column, .. } => observed.table.as_mut().unwrap().columns.push(new_column(column)),
         SchemaChange::Comment { column, comment, .. } => {
             let columns = &mut observed.table.as_mut().unwrap().columns;
@@ -80,8 +84,8 @@ fn drift_is_repaired() {
     assert!(matches!(plan(&desired, &dropped).unwrap().steps[0], SchemaChange::CreateTable { .. }));
 
     let mut without_key = whole.clone();
-    without_key.table.as_mut().unwrap().has_key = false;
-    assert_eq!(plan(&desired, &without_key).unwrap().steps, [SchemaChange::CreateKey { table: "vibration".to_owned() }]);
+    without_key.table.as_mut().unwrap().unique.clear();
+    assert_eq!(plan(&desired, &without_key).unwrap().steps, [create_key(&["time", "device_id", "site"])]);
 
     let mut without_column = whole.clone();
     without_column.table.as_mut().unwrap().columns.retain(|column| column.name != "rms");
@@ -94,6 +98,22 @@ fn drift_is_repaired() {
 
     let older = ObservedSchema { system_version: Some(0), ..whole };
     assert!(matches!(plan(&desired, &older).unwrap().steps.as_slice(), [SchemaChange::CreateSystem { .. }]));
+}
+
+fn create_key(columns: &[&str]) -> SchemaChange {
+    SchemaChange::CreateKey { table: "vibration".to_owned(), columns: columns.iter().map(ToString::to_string).collect() }
+}
+
+/// The index of a user stays.
+#[test]
+fn another_key_replaces_the_index_of_the_earlier_key() {
+    let desired = wanted(&[("rms", "Float64")], "1d");
+    let mut observed = carried_out(&desired, ObservedSchema::default());
+    let index =
+        |name: &str, columns: &[&str]| UniqueIndex { name: name.to_owned(), columns: columns.iter().map(ToString::to_string).collect() };
+    observed.table.as_mut().unwrap().unique = vec![index("earlier", &["time", "device_id"]), index("user", &["time", "site"])];
+    let steps = plan(&desired, &observed).unwrap().steps;
+    assert_eq!(steps, [create_key(&["time", "device_id", "site"]), SchemaChange::DropKey { index: "earlier".to_owned() }]);
 }
 
 #[test]
@@ -170,6 +190,12 @@ fn column_type() -> impl Strategy<Value = ColumnType> {
     ])
 }
 
+/// An index of the first `count` columns of a key.
+fn unique(count: usize) -> UniqueIndex {
+    let columns = ["time", "device_id", "site"].into_iter().take(count).map(str::to_owned).collect();
+    UniqueIndex { name: format!("key_{count}"), columns }
+}
+
 /// Any state a database could be in, whether or not Fleetwright brought it there.
 fn any_observed() -> impl Strategy<Value = ObservedSchema> {
     let extension =
@@ -180,8 +206,8 @@ fn any_observed() -> impl Strategy<Value = ObservedSchema> {
             Claim { cluster: cluster.map(str::to_owned), namespace: namespace.to_owned(), pipeline: pipeline.map(str::to_owned) }
         });
     let names = subsequence(vec!["time", "device_id", "site", "rms", "on", "count", "z"], 0..=7);
-    let table = (option::of(1_i64..3), names, vec((column_type(), option::of("[a-z]")), 7), any::<bool>()).prop_map(
-        |(chunk_interval, names, details, has_key)| {
+    let table = (option::of(1_i64..3), names, vec((column_type(), option::of("[a-z]")), 7), subsequence(vec![2, 3, 1], 0..=3)).prop_map(
+        |(chunk_interval, names, details, keys)| {
             let columns = names.into_iter().zip(details).map(|(name, (type_, comment))| ObservedColumn {
                 name: name.to_owned(),
                 comment,
@@ -194,7 +220,11 @@ fn any_observed() -> impl Strategy<Value = ObservedSchema> {
                 .as_sql()
                 .to_owned(),
             });
-            ObservedTable { chunk_interval: chunk_interval.map(|days| days * 86_400_000_000), columns: columns.collect(), has_key }
+            ObservedTable {
+                chunk_interval: chunk_interval.map(|days| days * 86_400_000_000),
+                columns: columns.collect(),
+                unique: keys.into_iter().map(unique).collect(),
+            }
         },
     );
     (option::of(extension), option::of(0..3), option::of(claim), option::of(1_i64..3), option::of(table)).prop_map(
@@ -245,7 +275,7 @@ proptest! {
         for statement in steps.iter().flat_map(SchemaChange::statements) {
             let upper = statement.to_uppercase();
             // The keys of the system tables are replaced by keys with the cluster.
-            let upper = upper.replace("DROP CONSTRAINT IF EXISTS", "");
+            let upper = upper.replace("DROP CONSTRAINT IF EXISTS", "").replace("DROP INDEX \"PUBLIC\".\"KEY_2\"", "");
             prop_assert!(!upper.contains("DROP") && !upper.contains("DELETE") && !upper.contains("TRUNCATE") && !upper.contains(" TYPE "));
         }
     }
