@@ -61,6 +61,7 @@ finish() {
   set +e
   [ ! -e "$LOGS/idle.pid" ] || BACKGROUND+=("$(cat "$LOGS/idle.pid")")
   for group in "${BACKGROUND[@]}"; do kill -- "-$group" 2>/dev/null; done
+  [ ! -s "$LOGS/idle" ] || cat "$LOGS/idle" >&2
   if [ -n "$USES_CLUSTER" ]; then
     if [ -n "${KEEP:-}" ]; then say "KEEP: the cluster is still running: INSTANCE=$INSTANCE e2e/cluster/cluster.sh exec bash"; else cluster down; fi
   fi
@@ -101,9 +102,12 @@ prepared() {
 
 # What later tests need, in the order in which they need it. A failure is reported where the result is needed.
 build_ahead() {
-  cargo build --locked --release --bin fleetwright --manifest-path "$ROOT/Cargo.toml"
-  "$FLEETWRIGHT_BROKER" --prepare
-  "$ROOT/scripts/fuzz.sh" --prepare
+  # A session of its own has none of the functions.
+  # shellcheck source=/dev/null
+  . "$ROOT/e2e/lib.sh"
+  step "in the background: release binary" cargo build --quiet --locked --release --bin fleetwright --manifest-path "$ROOT/Cargo.toml"
+  step "in the background: clustered broker" "$FLEETWRIGHT_BROKER" --prepare
+  step "in the background: fuzz targets" "$ROOT/scripts/fuzz.sh" --prepare
 }
 
 # idle COMMAND... : runs a function or command in the background, with the processor time that nothing else uses. The kernel schedules each

@@ -8,7 +8,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 TELEGRAF=github.com/influxdata/telegraf/cmd/telegraf@v1.37.2
 # The plugins in the configuration. Telegraf with all plugins takes many times as long to build.
-PLUGINS=custom,inputs.mqtt_consumer,outputs.postgresql,parsers.json
+PLUGINS=custom,aggregators.merge,inputs.mqtt_consumer,outputs.postgresql,parsers.json
 
 make_telegraf() {
   mkdir -p "$1"

@@ -19,7 +19,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio_postgres::Client;
 
-use crate::load::{DEVICES, decode};
+use crate::load::{Content, DEVICES, decode};
 use crate::parts::{Broker, Database, MAX_START, Process, await_port, free_port};
 
 /// Telegraf's table: its tag is text and its numbers are doubles.
@@ -45,6 +45,8 @@ pub enum Kind {
     Worker,
     /// Telegraf, into a table without any index
     Telegraf,
+    /// Telegraf with the aggregator `merge`, into a table without any index
+    TelegrafMerge,
     /// Telegraf, into a table with a unique index
     TelegrafUnique,
     /// Telegraf, into a table with a unique index and a trigger that skips existing rows
@@ -60,6 +62,7 @@ impl fmt::Display for Kind {
         formatter.write_str(match self {
             Self::Worker => "**worker**",
             Self::Telegraf => "Telegraf",
+            Self::TelegrafMerge => "Telegraf, merge",
             Self::TelegrafUnique => "Telegraf, unique index",
             Self::TelegrafTrigger => "Telegraf, trigger",
             Self::Python => "Python",
@@ -70,7 +73,7 @@ impl fmt::Display for Kind {
 
 impl Kind {
     fn is_telegraf(self) -> bool {
-        matches!(self, Self::Telegraf | Self::TelegrafUnique | Self::TelegrafTrigger)
+        matches!(self, Self::Telegraf | Self::TelegrafMerge | Self::TelegrafUnique | Self::TelegrafTrigger)
     }
 
     /// The column of the device.
@@ -94,14 +97,14 @@ impl Kind {
     }
 
     /// Creates a new table, and the devices if they are missing.
-    pub async fn prepare(self, database: &Database) -> anyhow::Result<Client> {
+    pub async fn prepare(self, database: &Database, content: Content) -> anyhow::Result<Client> {
         let uri: ConnectionUri = database.uri().parse()?;
         let (mut client, connection) = connect(&uri, "bench").await?;
         drive(connection);
         client.batch_execute("DROP TABLE IF EXISTS load").await?;
         if self.is_telegraf() {
             client.batch_execute(TELEGRAF_TABLE).await?;
-            if self != Self::Telegraf {
+            if matches!(self, Self::TelegrafUnique | Self::TelegrafTrigger) {
                 client.batch_execute(TELEGRAF_UNIQUE).await?;
             }
             if self == Self::TelegrafTrigger {
@@ -111,7 +114,7 @@ impl Kind {
             return Ok(client);
         }
         let spec: PipelineSpec = serde_json::from_value(json!({
-            "source": {"topic": "devices/{device}/telemetry"}, "decode": decode(),
+            "source": {"topic": "devices/{device}/telemetry"}, "decode": decode(content),
             "sink": {"timescale": {"connectionSecret": {"name": "x"}, "table": "load"}},
         }))?;
         let owner = Owner { cluster: "here".to_owned(), namespace: "bench".to_owned(), pipeline: "load".to_owned() };
@@ -127,18 +130,18 @@ impl Kind {
         Ok(client)
     }
 
-    /// Starts the consumer between a broker and a database, with this number of readings per message.
-    pub fn start(self, broker: &Broker, database: &Database, readings: u64) -> anyhow::Result<Consumer> {
+    /// Starts the consumer between a broker and a database.
+    pub fn start(self, broker: &Broker, database: &Database, content: Content) -> anyhow::Result<Consumer> {
         let folder = tempfile::tempdir()?;
         let http = free_port()?;
         let mut command = match self.variable() {
-            None => worker(folder.path(), broker, database, http)?,
+            None => worker(folder.path(), broker, database, http, content)?,
             Some(variable) => {
                 let built = PathBuf::from(
                     std::env::var_os(variable)
                         .with_context(|| format!("{self} is not installed: expected its folder in {variable}, which run.sh sets"))?,
                 );
-                self.peer(&built, folder.path(), readings)?
+                self.peer(&built, folder.path(), content.readings())?
             }
         };
         command.env("BROKER_PORT", broker.port.to_string()).env("DATABASE_URI", database.uri()).current_dir(folder.path());
@@ -168,6 +171,9 @@ impl Kind {
                 // Space for five batches of rows and their messages.
                 let undelivered = (50_000 / readings).max(100);
                 command.arg("--config").arg(peers.join("telegraf.conf")).env("UNDELIVERED", undelivered.to_string());
+                if self == Self::TelegrafMerge {
+                    command.arg("--config").arg(peers.join("telegraf-merge.conf"));
+                }
                 command
             }
         })
@@ -175,9 +181,9 @@ impl Kind {
 }
 
 /// The release build of the worker.
-fn worker(folder: &Path, broker: &Broker, database: &Database, http: u16) -> anyhow::Result<Command> {
+fn worker(folder: &Path, broker: &Broker, database: &Database, http: u16, content: Content) -> anyhow::Result<Command> {
     let configuration = json!({
-        "cluster": "here", "namespace": "bench", "pipeline": "load", "topic": "devices/{device}/telemetry", "decode": decode(), "table": "load",
+        "cluster": "here", "namespace": "bench", "pipeline": "load", "topic": "devices/{device}/telemetry", "decode": decode(content), "table": "load",
         "gateways": [{"name": "gateway", "host": "127.0.0.1", "port": broker.port}],
     });
     for (name, content) in [("ingest.json", configuration.to_string()), ("uri", database.uri()), ("password", "password".to_owned())] {

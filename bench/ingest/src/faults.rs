@@ -14,6 +14,9 @@ use crate::parts::{Broker, Queues};
 use crate::publisher::deliver;
 use crate::run::Bench;
 
+/// The readings of a message.
+const CONTENT: Content = Content::Readings(1);
+
 /// The process that is killed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Victim {
@@ -66,13 +69,13 @@ impl Outcome {
 impl Bench {
     /// E: kills a process when two fifths of the load are acknowledged. The publisher continues as soon as it can.
     pub async fn kill(&mut self, kind: Kind, victim: Victim, messages: u64) -> anyhow::Result<Outcome> {
-        drop(kind.prepare(&self.database).await?);
+        drop(kind.prepare(&self.database, CONTENT).await?);
         // Messages in the memory of a killed broker are lost for every consumer.
         let mut broker = Broker::start(Queues::Process)?;
-        let mut consumer = kind.start(&broker, &self.database, 1)?;
+        let mut consumer = kind.start(&broker, &self.database, CONTENT)?;
         consumer.await_ready(&broker)?;
         let acknowledged = Arc::new(AtomicU64::new(0));
-        let loader = tokio::spawn(deliver(broker.port, load(messages, Content::Readings(1)), acknowledged.clone()));
+        let loader = tokio::spawn(deliver(broker.port, load(messages, CONTENT), acknowledged.clone()));
         while acknowledged.load(Ordering::Relaxed) < messages * 2 / 5 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -80,7 +83,7 @@ impl Bench {
             Victim::Consumer => {
                 consumer.process.kill()?;
                 tokio::time::sleep(RESTART_DELAY).await;
-                consumer = kind.start(&broker, &self.database, 1)?;
+                consumer = kind.start(&broker, &self.database, CONTENT)?;
             }
             Victim::Database => self.database.restart().await?,
             Victim::Broker => broker.restart()?,
@@ -93,9 +96,9 @@ impl Bench {
 
     /// F: a load in which five percent of the messages are repeated, one percent is malformed, and one percent is late.
     pub async fn mix(&self, kind: Kind, messages: u64) -> anyhow::Result<Outcome> {
-        drop(kind.prepare(&self.database).await?);
+        drop(kind.prepare(&self.database, CONTENT).await?);
         let broker = Broker::start(self.queues)?;
-        let consumer = kind.start(&broker, &self.database, 1)?;
+        let consumer = kind.start(&broker, &self.database, CONTENT)?;
         consumer.await_ready(&broker)?;
         deliver(broker.port, load(messages, Content::Mixed), Arc::default()).await?;
         let (_, valid) = mixture(messages);

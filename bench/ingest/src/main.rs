@@ -94,6 +94,8 @@ enum Scenario {
     E,
     /// Five percent of the messages are repeated, one percent is malformed, one percent is late
     F,
+    /// Each row arrives in four messages, one for each field
+    G,
 }
 
 #[derive(Subcommand)]
@@ -168,11 +170,11 @@ impl Run {
         kinds
     }
 
-    /// A to D.
+    /// A to D, and G.
     async fn rates(&mut self, queues: Queues, kinds: &[Kind]) -> anyhow::Result<()> {
         self.bench.queues = queues;
         let Arguments { messages, rows, queued, .. } = self.arguments;
-        if [Scenario::A, Scenario::B, Scenario::C, Scenario::D].iter().all(|scenario| !self.wants(*scenario)) {
+        if [Scenario::A, Scenario::B, Scenario::C, Scenario::D, Scenario::G].iter().all(|scenario| !self.wants(*scenario)) {
             return Ok(());
         }
         let storage = if queues == Queues::Memory { "in memory" } else { "durability Process" };
@@ -200,8 +202,23 @@ impl Run {
                 self.compare(&name, &[Subject::Pace(*kind, pace)], messages / 2, Content::Live).await?;
             }
         }
+        if self.wants(Scenario::G) && !self.only_subscribers() {
+            let kinds = Self::merging(kinds);
+            let subjects: Vec<Subject> = [Subject::Upsert].into_iter().chain(kinds.into_iter().map(Subject::Load)).collect();
+            self.compare("G: each row in four messages, readings/s", &subjects, rows / 2, Content::Parts(READINGS)).await?;
+        }
         println!();
         Ok(())
+    }
+
+    /// The selected consumers that merge rows.
+    fn merging(kinds: &[Kind]) -> Vec<Kind> {
+        let has_telegraf = kinds.contains(&Kind::Telegraf) && Kind::TelegrafMerge.is_installed();
+        let mut kinds: Vec<Kind> = kinds.iter().copied().filter(|kind| matches!(kind, Kind::Worker | Kind::TelegrafMerge)).collect();
+        if has_telegraf && !kinds.contains(&Kind::TelegrafMerge) {
+            kinds.push(Kind::TelegrafMerge);
+        }
+        kinds
     }
 
     /// Measures the subjects one after another in each round, so that a change of the machine's speed affects all of them. Prints a
@@ -261,6 +278,8 @@ enum Subject {
     CountQueue(Subscriber),
     /// L1
     Copy,
+    /// L1 of G
+    Upsert,
     /// A consumer in A or B
     Load(Kind),
     /// A consumer in C
@@ -282,6 +301,7 @@ impl Subject {
             Self::Count(subscriber) => bench.count(subscriber, count).await,
             Self::CountQueue(subscriber) => bench.count_queue(subscriber, count).await,
             Self::Copy => bench.copy(count, READINGS).await,
+            Self::Upsert => bench.upsert(count, READINGS).await,
             Self::Load(kind) => bench.load(kind, count, content, None).await,
             Self::Drain(kind) => bench.drain(kind, count).await,
             Self::Pace(kind, pace) => bench.load(kind, count, content, Some(pace)).await,
@@ -294,6 +314,7 @@ impl fmt::Display for Subject {
         match self {
             Self::Count(subscriber) | Self::CountQueue(subscriber) => subscriber.fmt(formatter),
             Self::Copy => formatter.write_str("L1: COPY alone"),
+            Self::Upsert => formatter.write_str("L1: COPY and upsert alone"),
             Self::Load(kind) | Self::Drain(kind) | Self::Pace(kind, _) => kind.fmt(formatter),
         }
     }

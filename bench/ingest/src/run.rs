@@ -8,7 +8,7 @@ use futures::SinkExt;
 use tokio_postgres::Client;
 
 use crate::consumer::Kind;
-use crate::load::{COPY_ROWS, Content, load, rows};
+use crate::load::{COPY_ROWS, Content, PARTS, load, part_rows, rows};
 use crate::measure::{Before, Measured};
 use crate::parts::{Broker, Counter, Database, Queues, now};
 use crate::publisher::publish;
@@ -20,6 +20,14 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 
 /// Time without new rows before they are counted.
 const QUIET: Duration = Duration::from_millis(300);
+
+/// Adds the values of the staged readings to the rows of the table.
+const UPSERT: &str = "INSERT INTO load AS stored SELECT * FROM staging ORDER BY time, device_id ON CONFLICT (time, device_id) DO UPDATE SET
+    rms = COALESCE(stored.rms, excluded.rms), temperature = COALESCE(stored.temperature, excluded.temperature),
+    state = COALESCE(stored.state, excluded.state), count = COALESCE(stored.count, excluded.count)";
+
+/// The number of rows with all their values.
+const COMPLETE: &str = "SELECT count(*) FROM load WHERE (rms, temperature, state, count) IS NOT NULL";
 
 /// The components that all measurements share.
 pub struct Bench {
@@ -74,7 +82,7 @@ impl Bench {
 
     /// L1: the same rows by COPY.
     pub async fn copy(&self, count: u64, readings: u64) -> anyhow::Result<Measured> {
-        let client = Kind::Worker.prepare(&self.database).await?;
+        let client = Kind::Worker.prepare(&self.database, Content::Readings(readings)).await?;
         let batches: Vec<Bytes> = (0..count.div_ceil(COPY_ROWS)).map(|batch| rows(batch * COPY_ROWS, count, readings)).collect();
         let statement = client.prepare("COPY load (time, device_id, rms, temperature, state, count) FROM STDIN (FORMAT binary)").await?;
         let (before, begun) = (self.database.processor(), Instant::now());
@@ -87,57 +95,77 @@ impl Bench {
         Ok(Measured { rate, database: (self.database.processor() - before) * 1e6 / count as f64, ..Measured::default() })
     }
 
-    /// A, B and D: a consumer under load. The rate is that of the rows.
+    /// L1 of G: the same readings by COPY into a staging table and an upsert. The rate is that of the readings.
+    pub async fn upsert(&self, rows: u64, readings: u64) -> anyhow::Result<Measured> {
+        let client = Kind::Worker.prepare(&self.database, Content::Parts(readings)).await?;
+        let count = rows * PARTS;
+        let batches: Vec<Bytes> = (0..count / COPY_ROWS).map(|batch| part_rows(batch, readings)).collect();
+        client.batch_execute("CREATE TEMPORARY TABLE staging AS SELECT * FROM load WITH NO DATA").await?;
+        let copy = client.prepare("COPY staging (time, device_id, rms, temperature, state, count) FROM STDIN (FORMAT binary)").await?;
+        let upsert = client.prepare(UPSERT).await?;
+        let (before, begun) = (self.database.processor(), Instant::now());
+        for batch in batches {
+            client.batch_execute("BEGIN; TRUNCATE staging").await?;
+            let mut sink = std::pin::pin!(client.copy_in::<_, Bytes>(&copy).await?);
+            sink.send(batch).await?;
+            sink.finish().await?;
+            client.execute(&upsert, &[]).await?;
+            client.batch_execute("COMMIT").await?;
+        }
+        let rate = count as f64 / begun.elapsed().as_secs_f64();
+        let database = (self.database.processor() - before) * 1e6 / count as f64;
+        let stored: i64 = client.query_one(COMPLETE, &[]).await?.get(0);
+        Ok(Measured { rate, database, lost: rows.saturating_sub(u64::try_from(stored)?), ..Measured::default() })
+    }
+
+    /// A, B, D and G: a consumer under load. The rate is that of the readings.
     pub async fn load(&self, kind: Kind, rows: u64, content: Content, pace: Option<f64>) -> anyhow::Result<Measured> {
-        let client = kind.prepare(&self.database).await?;
+        let client = kind.prepare(&self.database, content).await?;
         let broker = Broker::start(self.queues)?;
-        let readings = if let Content::Readings(readings) = content { readings } else { 1 };
-        let consumer = kind.start(&broker, &self.database, readings)?;
+        let consumer = kind.start(&broker, &self.database, content)?;
         consumer.await_ready(&broker)?;
-        let messages = rows / readings;
+        let messages = rows / content.readings() * content.parts();
         let load = load(messages, content);
         let before = Before::now(Some(&consumer), &broker, &self.database)?;
         let begun = now();
         publish(broker.port, load, pace).await?;
         let stored = self.settle(&client, rows).await?;
-        let rate = stored.rows as f64 / (stored.last - begun);
-        let measured = before.until(&consumer, &broker, &self.database, (messages, rows), rate)?;
+        let rate = (stored.rows * content.parts()) as f64 / (stored.last - begun);
+        let measured = before.until(&consumer, &broker, &self.database, (messages, rows * content.parts()), rate)?;
         let latency = if pace.is_some() { Some(latency(&client).await?) } else { None };
         Ok(Measured { latency, lost: rows.saturating_sub(stored.rows), ..measured })
     }
 
     /// C: a consumer starts again, and its queue is full.
     pub async fn drain(&self, kind: Kind, messages: u64) -> anyhow::Result<Measured> {
-        let client = kind.prepare(&self.database).await?;
+        let content = Content::Readings(1);
+        let client = kind.prepare(&self.database, content).await?;
         let broker = Broker::start(self.queues)?;
-        let consumer = kind.start(&broker, &self.database, 1)?;
+        let consumer = kind.start(&broker, &self.database, content)?;
         consumer.await_ready(&broker)?;
         drop(consumer);
-        publish(broker.port, load(messages, Content::Readings(1)), None).await?;
+        publish(broker.port, load(messages, content), None).await?;
         let before = Before::now(None, &broker, &self.database)?;
         let begun = now();
-        let consumer = kind.start(&broker, &self.database, 1)?;
+        let consumer = kind.start(&broker, &self.database, content)?;
         let stored = self.settle(&client, messages).await?;
         let rate = stored.rows as f64 / (stored.last - begun);
         let measured = before.until(&consumer, &broker, &self.database, (messages, messages), rate)?;
         Ok(Measured { lost: messages.saturating_sub(stored.rows), ..measured })
     }
 
-    /// Waits until this number of rows is stored, or no more arrive. Polls the size of the table, because counting the rows would use
-    /// the database's processor.
+    /// Waits until this number of rows is stored, or no more arrive. Polls the position of the write-ahead log, because counting the rows would
+    /// use the database's processor.
     pub async fn settle(&self, client: &Client, rows: u64) -> anyhow::Result<Stored> {
-        let (mut size, mut since, mut counted) = (-1, Instant::now(), Instant::now());
+        let (mut written, mut since, mut counted) = (-1, Instant::now(), Instant::now());
         loop {
-            let found: i64 = client
-                .query_one("SELECT COALESCE(sum(pg_relation_size(chunk)), 0)::int8 FROM show_chunks('load') chunk", &[])
-                .await?
-                .get(0);
-            if found != size {
-                (size, since) = (found, Instant::now());
+            let found: i64 = client.query_one("SELECT (pg_current_wal_insert_lsn() - '0/0')::int8", &[]).await?.get(0);
+            if found != written {
+                (written, since) = (found, Instant::now());
             }
             let quiet = since.elapsed();
             if quiet > QUIET && (counted.elapsed() > 2 * QUIET || quiet > MAX_WAIT) {
-                let count: i64 = client.query_one("SELECT count(*) FROM load", &[]).await?.get(0);
+                let count: i64 = client.query_one(COMPLETE, &[]).await?.get(0);
                 counted = Instant::now();
                 if u64::try_from(count)? >= rows || quiet > MAX_WAIT {
                     let last = "SELECT COALESCE(max(extract(epoch FROM pg_xact_commit_timestamp(xmin))), 0)::float8 FROM load";
