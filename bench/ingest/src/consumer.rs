@@ -178,7 +178,7 @@ impl Kind {
 fn worker(folder: &Path, broker: &Broker, database: &Database, http: u16) -> anyhow::Result<Command> {
     let configuration = json!({
         "cluster": "here", "namespace": "bench", "pipeline": "load", "topic": "devices/{device}/telemetry", "decode": decode(), "table": "load",
-        "gateways": [{"name": "gateway", "host": "127.0.0.1", "port": broker.port}],
+        "gateways": [{"name": "gateway", "host": "127.0.0.1", "port": broker.port, "tls": false}],
     });
     for (name, content) in [("ingest.json", configuration.to_string()), ("uri", database.uri()), ("password", "password".to_owned())] {
         std::fs::write(folder.join(name), content)?;
