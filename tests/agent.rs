@@ -35,12 +35,14 @@ use fleetwright::agent::session::BrokerAddress;
 use fleetwright::agent::state::{Change, Origin, Subject};
 use fleetwright::api::Gateway;
 use fleetwright::api::device::{Access, Acl};
+use fleetwright::api::name::internal_certificate;
 use fleetwright::broker::configuration::{BrokerConfiguration, render};
 use fleetwright::broker::credential::shard::{Data, Shard, revision};
 use fleetwright::broker::credential::{Entry, Password, hash};
 use fleetwright::certificate::fingerprint;
 use fleetwright::configuration::agent::{
-    AgentConfiguration, CLIENT_AUTHORITIES_FILE, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FOLDER, RUNTIME_FOLDER, TlsListener,
+    AgentConfiguration, CLIENT_AUTHORITIES_FILE, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FOLDER, RUNTIME_FOLDER, TLS_CERTIFICATE,
+    TlsListener, tls_folder,
 };
 use fleetwright::runtime::readiness::Readiness;
 use k8s_openapi::ByteString;
@@ -83,8 +85,8 @@ impl Agent {
         let configuration = AgentConfiguration {
             namespace: "fleet".to_owned(),
             gateway: "plant-1".to_owned(),
+            internal: tls_listener(internal_port, internal_certificate("plant-1")),
             tls_listeners: tls_listeners.to_vec(),
-            host_names: vec!["127.0.0.1".to_owned()],
         };
         let presence = Presence::new();
         let driver = Driver::new(paths, &configuration, incoming, verified_sender, presentations, readiness.clone(), Arc::clone(&metrics))
@@ -156,7 +158,7 @@ impl Site {
         let mut tls_listeners = Vec::new();
         for (listener, port) in gateway.spec.listeners.iter_mut().zip(&ports) {
             listener.port = i32::from(*port);
-            tls_listeners.extend(listener.tls_secret("plant-1").map(|secret| TlsListener { port: *port, secret }));
+            tls_listeners.extend(listener.tls_secret("plant-1").map(|secret| tls_listener(*port, secret)));
         }
         let queued_bytes = gateway.spec.limits.queued_bytes_per_client.to_units().unwrap();
         // Half of the container's limit, which is 256 MiB by default.
@@ -193,7 +195,17 @@ impl Site {
 
     /// The same, with a volume of this size (such as `64m`) for the broker's data.
     async fn start_on(self, users: &[Entry], tls: Option<Data>, volume: Option<&str>) -> (Mosquitto, Agent) {
+        self.start_all(users, &renewal::certificate(), tls, volume).await
+    }
+
+    /// The same, with this certificate of the internal listener.
+    async fn start_with_internal(self, internal: &Data, users: &[Entry]) -> (Mosquitto, Agent) {
+        self.start_all(users, internal, None, None).await
+    }
+
+    async fn start_all(self, users: &[Entry], internal: &Data, tls: Option<Data>, volume: Option<&str>) -> (Mosquitto, Agent) {
         let mut agent = Agent::start(self.folder.path(), self.internal_port, &self.tls_listeners);
+        agent.send_change(Subject::Tls(internal_certificate("plant-1")), Some(internal.clone())).await;
         if let Some(tls) = tls {
             agent.send_change(Subject::Tls(TLS_SECRET.to_owned()), Some(tls)).await;
         }
@@ -205,6 +217,16 @@ impl Site {
         assert_eq!(agent.readiness.verdict(), Ok(()));
         (broker, agent)
     }
+}
+
+fn tls_listener(port: u16, secret: String) -> TlsListener {
+    TlsListener { port, secret, host_names: vec!["127.0.0.1".to_owned()] }
+}
+
+/// The file with the certificate of the internal listener, which is its own authority.
+fn internal_trust(broker: &Mosquitto) -> String {
+    let folder = broker.folder.path().join("run").join(tls_folder(&internal_certificate("plant-1")));
+    folder.join(TLS_CERTIFICATE).display().to_string()
 }
 
 fn device(username: &str, acls: &[(&str, Access)]) -> Entry {

@@ -237,8 +237,8 @@ async fn a_discarded_session_ends_with_its_queue() {
 async fn a_worker_with_a_login_from_files_loses_nothing() {
     let foreign = foreign();
     let gateway = json!({
-        "name": "plant-1", "host": "localhost", "port": foreign.tls_port,
-        "external": {"clientId": "fwi0123456789abcdef", "tls": true, "authorities": true},
+        "name": "plant-1", "host": "localhost", "port": foreign.tls_port, "tls": true,
+        "external": {"clientId": "fwi0123456789abcdef", "authorities": true},
     });
     let files =
         [("gateways/plant-1/username", FLEET.0), ("gateways/plant-1/password", "wrong"), ("gateways/plant-1/ca.crt", &foreign.authority)];

@@ -20,9 +20,9 @@ const CLIENT: &str = "fwi0123456789abcdef";
 const SESSIONS: [&str; 3] = ["plant-1", "plant-1/1", "plant-1/2"];
 
 fn gateway(port: u16, shared_by: Option<usize>) -> Value {
-    let mut external = json!({"clientId": CLIENT, "tls": false, "authorities": false});
+    let mut external = json!({"clientId": CLIENT, "authorities": false});
     external.as_object_mut().unwrap().extend(shared_by.map(|count| ("sharedBy".to_owned(), count.into())));
-    json!({"name": "plant-1", "host": "127.0.0.1", "port": port, "external": external})
+    json!({"name": "plant-1", "host": "127.0.0.1", "port": port, "tls": false, "external": external})
 }
 
 /// A chain with one worker and one session.

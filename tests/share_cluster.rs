@@ -30,8 +30,8 @@ struct WorkerSet {
 impl WorkerSet {
     async fn start() -> Self {
         let cluster = Cluster::start(NODES);
-        let external = json!({"clientId": "fwi0123456789abcdef", "tls": false, "authorities": false, "sharedBy": NODES});
-        let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": cluster.balancer.port, "external": external});
+        let external = json!({"clientId": "fwi0123456789abcdef", "authorities": false, "sharedBy": NODES});
+        let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": cluster.balancer.port, "tls": false, "external": external});
         let files = [("gateways/plant-1/username", "fleet"), ("gateways/plant-1/password", "password")];
         // Such readings have no unique key: a message that arrives twice would be stored twice.
         let decode = json!({"fields": [{"name": "count", "type": "Int64"}]});

@@ -128,7 +128,7 @@ async fn metrics_by_alias_are_stored_and_a_missed_birth_causes_a_rebirth_command
         device("watcher", "spBv1.0/#"),
     ];
     let broker = broker(&users);
-    let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": broker.port});
+    let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": broker.port, "tls": false});
     let mut chain = Chain::start_reading(broker, gateway, &[], topic, &decode, Postgres::shared().await).await;
     chain.worker.wait_ready();
     let births = "SELECT count(*) FROM vibration WHERE pressure = 1.5 AND level = -7 AND line = 'plant' AND node = 'node-1'";

@@ -70,7 +70,7 @@ impl Operator {
         let metrics = TwinSyncMetrics::register(&prometheus::Registry::new()).unwrap();
         let mut session_loop = SessionLoop::new(GatewayKey::new("fleet", "plant-1"), index.clone(), devices, sender, metrics);
         let task = tokio::spawn(async move {
-            let login = internal_login("127.0.0.1".to_owned(), port, &Password::given(PASSWORD.as_bytes()).unwrap());
+            let login = internal_login("127.0.0.1".to_owned(), port, &Password::given(PASSWORD.as_bytes()).unwrap(), None);
             loop {
                 let error = match session_loop.begin(&login).await {
                     Ok(session) => session_loop.run(session).await,

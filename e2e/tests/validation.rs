@@ -108,8 +108,8 @@ fn listeners() -> Vec<Case> {
         (changed(json!([{"name": "sixteen-letters-", "port": 1883}])), "spec.listeners[0].name"),
         (changed(json!([{"name": "a", "port": 1023}])), "spec.listeners[0].port"),
         (changed(json!([{"name": "a", "port": 65536}])), "spec.listeners[0].port"),
-        (changed(json!([{"name": "a", "port": 1884}])), "ports 1884 and 9090 are used by Fleetwright itself"),
-        (changed(json!([{"name": "a", "port": 9090}])), "ports 1884 and 9090 are used by Fleetwright itself"),
+        (changed(json!([{"name": "a", "port": 1884}])), "ports 1884, 9090 and 9443 are used by Fleetwright itself"),
+        (changed(json!([{"name": "a", "port": 9443}])), "ports 1884, 9090 and 9443 are used by Fleetwright itself"),
         (changed(json!([{"name": "a", "port": 1883, "protocol": "Coap"}])), "spec.listeners[0].protocol"),
         (changed(json!([{"name": "a", "port": 8883, "tls": {"secretName": ""}}])), "secretName"),
     ]

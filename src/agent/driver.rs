@@ -22,10 +22,12 @@ use super::state::{AgentState, BrokerContent, Change, ChangeError, MissingSecret
 use crate::api::name::CANARY_USERNAME;
 use crate::broker::credential::Password;
 use crate::broker::credential::entry::EntryError;
+use crate::certificate::server::CertificateError;
 use crate::configuration::agent::AgentConfiguration;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
 use crate::runtime::readiness::Readiness;
+use crate::runtime::tls::ServedCertificate;
 
 /// Check that holds while the broker accepts the agent's login.
 pub const BROKER_CHECK: &str = "broker";
@@ -65,6 +67,9 @@ pub enum DriveError {
     /// A file.
     #[error(transparent)]
     WriteFile(#[from] WriteFile),
+    /// A certificate.
+    #[error("failed to serve the certificate of the internal listener")]
+    Certificate(#[from] CertificateError),
     /// An entry of the agent's users.
     #[error("failed to render the broker's files")]
     Render(#[from] EntryError),
@@ -105,6 +110,10 @@ pub struct Driver {
     verification: Verification,
     presentation: Presentation,
     presence: Presence,
+    /// Secret with the certificate of the internal listener.
+    internal_secret: String,
+    /// The certificate with which the agent itself serves the operator.
+    served: ServedCertificate,
     generation: i64,
     end_sessions_at: Option<Instant>,
     first_written: CancellationToken,
@@ -126,14 +135,13 @@ impl Driver {
         metrics: Arc<AgentMetrics>,
     ) -> Self {
         let secrets = configuration.tls_secrets();
-        let written = files::written_certificates(&paths.runtime, &secrets);
-        let secrets: Vec<String> = secrets.into_iter().collect();
-        let mut state = AgentState::new(&secrets, files::remembered_workers(&paths.data)).with_host_names(&configuration.host_names);
+        let written = files::written_certificates(&paths.runtime, secrets.keys());
+        let mut state = AgentState::new(secrets, files::remembered_workers(&paths.data));
         for change in written {
             // An unusable certificate counts as missing.
             let _ = state.apply(change, Timestamp::now());
         }
-        let presentation = Presentation::new(&paths.broker.host, &configuration.tls_listeners, presented);
+        let presentation = Presentation::new(&paths.broker.host, configuration.listeners().cloned().collect(), presented);
         let verification = pending(None);
         let first_written = CancellationToken::new();
         Self {
@@ -145,6 +153,8 @@ impl Driver {
             verification,
             presentation,
             presence: Presence::new(),
+            internal_secret: configuration.internal.secret.clone(),
+            served: ServedCertificate::default(),
             generation: 0,
             end_sessions_at: None,
             first_written,
@@ -159,6 +169,12 @@ impl Driver {
         self.presentation = self.presentation.with_presence(presence.clone());
         self.presence = presence;
         self
+    }
+
+    /// The certificate of the internal listener, for an endpoint of the agent. It changes with each renewal.
+    #[must_use]
+    pub fn served(&self) -> ServedCertificate {
+        self.served.clone()
     }
 
     /// Cancelled when the files exist for the first time. Mosquitto can start afterwards.
@@ -242,6 +258,10 @@ impl Driver {
             return Ok(());
         }
         self.presence.accept(self.state.presence_tokens());
+        if let Some(certificate) = content.certificates.get(&self.internal_secret) {
+            // It was parsed before.
+            self.served.replace(certificate.certified_key()?);
+        }
         let canary = Password::generate();
         let files = self.state.files(&content, &canary)?;
         // The file of workers comes first: the agent would never end the session of a worker that can log in but is not in that file.

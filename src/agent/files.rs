@@ -52,14 +52,14 @@ pub fn write_all(folder: &Path, content: &BrokerContent, files: &BrokerFiles) ->
 
 /// The certificates that an earlier agent wrote: the last good ones.
 #[must_use]
-pub fn written_certificates(folder: &Path, secrets: &BTreeSet<String>) -> Vec<Change> {
+pub fn written_certificates<'a>(folder: &Path, secrets: impl Iterator<Item = &'a String>) -> Vec<Change> {
     let read = |secret: &String| {
         let folder = folder.join(tls_folder(secret));
         let value = |key: &str| Some((key.to_owned(), ByteString(fs::read(folder.join(key)).ok()?)));
         let data = [value(TLS_CERTIFICATE)?, value(TLS_KEY)?].into();
         Some(Change { subject: Subject::Tls(secret.clone()), data: Some(data), origin: Origin::Volume })
     };
-    secrets.iter().filter_map(read).collect()
+    secrets.filter_map(read).collect()
 }
 
 /// Saves the users of workers.

@@ -34,7 +34,6 @@ use self::metrics::AgentMetrics;
 use self::presence::Presence;
 use self::presence::follow::LogFollower;
 use self::session::BrokerAddress;
-use crate::api::name::INTERNAL_MQTT_PORT;
 use crate::configuration::agent::{
     AgentConfiguration, CONFIGURATION_FOLDER, DATA_FOLDER, FILE, LOG_FOLDER, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER,
 };
@@ -72,13 +71,13 @@ pub struct Arguments {
     #[arg(long, default_value = "127.0.0.1")]
     broker_host: String,
 
-    /// Port of the broker's internal listener
-    #[arg(long, default_value_t = u16::try_from(INTERNAL_MQTT_PORT).unwrap_or_default())]
-    broker_port: u16,
-
     /// Address of the endpoint for probes and metrics; it answers once the files exist
     #[arg(long, env = "FLEETWRIGHT_HTTP", default_value = "0.0.0.0:9090")]
     http: SocketAddr,
+
+    /// Address of the HTTPS endpoint for the operator
+    #[arg(long, default_value = "0.0.0.0:9443")]
+    https: SocketAddr,
 }
 
 /// Runs until `shutdown` is cancelled.
@@ -105,11 +104,11 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
         configuration: configured,
         runtime: arguments.runtime,
         data: arguments.data,
-        broker: BrokerAddress { host: arguments.broker_host, port: arguments.broker_port },
+        broker: BrokerAddress { host: arguments.broker_host, port: configuration.internal.port },
     };
     let driver = Driver::new(paths, &configuration, incoming, verified, presented, readiness.clone(), Arc::clone(&metrics))
         .with_presence(presence.clone());
-    let first_written = driver.first_written();
+    let (first_written, served) = (driver.first_written(), driver.served());
     let client = client().await;
     if let Some(client) = client.clone() {
         let (reported, fullness) = watch::channel(None);
@@ -119,14 +118,17 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::R
         tokio::spawn(report::run(client, configuration.clone(), inputs));
     }
     tokio::spawn(source::run(client, configuration, arguments.secrets, changes));
+    let routes = presence::endpoint::router(presence, shutdown.clone());
+    let tls = Arc::new(served.server_configuration()?);
     // Mosquitto starts when the startup probe succeeds. The endpoint therefore opens only after its files exist.
     let endpoint = async {
         tokio::select! {
             () = first_written.cancelled() => {}
             () = shutdown.cancelled() => return Ok(()),
         }
-        let routes = presence::endpoint::router(presence, shutdown.clone());
-        http::serve_with(arguments.http, readiness, registry, routes, shutdown.clone()).await.context("failed to serve the endpoint")
+        let probes = http::serve(arguments.http, readiness, registry, shutdown.clone());
+        let operator = http::serve_encrypted(arguments.https, tls, routes, shutdown.clone());
+        tokio::try_join!(probes, operator).map(|_| ()).context("failed to serve the endpoints")
     };
     let drive = async { driver.run(shutdown.clone()).await.context("failed to keep the broker's files") };
     tokio::try_join!(drive, endpoint).map(|_| ())

@@ -102,8 +102,8 @@ pub struct Presentation {
 impl Presentation {
     /// An observer of these listeners on `host`, an IP address. Publishes the result in `presented`; `None` before the first observation.
     #[must_use]
-    pub fn new(host: &str, listeners: &[TlsListener], presented: watch::Sender<Option<Presented>>) -> Self {
-        let (host, listeners, presence) = (host.to_owned(), listeners.to_vec(), Presence::new());
+    pub fn new(host: &str, listeners: Vec<TlsListener>, presented: watch::Sender<Option<Presented>>) -> Self {
+        let (host, presence) = (host.to_owned(), Presence::new());
         Self {
             host,
             listeners,
@@ -152,7 +152,7 @@ impl Presentation {
         presented.retain(|secret, _| certificates.contains_key(secret));
         let mut outstanding = Vec::new();
         let mut settled: BTreeMap<&str, bool> = BTreeMap::new();
-        for (TlsListener { port, secret }, seen) in self.listeners.iter().zip(seen) {
+        for (TlsListener { port, secret, .. }, seen) in self.listeners.iter().zip(seen) {
             match seen {
                 Ok(seen) => {
                     let wanted = certificates.get(secret).map(|certificate| certificate.fingerprint.as_str());

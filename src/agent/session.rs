@@ -13,7 +13,8 @@ use super::fullness::{self, BOUNDS, EXCEEDED, FULL, REFUSED};
 use super::metrics::AgentMetrics;
 use crate::broker::credential::Password;
 use crate::mqtt::client::{self, ClientSettings, connect};
-use crate::mqtt::login::{BrokerSession, Login};
+use crate::mqtt::login::{BrokerSession, ClientTls, Login};
+use crate::runtime::tls::TlsError;
 
 /// How long a login may take. A reload blocks the broker for less than a second with 15,000 clients (measured).
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,6 +51,10 @@ pub enum LoginError {
         /// The reason code of the CONNACK.
         code: ConnectReturnCode,
     },
+
+    /// An error of the agent's own TLS configuration.
+    #[error(transparent)]
+    SetUpTls(#[from] TlsError),
 
     /// The broker did not accept or answer the connection.
     #[error(transparent)]
@@ -130,6 +135,9 @@ pub async fn end_session(address: &BrokerAddress, username: &str, password: &Pas
 
 /// Logs in with a clean start.
 async fn log_in(address: &BrokerAddress, username: &str, password: &Password) -> Result<(AsyncClient, EventLoop), LoginError> {
+    // The connection does not leave the pod. After a change of the authority the broker presents the old certificate until the reload
+    // that this login verifies. `presentation` checks the certificate of the listener.
+    let tls = ClientTls::unverified()?;
     // The broker uses the user name as the client identifier.
     let login = Login {
         host: address.host.clone(),
@@ -137,7 +145,7 @@ async fn log_in(address: &BrokerAddress, username: &str, password: &Password) ->
         client_id: username.to_owned(),
         username: username.to_owned(),
         password: password.expose().to_owned().into(),
-        tls: None,
+        tls: Some(tls),
         addresses: None,
     };
     let settings = ClientSettings {

@@ -32,7 +32,7 @@ pub async fn run(client: Option<Client>, configuration: AgentConfiguration, secr
     let Some(client) = client else { return fallback.await };
     let api = Api::<Secret>::namespaced(client, &configuration.namespace);
     let watcher_task = SecretWatcher { api, gateway: configuration.gateway.clone(), changes: changes.clone(), received };
-    let secrets: Vec<String> = configuration.tls_secrets().into_iter().collect();
+    let secrets: Vec<String> = configuration.tls_secrets().into_keys().collect();
     tokio::join!(fallback, watcher_task.run(&secrets));
 }
 
@@ -44,7 +44,7 @@ async fn fall_back(
     changes: &mpsc::Sender<Change>,
 ) {
     sleep(API_SERVER_TIMEOUT).await;
-    let tls_secrets: Vec<String> = configuration.tls_secrets().into_iter().collect();
+    let tls_secrets: Vec<String> = configuration.tls_secrets().into_keys().collect();
     let mounted = mounted(secrets, &tls_secrets);
     let missing: Vec<Change> = mounted.into_iter().filter(|change| !received.borrow().contains(&change.subject)).collect();
     if !missing.is_empty() {

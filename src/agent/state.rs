@@ -105,8 +105,8 @@ pub struct AgentState {
     /// The API server has no shard 0: the Gateway has no users yet.
     vacant: bool,
     certificates: BTreeMap<String, Option<ServerCertificate>>,
-    /// Names that a certificate must contain.
-    host_names: Vec<String>,
+    /// Names that each certificate must contain, by the name of its Secret.
+    host_names: BTreeMap<String, Vec<String>>,
     /// Secrets whose certificate is not valid yet, with the start of its validity.
     early: BTreeMap<String, (Data, Timestamp)>,
     /// Users of workers that may have a session. A removed worker has a password that the agent generated.
@@ -127,20 +127,15 @@ pub struct BrokerContent {
 }
 
 impl AgentState {
-    /// A state with only the names of the Secrets with certificates, and the users of workers that may have a session.
-    pub fn new(tls_secrets: &[String], workers: impl IntoIterator<Item = String>) -> Self {
+    /// A state with only the names of the Secrets with certificates, each with the host names that it must contain, and the users of
+    /// workers that may have a session.
+    pub fn new(tls_secrets: BTreeMap<String, Vec<String>>, workers: impl IntoIterator<Item = String>) -> Self {
         Self {
-            certificates: tls_secrets.iter().map(|secret| (secret.clone(), None)).collect(),
+            certificates: tls_secrets.keys().map(|secret| (secret.clone(), None)).collect(),
+            host_names: tls_secrets,
             workers: workers.into_iter().map(|worker| (worker, Password::generate())).collect(),
             ..Self::default()
         }
-    }
-
-    /// The same state, with names that each certificate must contain.
-    #[must_use]
-    pub fn with_host_names(mut self, host_names: &[String]) -> Self {
-        self.host_names = host_names.to_vec();
-        self
     }
 
     /// The next time at which an early certificate becomes valid.
@@ -206,7 +201,7 @@ impl AgentState {
             Ok(certificate) => certificate,
             Err(source) => return Err(ChangeError::Certificate { secret, source }),
         };
-        match certificate.check(now, &self.host_names) {
+        match certificate.check(now, self.host_names.get(&secret).map_or(&[], Vec::as_slice)) {
             Err(source) if known.is_some() => {
                 if let (CertificateError::NotYetValid { not_before }, Some(data)) = (&source, data) {
                     self.early.insert(secret.clone(), (data.clone(), *not_before));

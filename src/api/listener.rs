@@ -14,10 +14,10 @@ pub struct Listener {
     #[schemars(length(min = 1, max = 15), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
 
-    /// TCP port, 1024 to 65535, because the broker runs without privileges. Ports 1884 and 9090 are reserved for the internal
+    /// TCP port, 1024 to 65535, because the broker runs without privileges. Ports 1884, 9090 and 9443 are reserved for the internal
     /// listener and the agent's HTTP endpoint.
     #[schemars(range(min = 1024, max = 65535))]
-    #[x_kube(validation = ("self != 1884 && self != 9090", "ports 1884 and 9090 are used by Fleetwright itself: choose another port"))]
+    #[x_kube(validation = ("self != 1884 && self != 9090 && self != 9443", "ports 1884, 9090 and 9443 are used by Fleetwright itself: choose another port"))]
     pub port: i32,
 
     /// Protocol of the listener: `Mqtt` is MQTT 3.1.1 and 5.0 over TCP.

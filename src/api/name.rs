@@ -30,7 +30,7 @@ pub const ROLE_INGEST_CREDENTIALS: &str = "ingest-credentials";
 /// [`ROLE_LABEL`] of a Secret that holds a certificate that the operator issued for a broker.
 pub const ROLE_SERVER_CERTIFICATE: &str = "server-certificate";
 
-/// [`ROLE_LABEL`] of a Secret that holds the authority that issues the certificates of a Gateway's broker.
+/// [`ROLE_LABEL`] of a Secret that holds an authority that issues the certificates of a Gateway's broker.
 pub const ROLE_SERVER_AUTHORITY: &str = "server-authority";
 
 /// [`ROLE_LABEL`] of a CertificateRequest for a Device.
@@ -44,6 +44,9 @@ pub const INTERNAL_MQTT_PORT: i32 = 1884;
 
 /// Port of every role's health and metrics endpoint (`/livez`, `/readyz`, `/metrics`).
 pub const HTTP_PORT: i32 = 9090;
+
+/// Port of the agent's HTTPS endpoint for the operator (`/presence`). Not [`HTTP_PORT`], because Prometheus expects plain HTTP there.
+pub const PRESENCE_PORT: i32 = 9443;
 
 /// Maximum number of shards of a Gateway's credentials. The broker's pod mounts this many optional Secrets, so that
 /// a larger number of shards never restarts a broker. A shard has about 64 KiB with 500 devices and may grow to 1 MiB
@@ -90,6 +93,18 @@ pub fn server_certificate(gateway: &str) -> String {
 #[must_use]
 pub fn server_authority(gateway: &str) -> String {
     format!("{gateway}-server-ca")
+}
+
+/// Secret with the authority that issues the certificate of the internal ports. Only the operator reads it.
+#[must_use]
+pub fn internal_authority(gateway: &str) -> String {
+    format!("{gateway}-internal-ca")
+}
+
+/// Secret with the certificate of the internal ports: the broker's internal listener, and the agent's endpoint for the operator.
+#[must_use]
+pub fn internal_certificate(gateway: &str) -> String {
+    format!("{gateway}-internal-tls")
 }
 
 /// Secret with the operator's own credential for a Gateway's broker.

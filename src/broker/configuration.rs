@@ -123,8 +123,8 @@ pub fn render(broker: &BrokerConfiguration<'_>) -> String {
     // The bounds plugin comes first: it affects how the database is opened.
     let _ = write!(text, "\npersistence_location {DATA_FOLDER}/\n{}\n{}", bounds_plugin(broker), persistence(broker.spec.durability));
     // For workers and the agent; a NetworkPolicy denies all others. Connections of devices do not count towards its limit.
-    let _ = write!(text, "\n{}", listener(name::INTERNAL_MQTT_PORT, -1, true));
-    text += "client_limits false\n";
+    let internal = certificate(&name::internal_certificate(broker.name));
+    let _ = write!(text, "\n{}{internal}client_limits false\n", listener(name::INTERNAL_MQTT_PORT, -1, true));
     for declared in started_listeners(broker) {
         // If only a certificate is required, the plugin sets the user name; the client's own user name is ignored.
         let named = declared.authentication() != ListenerAuthentication::Certificate;
@@ -236,11 +236,16 @@ fn listener(port: i32, max_connections: i32, named: bool) -> String {
 
 fn tls(broker: &BrokerConfiguration<'_>, listener: &Listener) -> String {
     listener.tls_secret(broker.name).map_or_else(String::new, |secret| {
-        let folder = format!("{RUNTIME_FOLDER}/{}", agent::tls_folder(&secret));
-        let mut text = format!("certfile {folder}/{TLS_CERTIFICATE}\nkeyfile {folder}/{TLS_KEY}\ntls_version tlsv1.2\n");
+        let mut text = certificate(&secret);
         if listener.authentication() != ListenerAuthentication::Password {
             let _ = write!(text, "require_certificate true\ncafile {CONFIGURATION_FOLDER}/{CLIENT_AUTHORITIES_FILE}\n");
         }
         text
     })
+}
+
+/// The certificate in this Secret, as the agent writes it, and the oldest allowed version of TLS.
+fn certificate(secret: &str) -> String {
+    let folder = format!("{RUNTIME_FOLDER}/{}", agent::tls_folder(secret));
+    format!("certfile {folder}/{TLS_CERTIFICATE}\nkeyfile {folder}/{TLS_KEY}\ntls_version tlsv1.2\n")
 }

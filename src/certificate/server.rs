@@ -111,14 +111,17 @@ impl ServerCertificate {
         let leaf = leaf.clone();
         let parsed = parse_each(&certificates)?;
         let (not_before, not_after) = super::validity(parsed.first().ok_or(CertificateError::NoCertificate)?);
-        let private = PrivateKeyDer::from_pem_slice(key).map_err(|_| CertificateError::NoKey)?;
-        CertifiedKey::from_der(certificates, private, &provider()).map_err(|source| match source {
-            rustls::Error::InvalidCertificate(_) => CertificateError::ParseCertificate { position: 1, source: source.into() },
-            rustls::Error::InconsistentKeys(_) => CertificateError::MatchKey(source),
-            _ => CertificateError::NoKey,
-        })?;
+        certified_key(certificates, key)?;
         check_order(&parsed)?;
         Ok(Self { chain: chain.to_vec(), key: key.to_vec(), not_before, not_after, fingerprint: fingerprint(&leaf), leaf })
+    }
+
+    /// The chain and key in the form that a TLS server of this process needs.
+    ///
+    /// # Errors
+    /// Never for a certificate that [`Self::parse`] returned.
+    pub fn certified_key(&self) -> Result<CertifiedKey, CertificateError> {
+        certified_key(parse_chain(&self.chain)?, &self.key)
     }
 
     /// Whether clients that connect to these names would accept it at this time.
@@ -156,6 +159,15 @@ impl ServerCertificate {
     pub fn check_time(&self, now: Timestamp) -> Result<(), CertificateError> {
         check_time((self.not_before, self.not_after), now)
     }
+}
+
+fn certified_key(chain: Vec<CertificateDer<'static>>, key: &[u8]) -> Result<CertifiedKey, CertificateError> {
+    let private = PrivateKeyDer::from_pem_slice(key).map_err(|_| CertificateError::NoKey)?;
+    CertifiedKey::from_der(chain, private, &provider()).map_err(|source| match source {
+        rustls::Error::InvalidCertificate(_) => CertificateError::ParseCertificate { position: 1, source: source.into() },
+        rustls::Error::InconsistentKeys(_) => CertificateError::MatchKey(source),
+        _ => CertificateError::NoKey,
+    })
 }
 
 /// Checks that a time is in a validity.

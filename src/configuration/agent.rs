@@ -1,6 +1,6 @@
 //! The configuration of a broker's agent, and its report to the operator.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Serialize};
@@ -79,13 +79,12 @@ pub struct AgentConfiguration {
     /// Name of the Gateway.
     pub gateway: String,
 
-    /// The listeners with TLS.
+    /// The internal listener. The agent presents its certificate too, to the operator.
+    pub internal: TlsListener,
+
+    /// The listeners for devices with TLS.
     #[serde(default)]
     pub tls_listeners: Vec<TlsListener>,
-
-    /// Host names and addresses under which clients reach the broker: a certificate must contain each of them.
-    #[serde(default)]
-    pub host_names: Vec<String>,
 }
 
 /// A listener with TLS.
@@ -97,13 +96,22 @@ pub struct TlsListener {
 
     /// Secret with its certificate.
     pub secret: String,
+
+    /// Host names and addresses under which clients reach it: the certificate must contain each of them.
+    #[serde(default)]
+    pub host_names: Vec<String>,
 }
 
 impl AgentConfiguration {
-    /// Secrets with the certificates of the TLS listeners, each once.
+    /// All listeners with TLS.
+    pub fn listeners(&self) -> impl Iterator<Item = &TlsListener> {
+        std::iter::once(&self.internal).chain(&self.tls_listeners)
+    }
+
+    /// Secrets with the certificates of the listeners, each with the host names that it must contain.
     #[must_use]
-    pub fn tls_secrets(&self) -> BTreeSet<String> {
-        self.tls_listeners.iter().map(|listener| listener.secret.clone()).collect()
+    pub fn tls_secrets(&self) -> BTreeMap<String, Vec<String>> {
+        self.listeners().map(|listener| (listener.secret.clone(), listener.host_names.clone())).collect()
     }
 }
 

@@ -86,20 +86,21 @@ pub struct IngestGateway {
     /// Its port.
     pub port: u16,
 
+    /// Whether the connection is encrypted. Always for the internal listener of a broker that the operator runs: the worker verifies it
+    /// with the file [`AUTHORITIES_FILE`].
+    pub tls: bool,
+
     /// The login, if the broker is external.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<ExternalAccess>,
 }
 
-/// The login at an external broker. User name and password are files, see [`USERNAME_FILE`].
+/// The login at an external broker. User name and password are files, see [`USERNAME_FILE`] and [`PASSWORD_FILE`].
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExternalAccess {
     /// Client identifier of the first session; those of the others follow from it.
     pub client_id: String,
-
-    /// Whether the connection is encrypted.
-    pub tls: bool,
 
     /// Whether the trusted authorities come from a file; otherwise the public authorities are trusted.
     pub authorities: bool,

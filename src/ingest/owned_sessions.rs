@@ -65,8 +65,8 @@ mod tests {
 
     fn gateway(shared_by: Option<i32>) -> IngestGateway {
         let mut gateway = json!({
-            "name": "plant-1", "host": "broker", "port": 1883,
-            "external": {"clientId": "fwi0", "tls": false, "authorities": false},
+            "name": "plant-1", "host": "broker", "port": 1883, "tls": false,
+            "external": {"clientId": "fwi0", "authorities": false},
         });
         if let Some(sessions) = shared_by {
             gateway["external"]["sharedBy"] = sessions.into();

@@ -80,7 +80,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     password_file: PathBuf,
 
-    /// Folder with a subfolder for each external Gateway: the files username, password and optionally ca.crt
+    /// Folder with a subfolder for each Gateway: the file ca.crt, and for an external broker username and password
     #[arg(long, default_value = "gateways", value_name = "FOLDER")]
     gateways_folder: PathBuf,
 

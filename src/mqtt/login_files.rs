@@ -36,7 +36,7 @@ pub struct LoginFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum ReadLoginError {
     /// A file could not be read.
-    #[error("failed to read {}: expected a file of the Secret with the login at the external broker", .file.display())]
+    #[error("failed to read {}: expected a file of the Secret for the login at the broker", .file.display())]
     ReadFile {
         /// The file.
         file: PathBuf,
@@ -53,8 +53,16 @@ pub enum ReadLoginError {
     },
 
     /// The authorities are not certificates.
-    #[error("failed to set up TLS for the external broker")]
+    #[error("failed to set up TLS for the broker")]
     SetUpTls(#[from] TlsError),
+}
+
+/// The TLS settings of a client that verifies the broker with the file [`AUTHORITIES_FILE`] in this folder.
+///
+/// # Errors
+/// If the file cannot be read, or has no certificates.
+pub fn verified_by_file(folder: &Path) -> Result<ClientTls, ReadLoginError> {
+    Ok(ClientTls::verified_by(Some(read(&folder.join(AUTHORITIES_FILE))?))?)
 }
 
 impl LoginFiles {
@@ -65,14 +73,18 @@ impl LoginFiles {
     pub fn read(&self) -> Result<Login, ReadLoginError> {
         let username_file = self.folder.join(USERNAME_FILE);
         let username = String::from_utf8(read(&username_file)?).map_err(|_| ReadLoginError::ReadUsername { file: username_file })?;
-        let authorities = self.authorities.then(|| read(&self.folder.join(AUTHORITIES_FILE))).transpose()?;
+        let tls = match (self.tls, self.authorities) {
+            (false, _) => None,
+            (true, true) => Some(verified_by_file(&self.folder)?),
+            (true, false) => Some(ClientTls::verified_by(None)?),
+        };
         Ok(Login {
             host: self.host.clone(),
             port: self.port,
             client_id: self.client_id.clone(),
             username,
             password: read(&self.folder.join(PASSWORD_FILE))?.into(),
-            tls: self.tls.then(|| ClientTls::verified_by(authorities)).transpose()?,
+            tls,
             addresses: None,
         })
     }

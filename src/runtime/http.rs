@@ -1,6 +1,7 @@
-//! The HTTP endpoint of every role: `/livez`, `/readyz` and `/metrics`.
+//! The HTTP endpoint of every role: `/livez`, `/readyz` and `/metrics`. Other routes may be served over TLS.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
@@ -9,7 +10,9 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus::{Encoder, Registry, TextEncoder};
-use tokio::net::TcpSocket;
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::http_server;
@@ -26,37 +29,39 @@ struct RoleEndpoint {
     metrics: Registry,
 }
 
-/// As [`serve_with`], without further routes.
+/// Serves probes and metrics until `shutdown` is cancelled. [`http_server`] bounds connections and requests.
 ///
 /// # Errors
 /// If the address cannot be bound.
 pub async fn serve(address: SocketAddr, readiness: Readiness, metrics: Registry, shutdown: CancellationToken) -> std::io::Result<()> {
-    serve_with(address, readiness, metrics, Router::new(), shutdown).await
-}
-
-/// Serves probes, metrics and `routes` until `shutdown` is cancelled. [`http_server`] bounds connections and requests.
-///
-/// # Errors
-/// If the address cannot be bound.
-pub async fn serve_with(
-    address: SocketAddr,
-    readiness: Readiness,
-    metrics: Registry,
-    routes: Router,
-    shutdown: CancellationToken,
-) -> std::io::Result<()> {
     let endpoints = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(expose))
-        .with_state(RoleEndpoint { readiness, metrics })
-        .merge(routes);
+        .with_state(RoleEndpoint { readiness, metrics });
+    http_server::serve(bind(address)?, endpoints, None, shutdown).await;
+    Ok(())
+}
+
+/// Serves `routes` over TLS until `shutdown` is cancelled, without probes and metrics.
+///
+/// # Errors
+/// If the address cannot be bound.
+pub async fn serve_encrypted(
+    address: SocketAddr,
+    tls: Arc<ServerConfig>,
+    routes: Router,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    http_server::serve(bind(address)?, routes, Some(TlsAcceptor::from(tls)), shutdown).await;
+    Ok(())
+}
+
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    let listener = socket.listen(BACKLOG)?;
-    http_server::serve(listener, endpoints, shutdown).await;
-    Ok(())
+    socket.listen(BACKLOG)
 }
 
 async fn ready(State(endpoint): State<RoleEndpoint>) -> Response {

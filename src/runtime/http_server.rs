@@ -1,4 +1,4 @@
-//! An HTTP/1.1 server with bounded connections and requests, for ports that any pod of the cluster may reach.
+//! An HTTP/1.1 server, with or without TLS, with bounded connections and requests, for ports that any pod of the cluster may reach.
 //!
 //! `axum::serve` has neither a header timeout nor a limit of connections: 15,000 half-sent requests took a worker from 20 to
 //! 270 MB. Here a new connection above the limit closes an old one that has no request in progress, so that probes are answered
@@ -21,9 +21,11 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -95,8 +97,9 @@ impl Connections {
     }
 }
 
-/// Serves `router` until `shutdown` is cancelled, then gives open requests two seconds. Ends at once when dropped.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
+/// Serves `router`, over TLS if `tls` is given, until `shutdown` is cancelled, then gives open requests two seconds. Ends at once when
+/// dropped.
+pub async fn serve(listener: TcpListener, router: Router, tls: Option<TlsAcceptor>, shutdown: CancellationToken) {
     let mut connections = Connections::default();
     let mut tasks = JoinSet::new();
     loop {
@@ -112,7 +115,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) if connections.make_room() => {
                     let busy = Arc::new(AtomicBool::new(false));
-                    let task = tasks.spawn(serve_connection(stream, router.clone(), Arc::clone(&busy), shutdown.clone()));
+                    let task = tasks.spawn(accept(stream, tls.clone(), router.clone(), Arc::clone(&busy), shutdown.clone()));
                     connections.add(peer.ip(), busy, task);
                 }
                 Ok((_, peer)) => debug!(%peer, "closed a new connection: every other has a request in progress"),
@@ -136,10 +139,23 @@ fn is_of_connection(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset)
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, busy: Arc<AtomicBool>, shutdown: CancellationToken) {
+async fn accept(stream: TcpStream, tls: Option<TlsAcceptor>, router: Router, busy: Arc<AtomicBool>, shutdown: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "failed to set TCP_NODELAY");
     }
+    let Some(tls) = tls else { return serve_connection(stream, router, busy, shutdown).await };
+    // The timeout of a header applies to the handshake too.
+    match timeout(HEADER_TIMEOUT, tls.accept(stream)).await {
+        Ok(Ok(stream)) => serve_connection(stream, router, busy, shutdown).await,
+        Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
+        Err(_) => debug!("a TLS handshake took too long"),
+    }
+}
+
+async fn serve_connection<S>(stream: S, router: Router, busy: Arc<AtomicBool>, shutdown: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let router = TowerToHyperService::new(router);
     let service = service_fn(|request: Request<Incoming>| {
         let (router, busy) = (router.clone(), Arc::clone(&busy));

@@ -1,10 +1,12 @@
-//! TLS of clients: the trusted authorities.
+//! TLS of clients (the trusted authorities) and of servers (a certificate that changes while they run).
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
@@ -82,6 +84,34 @@ pub fn client_configuration(verification: Verification<'_>) -> Result<ClientConf
         Verification::UnverifiedOf(kind) => return unverified(Some(kind)),
     }
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// The certificate of a server, which may be replaced at any time. New connections get the last one. Without a certificate the server
+/// refuses handshakes.
+#[derive(Clone, Debug, Default)]
+pub struct ServedCertificate(Arc<RwLock<Option<Arc<CertifiedKey>>>>);
+
+impl ServedCertificate {
+    /// Serves this certificate from now on.
+    pub fn replace(&self, certificate: CertifiedKey) {
+        // The value is one pointer, so it is consistent after a panic.
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(certificate));
+    }
+
+    /// The configuration of a server with this certificate, which asks clients for none; TLS 1.2 or 1.3.
+    ///
+    /// # Errors
+    /// If the TLS library refuses the settings.
+    pub fn server_configuration(&self) -> Result<ServerConfig, TlsError> {
+        let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions()?;
+        Ok(builder.with_no_client_auth().with_cert_resolver(Arc::new(self.clone())))
+    }
+}
+
+impl ResolvesServerCert for ServedCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Accepts any certificate, but only from a server that holds its key.

@@ -176,7 +176,9 @@ async fn a_full_queue_refuses_messages_and_loses_none() {
     modern.publish("devices/press-1/reported", "1");
     wait_until("an answer", || modern.count("published 16") == 1);
     // Messages of the operator and the workers are accepted.
-    let trusted = broker.publish(("press-1", PASSWORD), &["-p", &internal_port, "-t", "devices/press-1/telemetry", "-m", "trusted"]);
+    let trust = internal_trust(&broker);
+    let trusted = broker
+        .publish(("press-1", PASSWORD), &["-p", &internal_port, "--cafile", &trust, "-t", "devices/press-1/telemetry", "-m", "trusted"]);
     assert!(trusted.status.success());
     // An MQTT 3.1.1 client is disconnected without an acknowledgement.
     let mut old = Paho::old(&broker, "press-2");
@@ -256,7 +258,9 @@ async fn a_broker_that_cannot_store_a_message_exits_before_it_acknowledges() {
 
     // On the internal port, where the plugin refuses nothing.
     let large = numbered(1, 100_000);
-    let publisher = broker.publish(("press-1", PASSWORD), &["-p", &internal_port, "-t", "devices/press-1/telemetry", "-m", &large]);
+    let trust = internal_trust(&broker);
+    let publish = ["-p", &internal_port, "--cafile", &trust, "-t", "devices/press-1/telemetry", "-m", &large];
+    let publisher = broker.publish(("press-1", PASSWORD), &publish);
     assert!(!publisher.status.success());
     wait_until("the broker's end", || broker.has_ended());
     assert!(broker.log().contains("The broker stops before it acknowledges"), "{}", broker.log());

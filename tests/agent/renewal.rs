@@ -2,7 +2,11 @@
 
 use std::process::{Command, Stdio};
 
+use fleetwright::api::name::LINK_USERNAME;
 use fleetwright::configuration::agent::PresentedCertificate;
+use fleetwright::mqtt::login::ClientTls;
+use fleetwright::operator::twin_sync::session::{discard, internal_login};
+use fleetwright::runtime::error::chain;
 use rcgen::{CertificateParams, KeyPair};
 
 use super::*;
@@ -58,9 +62,19 @@ impl Agent {
     }
 
     async fn presents_matching(&mut self, matches: impl Fn(&PresentedCertificate) -> bool) -> PresentedCertificate {
-        let shown = |presented: &Option<Presented>| presented.as_ref().and_then(|all| all.get(TLS_SECRET)).is_some_and(&matches);
+        self.presents_matching_in(TLS_SECRET, matches).await
+    }
+
+    /// The same for the certificate of another Secret.
+    async fn presents_in(&mut self, secret: &str, certificate: &Data) {
+        let wanted = leaf(certificate);
+        self.presents_matching_in(secret, move |presented| presented.fingerprint == wanted).await;
+    }
+
+    async fn presents_matching_in(&mut self, secret: &str, matches: impl Fn(&PresentedCertificate) -> bool) -> PresentedCertificate {
+        let shown = |presented: &Option<Presented>| presented.as_ref().and_then(|all| all.get(secret)).is_some_and(&matches);
         let presented = tokio::time::timeout(PATIENCE, self.presented.wait_for(shown)).await.expect("a handshake").unwrap();
-        presented.as_ref().unwrap()[TLS_SECRET].clone()
+        presented.as_ref().unwrap()[secret].clone()
     }
 
     async fn renew(&self, certificate: &Data) {
@@ -148,4 +162,33 @@ async fn a_previous_certificate_of_another_kind_of_key_is_reported_until_the_bro
             assert_eq!(shown(broker.port, version, former_kind), None, "{version}");
         }
     }
+}
+
+/// Logs in at the internal listener as the operator does, and verifies the broker by this authority under this name.
+async fn log_in(host: &str, port: u16, authority: Option<&Data>) -> Result<(), String> {
+    let tls = authority.map(|data| ClientTls::verified_by(Some(data["tls.crt"].0.clone())).unwrap());
+    let login = internal_login(host.to_owned(), port, &Password::given(PASSWORD.as_bytes()).unwrap(), tls);
+    discard(&login).await.map_err(|error| chain(&error))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_internal_listener_is_encrypted_and_renewed_without_a_restart() {
+    let site = Site::new(&json!({}));
+    let port = site.internal_port;
+    let (first, second) = (certificate(), certificate());
+    let (broker, mut agent) = site.start_with_internal(&first, &[device(LINK_USERNAME, &[])]).await;
+    agent.presents_in(&internal_certificate("plant-1"), &first).await;
+    assert_eq!(log_in("127.0.0.1", port, Some(&first)).await, Ok(()));
+    let other = log_in("127.0.0.1", port, Some(&second)).await.unwrap_err();
+    assert!(other.contains("invalid peer certificate"), "{other}");
+    let name = log_in("localhost", port, Some(&first)).await.unwrap_err();
+    assert!(name.contains("not valid for name"), "{name}");
+    assert!(log_in("127.0.0.1", port, None).await.is_err(), "without TLS");
+
+    agent.send_change(Subject::Tls(internal_certificate("plant-1")), Some(second.clone())).await;
+    agent.presents_in(&internal_certificate("plant-1"), &second).await;
+    assert_eq!(log_in("127.0.0.1", port, Some(&second)).await, Ok(()));
+    assert!(log_in("127.0.0.1", port, Some(&first)).await.is_err());
+    assert_eq!(agent.readiness.verdict(), Ok(()), "the agent logs in again, although the authority is another one");
+    assert!(!broker.log().contains("terminating"), "{}", broker.log());
 }

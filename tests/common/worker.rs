@@ -55,7 +55,7 @@ impl Chain {
     /// As above, with additional arguments of the worker.
     pub async fn start_with(arguments: &'static [&'static str], topic: &str, decode: &Value, postgres: Arc<Postgres>) -> Self {
         let broker = broker();
-        let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": broker.port});
+        let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": broker.port, "tls": false});
         let chain = Self::make(broker, None, gateway, &[], arguments, topic, decode, postgres).await;
         chain.worker.wait_ready();
         chain
@@ -65,7 +65,7 @@ impl Chain {
     pub async fn start_between_proxies(topic: &str, decode: &Value, postgres: Arc<Postgres>) -> Self {
         let broker = broker();
         let proxies = Proxies { broker: Proxy::start(broker.port), database: Proxy::start(postgres.port()) };
-        let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": proxies.broker.port});
+        let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": proxies.broker.port, "tls": false});
         let chain = Self::make(broker, Some(proxies), gateway, &[], &[], topic, decode, postgres).await;
         chain.worker.wait_ready();
         chain
@@ -74,7 +74,7 @@ impl Chain {
     /// Starts broker and database, and a worker that need not become ready: it is to be replaced.
     pub async fn prepare(topic: &str, decode: &Value, postgres: Arc<Postgres>) -> Self {
         let broker = broker();
-        let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": broker.port});
+        let gateway = json!({"name": "plant-1", "host": "127.0.0.1", "port": broker.port, "tls": false});
         Self::make(broker, None, gateway, &[], &[], topic, decode, postgres).await
     }
 

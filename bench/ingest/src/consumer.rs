@@ -41,8 +41,10 @@ const TELEGRAF_TRIGGER: &str = "
 /// A consumer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Kind {
-    /// The ingest worker
+    /// The ingest worker, at a listener with TLS as in a Gateway
     Worker,
+    /// The ingest worker without TLS, to measure what TLS costs
+    PlaintextWorker,
     /// Telegraf, into a table without any index
     Telegraf,
     /// Telegraf with the aggregator `merge`, into a table without any index
@@ -61,6 +63,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Worker => "**worker**",
+            Self::PlaintextWorker => "worker without TLS",
             Self::Telegraf => "Telegraf",
             Self::TelegrafMerge => "Telegraf, merge",
             Self::TelegrafUnique => "Telegraf, unique index",
@@ -76,6 +79,11 @@ impl Kind {
         matches!(self, Self::Telegraf | Self::TelegrafMerge | Self::TelegrafUnique | Self::TelegrafTrigger)
     }
 
+    /// Whether it is the ingest worker.
+    pub fn is_worker(self) -> bool {
+        matches!(self, Self::Worker | Self::PlaintextWorker)
+    }
+
     /// The column of the device.
     pub fn device_column(self) -> &'static str {
         if self.is_telegraf() { "device" } else { "device_id" }
@@ -84,7 +92,7 @@ impl Kind {
     /// Environment variable with the folder of the consumer; none if it is built with the benchmark.
     fn variable(self) -> Option<&'static str> {
         match self {
-            Self::Worker => None,
+            Self::Worker | Self::PlaintextWorker => None,
             Self::Python => Some("FLEETWRIGHT_PEER_PYTHON"),
             Self::NodeRed => Some("FLEETWRIGHT_PEER_NODE_RED"),
             _ => Some("FLEETWRIGHT_PEER_TELEGRAF"),
@@ -135,7 +143,7 @@ impl Kind {
         let folder = tempfile::tempdir()?;
         let http = free_port()?;
         let mut command = match self.variable() {
-            None => worker(folder.path(), broker, database, http, content)?,
+            None => self.worker(folder.path(), broker, database, http, content)?,
             Some(variable) => {
                 let built = PathBuf::from(
                     std::env::var_os(variable)
@@ -146,6 +154,32 @@ impl Kind {
         };
         command.env("BROKER_PORT", broker.port.to_string()).env("DATABASE_URI", database.uri()).current_dir(folder.path());
         Ok(Consumer { process: Process::start(&mut command, &folder.path().join("log"))?, kind: self, http, _folder: folder })
+    }
+
+    /// The release build of the worker, with or without TLS.
+    fn worker(self, folder: &Path, broker: &Broker, database: &Database, http: u16, content: Content) -> anyhow::Result<Command> {
+        let tls = self == Self::Worker;
+        let port = if tls { broker.tls_port } else { broker.port };
+        let configuration = json!({
+            "cluster": "here", "namespace": "bench", "pipeline": "load", "topic": "devices/{device}/telemetry", "decode": decode(content), "table": "load",
+            "gateways": [{"name": "gateway", "host": "127.0.0.1", "port": port, "tls": tls}],
+        });
+        std::fs::create_dir_all(folder.join("gateways/gateway"))?;
+        let files = [
+            ("ingest.json", configuration.to_string()),
+            ("uri", database.uri()),
+            ("password", "password".to_owned()),
+            ("gateways/gateway/ca.crt", broker.authority.clone()),
+        ];
+        for (name, content) in files {
+            std::fs::write(folder.join(name), content)?;
+        }
+        let mut command = Command::new(std::env::current_exe()?.with_file_name("fleetwright"));
+        command.args(["ingest", "--config", "ingest.json", "--database-uri-file", "uri", "--password-file", "password", "--ordinal", "0"]);
+        command.args(["--http", &format!("127.0.0.1:{http}")]);
+        // As in its image.
+        command.env("MIMALLOC_PURGE_DELAY", "0");
+        Ok(command)
     }
 
     fn peer(self, built: &Path, folder: &Path, readings: u64) -> anyhow::Result<Command> {
@@ -180,23 +214,6 @@ impl Kind {
     }
 }
 
-/// The release build of the worker.
-fn worker(folder: &Path, broker: &Broker, database: &Database, http: u16, content: Content) -> anyhow::Result<Command> {
-    let configuration = json!({
-        "cluster": "here", "namespace": "bench", "pipeline": "load", "topic": "devices/{device}/telemetry", "decode": decode(content), "table": "load",
-        "gateways": [{"name": "gateway", "host": "127.0.0.1", "port": broker.port}],
-    });
-    for (name, content) in [("ingest.json", configuration.to_string()), ("uri", database.uri()), ("password", "password".to_owned())] {
-        std::fs::write(folder.join(name), content)?;
-    }
-    let mut command = Command::new(std::env::current_exe()?.with_file_name("fleetwright"));
-    command.args(["ingest", "--config", "ingest.json", "--database-uri-file", "uri", "--password-file", "password", "--ordinal", "0"]);
-    command.args(["--http", &format!("127.0.0.1:{http}")]);
-    // As in its image.
-    command.env("MIMALLOC_PURGE_DELAY", "0");
-    Ok(command)
-}
-
 /// A running consumer.
 pub struct Consumer {
     /// Process of the consumer.
@@ -210,7 +227,7 @@ impl Consumer {
     /// Waits until the consumer receives messages.
     pub fn await_ready(&self, broker: &Broker) -> anyhow::Result<()> {
         broker.await_subscriber()?;
-        if self.kind != Kind::Worker {
+        if !self.kind.is_worker() {
             return Ok(());
         }
         await_port(self.http)?;

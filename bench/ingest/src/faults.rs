@@ -122,7 +122,7 @@ impl Bench {
             )
             .await?;
         let number = |index: usize| u64::try_from(row.get::<_, i64>(index));
-        let dead_letters = if kind == Kind::Worker {
+        let dead_letters = if kind.is_worker() {
             let dead_letters: i64 = client.query_one("SELECT count(*) FROM fleetwright.dead_letter", &[]).await?.get(0);
             Some(u64::try_from(dead_letters)?)
         } else {

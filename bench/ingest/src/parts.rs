@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use clap::ValueEnum;
+use fleetwright::certificate::authority::Authority;
 use fleetwright::mqtt::login::Login;
+use jiff::Timestamp;
 use tempfile::TempDir;
 use tokio::runtime::{self, Runtime};
 use tokio_postgres::{Client, NoTls};
@@ -127,8 +129,12 @@ pub enum Queues {
 
 /// Mosquitto with unlimited queues.
 pub struct Broker {
-    /// Port.
+    /// Port without TLS.
     pub port: u16,
+    /// Port with TLS.
+    pub tls_port: u16,
+    /// The authority of its certificate (PEM).
+    pub authority: String,
     process: Process,
     folder: TempDir,
 }
@@ -137,7 +143,12 @@ impl Broker {
     /// Starts it.
     pub fn start(queues: Queues) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let port = free_port()?;
+        let (port, tls_port) = (free_port()?, free_port()?);
+        let authority = Authority::create("bench", "gateway", Timestamp::now())?;
+        for (name, content) in authority.certify(&["127.0.0.1".to_owned()], None, Timestamp::now())? {
+            std::fs::write(folder.path().join(name), content.0)?;
+        }
+        let (authority, path) = (authority.trusted(), folder.path().display());
         // As in the configuration of a Gateway with this durability.
         let persistence = match queues {
             Queues::Memory => "persistence false\n".to_owned(),
@@ -147,13 +158,14 @@ impl Broker {
             ),
         };
         let configuration = format!(
-            "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_inflight_messages 65534\n\
+            "listener {port} 127.0.0.1\n\
+             listener {tls_port} 127.0.0.1\ncertfile {path}/tls.crt\nkeyfile {path}/tls.key\ntls_version tlsv1.2\nallow_anonymous true\nset_tcp_nodelay true\nmax_inflight_messages 65534\n\
              max_queued_messages 0\nmax_queued_bytes 0\nlog_dest stderr\nlog_type error\nlog_type subscribe\n{persistence}"
         );
         std::fs::write(folder.path().join("mosquitto.conf"), configuration)?;
         let process = Self::run(folder.path())?;
         await_port(port)?;
-        Ok(Self { port, process, folder })
+        Ok(Self { port, tls_port, authority, process, folder })
     }
 
     fn run(folder: &Path) -> anyhow::Result<Process> {

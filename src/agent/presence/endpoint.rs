@@ -1,4 +1,4 @@
-//! `GET /presence`: the state of the broker's clients for the operator, see [`crate::broker::log::wire`]. Read-only. The caller
+//! `GET /presence`: the state of the broker's clients for the operator, see [`crate::broker::log::wire`]. Read-only, over TLS. The caller
 //! proves its identity with a [`PresenceToken`](crate::broker::credential::PresenceToken).
 
 use std::time::Duration;

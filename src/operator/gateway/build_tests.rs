@@ -1,7 +1,10 @@
+use k8s_openapi::ByteString;
 use serde_json::json;
 
 use super::*;
 use crate::api::Gateway;
+use crate::broker::credential::Password;
+use crate::operator::gateway::tls::Issued;
 
 fn built(valid: &Valid) -> Desired {
     let images = Images { fleetwright: "fleetwright:1".to_owned(), mosquitto: "mosquitto:1".to_owned(), pull_policy: None };
@@ -10,6 +13,16 @@ fn built(valid: &Valid) -> Desired {
 
 fn mosquitto_configuration(valid: &Valid) -> String {
     crate::broker::configuration::render(&broker_configuration(valid))
+}
+
+/// As issued, with texts in place of certificates and keys.
+fn internal() -> crate::operator::gateway::internal::Internal {
+    let data = |part: &str| ["tls.crt", "tls.key", "ca.crt"].map(|key| (key.to_owned(), ByteString(format!("{part} {key}").into()))).into();
+    crate::operator::gateway::internal::Internal {
+        issued: Some(Issued { authority: data("authority"), certificate: data("certificate") }),
+        authorities: Some(b"certificate ca.crt".to_vec()),
+        awaiting: None,
+    }
 }
 
 /// A Gateway as the API server returns it, with defaults.
@@ -22,7 +35,8 @@ fn valid(spec: &serde_json::Value) -> Valid {
     Valid {
         namespace: "fleet".to_owned(),
         name: "plant-1".to_owned(),
-        tls_secrets: tls.collect::<std::collections::BTreeSet<_>>().into_iter().collect(),
+        tls_secrets: tls.chain([name::internal_certificate("plant-1")]).collect::<std::collections::BTreeSet<_>>().into_iter().collect(),
+        internal: internal(),
         spec: gateway.spec,
         memory_limit: Some(384 << 20),
         queued_bytes: 256 << 20,
@@ -186,7 +200,40 @@ fn listeners_with_client_certificates_require_a_trusted_authority_and_the_plugin
 fn the_issued_key_is_kept_only_while_a_listener_names_no_secret() {
     let listeners = |tls: serde_json::Value| json!({"listeners": [{"name": "mqtts", "port": 8883, "tls": tls}]});
     let (link, authority) = (name::link_credentials("plant-1"), name::server_authority("plant-1"));
-    assert_eq!(secret_names(&valid(&listeners(json!({"secretName": "plant-1-tls"})))), std::slice::from_ref(&link));
+    let own = [name::internal_authority("plant-1"), name::internal_certificate("plant-1"), link.clone()];
+    assert_eq!(secret_names(&valid(&listeners(json!({"secretName": "plant-1-tls"})))), own);
     let issued = secret_names(&valid(&listeners(json!({}))));
     assert!(issued.contains(&link) && issued.contains(&authority), "{issued:?}");
+}
+
+#[test]
+fn the_key_of_the_internal_authority_stays_with_the_operator() {
+    let mut gateway = full();
+    let desired = built(&gateway);
+    let names: Vec<&str> = desired.issued.iter().filter_map(|secret| secret.metadata.name.as_deref()).collect();
+    assert_eq!(names, ["plant-1-internal-ca", "plant-1-internal-tls"], "in the order of the writes");
+    for object in [json!(desired.stateful_set), json!(desired.role), json!(desired.configuration)] {
+        let text = object.to_string();
+        assert!(!text.contains("plant-1-internal-ca"), "{text}");
+        assert!(text.contains("plant-1-internal-tls"), "{text}");
+    }
+    let link = link_credentials(&gateway, &Password::generate()).data.unwrap();
+    assert_eq!(link["ca.crt"].0, b"certificate ca.crt");
+    assert_eq!(link.len(), 2, "and the password, but no key");
+    gateway.internal.issued = None;
+    assert_eq!(secret_names(&gateway), secret_names(&full()), "what an unreadable authority issued is kept");
+}
+
+#[test]
+fn only_the_container_of_the_agent_has_a_token() {
+    let pod = built(&full()).stateful_set.spec.template.spec.unwrap();
+    assert_eq!(pod.automount_service_account_token, Some(false));
+    let volumes = pod.volumes.iter().flatten();
+    let tokens = volumes.filter(|volume| json!(volume).to_string().contains("serviceAccountToken")).map(|volume| volume.name.as_str());
+    let tokens: Vec<&str> = tokens.collect();
+    assert_eq!(tokens, ["api-access"]);
+    let mounts = |container: &k8s_openapi::api::core::v1::Container| {
+        container.volume_mounts.iter().flatten().any(|mount| tokens.contains(&mount.name.as_str()))
+    };
+    assert!(mounts(&pod.init_containers.unwrap()[0]) && !pod.containers.iter().any(mounts));
 }

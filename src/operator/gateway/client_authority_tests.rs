@@ -38,6 +38,8 @@ fn observed(spec: &serde_json::Value, secret: Option<Secret>) -> Observed {
         gateway: serde_json::from_value(object).unwrap(),
         tls: BTreeMap::new(),
         authority: None,
+        internal_authority: None,
+        internal_certificate: None,
         client_authority: secret,
         trusted_before: Some("before".to_owned()),
         link_password: None,

@@ -4,6 +4,7 @@ pub mod broker_full;
 pub mod build;
 pub mod client_authority;
 pub mod external;
+pub mod internal;
 pub mod observe;
 pub mod status;
 pub mod tls;
@@ -174,10 +175,8 @@ impl Reconciler {
     async fn apply_all(&self, observed: &Observed, valid: &Valid) -> Result<StatefulSet, WriteError> {
         let owner = owner_reference(&observed.gateway);
         let desired = build(valid, &self.images, &self.operator_namespace);
-        // The authority first: a certificate is useless if its authority was not stored.
-        if let Some((authority, certificate)) = &desired.issued {
-            self.writer.apply(&owner, authority).await?;
-            self.writer.apply(&owner, certificate).await?;
+        for secret in &desired.issued {
+            self.writer.apply(&owner, secret).await?;
         }
         self.update_devices(&observed.gateway, endpoint(observed, valid.tls.issued.as_ref()), valid.clients.authority.clone());
         let password = observed.link_password.clone().unwrap_or_else(Password::generate);

@@ -31,6 +31,12 @@ pub struct Observed {
     /// The Secret of the authority that issues its certificates, if a listener names no Secret.
     pub authority: Option<Secret>,
 
+    /// The Secret of the authority of the internal ports.
+    pub internal_authority: Option<Secret>,
+
+    /// The Secret of the certificate of the internal ports.
+    pub internal_certificate: Option<Secret>,
+
     /// The Secret of the authority that signs the certificates of its devices, if the spec names one.
     pub client_authority: Option<Secret>,
 
@@ -102,6 +108,8 @@ pub async fn observe(sources: &Sources, gateway: &Gateway) -> Result<Observed, W
         }
         None => (None, None),
     };
+    let internal_authority = read::<Secret>(&sources.client, &namespace, &name::internal_authority(&name)).await?;
+    let internal_certificate = read::<Secret>(&sources.client, &namespace, &name::internal_certificate(&name)).await?;
     let link = read::<Secret>(&sources.client, &namespace, &name::link_credentials(&name)).await?;
     let report = read::<ConfigMap>(&sources.client, &namespace, &name::agent_report(&name)).await?;
     let key = GatewayKey::new(&namespace, &name);
@@ -113,6 +121,8 @@ pub async fn observe(sources: &Sources, gateway: &Gateway) -> Result<Observed, W
         gateway: gateway.clone(),
         tls: secrets,
         authority,
+        internal_authority,
+        internal_certificate,
         client_authority,
         trusted_before,
         link_password: link.as_ref().and_then(link_password),

@@ -7,6 +7,7 @@ use crate::api::condition::{BROKER_FULL, READY, RECONCILING, STALLED};
 use crate::api::gateway::{GatewayDevices, WhenFull};
 use crate::configuration::agent::{AgentReport, Fullness};
 use crate::operator::gateway::client_authority::ClientTrust;
+use crate::operator::gateway::internal::Internal;
 use crate::operator::gateway::tls::Certificates;
 
 fn gateway(status: Option<&GatewayStatus>) -> Gateway {
@@ -25,6 +26,8 @@ fn observed(report: Option<bool>) -> Observed {
         gateway: gateway(None),
         tls: BTreeMap::new(),
         authority: None,
+        internal_authority: None,
+        internal_certificate: None,
         client_authority: None,
         trusted_before: None,
         link_password: None,
@@ -42,6 +45,7 @@ fn valid(awaiting: Option<Cause>) -> Valid {
         memory_limit: None,
         queued_bytes: 1,
         tls_secrets: Vec::new(),
+        internal: Internal::default(),
         tls: Certificates { awaiting: awaiting.clone(), ..Certificates::default() },
         clients: ClientTrust::default(),
         awaiting,

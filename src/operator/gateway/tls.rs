@@ -77,7 +77,7 @@ pub fn certificates(observed: &Observed, now: Timestamp) -> Certificates {
     }
     let mut found = Certificates { host_names: client_names(&observed.gateway), ..Certificates::default() };
     if observed.gateway.spec.issues_certificate() {
-        match issue(observed, now) {
+        match issue_for_listeners(observed, now) {
             Ok(issued) => found.issued = Some(issued),
             // The existing issued certificate is checked below.
             Err(error) => found.awaiting = Some(Cause::new(Reason::InvalidAuthority, chain(&error))),
@@ -110,17 +110,32 @@ fn identity(gateway: &Gateway) -> (&str, &str) {
     (gateway.metadata.name.as_deref().unwrap_or_default(), gateway.metadata.namespace.as_deref().unwrap_or_default())
 }
 
-fn issue(observed: &Observed, now: Timestamp) -> Result<Issued, AuthorityError> {
+fn issue_for_listeners(observed: &Observed, now: Timestamp) -> Result<Issued, AuthorityError> {
     let (name, namespace) = identity(&observed.gateway);
-    let data = |secret: Option<&Secret>| secret.map(|secret| secret.data.clone().unwrap_or_default());
-    let authority = match data(observed.authority.as_ref()) {
-        Some(data) => Authority::parse(&data)?.advance(namespace, name, now)?,
-        None => Authority::create(namespace, name, now)?,
-    };
     let mut names = name::service_host_names(name, namespace).to_vec();
     names.extend(observed.gateway.spec.service.host_names.iter().filter(|declared| !names.contains(declared)).cloned().collect::<Vec<_>>());
-    let existing = data(observed.tls.get(&name::server_certificate(name)).and_then(Option::as_ref));
-    Ok(Issued { certificate: authority.certify(&names, existing.as_ref(), now)?, authority: authority.render() })
+    let existing = observed.tls.get(&name::server_certificate(name)).and_then(Option::as_ref);
+    issue((namespace, name), &names, observed.authority.as_ref(), existing, now)
+}
+
+/// A certificate for these names by the authority in this Secret, or by a new one. Keeps the existing certificate while it is good. The
+/// Gateway is namespace and name.
+///
+/// # Errors
+/// If the authority cannot be read.
+pub fn issue(
+    (namespace, gateway): (&str, &str),
+    names: &[String],
+    authority: Option<&Secret>,
+    existing: Option<&Secret>,
+    now: Timestamp,
+) -> Result<Issued, AuthorityError> {
+    let data = |secret: &Secret| secret.data.clone().unwrap_or_default();
+    let authority = match authority.map(data) {
+        Some(data) => Authority::parse(&data)?.advance(namespace, gateway, now)?,
+        None => Authority::create(namespace, gateway, now)?,
+    };
+    Ok(Issued { certificate: authority.certify(names, existing.map(data).as_ref(), now)?, authority: authority.render() })
 }
 
 /// The certificate in a Secret, or why it is unusable.

@@ -18,6 +18,8 @@ fn observed(spec: &Value, tls: impl IntoIterator<Item = (&'static str, Option<Da
         gateway: serde_json::from_value(object).unwrap(),
         tls: tls.collect(),
         authority: None,
+        internal_authority: None,
+        internal_certificate: None,
         client_authority: None,
         trusted_before: None,
         link_password: None,

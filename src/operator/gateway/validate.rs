@@ -1,12 +1,16 @@
 //! Validates the observed state: a Gateway that can be built, or the cause why not.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
 use super::client_authority::{ClientTrust, client_trust};
+use super::internal::{Internal, internal};
 use super::observe::Observed;
 use super::tls::{self, Certificates};
 use crate::api::condition::Cause;
 use crate::api::gateway::{Durability, GatewaySpec};
+use crate::api::name;
 use crate::api::reason::Reason;
 use crate::api::resources::ResourceQuantity;
 use crate::broker::configuration::QUEUE_MARGIN;
@@ -42,8 +46,11 @@ pub struct Valid {
     /// Bytes that the broker may queue for one client.
     pub queued_bytes: i64,
 
-    /// Names of the TLS Secrets, sorted, each once.
+    /// Names of the Secrets with the certificates of all listeners, sorted, each once.
     pub tls_secrets: Vec<String>,
+
+    /// The authority and the certificate of the internal ports.
+    pub internal: Internal,
 
     /// The certificates for the TLS listeners.
     pub tls: Certificates,
@@ -85,14 +92,18 @@ pub fn validate(observed: &Observed, now: Timestamp) -> Result<Valid, Cause> {
     }
     let tls = tls::certificates(observed, now);
     let clients = client_trust(observed, now);
+    let internal = internal(observed, now);
+    let awaiting = [&internal.awaiting, &tls.awaiting, &clients.awaiting].into_iter().flatten().next().cloned();
+    let name = observed.gateway.metadata.name.clone().unwrap_or_default();
     Ok(Valid {
         namespace: observed.gateway.metadata.namespace.clone().unwrap_or_default(),
-        name: observed.gateway.metadata.name.clone().unwrap_or_default(),
         spec: spec.clone(),
         memory_limit: memory.map(|bytes| bytes / 100 * BROKER_MEMORY_PERCENT),
         queued_bytes,
-        tls_secrets: observed.tls.keys().cloned().collect(),
-        awaiting: tls.awaiting.clone().or_else(|| clients.awaiting.clone()),
+        tls_secrets: observed.tls.keys().cloned().chain([name::internal_certificate(&name)]).collect::<BTreeSet<_>>().into_iter().collect(),
+        awaiting,
+        internal,
+        name,
         clients,
         tls,
     })

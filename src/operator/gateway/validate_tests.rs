@@ -15,6 +15,8 @@ fn observed(spec: &Value) -> Observed {
         gateway,
         tls: BTreeMap::new(),
         authority: None,
+        internal_authority: None,
+        internal_certificate: None,
         client_authority: None,
         trusted_before: None,
         link_password: None,

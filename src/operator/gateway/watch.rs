@@ -18,7 +18,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::observe::parse_report;
 use crate::api::Gateway;
 use crate::api::name::{
-    GATEWAY_LABEL, ROLE_AGENT_REPORT, ROLE_AUTH_SHARD, ROLE_LABEL, ROLE_LINK_CREDENTIALS, server_authority, server_certificate,
+    GATEWAY_LABEL, ROLE_AGENT_REPORT, ROLE_AUTH_SHARD, ROLE_LABEL, ROLE_LINK_CREDENTIALS, internal_authority, internal_certificate,
+    server_authority, server_certificate,
 };
 use crate::configuration::agent::{Fullness, PresentedCertificate};
 use crate::operator::device::key::GatewayKey;
@@ -55,7 +56,7 @@ pub fn subscribe(controller: Controller<Gateway>, client: &Client, requests: Unb
         .reconcile_on(requests)
 }
 
-/// Gateways whose listeners or authorities use this Secret.
+/// Gateways whose listeners, internal ports or authorities use this Secret.
 fn naming(gateways: &Store<Gateway>, secret: &PartialObjectMeta<Secret>) -> Vec<ObjectRef<Gateway>> {
     let name = secret.name_any();
     let presents = |gateway: &Gateway| {
@@ -65,7 +66,9 @@ fn naming(gateways: &Store<Gateway>, secret: &PartialObjectMeta<Secret>) -> Vec<
     };
     let names = |gateway: &Gateway| {
         let signs = gateway.spec.client_authority.as_ref().is_some_and(|authority| authority.secret_name == name);
-        gateway.namespace() == secret.namespace() && (signs || presents(gateway))
+        let own = gateway.name_any();
+        let internal = gateway.spec.external.is_none() && [internal_authority(&own), internal_certificate(&own)].contains(&name);
+        gateway.namespace() == secret.namespace() && (signs || internal || presents(gateway))
     };
     gateways.state().iter().filter(|gateway| names(gateway)).map(|gateway| ObjectRef::from_obj(gateway.as_ref())).collect()
 }

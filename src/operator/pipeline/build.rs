@@ -17,8 +17,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use serde_json::json;
 
-use super::external;
 use super::validate::Valid;
+use super::{broker_files, external};
 use crate::api::Pipeline;
 use crate::api::name::{
     self, HTTP_PORT, INGEST_COMMANDS_ANNOTATION, INGEST_FILTER_ANNOTATION, INGEST_GATEWAYS_ANNOTATION, INTERNAL_MQTT_PORT, PIPELINE_LABEL,
@@ -129,6 +129,7 @@ fn configuration(pipeline: &Pipeline, valid: &Valid) -> String {
             name: gateway.clone(),
             host: name::service_host(&name::internal_service(gateway), &namespace),
             port: INTERNAL_MQTT_PORT.unsigned_abs().try_into().unwrap_or(u16::MAX),
+            tls: true,
             external: None,
         },
     };
@@ -210,7 +211,7 @@ fn stateful_set(pipeline: &Pipeline, valid: &Valid, revision: &str, images: &Ima
 
 fn pod(pipeline: &Pipeline, valid: &Valid, images: &Images) -> PodSpec {
     let own = name::ingest(&pipeline.name_any());
-    let (logins, place) = external::volume(&valid.externals, &valid.usable_logins).unzip();
+    let (logins, place) = broker_files::volume(valid).unzip();
     let connection = &pipeline.spec.sink.timescale.connection_secret;
     let configuration = ConfigMapVolumeSource { name: own.clone(), ..ConfigMapVolumeSource::default() };
     PodSpec {
@@ -234,7 +235,7 @@ fn pod(pipeline: &Pipeline, valid: &Valid, images: &Images) -> PodSpec {
 }
 
 fn container(pipeline: &Pipeline, logins: Option<VolumeMount>, images: &Images) -> Container {
-    let logins_folder = logins.is_some().then_some(["--gateways-folder", external::FOLDER]);
+    let logins_folder = logins.is_some().then_some(["--gateways-folder", broker_files::FOLDER]);
     let arguments = [
         "ingest",
         "--config",

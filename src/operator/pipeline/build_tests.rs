@@ -128,20 +128,21 @@ fn an_external_broker_is_read_with_the_login_of_its_secret() {
     let built = workers(&pipeline, &valid, &password(), URI, &images());
     let configuration: IngestConfiguration = serde_json::from_str(&built.configuration.data.unwrap()[FILE]).unwrap();
     let expected = json!({
-        "name": "plant-2", "host": "2001:db8::1", "port": 8883,
-        "external": {"clientId": "fwi64c133a8ba4b907d", "tls": true, "authorities": true},
+        "name": "plant-2", "host": "2001:db8::1", "port": 8883, "tls": true,
+        "external": {"clientId": "fwi64c133a8ba4b907d", "authorities": true},
     });
     assert_eq!(json!(configuration.gateways[1]), expected);
     let pod = built.workers.spec.template.spec.unwrap();
     let file =
         |secret: &str, key: &str, path: &str| json!({"secret": {"name": secret, "optional": true, "items": [{"key": key, "path": path}]}});
     let sources = json!([
+        file("plant-1-internal-tls", "ca.crt", "plant-1/ca.crt"),
         file("login", "user", "plant-2/username"),
         file("login", "token", "plant-2/password"),
         file("ca", "ca.crt", "plant-2/ca.crt"),
     ]);
     assert_eq!(json!(pod.volumes.unwrap()[3]), json!({"name": "gateways", "projected": {"defaultMode": 0o440, "sources": sources}}));
-    assert!(pod.containers[0].args.as_ref().unwrap().ends_with(&["--gateways-folder".to_owned(), external::FOLDER.to_owned()]));
+    assert!(pod.containers[0].args.as_ref().unwrap().ends_with(&["--gateways-folder".to_owned(), broker_files::FOLDER.to_owned()]));
     assert_eq!(credentials(&pipeline, &valid, &password()).annotations()[INGEST_GATEWAYS_ANNOTATION], "plant-1");
 
     // A Secret that does not allow its use does not reach a worker, which would send it to the address.

@@ -1,5 +1,6 @@
 //! The reconciler of Pipelines: observe -> validate -> build -> apply -> status, and the release of the table at the end.
 
+pub mod broker_files;
 pub mod build;
 pub mod cleanup;
 pub mod connection;

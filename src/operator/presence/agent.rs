@@ -8,6 +8,7 @@ use hyper::header::AUTHORIZATION;
 use hyper::header::HeaderValue;
 use hyper::http::uri::InvalidUri;
 use hyper::{Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -16,6 +17,7 @@ use tokio::time::timeout;
 
 use crate::broker::credential::PresenceToken;
 use crate::broker::log::wire::{MAX_PAGE_BYTES, MAX_WAIT_SECONDS, PATH, Page, Query};
+use crate::runtime::tls::{TlsError, Verification, client_configuration};
 
 /// Upper limit of the time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -89,20 +91,25 @@ pub enum AgentError {
     },
 }
 
-/// Requests pages from agents. It keeps connections open.
+/// Requests pages from the agent of one Gateway over TLS. It keeps a connection open.
 #[derive(Clone, Debug)]
 pub struct AgentClient {
-    client: Client<HttpConnector, Empty<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
 }
 
 impl AgentClient {
-    /// Must be called inside a tokio runtime.
-    #[must_use]
-    pub fn new() -> Self {
+    /// A client that verifies the agent and its name by these authorities (PEM). Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// If the authorities are not certificates.
+    pub fn verified_by(authorities: &[u8]) -> Result<Self, TlsError> {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
-        Self { client: Client::builder(TokioExecutor::new()).build(connector) }
+        connector.enforce_http(false);
+        let tls = client_configuration(Verification::Authorities(authorities))?;
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().wrap_connector(connector);
+        Ok(Self { client: Client::builder(TokioExecutor::new()).build(connector) })
     }
 
     /// Requests the next page from the agent at `authority` (host and port). The agent holds the response back until there are
@@ -121,7 +128,7 @@ impl AgentClient {
         let authority = || authority.to_owned();
         // The epoch comes from an agent, which is not trusted: only characters that need no encoding are sent back.
         let epoch: String = query.epoch.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
-        let uri = format!("http://{}{PATH}?epoch={epoch}&after={}", authority(), query.after);
+        let uri = format!("https://{}{PATH}?epoch={epoch}&after={}", authority(), query.after);
         let uri: Uri = uri.parse().map_err(|source| AgentError::Address { authority: authority(), source })?;
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = uri;
@@ -139,11 +146,5 @@ impl AgentClient {
         let body = Limited::new(answer.into_body(), MAX_PAGE_BYTES).collect().await;
         let body = body.map_err(|error| AgentError::Read { authority: authority(), reason: error.to_string() })?;
         serde_json::from_slice(&body.to_bytes()).map_err(|source| AgentError::Parse { authority: authority(), source })
-    }
-}
-
-impl Default for AgentClient {
-    fn default() -> Self {
-        Self::new()
     }
 }

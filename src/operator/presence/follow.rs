@@ -11,12 +11,14 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
 use super::agent::{AgentClient, AgentError};
-use crate::api::name::{self, HTTP_PORT};
+use crate::api::name::{self, PRESENCE_PORT};
 use crate::broker::credential::PresenceToken;
 use crate::broker::log::wire::{Page, Query};
+use crate::configuration::agent::TLS_AUTHORITIES;
 use crate::operator::device::connection::CompactConnection;
 use crate::operator::device::key::GatewayKey;
 use crate::operator::device::secret::read_link;
+use crate::operator::gateway::internal::trusted;
 use crate::operator::kubernetes::apply::read;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
@@ -61,48 +63,56 @@ pub enum PresenceUpdate {
     Unknown(GatewayKey, i64),
 }
 
-/// The next page. Reads the token from the Secret of the operator's broker user if `token` is empty, and again after the agent
-/// rejected it, because that password may have changed.
+/// What the operator needs to read from an agent.
+struct AgentAccess {
+    agent: AgentClient,
+    token: PresenceToken,
+}
+
+/// The next page. Reads the access from the Secret of the operator's broker user if `access` is empty, and again after the agent rejected
+/// the token or the connection failed, because the password or the authority of the agent's certificate may have changed.
 async fn page(
     client: &Client,
-    agents: &AgentClient,
     gateway: &GatewayKey,
     authority: &str,
-    token: &mut Option<PresenceToken>,
+    access: &mut Option<AgentAccess>,
     query: &Query,
 ) -> Result<Page, String> {
-    let known = match token.take() {
+    let known = match access.take() {
         Some(known) => known,
-        None => read_token(client, gateway).await?,
+        None => read_access(client, gateway).await?,
     };
-    let answer = agents.page(authority, &known, query).await;
-    if !matches!(answer, Err(AgentError::Unauthorized { .. })) {
-        *token = Some(known);
+    let answer = known.agent.page(authority, &known.token, query).await;
+    if !matches!(answer, Err(AgentError::Unauthorized { .. } | AgentError::Reach { .. })) {
+        *access = Some(known);
     }
     answer.map_err(|error| chain(&error))
 }
 
-async fn read_token(client: &Client, gateway: &GatewayKey) -> Result<PresenceToken, String> {
+async fn read_access(client: &Client, gateway: &GatewayKey) -> Result<AgentAccess, String> {
     let name = name::link_credentials(&gateway.name);
     let found = timeout(READ_TIMEOUT, read::<Secret>(client, &gateway.namespace, &name)).await;
     let found = found.map_err(|_| format!("the API server did not answer within {} s", READ_TIMEOUT.as_secs()))?;
     let secret = found.map_err(|error| chain(&error))?.ok_or_else(|| format!("Secret {name} does not exist yet"))?;
     let operator = read_link(&secret).map_err(|error| format!("failed to read Secret {name}: {error}"))?;
-    PresenceToken::of(&operator).next().ok_or_else(|| format!("Secret {name} has no password"))
+    let token = PresenceToken::of(&operator).next().ok_or_else(|| format!("Secret {name} has no password"))?;
+    let authorities = trusted(&secret).ok_or_else(|| format!("Secret {name} has no key {TLS_AUTHORITIES} yet"))?;
+    let agent = AgentClient::verified_by(&authorities).map_err(|error| format!("failed to read Secret {name}: {}", chain(&error)))?;
+    Ok(AgentAccess { agent, token })
 }
 
 /// Follows an agent until dropped. Requests all clients again when `resync` is notified.
-pub async fn follow(client: Client, agents: AgentClient, gateway: GatewayKey, resync: Arc<Notify>, updates: mpsc::Sender<PresenceUpdate>) {
-    let authority = format!("{}:{HTTP_PORT}", name::service_host(&name::agent_service(&gateway.name), &gateway.namespace));
+pub async fn follow(client: Client, gateway: GatewayKey, resync: Arc<Notify>, updates: mpsc::Sender<PresenceUpdate>) {
+    let authority = format!("{}:{PRESENCE_PORT}", name::service_host(&name::agent_service(&gateway.name), &gateway.namespace));
     let mut query = Query::default();
-    let mut token = None;
+    let mut access = None;
     let mut backoff = Backoff::new(INITIAL_RETRY_DELAY, MAX_RETRY_DELAY);
     let mut heard = (Instant::now(), Timestamp::now().as_second());
     let (mut silent, mut unknown) = (false, false);
     loop {
         sleep(PAGE_DELAY).await;
         let answer = tokio::select! {
-            answer = page(&client, &agents, &gateway, &authority, &mut token, &query) => answer,
+            answer = page(&client, &gateway, &authority, &mut access, &query) => answer,
             () = resync.notified() => {
                 query = Query::default();
                 continue;

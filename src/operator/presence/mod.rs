@@ -24,7 +24,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use self::agent::AgentClient;
 use self::follow::{PresenceUpdate, follow};
 use self::metrics::PresenceMetrics;
 use self::reporter::PresenceReporter;
@@ -69,7 +68,6 @@ pub struct PresenceController {
     writer: Writer,
     reporter: PresenceReporter,
     totals: mpsc::UnboundedSender<GatewayKey>,
-    agents: AgentClient,
     followers: HashMap<GatewayKey, AgentFollower>,
     updates: mpsc::Sender<PresenceUpdate>,
     incoming: mpsc::Receiver<PresenceUpdate>,
@@ -107,7 +105,6 @@ impl PresenceController {
             clients: context.presence,
             externals: context.externals,
             totals,
-            agents: AgentClient::new(),
             followers: HashMap::new(),
             updates,
             incoming,
@@ -212,8 +209,7 @@ impl PresenceController {
                 self.followers.remove(key);
             } else if !self.followers.contains_key(key) {
                 let resync = Arc::new(Notify::new());
-                let (client, agents) = (self.client.clone(), self.agents.clone());
-                let task = tokio::spawn(follow(client, agents, key.clone(), Arc::clone(&resync), self.updates.clone())).abort_handle();
+                let task = tokio::spawn(follow(self.client.clone(), key.clone(), Arc::clone(&resync), self.updates.clone())).abort_handle();
                 self.followers.insert(key.clone(), AgentFollower { resync, task });
             }
         }

@@ -33,13 +33,16 @@ use self::session_loop::{PresenceSubscription, SessionLoop, SyncError};
 use super::context::Context;
 use super::device::index::SharedDeviceIndex;
 use super::device::key::{DeviceKey, GatewayKey};
+use super::gateway::internal::trusted;
 use super::gateway::observe::link_password;
 use super::kubernetes::apply::{WriteError, read};
 use super::presence::follow::PresenceUpdate;
 use crate::api::name::{self, INTERNAL_MQTT_PORT};
-use crate::mqtt::login::Login;
+use crate::configuration::agent::TLS_AUTHORITIES;
+use crate::mqtt::login::{ClientTls, Login};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::error::chain;
+use crate::runtime::tls::TlsError;
 
 /// How often the list of Gateways is checked.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -68,11 +71,21 @@ enum ConnectError {
     #[error("the API server did not answer within {} s", READ_TIMEOUT.as_secs())]
     Timeout,
 
-    /// The Secret does not exist or has no password.
-    #[error("Secret {secret} does not exist yet, or has no password: the reconciler of Gateways writes it")]
+    /// The Secret does not exist, has no password, or no certificates.
+    #[error("Secret {secret} does not exist yet, or lacks password or {TLS_AUTHORITIES}: the reconciler of Gateways writes it")]
     Missing {
         /// Name of the Secret.
         secret: String,
+    },
+
+    /// The certificates in the Secret cannot be read.
+    #[error("failed to set up TLS with the {TLS_AUTHORITIES} of Secret {secret}")]
+    SetUpTls {
+        /// Name of the Secret.
+        secret: String,
+        /// The cause.
+        #[source]
+        source: TlsError,
     },
 
     /// The session failed or ended.
@@ -261,8 +274,10 @@ async fn log_in(client: &Client, gateway: &GatewayKey) -> Result<Login, ConnectE
     let secret = name::link_credentials(&gateway.name);
     let found = timeout(READ_TIMEOUT, read::<Secret>(client, &gateway.namespace, &secret)).await.map_err(|_| ConnectError::Timeout)?;
     let found = found.map_err(|error| ConnectError::Read(Box::new(error)))?;
-    let password = found.as_ref().and_then(link_password).ok_or(ConnectError::Missing { secret })?;
+    let read = |secret: &Secret| Some((link_password(secret)?, trusted(secret)?));
+    let Some((password, authorities)) = found.as_ref().and_then(read) else { return Err(ConnectError::Missing { secret }) };
+    let tls = ClientTls::verified_by(Some(authorities)).map_err(|source| ConnectError::SetUpTls { secret, source })?;
     let host = name::service_host(&name::internal_service(&gateway.name), &gateway.namespace);
     // The constant 1884.
-    Ok(internal_login(host, u16::try_from(INTERNAL_MQTT_PORT).unwrap_or_default(), &password))
+    Ok(internal_login(host, u16::try_from(INTERNAL_MQTT_PORT).unwrap_or_default(), &password, Some(tls)))
 }

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::api::name::{self, LINK_USERNAME};
 use crate::broker::credential::Password;
 use crate::mqtt::client::{ClientSettings, LoginError, connect};
-use crate::mqtt::login::{BrokerSession, CONNECT_TIMEOUT, Login};
+use crate::mqtt::login::{BrokerSession, CONNECT_TIMEOUT, ClientTls, Login};
 use crate::runtime::address::AddressError;
 
 /// How long the answer to a subscription may take. The broker may be about to reload.
@@ -47,9 +47,9 @@ const MAX_OUTGOING: u16 = 128;
 
 /// The operator's login at the internal listener of a managed broker.
 #[must_use]
-pub fn internal_login(host: String, port: u16, password: &Password) -> Login {
+pub fn internal_login(host: String, port: u16, password: &Password, tls: Option<ClientTls>) -> Login {
     let [client_id, username] = [LINK_USERNAME; 2].map(str::to_owned);
-    Login { host, port, client_id, username, password: password.expose().to_owned().into(), tls: None, addresses: None }
+    Login { host, port, client_id, username, password: password.expose().to_owned().into(), tls, addresses: None }
 }
 
 /// Why a session did not begin, or ended.

@@ -1,7 +1,5 @@
 //! The ServiceAccount of the pod, and the Role of its agent: by object name, so that it cannot read another Gateway's credentials.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
@@ -9,6 +7,7 @@ use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject
 use super::{Valid, metadata};
 use crate::api::name::{self, MAX_SHARDS};
 use crate::broker::credential::Password;
+use crate::configuration::agent::TLS_AUTHORITIES;
 use crate::operator::device::secret::PASSWORD_KEY;
 
 pub(super) fn service_account(valid: &Valid) -> ServiceAccount {
@@ -28,12 +27,14 @@ pub(super) fn role(valid: &Valid) -> Role {
     }
 }
 
-/// The operator's own credential for the broker. An existing password is kept.
+/// The operator's own credential for the broker, with the certificates that verify the internal ports.
 #[must_use]
 pub fn link_credentials(valid: &Valid, password: &Password) -> Secret {
     let mut metadata = metadata(valid, name::link_credentials(&valid.name));
     metadata.labels.get_or_insert_default().insert(name::ROLE_LABEL.to_owned(), name::ROLE_LINK_CREDENTIALS.to_owned());
-    let data = BTreeMap::from([(PASSWORD_KEY.to_owned(), ByteString(password.expose().as_bytes().to_vec()))]);
+    let authorities = valid.internal.authorities.clone().map(|pem| (TLS_AUTHORITIES, pem));
+    let data = [(PASSWORD_KEY, password.expose().as_bytes().to_vec())].into_iter().chain(authorities);
+    let data = data.map(|(key, value)| (key.to_owned(), ByteString(value))).collect();
     Secret { metadata, data: Some(data), ..Secret::default() }
 }
 

@@ -1,17 +1,24 @@
-//! The Secrets of the authority and certificate that the operator issues.
+//! The Secrets of the authorities and certificates that the operator issues.
 
 use k8s_openapi::api::core::v1::Secret;
 
 use super::{Valid, metadata};
 use crate::api::name;
 use crate::certificate::authority::Data;
+use crate::operator::gateway::tls::Issued;
 
-/// The Secrets of the authority and of the certificate.
-pub(super) fn issued(valid: &Valid) -> Option<(Secret, Secret)> {
-    let issued = valid.tls.issued.as_ref()?;
-    let authority = secret(valid, name::server_authority(&valid.name), name::ROLE_SERVER_AUTHORITY, issued.authority.clone());
-    let certificate = secret(valid, name::server_certificate(&valid.name), name::ROLE_SERVER_CERTIFICATE, issued.certificate.clone());
-    Some((authority, certificate))
+/// The Secrets of the authorities and of their certificates. Each authority comes first: a certificate is useless if its authority was not
+/// stored.
+pub(super) fn issued(valid: &Valid) -> Vec<Secret> {
+    let gateway = &valid.name;
+    let internal = (&valid.internal.issued, name::internal_authority(gateway), name::internal_certificate(gateway));
+    let listeners = (&valid.tls.issued, name::server_authority(gateway), name::server_certificate(gateway));
+    let secrets = |(issued, authority, certificate): (&Option<Issued>, String, String)| {
+        let issued = issued.as_ref()?;
+        let authority = secret(valid, authority, name::ROLE_SERVER_AUTHORITY, issued.authority.clone());
+        Some([authority, secret(valid, certificate, name::ROLE_SERVER_CERTIFICATE, issued.certificate.clone())])
+    };
+    [internal, listeners].into_iter().filter_map(secrets).flatten().collect()
 }
 
 /// A Secret of the watched type, so that the operator sees its deletion at once.

@@ -6,18 +6,24 @@ use super::{Valid, metadata};
 use crate::api::name;
 use crate::broker::configuration::{BrokerConfiguration, render, started_listeners};
 use crate::configuration::agent::{self, AgentConfiguration, CLIENT_AUTHORITIES_FILE, MOSQUITTO_FILE, TlsListener};
+use crate::operator::gateway::internal;
 
 pub(super) fn config_map(valid: &Valid) -> ConfigMap {
     let broker = broker_configuration(valid);
     let tls_listeners = started_listeners(&broker).filter_map(|listener| {
+        let (secret, host_names) = (listener.tls_secret(&valid.name)?, valid.tls.host_names.clone());
         // The schema limits the port to this range.
-        Some(TlsListener { port: u16::try_from(listener.port).ok()?, secret: listener.tls_secret(&valid.name)? })
+        Some(TlsListener { port: u16::try_from(listener.port).ok()?, secret, host_names })
     });
     let agent = AgentConfiguration {
         namespace: valid.namespace.clone(),
         gateway: valid.name.clone(),
+        internal: TlsListener {
+            port: u16::try_from(name::INTERNAL_MQTT_PORT).unwrap_or_default(),
+            secret: name::internal_certificate(&valid.name),
+            host_names: internal::host_names(&valid.name, &valid.namespace),
+        },
         tls_listeners: tls_listeners.collect(),
-        host_names: valid.tls.host_names.clone(),
     };
     let trusted = valid.clients.trusted.clone().map(|trusted| (CLIENT_AUTHORITIES_FILE.to_owned(), trusted));
     let data = [

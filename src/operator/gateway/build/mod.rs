@@ -35,8 +35,8 @@ const OPERATOR_COMPONENT: &str = "operator";
 /// All objects that a Gateway owns. Without `Debug`, which would print private keys.
 #[derive(Clone, PartialEq)]
 pub struct Desired {
-    /// The authority and its certificate, if a listener names no Secret.
-    pub issued: Option<(Secret, Secret)>,
+    /// The authority and certificate of the internal ports, and those of the listeners if one names no Secret, in the order of the writes.
+    pub issued: Vec<Secret>,
 
     /// mosquitto.conf and the agent's configuration.
     pub configuration: ConfigMap,
@@ -96,7 +96,8 @@ pub fn build(valid: &Valid, images: &Images, operator_namespace: &str) -> Desire
 #[must_use]
 pub fn secret_names(valid: &Valid) -> Vec<String> {
     let issued = valid.spec.issues_certificate().then(|| [name::server_authority(&valid.name), name::server_certificate(&valid.name)]);
-    issued.into_iter().flatten().chain([name::link_credentials(&valid.name)]).collect()
+    let internal = [name::internal_authority(&valid.name), name::internal_certificate(&valid.name)];
+    issued.into_iter().flatten().chain(internal).chain([name::link_credentials(&valid.name)]).collect()
 }
 
 fn metadata(valid: &Valid, name: String) -> ObjectMeta {

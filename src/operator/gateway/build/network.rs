@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{INGEST_COMPONENT, OPERATOR_COMPONENT, Valid, metadata, selector};
 use crate::api::gateway::ServiceType;
-use crate::api::name::{self, HTTP_PORT, INTERNAL_MQTT_PORT};
+use crate::api::name::{self, INTERNAL_MQTT_PORT, PRESENCE_PORT};
 use crate::operator::kubernetes::pod::{http_ingress, matching, policy_port};
 
 /// Label `app.kubernetes.io/name` of the operator's own pods, as the chart sets it.
@@ -41,7 +41,7 @@ pub(super) fn internal_service(valid: &Valid) -> Service {
 /// broker is down.
 pub(super) fn agent_service(valid: &Valid) -> Service {
     let metadata = metadata(valid, name::agent_service(&valid.name));
-    let mut service = service_of(valid, metadata, "ClusterIP", vec![port("http", HTTP_PORT)]);
+    let mut service = service_of(valid, metadata, "ClusterIP", vec![port("https", PRESENCE_PORT)]);
     if let Some(spec) = &mut service.spec {
         spec.publish_not_ready_addresses = Some(true);
     }
@@ -68,8 +68,8 @@ fn port(name: &str, port: i32) -> ServicePort {
     }
 }
 
-/// Allows listeners from anywhere, HTTP from this cluster, and the internal listener only from workers of this namespace and from the
-/// operator.
+/// Allows listeners from anywhere, HTTP from this cluster, the internal listener only from workers of this namespace and from the operator,
+/// and the agent's endpoint only from the operator.
 pub(super) fn network_policy(valid: &Valid, operator_namespace: &str) -> NetworkPolicy {
     let workers = BTreeMap::from([("app.kubernetes.io/component".to_owned(), INGEST_COMPONENT.to_owned())]);
     let worker_peer = NetworkPolicyPeer { pod_selector: Some(matching(workers)), ..NetworkPolicyPeer::default() };
@@ -91,9 +91,10 @@ pub(super) fn network_policy(valid: &Valid, operator_namespace: &str) -> Network
                 NetworkPolicyIngressRule { from: None, ports: Some(open.collect()) },
                 http_ingress(),
                 NetworkPolicyIngressRule {
-                    from: Some(vec![worker_peer, operator_peer]),
+                    from: Some(vec![worker_peer, operator_peer.clone()]),
                     ports: Some(vec![policy_port(INTERNAL_MQTT_PORT)]),
                 },
+                NetworkPolicyIngressRule { from: Some(vec![operator_peer]), ports: Some(vec![policy_port(PRESENCE_PORT)]) },
             ]),
             egress: None,
         }),

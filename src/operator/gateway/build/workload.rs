@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Valid, labels, metadata, selector};
-use crate::api::name::{self, INTERNAL_MQTT_PORT, MAX_SHARDS};
+use crate::api::name::{self, INTERNAL_MQTT_PORT, MAX_SHARDS, PRESENCE_PORT};
 use crate::broker::credential::shard;
 use crate::configuration::agent::{
     self, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FOLDER, MOSQUITTO_FILE, RUNTIME_FOLDER, SECRETS_FOLDER, TLS_CERTIFICATE, TLS_KEY,
@@ -91,7 +91,7 @@ fn agent_container(images: &Images) -> Container {
         image_pull_policy: images.pull_policy.clone(),
         args: Some(vec!["agent".to_owned()]),
         restart_policy: Some("Always".to_owned()),
-        ports: Some(vec![http_port()]),
+        ports: Some(vec![http_port(), container_port(Some("https"), PRESENCE_PORT)]),
         startup_probe: Some(http_probe("/livez", 1, 300)),
         readiness_probe: Some(http_probe("/readyz", 2, 3)),
         liveness_probe: Some(http_probe("/livez", 10, 6)),
