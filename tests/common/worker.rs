@@ -154,6 +154,11 @@ impl<B> Chain<B> {
         self.worker = Worker::start_limited(folder, &self.configuration, &self.uri, 0, self.arguments, limit);
     }
 
+    /// Changes the connection URI of the next process.
+    pub fn connect_to(&mut self, uri: String) {
+        self.uri = uri;
+    }
+
     /// Changes the configuration of the next process.
     pub fn configure(&mut self, name: &str, value: Value) {
         self.configuration[name] = value;
