@@ -107,6 +107,12 @@ pub struct Sink {
 pub struct TimescaleSink {
     /// Secret in this namespace with the connection URI of the database. The user in the URI must be allowed to create tables. The Secret must
     /// have the type `kubernetes.io/basic-auth`, as those of CloudNativePG, or the label `fleetwright.io/credentials: "true"`.
+    ///
+    /// The key `ca.crt`, if it exists, has the certificates (PEM) of the authorities that sign the certificate of the database server. The URI
+    /// decides with `sslmode` (`disable`, `prefer`, `require` or `verify-full`) how the connection is encrypted. Without `sslmode` it is
+    /// `verify-full` if the Secret has `ca.crt` or if the host has a public name (at least three labels, such as `db.example.com`; not
+    /// `db.namespace.svc`), and `prefer` otherwise: encrypted if the server supports it, without verification. `verify-full` verifies
+    /// certificate and host name, by `ca.crt` or else by the public authorities.
     pub connection_secret: ConnectionSecretReference,
 
     /// Name of the hypertable in the schema `public`. The operator creates the table if it does not exist. Cannot be changed.

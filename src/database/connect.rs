@@ -1,5 +1,7 @@
 //! Connects to a database: encrypted as its URI requires, with a limit on every wait.
 
+use std::error::Error;
+use std::io;
 use std::time::Duration;
 
 use tokio_postgres::config::{Host, SslMode, SslNegotiation};
@@ -45,6 +47,18 @@ pub enum ConnectError {
         source: tokio_postgres::Error,
     },
 
+    /// The certificate of the server is not that of the named server.
+    #[error(
+        "failed to verify the server at {address}: expected a certificate for this name from an authority in the key ca.crt of the Secret, or \
+         from a public authority if there is no such key; sslmode=require in the URI encrypts without verification"
+    )]
+    Verify {
+        /// Host and port.
+        address: String,
+        /// What was refused.
+        source: tokio_postgres::Error,
+    },
+
     /// The policy refuses the address, or there is none.
     #[error(transparent)]
     Resolve(#[from] AddressError),
@@ -77,7 +91,7 @@ impl ConnectError {
             Self::Connect { source, .. } => source.code(),
             Self::Resolve(AddressError::Forbid { .. }) => return Reason::AddressNotAllowed,
             Self::MatchHosts { .. } | Self::UseSocketFile => return Reason::InvalidConnectionUri,
-            Self::Await { .. } | Self::Resolve(_) | Self::SetUpTls(_) => None,
+            Self::Await { .. } | Self::Verify { .. } | Self::Resolve(_) | Self::SetUpTls(_) => None,
         };
         match code {
             Some(code) if *code == SqlState::INVALID_PASSWORD || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
@@ -130,9 +144,27 @@ async fn open(
     let direct = configuration.get_ssl_negotiation() == SslNegotiation::Direct;
     // The transport requests TLS, or does not.
     configuration.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
-    let tls = MakeRustlsConnect::new(client_configuration(verification(uri.tls()))?);
+    let tls = MakeRustlsConnect::new(client_configuration(verification(uri))?);
     let transport = Transport { tls, mode: uri.tls(), direct, limits };
-    configuration.connect(transport).await.map_err(|source| ConnectError::Connect { address: uri.address(), source })
+    let failed = |source| {
+        let address = uri.address();
+        if is_unverified(&source) { ConnectError::Verify { address, source } } else { ConnectError::Connect { address, source } }
+    };
+    configuration.connect(transport).await.map_err(failed)
+}
+
+/// Whether the certificate of the server was refused. The library wraps the error of the TLS library in an I/O error.
+fn is_unverified(error: &tokio_postgres::Error) -> bool {
+    let mut next = error.source();
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()).or_else(|| error.downcast_ref());
+        if let Some(rustls::Error::InvalidCertificate(_)) = tls {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// The same configuration with the addresses of its hosts, all of which the policy allows: the library resolves no name again.
@@ -193,9 +225,9 @@ pub fn drive(connection: DatabaseConnection) {
     });
 }
 
-fn verification(mode: TlsMode) -> Verification<'static> {
-    match mode {
-        TlsMode::VerifyFull => Verification::Public,
+fn verification(uri: &ConnectionUri) -> Verification<'_> {
+    match uri.tls() {
+        TlsMode::VerifyFull => uri.authorities().map_or(Verification::Public, Verification::Authorities),
         // As libpq reads `sslmode`. `disable` never comes to a handshake.
         TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => Verification::Unverified,
     }

@@ -1,10 +1,16 @@
 //! The connection URI of a database, as its Secret holds it.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::Host;
+
+use crate::runtime::tls::{TlsError, Verification, client_configuration};
+
+/// Key of a connection Secret with the certificates of the authorities (PEM) that verify the database, beside the URI; and its file name.
+pub const AUTHORITIES_KEY: &str = "ca.crt";
 
 /// The port of a URI that names none (<https://www.postgresql.org/docs/current/libpq-connect.html>).
 pub const DEFAULT_PORT: u16 = 5432;
@@ -19,9 +25,18 @@ pub enum TlsMode {
     Prefer,
     /// Encrypted; the server is not verified.
     Require,
-    /// Encrypted; the server's certificate is checked against the public authorities, and its name against the host.
+    /// Encrypted; the server's certificate is checked against the authorities of the URI, or else against the public ones, and its name
+    /// against the host.
     VerifyFull,
 }
+
+/// Top-level domains under which no public authority issues certificates: special uses (RFC 6761, RFC 6762, RFC 9476), and names that are
+/// common in private networks (RFC 6762, appendix G).
+const PRIVATE_DOMAINS: [&str; 13] =
+    ["alt", "arpa", "corp", "example", "home", "internal", "intranet", "invalid", "lan", "local", "localhost", "private", "test"];
+
+/// The least number of labels of a public host name. A name of two labels is usually `<service>.<namespace>` of the cluster.
+const MIN_PUBLIC_LABELS: usize = 3;
 
 /// A connection URI. Neither `Debug` nor any error shows its password.
 #[derive(Clone, Eq, PartialEq)]
@@ -29,6 +44,10 @@ pub struct ConnectionUri {
     text: String,
     configuration: Config,
     tls: TlsMode,
+    /// Whether the URI names `sslmode`.
+    is_mode_explicit: bool,
+    /// The certificates of the authorities (PEM) that the server is verified with; `None` for the public ones.
+    authorities: Option<Vec<u8>>,
 }
 
 impl ConnectionUri {
@@ -44,10 +63,29 @@ impl ConnectionUri {
         &self.text
     }
 
-    /// How to encrypt.
+    /// How to encrypt: `sslmode` of the URI. Without it `verify-full` if there are authorities or if a host has a public name, else `prefer`.
     #[must_use]
     pub fn tls(&self) -> TlsMode {
         self.tls
+    }
+
+    /// The certificates of the authorities (PEM) that the server is verified with; `None` for the public ones.
+    #[must_use]
+    pub fn authorities(&self) -> Option<&[u8]> {
+        self.authorities.as_deref()
+    }
+
+    /// The same connection, to a server that these authorities (PEM) verify.
+    ///
+    /// # Errors
+    /// If they are not certificates.
+    pub fn verified_by(mut self, authorities: &[u8]) -> Result<Self, TlsError> {
+        client_configuration(Verification::Authorities(authorities))?;
+        self.authorities = Some(authorities.to_vec());
+        if !self.is_mode_explicit {
+            self.tls = TlsMode::VerifyFull;
+        }
+        Ok(self)
     }
 
     /// Host and port for messages, for instance `timescale:5432`.
@@ -110,27 +148,37 @@ impl FromStr for ConnectionUri {
         let (base, parameters) = text.split_once('?').unwrap_or((text, ""));
         let (modes, others): (Vec<&str>, Vec<&str>) =
             parameters.split('&').filter(|parameter| !parameter.is_empty()).partition(|parameter| parameter.starts_with("sslmode="));
-        let tls = match modes.last().map(|parameter| &parameter["sslmode=".len()..]) {
-            Some("disable") => TlsMode::Disable,
-            None | Some("prefer") => TlsMode::Prefer,
-            Some("require") => TlsMode::Require,
-            Some("verify-full") => TlsMode::VerifyFull,
+        let mode = match modes.last().map(|parameter| &parameter["sslmode=".len()..]) {
+            None => None,
+            Some("disable") => Some(TlsMode::Disable),
+            Some("prefer") => Some(TlsMode::Prefer),
+            Some("require") => Some(TlsMode::Require),
+            Some("verify-full") => Some(TlsMode::VerifyFull),
             Some(_) => return Err(ConnectionUriError::ReadSslMode),
         };
-        let mut configuration: Config = format!("{base}?{}", others.join("&")).parse().map_err(|_| ConnectionUriError::Parse)?;
-        configuration.ssl_mode(match tls {
-            TlsMode::Disable => SslMode::Disable,
-            TlsMode::Prefer => SslMode::Prefer,
-            TlsMode::Require | TlsMode::VerifyFull => SslMode::Require,
-        });
+        // The transport encrypts, and the library knows no `sslmode`: see `connect`.
+        let configuration: Config = format!("{base}?{}", others.join("&")).parse().map_err(|_| ConnectionUriError::Parse)?;
+        let has_public_name = configuration.get_hosts().iter().any(|host| matches!(host, Host::Tcp(name) if is_public_name(name)));
+        let default = if has_public_name { TlsMode::VerifyFull } else { TlsMode::Prefer };
         if configuration.get_hosts().is_empty() {
             return Err(ConnectionUriError::FindHost);
         }
         if configuration.get_user().is_none_or(str::is_empty) {
             return Err(ConnectionUriError::FindUser);
         }
-        Ok(Self { text: text.to_owned(), configuration, tls })
+        Ok(Self { text: text.to_owned(), configuration, tls: mode.unwrap_or(default), is_mode_explicit: mode.is_some(), authorities: None })
     }
+}
+
+/// Whether a public authority can have issued a certificate for this host name: not an address, not a name of a Service of a cluster
+/// (`<service>.<namespace>.svc`, with or without a domain), not a private domain.
+fn is_public_name(host: &str) -> bool {
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    let labels: Vec<&str> = name.split('.').collect();
+    let is_address = name.contains(':') || name.parse::<IpAddr>().is_ok();
+    let of_cluster = labels.iter().skip(2).any(|label| *label == "svc");
+    let is_private = labels.last().is_none_or(|domain| PRIVATE_DOMAINS.contains(domain));
+    labels.len() >= MIN_PUBLIC_LABELS && !is_address && !of_cluster && !is_private
 }
 
 /// Whether credentials, if any, end at the one `@`, and only characters of host names and ports follow. Otherwise a password with
@@ -160,9 +208,46 @@ mod tests {
             let uri: ConnectionUri = text.parse().unwrap();
             assert_eq!((uri.address().as_str(), uri.tls()), (address, tls), "{text}");
         }
+        for (host, tls) in [
+            ("fleet.abc123.eu-west-1.rds.example.com", TlsMode::VerifyFull),
+            ("db.example.com.", TlsMode::VerifyFull),
+            ("timescale,db.example.com", TlsMode::VerifyFull),
+            // `svc` as a part of another name.
+            ("db.svc.example.com", TlsMode::VerifyFull),
+            ("timescale", TlsMode::Prefer),
+            ("timescale.fleet", TlsMode::Prefer),
+            ("timescale-rw.fleet.svc", TlsMode::Prefer),
+            ("timescale-rw.fleet.svc.cluster.local", TlsMode::Prefer),
+            ("timescale-rw.fleet.svc.plant.example.com", TlsMode::Prefer),
+            ("timescale-0.timescale.fleet.svc", TlsMode::Prefer),
+            ("db.plant.lan", TlsMode::Prefer),
+            ("ip-10-0-0-1.eu-west-1.compute.internal", TlsMode::Prefer),
+            ("192.0.2.1", TlsMode::Prefer),
+            ("[2001:db8::1]", TlsMode::Prefer),
+        ] {
+            let uri: ConnectionUri = format!("postgresql://u:p@{host}/fleet").parse().unwrap();
+            assert_eq!(uri.tls(), tls, "{host}");
+            let explicit: ConnectionUri = format!("postgresql://u:p@{host}/fleet?sslmode=require").parse().unwrap();
+            assert_eq!(explicit.tls(), TlsMode::Require, "{host}");
+        }
         let uri: ConnectionUri = "postgresql://u:p%40%2F@db/fleet".parse().unwrap();
         assert_eq!(uri.configuration().get_password(), Some(b"p@/".as_slice()));
         assert_eq!(uri.configuration().get_dbname(), Some("fleet"));
+    }
+
+    #[test]
+    fn authorities_verify_the_server_unless_sslmode_says_otherwise() {
+        let pem = rcgen::CertificateParams::default().self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+        for (parameters, tls) in [("", TlsMode::VerifyFull), ("?sslmode=disable", TlsMode::Disable), ("?sslmode=require", TlsMode::Require)]
+        {
+            let plain: ConnectionUri = format!("postgresql://u:p@db/fleet{parameters}").parse().unwrap();
+            let uri = plain.clone().verified_by(pem.as_bytes()).unwrap();
+            assert_eq!((uri.tls(), uri.authorities()), (tls, Some(pem.as_bytes())), "{parameters}");
+            assert_ne!(uri, plain, "a connection with other authorities is another one");
+            for broken in ["", "PEM", "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"] {
+                assert!(plain.clone().verified_by(broken.as_bytes()).is_err(), "{broken}");
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod assignment;
 mod broker_login;
+mod database_files;
 mod metrics;
 mod owned_sessions;
 mod processor;

@@ -19,6 +19,7 @@ use tracing::info;
 
 use super::assignment;
 use super::broker_login::BrokerLogin;
+use super::database_files::read_connection;
 use super::metrics::WorkerMetrics;
 use super::owned_sessions::{OwnedSession, owned_sessions};
 use super::processor::Processor;
@@ -72,7 +73,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 
-    /// File with the connection URI of the database
+    /// File with the connection URI of the database; the file ca.crt in its folder, if any, has the authorities that verify the server
     #[arg(long, value_name = "FILE")]
     database_uri_file: PathBuf,
 
@@ -129,9 +130,7 @@ pub fn threads() -> usize {
 pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::Result<()> {
     let configuration: IngestConfiguration = serde_json::from_str(&read(&arguments.config)?)
         .with_context(|| format!("failed to parse {}: expected the JSON of a Pipeline's workers", arguments.config.display()))?;
-    let uri: ConnectionUri = read(&arguments.database_uri_file)?
-        .parse()
-        .with_context(|| format!("failed to parse {}", arguments.database_uri_file.display()))?;
+    let uri = read_connection(&arguments.database_uri_file)?;
     // An editor may append a line break. A password contains no control characters.
     let password = Bytes::from(read(&arguments.password_file)?.trim_end_matches(['\r', '\n']).to_owned());
     let ordinal = arguments.ordinal()?;

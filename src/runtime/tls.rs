@@ -59,6 +59,10 @@ pub enum TlsError {
     #[error("failed to read the certificates of the authorities: expected PEM")]
     ReadAuthorities(#[source] rustls_pki_types::pem::Error),
 
+    /// There is no certificate.
+    #[error("failed to find a certificate of an authority: expected PEM blocks `CERTIFICATE`")]
+    FindAuthorities,
+
     /// The TLS library refused the settings.
     #[error("failed to set up TLS")]
     SetUp(#[from] rustls::Error),
@@ -78,6 +82,9 @@ pub fn client_configuration(verification: Verification<'_>) -> Result<ClientConf
         Verification::Authorities(pem) => {
             for certificate in CertificateDer::pem_slice_iter(pem) {
                 roots.add(certificate.map_err(TlsError::ReadAuthorities)?)?;
+            }
+            if roots.is_empty() {
+                return Err(TlsError::FindAuthorities);
             }
         }
         Verification::Unverified => return unverified(None),

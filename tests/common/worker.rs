@@ -159,6 +159,11 @@ impl<B> Chain<B> {
         self.configuration["decode"].clone()
     }
 
+    /// Changes the connection URI of the next process.
+    pub fn connect_to(&mut self, uri: String) {
+        self.uri = uri;
+    }
+
     /// Changes the configuration of the next process.
     pub fn configure(&mut self, name: &str, value: Value) {
         self.configuration[name] = value;

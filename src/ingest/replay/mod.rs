@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use self::filter::{Filter, FilterCondition};
 use self::outcome::ReplayOutcome;
 use self::page::Replayer;
+use super::database_files::read_connection;
 use crate::api::Pipeline;
 use crate::api::pipeline::{Decode, OnConflict, TimescaleSink};
 use crate::api::topic::TopicPattern;
@@ -73,7 +74,8 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", requires = "pipeline")]
     descriptor: Option<PathBuf>,
 
-    /// File with the connection URI of the database; - for standard input
+    /// File with the connection URI of the database; the file ca.crt in its folder, if any, has the authorities that verify the server;
+    /// - for standard input
     #[arg(long, value_name = "FILE", default_value = "/etc/fleetwright/database/uri")]
     database_uri_file: PathBuf,
 
@@ -105,13 +107,7 @@ struct ReplaySource {
 /// If a file cannot be read or parsed, or the database fails. Committed pages stay committed.
 pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> anyhow::Result<()> {
     let source = ReplaySource::read(&arguments)?;
-    let uri: ConnectionUri = if arguments.database_uri_file == Path::new("-") {
-        std::io::read_to_string(std::io::stdin()).context("failed to read the connection URI from standard input")?
-    } else {
-        read(&arguments.database_uri_file)?
-    }
-    .parse()
-    .with_context(|| format!("failed to parse {}", arguments.database_uri_file.display()))?;
+    let uri = read_connection(&arguments.database_uri_file)?;
     let mut replayer = replayer(&source, &uri, &arguments.filter, arguments.dry_run).await?;
     let (total, last) = replayer.measure().await.context("failed to count the dead letters")?;
     let what = format!("dead letters of {}/{}", source.namespace, source.pipeline);

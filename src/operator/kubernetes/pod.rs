@@ -77,13 +77,13 @@ pub fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
     VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), read_only: read_only.then_some(true), ..VolumeMount::default() }
 }
 
-/// A volume with one key of a Secret as its only file.
+/// A volume with these keys of a Secret, each with the name of its file.
 #[must_use]
-pub fn secret_file(volume: &str, secret: &str, key: &str, file: &str) -> Volume {
-    let item = KeyToPath { key: key.to_owned(), path: file.to_owned(), ..KeyToPath::default() };
+pub fn secret_files<'a>(volume: &str, secret: &str, files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Volume {
+    let item = |(key, file): (&str, &str)| KeyToPath { key: key.to_owned(), path: file.to_owned(), ..KeyToPath::default() };
     let source = SecretVolumeSource {
         secret_name: Some(secret.to_owned()),
-        items: Some(vec![item]),
+        items: Some(files.into_iter().map(item).collect()),
         default_mode: Some(SECRET_MODE),
         ..SecretVolumeSource::default()
     };

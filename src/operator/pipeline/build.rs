@@ -26,11 +26,12 @@ use crate::api::name::{
 };
 use crate::broker::credential::password::Password;
 use crate::configuration::ingest::{FILE, IngestConfiguration, IngestGateway};
+use crate::database::uri::{AUTHORITIES_KEY, ConnectionUri};
 use crate::operator::context::Images;
 use crate::operator::device::secret::PASSWORD_KEY;
 use crate::operator::kubernetes::apply::standard_labels;
 use crate::operator::kubernetes::pod::{
-    HTTP_PORT_NAME, http_ingress, http_port, http_probe, matching, mount, policy_port, restricted_container, restricted_pod, secret_file,
+    HTTP_PORT_NAME, http_ingress, http_port, http_probe, matching, mount, policy_port, restricted_container, restricted_pod, secret_files,
 };
 
 /// The paths of the worker's files.
@@ -103,12 +104,16 @@ pub fn credentials(pipeline: &Pipeline, valid: &Valid, password: &Password) -> S
     Secret { metadata, data: Some(data), ..Secret::default() }
 }
 
-/// The workers and their objects. `uri` is the content of the connection Secret; the objects contain only a revision of it.
+/// The workers and their objects. `uri` is the content of the connection Secret, if it is available; the objects contain only a revision of
+/// it.
 #[must_use]
-pub fn workers(pipeline: &Pipeline, valid: &Valid, password: &Password, uri: &str, images: &Images) -> Workers {
+pub fn workers(pipeline: &Pipeline, valid: &Valid, password: &Password, uri: Option<&ConnectionUri>, images: &Images) -> Workers {
     let configuration = configuration(pipeline, valid);
     // The revision includes the random password, so that the URI cannot be guessed from the revision.
-    let revision = name::revision([password.expose().as_bytes(), uri.as_bytes(), configuration.as_bytes()]);
+    let text = uri.map(|uri| uri.expose().as_bytes()).unwrap_or_default();
+    let authorities = uri.and_then(ConnectionUri::authorities);
+    let parts = [Some(password.expose().as_bytes()), Some(text), authorities, Some(configuration.as_bytes())];
+    let revision = name::revision(parts.into_iter().flatten());
     Workers {
         configuration: ConfigMap {
             metadata: metadata(pipeline),
@@ -117,7 +122,7 @@ pub fn workers(pipeline: &Pipeline, valid: &Valid, password: &Password, uri: &st
         },
         service: service(pipeline),
         network_policy: network_policy(pipeline),
-        workers: stateful_set(pipeline, valid, &revision, images),
+        workers: stateful_set(pipeline, valid, &revision, authorities.is_some(), images),
     }
 }
 
@@ -192,7 +197,7 @@ fn network_policy(pipeline: &Pipeline) -> NetworkPolicy {
     NetworkPolicy { metadata: metadata(pipeline), spec: Some(spec) }
 }
 
-fn stateful_set(pipeline: &Pipeline, valid: &Valid, revision: &str, images: &Images) -> StatefulSet {
+fn stateful_set(pipeline: &Pipeline, valid: &Valid, revision: &str, verified: bool, images: &Images) -> StatefulSet {
     let template = ObjectMeta {
         labels: Some(labels(pipeline)),
         annotations: Some([(REVISION_ANNOTATION.to_owned(), revision.to_owned())].into()),
@@ -203,17 +208,20 @@ fn stateful_set(pipeline: &Pipeline, valid: &Valid, revision: &str, images: &Ima
         service_name: Some(name::ingest(&pipeline.name_any())),
         pod_management_policy: Some("Parallel".to_owned()),
         selector: matching(labels(pipeline)),
-        template: PodTemplateSpec { metadata: Some(template), spec: Some(pod(pipeline, valid, images)) },
+        template: PodTemplateSpec { metadata: Some(template), spec: Some(pod(pipeline, valid, verified, images)) },
         ..StatefulSetSpec::default()
     };
     StatefulSet { metadata: metadata(pipeline), spec, ..StatefulSet::default() }
 }
 
-fn pod(pipeline: &Pipeline, valid: &Valid, images: &Images) -> PodSpec {
+/// `verified`: whether the connection Secret has the authorities of the database.
+fn pod(pipeline: &Pipeline, valid: &Valid, verified: bool, images: &Images) -> PodSpec {
     let own = name::ingest(&pipeline.name_any());
     let (logins, place) = broker_files::volume(valid).unzip();
     let connection = &pipeline.spec.sink.timescale.connection_secret;
     let configuration = ConfigMapVolumeSource { name: own.clone(), ..ConfigMapVolumeSource::default() };
+    let authorities = verified.then_some((AUTHORITIES_KEY, AUTHORITIES_KEY));
+    let database_files = [(connection.key.as_str(), URI_FILE)].into_iter().chain(authorities);
     PodSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
@@ -223,8 +231,8 @@ fn pod(pipeline: &Pipeline, valid: &Valid, images: &Images) -> PodSpec {
         volumes: Some(
             [
                 Volume { name: CONFIGURATION_VOLUME.to_owned(), config_map: Some(configuration), ..Volume::default() },
-                secret_file(CREDENTIALS_VOLUME, &own, PASSWORD_KEY, PASSWORD_KEY),
-                secret_file(DATABASE_VOLUME, &connection.name, &connection.key, URI_FILE),
+                secret_files(CREDENTIALS_VOLUME, &own, [(PASSWORD_KEY, PASSWORD_KEY)]),
+                secret_files(DATABASE_VOLUME, &connection.name, database_files),
             ]
             .into_iter()
             .chain(logins)

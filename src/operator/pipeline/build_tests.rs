@@ -16,7 +16,7 @@ fn password() -> Password {
 }
 
 fn built(pipeline: &Pipeline, observed: &Observed, uri: &str) -> Workers {
-    workers(pipeline, &validate(pipeline, observed).unwrap(), &password(), uri, &images())
+    workers(pipeline, &validate(pipeline, observed).unwrap(), &password(), Some(&uri.parse().unwrap()), &images())
 }
 
 fn revision_of(workers: &Workers) -> String {
@@ -109,6 +109,19 @@ fn workers_restart_only_for_settings_that_they_read_at_their_start() {
 }
 
 #[test]
+fn the_authorities_of_the_database_are_mounted_if_the_secret_has_them() {
+    let (pipeline, observed) = (pipeline(json!({})), observed());
+    let valid = validate(&pipeline, &observed).unwrap();
+    let pem = rcgen::CertificateParams::default().self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+    let uri: ConnectionUri = URI.parse().unwrap();
+    let built = workers(&pipeline, &valid, &password(), Some(&uri.verified_by(pem.as_bytes()).unwrap()), &images());
+    let pod = built.workers.spec.template.spec.as_ref().unwrap();
+    let items = json!([{"key": "uri", "path": "uri"}, {"key": "ca.crt", "path": "ca.crt"}]);
+    assert_eq!(json!(pod.volumes.as_ref().unwrap()[2].secret.as_ref().unwrap().items), items);
+    assert_ne!(revision_of(&built), revision_of(&self::built(&pipeline, &observed, URI)), "workers read it only at their start");
+}
+
+#[test]
 fn no_object_except_the_secret_contains_a_password() {
     let built = built(&pipeline(json!({})), &observed(), URI);
     let text = json!([built.workers, built.configuration, built.network_policy, built.service]).to_string();
@@ -125,7 +138,7 @@ fn an_external_broker_is_read_with_the_login_of_its_secret() {
     let externals = [("plant-2".to_owned(), serde_json::from_value(broker).unwrap())].into();
     let observed = Observed { externals, usable_logins: ["plant-2".to_owned()].into(), ..observed() };
     let valid = validate(&pipeline, &observed).unwrap();
-    let built = workers(&pipeline, &valid, &password(), URI, &images());
+    let built = workers(&pipeline, &valid, &password(), Some(&URI.parse().unwrap()), &images());
     let configuration: IngestConfiguration = serde_json::from_str(&built.configuration.data.unwrap()[FILE]).unwrap();
     let expected = json!({
         "name": "plant-2", "host": "2001:db8::1", "port": 8883, "tls": true,
@@ -147,6 +160,6 @@ fn an_external_broker_is_read_with_the_login_of_its_secret() {
 
     // A Secret that does not allow its use does not reach a worker, which would send it to the address.
     let refused = Observed { usable_logins: [].into(), ..observed };
-    let built = workers(&pipeline, &validate(&pipeline, &refused).unwrap(), &password(), URI, &images());
+    let built = workers(&pipeline, &validate(&pipeline, &refused).unwrap(), &password(), Some(&URI.parse().unwrap()), &images());
     assert!(!json!(built.workers).to_string().contains("\"login\""));
 }

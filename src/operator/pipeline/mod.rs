@@ -305,8 +305,7 @@ impl Reconciler {
         {
             return Ok(WorkersOutcome::Awaiting(cause));
         }
-        let uri = observed.uri.as_ref().map_or("", |uri| uri.expose());
-        let desired = workers(pipeline, valid, password, uri, &self.images);
+        let desired = workers(pipeline, valid, password, observed.uri.as_ref().ok(), &self.images);
         let owner = owner_reference(pipeline);
         self.writer.apply(&owner, &desired.configuration).await?;
         self.writer.apply(&owner, &desired.network_policy).await?;

@@ -15,12 +15,12 @@ use crate::api::external::ExternalBroker;
 use crate::api::reason::Reason;
 use crate::api::{Gateway, Pipeline, name};
 use crate::broker::credential::password::Password;
-use crate::database::uri;
-use crate::database::uri::ConnectionUri;
+use crate::database::uri::{AUTHORITIES_KEY, ConnectionUri, ConnectionUriError};
 use crate::operator::device::secret::PASSWORD_KEY;
 use crate::operator::kubernetes::apply::{WriteError, read, read_all};
-use crate::operator::kubernetes::secret::{required, required_value};
+use crate::operator::kubernetes::secret::{required, required_value, value as value_of};
 use crate::runtime::error::chain;
+use crate::runtime::tls::TlsError;
 use crate::sink::timescale::execute::{ExecuteError, observe_schema};
 use crate::sink::timescale::observe;
 use crate::state::dead_letter::{self, DeadLetters};
@@ -137,7 +137,11 @@ fn connection_uri(secret: Option<&Secret>, name: &str, key: &str) -> Result<Conn
     let value = required_value(secret, name, key, WHAT)?;
     let invalid = |error: &str| Cause::new(Reason::InvalidConnectionUri, format!("Secret {name}, key {key}: {error}"));
     let text = std::str::from_utf8(value).map_err(|_| invalid("failed to read the URI: it is not UTF-8"))?;
-    text.parse().map_err(|error: uri::ConnectionUriError| invalid(&error.to_string()))
+    let uri: ConnectionUri = text.parse().map_err(|error: ConnectionUriError| invalid(&error.to_string()))?;
+    let Some(authorities) = value_of(secret, AUTHORITIES_KEY) else { return Ok(uri) };
+    let invalid =
+        |error: &TlsError| Cause::new(Reason::InvalidAuthority, format!("Secret {name}, key {AUTHORITIES_KEY}: {}", chain(error)));
+    uri.verified_by(authorities).map_err(|error| invalid(&error))
 }
 
 /// The FileDescriptorSet in the ConfigMap that the Pipeline names.
@@ -194,6 +198,7 @@ mod tests {
     use k8s_openapi::ByteString;
 
     use super::*;
+    use crate::database::uri::TlsMode;
 
     #[test]
     fn each_invalid_connection_secret_has_its_reason() {
@@ -216,6 +221,16 @@ mod tests {
             assert_eq!(cause.reason.as_str(), reason);
             assert!(!cause.message.contains("secret@") && !cause.message.contains("/secret"), "{}", cause.message);
         }
-        assert!(connection_uri(Some(&secret("uri", b"postgresql://u:p@db/x\n")), "timescale", "uri").is_ok());
+        let good = secret("uri", b"postgresql://u:p@db/x\n");
+        assert_eq!(connection_uri(Some(&good), "timescale", "uri").unwrap().tls(), TlsMode::Prefer);
+        // The authority of a private database.
+        let pem = rcgen::CertificateParams::default().self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+        let with = |pem: &str| {
+            let mut secret = good.clone();
+            secret.data.as_mut().unwrap().insert("ca.crt".to_owned(), ByteString(pem.as_bytes().to_vec()));
+            connection_uri(Some(&secret), "timescale", "uri")
+        };
+        assert_eq!(with(&pem).unwrap().tls(), TlsMode::VerifyFull);
+        assert_eq!(with("PEM").unwrap_err().reason.as_str(), "InvalidAuthority");
     }
 }
