@@ -238,7 +238,8 @@ mod tests {
     #[test]
     fn authorities_verify_the_server_unless_sslmode_says_otherwise() {
         let pem = rcgen::CertificateParams::default().self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
-        for (parameters, tls) in [("", TlsMode::VerifyFull), ("?sslmode=disable", TlsMode::Disable), ("?sslmode=require", TlsMode::Require)] {
+        for (parameters, tls) in [("", TlsMode::VerifyFull), ("?sslmode=disable", TlsMode::Disable), ("?sslmode=require", TlsMode::Require)]
+        {
             let plain: ConnectionUri = format!("postgresql://u:p@db/fleet{parameters}").parse().unwrap();
             let uri = plain.clone().verified_by(pem.as_bytes()).unwrap();
             assert_eq!((uri.tls(), uri.authorities()), (tls, Some(pem.as_bytes())), "{parameters}");

@@ -25,8 +25,8 @@ use crate::api::name::{
     ROLE_INGEST_CREDENTIALS, ROLE_LABEL,
 };
 use crate::broker::credential::password::Password;
-use crate::database::uri::{AUTHORITIES_KEY, ConnectionUri};
 use crate::configuration::ingest::{FILE, IngestConfiguration, IngestGateway};
+use crate::database::uri::{AUTHORITIES_KEY, ConnectionUri};
 use crate::operator::context::Images;
 use crate::operator::device::secret::PASSWORD_KEY;
 use crate::operator::kubernetes::apply::standard_labels;

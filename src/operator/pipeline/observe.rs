@@ -139,7 +139,8 @@ fn connection_uri(secret: Option<&Secret>, name: &str, key: &str) -> Result<Conn
     let text = std::str::from_utf8(value).map_err(|_| invalid("failed to read the URI: it is not UTF-8"))?;
     let uri: ConnectionUri = text.parse().map_err(|error: ConnectionUriError| invalid(&error.to_string()))?;
     let Some(authorities) = value_of(secret, AUTHORITIES_KEY) else { return Ok(uri) };
-    let invalid = |error: &TlsError| Cause::new(Reason::InvalidAuthority, format!("Secret {name}, key {AUTHORITIES_KEY}: {}", chain(error)));
+    let invalid =
+        |error: &TlsError| Cause::new(Reason::InvalidAuthority, format!("Secret {name}, key {AUTHORITIES_KEY}: {}", chain(error)));
     uri.verified_by(authorities).map_err(|error| invalid(&error))
 }
 
