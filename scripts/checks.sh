@@ -74,6 +74,7 @@ chart_checks() {
   check "chart fleetwright-crds: validation by the API server" rendered fleetwright-crds
   check "chart fleetwright: validation by the API server" rendered fleetwright
   check "chart fleetwright with a database: validation by the API server" rendered fleetwright --set timescaledb.enabled=true
+  check "chart fleetwright with Roles: validation by the API server" rendered fleetwright --set "watchNamespaces={$SYSTEM_NAMESPACE}"
 }
 
 # rendered CHART [HELM-ARGS...] : the API server validates the objects strictly; nothing is stored.

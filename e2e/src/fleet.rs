@@ -98,6 +98,11 @@ impl Fleet {
         Ok(Self { client, namespace, database: Arc::default() })
     }
 
+    /// Creates a second namespace, which the test removes by [`Self::remove_namespace`].
+    pub async fn another(&self, name: &str) -> Result<Self> {
+        Self::create(name).await
+    }
+
     /// Deletes the namespace, waits until it is gone, and drops the test's database.
     async fn remove(&self) -> Result<()> {
         let removed = self.remove_namespace().await;

@@ -12,6 +12,7 @@ use tracing::debug;
 
 use super::device::index::SharedDeviceIndex;
 use super::kubernetes::apply::{WriteError, WriteMetrics, Writer};
+use super::kubernetes::namespaces::WatchedNamespaces;
 use super::presence::totals::SharedTotals;
 use super::twin_sync::external::SharedExternals;
 use crate::runtime::address::AddressPolicy;
@@ -41,6 +42,9 @@ pub struct Context {
 
     /// Namespace of the operator itself.
     pub namespace: String,
+
+    /// The namespaces that it watches.
+    pub watched: WatchedNamespaces,
 
     /// The devices of all Gateways.
     pub fleet: SharedDeviceIndex,
@@ -78,6 +82,7 @@ impl Context {
         let (presence, externals) = (SharedTotals::default(), SharedExternals::default());
         let addresses = AddressPolicy::default();
         Ok(Self {
+            watched: WatchedNamespaces::new(client.clone(), &[]),
             client,
             images,
             namespace,

@@ -31,6 +31,7 @@ use crate::runtime::{http, telemetry};
 use context::{Context, Images};
 use device::driver::{Driver, Subscribers};
 use gateway::GatewayRequests;
+use kubernetes::namespaces::WatchedNamespaces;
 use pipeline::registry::Devices;
 use pipeline::retention::Retention;
 use presence::PresenceController;
@@ -75,6 +76,11 @@ pub struct Arguments {
     /// Namespace of the operator itself, where its lease is
     #[arg(long, env = "POD_NAMESPACE", default_value = "fleetwright-system")]
     namespace: String,
+
+    /// Namespaces to watch, separated by commas (default: all). Each must exist, and the operator needs its permissions in each: it is not ready
+    /// before it has listed the objects of all
+    #[arg(long, env = "FLEETWRIGHT_WATCH_NAMESPACES", value_delimiter = ',')]
+    watch_namespaces: Vec<String>,
 
     /// Name of this instance in the lease and in events
     #[arg(long, env = "POD_NAME", default_value = "fleetwright")]
@@ -172,6 +178,7 @@ async fn reconcile(mut context: Context, arguments: &Arguments, readiness: Readi
     let report = |failure: &str| readiness.fails(DEVICES_CHECK, failure);
     let started = startup::start(&context.writer("fleetwright/operator"), &context.namespace, report).await;
     context.cluster = started.cluster.into();
+    context.watched = WatchedNamespaces::new(context.client.clone(), &arguments.watch_namespaces);
     context.addresses = AddressPolicy::new(&arguments.allow_addresses, &started.api_server);
     context.fleet.lock().set_digest_key(started.digest_key);
     let (totals, totals_of_gateways) = mpsc::unbounded_channel();

@@ -8,7 +8,6 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_controller::events::EventRecorder;
 use k8s_openapi::jiff::Timestamp;
-use kube::Client;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -24,6 +23,7 @@ use super::observe::Observer;
 use super::watch::{certificate_requests, left_certificate_requests, observations, secrets};
 use crate::operator::context::Context;
 use crate::operator::kubernetes::apply::{WriteError, Writer};
+use crate::operator::kubernetes::namespaces::WatchedNamespaces;
 use crate::runtime::error::chain;
 use crate::runtime::rate_limited_queue::{Limits, RateLimitedQueue};
 
@@ -56,7 +56,7 @@ pub struct Subscribers {
 
 /// The reconciler of all Devices.
 pub struct Driver {
-    client: Client,
+    watched: WatchedNamespaces,
     fleet: SharedDeviceIndex,
     writer: Writer,
     recorder: Arc<EventRecorder>,
@@ -87,7 +87,7 @@ impl Driver {
         Ok(Self {
             writer: context.writer("fleetwright/device"),
             recorder: context.recorder("fleetwright.io/device"),
-            client: context.client,
+            watched: context.watched,
             fleet: context.fleet,
             concurrency: concurrency.max(1),
             subscribers,
@@ -120,10 +120,10 @@ impl Driver {
     pub async fn run(mut self, listed: impl FnOnce()) {
         let begin = Instant::now();
         let mut listed = Some(listed);
-        let mut observations = observations(&self.client);
-        let mut to_follow = Some(secrets(&self.client));
-        let mut left_requests = Some(left_certificate_requests(&self.client));
-        let mut of_issuers = Some(certificate_requests(&self.client));
+        let mut observations = observations(&self.watched);
+        let mut to_follow = Some(secrets(&self.watched));
+        let mut left_requests = Some(left_certificate_requests(&self.watched));
+        let mut of_issuers = Some(certificate_requests(&self.watched));
         loop {
             let calm = self.deferred.iter().filter_map(|key| self.loads.get(key)?.until()).min();
             let due = [self.devices.next_due(), self.shards.next_due(), self.totals.next_due(), self.next_deadline(), calm];

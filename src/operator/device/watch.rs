@@ -3,11 +3,11 @@
 use futures::stream::{self, BoxStream, SelectAll, select_all};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::Api;
 use kube::api::ListParams;
 use kube::core::{ApiResource, DeserializeGuard, NotUsed, Object, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Config, Event, watcher};
-use kube::{Api, Client};
+use kube::runtime::watcher::{self, Config, Event};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tracing::warn;
@@ -15,6 +15,7 @@ use tracing::warn;
 use super::certificate_request::CertificateRequest;
 use crate::api::name::{ROLE_AGENT_REPORT, ROLE_AUTH_SHARD, ROLE_CERTIFICATE_REQUEST, ROLE_LABEL};
 use crate::api::{Device, Gateway};
+use crate::operator::kubernetes::namespaces::{WatchedNamespaces, watch};
 use crate::operator::kubernetes::watch::readable;
 
 /// Page size of a list: a compromise between the number of calls and memory.
@@ -57,12 +58,17 @@ pub enum Observation {
 }
 
 /// All observations except those of Secrets other than shards. The stream does not end: a failed watch restarts with a backoff.
-pub fn observations(client: &Client) -> SelectAll<BoxStream<'static, Observation>> {
-    let devices = readable(watcher(Api::<DeserializeGuard<Device>>::all(client.clone()), config()));
-    let gateways = watcher(Api::<GatewayKind>::all_with(client.clone(), &ApiResource::erase::<Gateway>(&())), config());
-    let reports = watcher(Api::<ConfigMap>::all(client.clone()), config().labels(&format!("{ROLE_LABEL}={ROLE_AGENT_REPORT}")));
+pub fn observations(namespaces: &WatchedNamespaces) -> SelectAll<BoxStream<'static, Observation>> {
+    let devices = readable(namespaces.watch::<DeserializeGuard<Device>>(&config()));
+    let gateway = ApiResource::erase::<Gateway>(&());
+    let gateways = namespaces.apis_with(|client, namespace| match namespace {
+        None => Api::<GatewayKind>::all_with(client, &gateway),
+        Some(namespace) => Api::namespaced_with(client, namespace, &gateway),
+    });
+    let gateways = watch(gateways, &config());
+    let reports = namespaces.watch::<ConfigMap>(&config().labels(&format!("{ROLE_LABEL}={ROLE_AGENT_REPORT}")));
     let shards = Config::default().page_size(SHARDS_PAGE_SIZE).labels(&format!("{ROLE_LABEL}={ROLE_AUTH_SHARD}"));
-    let shards = watcher(Api::<Secret>::all(client.clone()), shards);
+    let shards = namespaces.watch::<Secret>(&shards);
     select_all([
         steady("Device", devices).map(|event| Observation::Device(Box::new(event))).boxed(),
         steady("Gateway", gateways).map(Observation::Gateway).boxed(),
@@ -73,23 +79,22 @@ pub fn observations(client: &Client) -> SelectAll<BoxStream<'static, Observation
 
 /// The observations of Secrets other than shards. The index keeps only a hash with the Device, so this stream starts once all
 /// Devices have been listed.
-pub fn secrets(client: &Client) -> BoxStream<'static, Observation> {
+pub fn secrets(namespaces: &WatchedNamespaces) -> BoxStream<'static, Observation> {
     let config = config().fields(OTHER_SECRETS).labels(&format!("{ROLE_LABEL}!={ROLE_AUTH_SHARD}"));
-    steady("Secret", watcher(Api::<Secret>::all(client.clone()), config)).map(Observation::Secret).boxed()
+    steady("Secret", namespaces.watch(&config)).map(Observation::Secret).boxed()
 }
 
 /// The observations of CertificateRequests. It requires cert-manager.
-pub fn certificate_requests(client: &Client) -> BoxStream<'static, Observation> {
+pub fn certificate_requests(namespaces: &WatchedNamespaces) -> BoxStream<'static, Observation> {
     let config = config().labels(&format!("{ROLE_LABEL}={ROLE_CERTIFICATE_REQUEST}"));
-    let requests = watcher(Api::<PartialObjectMeta<CertificateRequest>>::all(client.clone()), config);
+    let requests = namespaces.watch::<PartialObjectMeta<CertificateRequest>>(&config);
     steady("CertificateRequest", requests).map(Observation::CertificateRequest).boxed()
 }
 
 /// The CertificateRequests that an earlier run of the operator created, listed once. They are watched only while a Gateway declares
 /// an issuer, because cert-manager may not be installed. This list finds those that are no longer needed.
-pub fn left_certificate_requests(client: &Client) -> BoxStream<'static, Observation> {
-    let api = Api::<CertificateRequest>::all(client.clone());
-    let listed = async move {
+pub fn left_certificate_requests(namespaces: &WatchedNamespaces) -> BoxStream<'static, Observation> {
+    let listed = |api: Api<CertificateRequest>| async move {
         let parameters = ListParams::default().labels(&format!("{ROLE_LABEL}={ROLE_CERTIFICATE_REQUEST}"));
         match api.list_metadata(&parameters).await {
             Ok(found) => found.items,
@@ -101,7 +106,7 @@ pub fn left_certificate_requests(client: &Client) -> BoxStream<'static, Observat
             }
         }
     };
-    let requests = stream::once(listed).flat_map(stream::iter);
+    let requests = stream::iter(namespaces.apis()).then(listed).flat_map(stream::iter);
     requests.map(|request| Observation::CertificateRequest(Event::Apply(request))).boxed()
 }
 

@@ -87,12 +87,12 @@ pub async fn run(context: Context, requests: GatewayRequests) {
         let _ = saw.send(GatewayKey::new(&gateway.namespace().unwrap_or_default(), &gateway.name_any()));
         totals::digest(gateway)
     };
-    let watching = super::kubernetes::watch::controller(&context.client, digest).with_config(config);
+    let watching = super::kubernetes::watch::controller(&context.watched, digest).with_config(config);
     let gateways = watching.store();
     let controller = Controller::namespaced_all(context.client.clone(), reconciler, kube::runtime::watcher::Config::default())
         .with_name(CONTROLLER)
         .with_observer(observer)
-        .with_controller(|_| watch::subscribe(watching, &context.client, requests.reconcile));
+        .with_controller(|_| watch::subscribe(watching, &context.watched, requests.reconcile));
     tokio::select! {
         () = controller.run() => {}
         () = totals::keep(&sources, &writer, gateways, requests.totals, seen) => {}

@@ -8,11 +8,11 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
 use kube::runtime::controller::Controller;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{self, Config, Event};
-use kube::{Api, Client, ResourceExt};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::observe::parse_report;
@@ -23,6 +23,7 @@ use crate::api::name::{
 };
 use crate::configuration::agent::{Fullness, PresentedCertificate};
 use crate::operator::device::key::GatewayKey;
+use crate::operator::kubernetes::namespaces::WatchedNamespaces;
 
 /// Every owned object has the label of its Gateway; another reconciler owns the shards of its credentials.
 fn ours() -> Config {
@@ -30,29 +31,32 @@ fn ours() -> Config {
 }
 
 /// Adds all watches. `requests` receives Gateways to reconcile for other reasons.
-pub fn subscribe(controller: Controller<Gateway>, client: &Client, requests: UnboundedReceiver<GatewayKey>) -> Controller<Gateway> {
+pub fn subscribe(
+    controller: Controller<Gateway>,
+    namespaces: &WatchedNamespaces,
+    requests: UnboundedReceiver<GatewayKey>,
+) -> Controller<Gateway> {
     let (gateways, externals) = (controller.store(), controller.store());
-    let configurations = notable(watcher::watcher(Api::<ConfigMap>::all(client.clone()), ours()));
+    let configurations = notable(namespaces.watch(&ours()));
     let tls = Config::default().fields("type=kubernetes.io/tls");
     // The operator's own Secrets are many, and no spec names them.
     let others = Config::default().labels(&format!("!{ROLE_LABEL}"));
     let requests = futures::stream::unfold(requests, |mut requests| async { requests.recv().await.map(|key| (key, requests)) })
         .map(|key| ObjectRef::new(&key.name).within(&key.namespace));
-    controller
-        .owns(Api::<StatefulSet>::all(client.clone()), ours())
-        .owns(Api::<Service>::all(client.clone()), ours())
-        .owns(Api::<ServiceAccount>::all(client.clone()), ours())
-        .owns(Api::<Role>::all(client.clone()), ours())
-        .owns(Api::<RoleBinding>::all(client.clone()), ours())
-        .owns(Api::<NetworkPolicy>::all(client.clone()), ours())
-        .owns(Api::<PodDisruptionBudget>::all(client.clone()), ours())
-        .owns(
-            Api::<PartialObjectMeta<Secret>>::all(client.clone()),
-            Config::default().labels(&format!("{ROLE_LABEL}={ROLE_LINK_CREDENTIALS}")),
-        )
+    let links = Config::default().labels(&format!("{ROLE_LABEL}={ROLE_LINK_CREDENTIALS}"));
+    let ours = ours();
+    let controller = namespaces.own::<_, StatefulSet>(controller, &ours);
+    let controller = namespaces.own::<_, Service>(controller, &ours);
+    let controller = namespaces.own::<_, ServiceAccount>(controller, &ours);
+    let controller = namespaces.own::<_, Role>(controller, &ours);
+    let controller = namespaces.own::<_, RoleBinding>(controller, &ours);
+    let controller = namespaces.own::<_, NetworkPolicy>(controller, &ours);
+    let controller = namespaces.own::<_, PodDisruptionBudget>(controller, &ours);
+    namespaces
+        .own::<_, Secret>(controller, &links)
         .owns_stream(configurations)
-        .watches(Api::<PartialObjectMeta<Secret>>::all(client.clone()), tls, move |secret| naming(&gateways, &secret))
-        .watches(Api::<PartialObjectMeta<Secret>>::all(client.clone()), others, move |secret| logging_in_with(&externals, &secret))
+        .watches_stream(namespaces.changes::<PartialObjectMeta<Secret>>(&tls), move |secret| naming(&gateways, &secret))
+        .watches_stream(namespaces.changes::<PartialObjectMeta<Secret>>(&others), move |secret| logging_in_with(&externals, &secret))
         .reconcile_on(requests)
 }
 

@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod diff;
 pub mod events;
+pub mod namespaces;
 pub mod pod;
 pub mod secret;
 pub mod watch;

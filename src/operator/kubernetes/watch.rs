@@ -4,21 +4,22 @@ use futures::{Stream, StreamExt};
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Controller;
 use kube::runtime::reflector::{self, reflector};
-use kube::runtime::watcher::{self, Config, Event, watcher};
+use kube::runtime::watcher::{self, Config, Event};
 use kube::runtime::{PredicateConfig, WatchStreamExt};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Resource, ResourceExt};
 use tracing::warn;
 
 use super::apply::Kind;
+use super::namespaces::WatchedNamespaces;
 
-/// A controller of all readable objects of a kind. An object is reconciled when its `digest` changes; without a digest, at each change.
+/// A controller of the readable objects of a kind in these namespaces. An object is reconciled when its `digest` changes; without a digest, at each change.
 #[must_use]
 pub fn controller<K: Kind + Send + Sync + 'static>(
-    client: &Client,
+    namespaces: &WatchedNamespaces,
     digest: impl Fn(&K) -> Option<u64> + Send + Sync + 'static,
 ) -> Controller<K> {
     let (store, writer) = reflector::store();
-    let events = readable(watcher(Api::<DeserializeGuard<K>>::all(client.clone()), Config::default()));
+    let events = readable(namespaces.watch::<DeserializeGuard<K>>(&Config::default()));
     let changes = reflector(writer, events).applied_objects().predicate_filter(digest, PredicateConfig::default());
     Controller::for_stream(changes, store)
 }

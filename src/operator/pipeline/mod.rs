@@ -96,8 +96,8 @@ pub async fn run(context: Context, devices: Devices, retention: Retention) {
         .with_observer(context.observer())
         .with_controller(|_| {
             let controller =
-                super::kubernetes::watch::controller(&context.client, |_| None).with_config(Config::default().concurrency(CONCURRENCY));
-            watch::subscribe(controller, &context.client, drifted, context.externals.clone())
+                super::kubernetes::watch::controller(&context.watched, |_| None).with_config(Config::default().concurrency(CONCURRENCY));
+            watch::subscribe(controller, &context.watched, drifted, context.externals.clone())
         });
     tokio::select! {
         () = controller.run() => {}

@@ -7,44 +7,45 @@ use futures::{Stream, StreamExt, stream};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
 use kube::runtime::controller::Controller;
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::watcher::{self, Config, Event, watcher};
-use kube::{Api, Client, ResourceExt};
+use kube::runtime::watcher::{self, Config, Event};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::api::name::{GATEWAY_LABEL, PIPELINE_LABEL, ROLE_LABEL};
 use crate::api::{Gateway, Pipeline};
+use crate::operator::kubernetes::namespaces::WatchedNamespaces;
 use crate::operator::twin_sync::external::SharedExternals;
 
 /// Adds all watches. `drifted` receives the Pipelines whose table no longer matches the spec.
 pub fn subscribe(
     controller: Controller<Pipeline>,
-    client: &Client,
+    namespaces: &WatchedNamespaces,
     drifted: UnboundedReceiver<ObjectRef<Pipeline>>,
     externals: SharedExternals,
 ) -> Controller<Pipeline> {
-    let ours = || Config::default().labels(PIPELINE_LABEL);
+    let ours = Config::default().labels(PIPELINE_LABEL);
     // The operator's own Secrets are many, and no spec names them.
     let secrets = Config::default().labels(&format!("!{ROLE_LABEL}"));
     let descriptors = Config::default().labels(&format!("!{PIPELINE_LABEL},!{GATEWAY_LABEL}"));
     let (naming, describing, reading) = (controller.store(), controller.store(), controller.store());
-    let gateways = relabelled(watcher(Api::<Metadata>::all(client.clone()), Config::default()));
+    let gateways = relabelled(namespaces.watch(&Config::default()));
     let drifted = stream::unfold(drifted, |mut drifted| async { drifted.recv().await.map(|key| (key, drifted)) });
-    controller
-        .owns(Api::<StatefulSet>::all(client.clone()), ours())
-        .owns(Api::<Service>::all(client.clone()), ours())
-        .owns(Api::<ConfigMap>::all(client.clone()), ours())
-        .owns(Api::<NetworkPolicy>::all(client.clone()), ours())
-        .owns(Api::<PartialObjectMeta<Secret>>::all(client.clone()), ours())
-        .watches(Api::<PartialObjectMeta<Secret>>::all(client.clone()), secrets, move |secret| {
+    let controller = namespaces.own::<_, StatefulSet>(controller, &ours);
+    let controller = namespaces.own::<_, Service>(controller, &ours);
+    let controller = namespaces.own::<_, ConfigMap>(controller, &ours);
+    let controller = namespaces.own::<_, NetworkPolicy>(controller, &ours);
+    namespaces
+        .own::<_, Secret>(controller, &ours)
+        .watches_stream(namespaces.changes::<PartialObjectMeta<Secret>>(&secrets), move |secret| {
             let (namespace, name) = (secret.namespace().unwrap_or_default(), secret.name_any());
             let is_login = externals.log_in_with(&namespace, &name);
             let named = |pipeline: &Pipeline| is_login || pipeline.spec.sink.timescale.connection_secret.name == name;
             of_namespace(&naming, Some(&namespace), named)
         })
-        .watches(Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()), descriptors, move |map| {
+        .watches_stream(namespaces.changes::<PartialObjectMeta<ConfigMap>>(&descriptors), move |map| {
             let named = |pipeline: &Pipeline| {
                 pipeline.spec.decode.protobuf.as_ref().is_some_and(|protobuf| protobuf.config_map_ref.name == map.name_any())
             };
