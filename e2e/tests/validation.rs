@@ -119,6 +119,7 @@ fn devices() -> Vec<Case> {
     let acl = |topic: &str, access: &str| {
         with(device("press-1", "plant-1"), "/spec/authorization", json!({"acls": [{"topic": topic, "access": access}]}))
     };
+    let long = |count: usize| (0..count).map(|number| json!({"topic": format!("{number:0>256}"), "access": "Read"})).collect::<Vec<_>>();
     let password = |password: Value| with(device("press-1", "plant-1"), "/spec/authentication", json!({"password": password}));
     let x509 = |name: &str, x509: Value| with(device(name, "plant-1"), "/spec/authentication", json!({"x509": x509}));
     vec![
@@ -137,6 +138,7 @@ fn devices() -> Vec<Case> {
         (acl("plants/1\nuser x", "Read"), "topic"),
         (acl("", "Read"), "topic"),
         (acl("plants/1", "Own"), "access"),
+        (with(device("press-1", "plant-1"), "/spec/authorization", json!({"acls": long(33)})), "at most 8,192 bytes"),
         (password(json!({"secretRef": {"name": ""}})), "secretRef"),
         (password(json!({"secretRef": {"name": "own"}, "rotation": {"every": "90d"}})), "rotation is for generated passwords"),
         (password(json!({"rotation": {"every": "0d"}})), "spec.authentication.password.rotation.every"),

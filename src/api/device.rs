@@ -154,12 +154,13 @@ fn default_overlap() -> String {
 pub const DEFAULT_OVERLAP_SECONDS: i64 = 3600;
 
 /// Permissions of a device in addition to those on its own topics.
-#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Authorization {
-    /// Topics that the device may use.
+    /// Topics that the device may use. The topics of all rules together have at most 8,192 bytes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
+    #[x_kube(validation = ("self.map(acl, size(acl.topic)).sum() <= 8192", "the topics of all rules together have at most 8,192 bytes: use wildcards, or shorter topics"))]
     pub acls: Vec<Acl>,
 }
 

@@ -139,6 +139,10 @@ pub fn ingest_username(pipeline: &str) -> String {
     format!("_ingest_{pipeline}")
 }
 
+/// Prefix of the names of workers, agent and operator, whose sessions have their own life cycle. No Device has such a name: names of objects
+/// begin with a letter or a digit.
+pub const SYSTEM_USERNAME_PREFIX: &str = "_";
+
 /// Prefix of every worker's user name.
 pub const INGEST_USERNAME_PREFIX: &str = "_ingest_";
 

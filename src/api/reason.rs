@@ -117,6 +117,8 @@ reasons! {
     Normal ColumnsKept,
     /// The certificate signing request has a common name other than the name of the device. Create it with the device's name.
     Warning CommonNameMismatch,
+    /// The credentials of the devices of a Gateway exceed what the operator can store. Shorten access rules, or use another Gateway.
+    Warning CredentialsFull,
     /// The agent has not reported a login at the broker yet. Wait; if it lasts, read the log of the container `agent`.
     Warning CredentialsNotProven,
     /// The database with the name in the connection URI does not exist. Create it, or correct the URI.

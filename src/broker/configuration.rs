@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::api::client_limits::ClientLimits;
 use crate::api::gateway::{Durability, GatewaySpec, Listener, ListenerAuthentication, WhenFull};
-use crate::api::name;
+use crate::api::name::{self, SYSTEM_USERNAME_PREFIX};
 use crate::configuration::agent::{
     self, ACL_FILE, CERTIFICATE_KEYS_FILE, CLIENT_AUTHORITIES_FILE, CONFIGURATION_FOLDER, DATA_FOLDER, LOG_FILE, LOG_FOLDER, PASSWORD_FILE,
     PREVIOUS_PASSWORD_FILE, RUNTIME_FOLDER, TLS_CERTIFICATE, TLS_KEY,
@@ -22,10 +22,6 @@ const CERTIFICATE_PLUGIN: &str = "/usr/lib/mosquitto/certificate.so";
 
 /// Our plugin that ends sessions of users that no longer exist (`images/mosquitto/plugins/users.c`).
 const USERS_PLUGIN: &str = "/usr/lib/mosquitto/users.so";
-
-/// Prefix of the names of workers, agent and operator, whose sessions have their own life cycle. No Device has such a name: names of objects
-/// begin with a letter or a digit.
-const SYSTEM_USERNAME_PREFIX: &str = "_";
 
 /// How often the broker deletes retained messages that have expired; its smallest value.
 const RETAIN_EXPIRY_MINUTES: u8 = 1;

@@ -14,6 +14,10 @@ use crate::api::name;
 /// The longest user name: a Kubernetes name has up to 253 characters, and a worker's adds a prefix and an ordinal.
 const MAX_USERNAME_BYTES: usize = 300;
 
+/// Maximum size of a user's access rules: the sum of their topics in bytes. The schema of Devices has the same limit, in characters. With
+/// 64 rules of 256 characters a user would take up to 66 KB, and sixteen such users in a shard would exceed the size of a Secret.
+pub const MAX_TOPICS_BYTES: usize = 8 << 10;
+
 /// One user of a broker: name, credentials, and access rules beyond the common ones. All parts are validated, so that they cannot
 /// corrupt the broker's files.
 #[derive(Clone, Eq, PartialEq)]
@@ -51,6 +55,18 @@ pub enum EntryError {
         username: String,
     },
 
+    /// Rules that take too much of the broker's file.
+    #[error(
+        "the topics of the access rules of user {username:?} have {bytes} bytes: expected at most {MAX_TOPICS_BYTES}; use wildcards, or shorter \
+         topics"
+    )]
+    LongRules {
+        /// The user.
+        username: String,
+        /// The sum of the topics in bytes.
+        bytes: usize,
+    },
+
     /// A rule that is invalid in the broker's file.
     #[error("failed to grant a topic to user {username:?}")]
     GrantTopic {
@@ -68,9 +84,7 @@ impl Entry {
     /// # Errors
     /// If a part would corrupt the broker's files.
     pub fn new(username: &str, password_hash: &str, acls: &[Acl]) -> Result<Self, EntryError> {
-        let grant = |source| EntryError::GrantTopic { username: username.to_owned(), source };
-        let lines = acls.iter().map(acl::line).collect::<Result<Vec<_>, _>>().map_err(grant)?;
-        Self::from_lines(username, Some(password_hash), lines)
+        Self::from_lines(username, Some(password_hash), lines(username, acls)?)
     }
 
     /// A user without a password, who authenticates with a certificate of this public key.
@@ -78,9 +92,7 @@ impl Entry {
     /// # Errors
     /// If a part would corrupt the broker's files.
     pub fn by_certificate(username: &str, key: KeyDigest, acls: &[Acl]) -> Result<Self, EntryError> {
-        let grant = |source| EntryError::GrantTopic { username: username.to_owned(), source };
-        let lines = acls.iter().map(acl::line).collect::<Result<Vec<_>, _>>().map_err(grant)?;
-        Ok(Self::from_lines(username, None, lines)?.with_certificate_key(key))
+        Ok(Self::from_lines(username, None, lines(username, acls)?)?.with_certificate_key(key))
     }
 
     /// The same as [`Entry::new`], from lines of [`acl::line`].
@@ -147,6 +159,16 @@ impl Entry {
         &self.acls
     }
 
+    /// The size of its lines in the broker's files, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let hashes = [self.password_hash.as_deref(), self.previous_hash.as_deref()].map(|hash| hash.map_or(0, str::len));
+        let key = self.certificate_key.map_or(0, |_| KeyDigest::DIGITS);
+        let rules: usize = self.acls.iter().map(|line| line.len() + "\n".len()).sum();
+        // Each of up to four lines begins with the name and a separator, and ends with a line break.
+        hashes.iter().sum::<usize>() + key + rules + 4 * (self.username.len() + "user \n".len())
+    }
+
     /// Digest of hashes and rules: equal revisions mean that a broker that has loaded one entry has loaded the other.
     #[must_use]
     pub fn revision(&self) -> String {
@@ -163,6 +185,9 @@ impl Entry {
 pub struct KeyDigest([u8; 32]);
 
 impl KeyDigest {
+    /// Number of hexadecimal digits.
+    const DIGITS: usize = 64;
+
     /// The digest of a public key.
     #[must_use]
     pub fn of(subject_public_key_info: &[u8]) -> Self {
@@ -199,6 +224,16 @@ impl FromStr for KeyDigest {
         }
         Ok(Self(digest))
     }
+}
+
+/// The lines of these rules, each valid, in all not too long.
+fn lines(username: &str, acls: &[Acl]) -> Result<Vec<String>, EntryError> {
+    let bytes = acls.iter().map(|acl| acl.topic.len()).sum();
+    if bytes > MAX_TOPICS_BYTES {
+        return Err(EntryError::LongRules { username: username.to_owned(), bytes });
+    }
+    let grant = |source| EntryError::GrantTopic { username: username.to_owned(), source };
+    acls.iter().map(acl::line).collect::<Result<Vec<_>, _>>().map_err(grant)
 }
 
 fn is_username(text: &str) -> bool {
@@ -255,6 +290,12 @@ mod tests {
         }
         assert!(matches!(Entry::new("press-1", "plain", &[]), Err(EntryError::InvalidHash { .. })));
         assert!(matches!(Entry::new("press-1", &good, &[acl("a\nb")]), Err(EntryError::GrantTopic { .. })));
+        // 32 topics of 256 bytes are the limit.
+        let long = |count: usize| (0..count).map(|number| acl(&format!("{number:0>256}"))).collect::<Vec<_>>();
+        assert!(Entry::new("press-1", &good, &long(32)).is_ok());
+        for refused in [Entry::new("press-1", &good, &long(33)), Entry::by_certificate("press-1", KeyDigest::of(b"key"), &long(33))] {
+            assert!(matches!(refused, Err(EntryError::LongRules { bytes: 8448, .. })), "{refused:?}");
+        }
         assert!(Entry::new("_ingest_vibration_0", &good, &[]).is_ok());
         assert!(Entry::new("press-1", &good, &[]).unwrap().with_previous("plain\npress-2:plain").is_err());
     }

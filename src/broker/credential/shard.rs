@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use super::acl;
 use super::entry::{Entry, EntryError};
-use crate::api::name::{self, MAX_SHARDS};
+use crate::api::name::{self, MAX_SHARDS, SYSTEM_USERNAME_PREFIX};
 
 /// Key of a shard's Secret: lines of Mosquitto's `password_file`, sorted by user.
 pub const PASSWORDS_KEY: &str = "passwords";
@@ -43,6 +43,16 @@ const GROW_ABOVE: usize = 512;
 /// The number of shards halves below this average. It is a quarter of the maximum, so that a few users more or less never undo a step.
 const SHRINK_BELOW: usize = 128;
 
+/// The number of shards also doubles above this average size of a shard, in bytes. It is a quarter of [`MAX_SHARD_BYTES`], because hashing
+/// distributes users of different sizes unevenly.
+const GROW_ABOVE_BYTES: usize = MAX_SHARD_BYTES / 4;
+
+/// The number of shards halves only below this average size, a quarter of the maximum.
+const SHRINK_BELOW_BYTES: usize = GROW_ABOVE_BYTES / 4;
+
+/// Maximum size of a shard, in bytes. The API server accepts 1 MiB of data in a Secret (`MaxSecretSize` of Kubernetes).
+pub const MAX_SHARD_BYTES: usize = 1_000_000;
+
 /// The data of a shard's Secret.
 pub type Data = BTreeMap<String, ByteString>;
 
@@ -54,14 +64,15 @@ pub fn shard_of(username: &str, count: usize) -> usize {
     usize::from(digest[0]) % count.clamp(1, MAX_SHARDS)
 }
 
-/// The wanted number of shards for `users`, with `current` shards now (0: none yet): a power of two up to [`MAX_SHARDS`].
+/// The wanted number of shards for `users` with this number of `bytes` in all, with `current` shards now (0: none yet): a power of two up
+/// to [`MAX_SHARDS`].
 #[must_use]
-pub fn shard_count(users: usize, current: usize) -> usize {
+pub fn shard_count(users: usize, bytes: usize, current: usize) -> usize {
     let mut count = current.clamp(1, MAX_SHARDS).next_power_of_two();
-    while count < MAX_SHARDS && users > count * GROW_ABOVE {
+    while count < MAX_SHARDS && (users > count * GROW_ABOVE || bytes > count * GROW_ABOVE_BYTES) {
         count *= 2;
     }
-    while count > 1 && users < count * SHRINK_BELOW {
+    while count > 1 && users < count * SHRINK_BELOW && bytes < count * SHRINK_BELOW_BYTES {
         count /= 2;
     }
     count
@@ -148,6 +159,27 @@ impl Shard {
             shards[shard_of(&username, count)].entries.insert(username, entry);
         }
         shards
+    }
+
+    /// Removes the largest users until the shard is small enough for a Secret, and returns their names. The others keep their credentials. It
+    /// never removes workers and the operator.
+    pub fn take_excess(&mut self) -> Vec<String> {
+        let mut bytes: usize = self.entries.values().map(Entry::bytes).sum();
+        if bytes <= MAX_SHARD_BYTES {
+            return Vec::new();
+        }
+        let devices = self.entries.values().filter(|entry| !entry.username().starts_with(SYSTEM_USERNAME_PREFIX));
+        let mut devices: Vec<(usize, String)> = devices.map(|entry| (entry.bytes(), entry.username().to_owned())).collect();
+        devices.sort_unstable();
+        let mut excess = Vec::new();
+        while bytes > MAX_SHARD_BYTES
+            && let Some((size, device)) = devices.pop()
+        {
+            self.entries.remove(&device);
+            bytes -= size;
+            excess.push(device);
+        }
+        excess
     }
 
     /// The number of shards that it was written under.

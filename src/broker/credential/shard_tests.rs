@@ -56,8 +56,46 @@ fn the_number_of_shards_depends_on_the_number_of_users() {
         (0, 64, 1),
         (600, 3, 4),
     ] {
-        assert_eq!(shard_count(users, current), expected, "{users} users, {current} shards");
+        assert_eq!(shard_count(users, users * 125, current), expected, "{users} users, {current} shards");
     }
+}
+
+#[test]
+fn the_number_of_shards_depends_on_their_size() {
+    for (users, bytes, current, expected) in [
+        (100, 250_000, 1, 1),
+        (100, 250_001, 1, 2),
+        (100, 8_400_000, 1, 64),
+        (100, 1_000_000_000, 1, MAX_SHARDS),
+        (100, 125_000, 2, 2),
+        (100, 124_999, 2, 1),
+        // Many users, although each is small.
+        (1025, 10_000, 2, 4),
+    ] {
+        assert_eq!(shard_count(users, bytes, current), expected, "{bytes} bytes, {current} shards");
+    }
+}
+
+/// A user with rules of this size.
+fn large(username: &str, topics: usize) -> Entry {
+    let acls: Vec<Acl> = (0..topics).map(|number| Acl { topic: format!("{number:0>256}"), access: Access::ReadWrite }).collect();
+    Entry::new(username, &hash::hash("uid", username, &Password::given(b"secret").unwrap(), 1), &acls).unwrap()
+}
+
+#[test]
+fn the_largest_users_of_a_full_shard_are_left_out() {
+    let mut entries: Vec<Entry> = (0..110).map(|number| large(&format!("press-{number:03}"), 32)).collect();
+    entries.extend((0..500).map(|number| large(&format!("small-{number:03}"), 0)));
+    entries.push(large("_ingest_vibration", 32));
+    let mut shard = Shard::new(1, entries.clone());
+    let excess = shard.take_excess();
+    assert!(!excess.is_empty() && excess.iter().all(|username| username.starts_with("press-")), "{excess:?}");
+    assert!(shard.entries().len() + excess.len() == entries.len() && shard.entries().contains_key("_ingest_vibration"));
+    let bytes: usize = shard.render().values().map(|value| value.0.len()).sum();
+    assert!((MAX_SHARD_BYTES - 50_000..=MAX_SHARD_BYTES).contains(&bytes), "{bytes}");
+    assert_eq!(shard.take_excess(), Vec::<String>::new());
+    // The same users are left out again, so that a plan of the same Devices writes nothing.
+    assert_eq!(Shard::new(1, entries).take_excess(), excess);
 }
 
 #[test]
@@ -162,14 +200,15 @@ proptest! {
 
     #[test]
     fn the_count_never_oscillates(users in 0..100_000_usize, current in 0..100_usize, change in -50_i32..50) {
-        let count = shard_count(users, current);
+        let bytes = |users: usize| users * 100;
+        let count = shard_count(users, bytes(users), current);
         prop_assert!(count.is_power_of_two() && count <= MAX_SHARDS);
-        prop_assert_eq!(shard_count(users, count), count);
+        prop_assert_eq!(shard_count(users, bytes(users), count), count);
         // After a change of the number, a few devices more or less never revert it.
         let (before, near) = (current.clamp(1, MAX_SHARDS).next_power_of_two(), users.saturating_add_signed(change as isize));
         match count.cmp(&before) {
-            Ordering::Greater => prop_assert!(shard_count(near, count) >= count),
-            Ordering::Less => prop_assert!(shard_count(near, count) <= count),
+            Ordering::Greater => prop_assert!(shard_count(near, bytes(near), count) >= count),
+            Ordering::Less => prop_assert!(shard_count(near, bytes(near), count) <= count),
             Ordering::Equal => {}
         }
     }

@@ -1,6 +1,6 @@
 //! Executes the actions that the index determines: the calls for one Device, and for the shards of one Gateway.
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use k8s_controller::events::EventRecorder;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
@@ -232,11 +232,20 @@ fn report_patch(before: Option<&ReportedStatus>, wanted: Option<&ReportedStatus>
     }
 }
 
-/// Writes the shards of a Gateway, in the order of the plan where the order matters.
+/// Writes the shards of a Gateway, in the order of the plan where the order matters. Otherwise a failed write of one does not keep the others
+/// from being written.
 pub async fn write_shards(writer: &Writer, gateway: &GatewayKey, plan: &ShardPlan) -> Result<(), WriteError> {
     let at_once = if plan.unordered { MAX_CONCURRENT_SHARDS } else { 1 };
     let calls: Vec<_> = plan.writes.iter().map(|secret| write_shard(writer, plan, secret)).collect();
-    stream::iter(calls).buffered(at_once).try_collect::<()>().await?;
+    let mut results = stream::iter(calls).buffered(at_once);
+    let mut outcome = Ok(());
+    while let Some(written) = results.next().await {
+        outcome = outcome.and(written);
+        if outcome.is_err() && !plan.unordered {
+            break;
+        }
+    }
+    outcome?;
     for name in &plan.deletes {
         writer.delete::<Secret>(&gateway.namespace, name).await?;
     }

@@ -44,6 +44,9 @@ pub struct GatewayState {
     /// Whether the operator is connected to the broker.
     pub broker_connected: bool,
 
+    /// Devices whose [`DeviceRecord::excluded`] has changed.
+    excluded_or_admitted: Vec<Box<str>>,
+
     /// Number of the last plan.
     plan: u64,
 
@@ -144,7 +147,7 @@ impl GatewayState {
     pub fn has_proven(&self, device: &str, record: &DeviceRecord) -> bool {
         let number = shard::shard_of(device, self.count.max(1));
         let proven = self.proven.get(&number).and_then(|revision| self.plans.get(&(number, revision.clone())));
-        matches!((record.planned, proven), (Some(planned), Some(proven)) if *proven >= planned)
+        matches!((record.planned, proven), (Some(planned), Some(proven)) if *proven >= planned && !record.excluded)
     }
 
     /// The number of declared devices, and of those whose credentials were verified at the broker.
@@ -172,8 +175,11 @@ impl GatewayState {
             entries.extend(record.entry(device).ok().flatten());
             record.planned.get_or_insert(number);
         }
-        let count = shard::shard_count(entries.len(), self.count);
-        let data: Vec<Data> = Shard::divide(count, entries).iter().map(Shard::render).collect();
+        let count = shard::shard_count(entries.len(), entries.iter().map(Entry::bytes).sum(), self.count);
+        let mut shards = Shard::divide(count, entries);
+        let excess = shards.iter_mut().flat_map(Shard::take_excess).collect();
+        self.exclude(&excess, number);
+        let data: Vec<Data> = shards.iter().map(Shard::render).collect();
         let revisions: BTreeMap<usize, String> = data.iter().map(shard::revision).enumerate().collect();
         for (shard, revision) in revisions.iter().filter(|(shard, revision)| self.live.get(shard) == Some(revision)) {
             self.plans.insert((*shard, revision.clone()), number);
@@ -188,6 +194,22 @@ impl GatewayState {
         let present = self.live.keys().map(|shard| name::auth_shard(gateway, *shard)).collect();
         let unordered = count == self.count;
         (!writes.is_empty() || !deletes.is_empty()).then_some(ShardPlan { owner, writes, present, deletes, unordered, count, revisions })
+    }
+
+    /// Marks the devices for which the shards of this plan have no room.
+    fn exclude(&mut self, excess: &BTreeSet<String>, plan: u64) {
+        for (device, record) in &mut self.devices {
+            let excluded = excess.contains(&**device);
+            if std::mem::replace(&mut record.excluded, excluded) != excluded {
+                record.planned = Some(plan);
+                self.excluded_or_admitted.push(device.clone());
+            }
+        }
+    }
+
+    /// Devices that were excluded since the last call, or for which there is room again.
+    pub fn take_excluded_or_admitted(&mut self) -> Vec<Box<str>> {
+        std::mem::take(&mut self.excluded_or_admitted)
     }
 
     /// A plan has been written.

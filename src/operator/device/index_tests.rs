@@ -387,3 +387,6 @@ fn devices_of_an_external_broker_are_ready_once_it_is_connected() {
 
 #[path = "index_listing_tests.rs"]
 mod listing;
+
+#[path = "index_room_tests.rs"]
+mod room;

@@ -118,6 +118,8 @@ pub struct DeviceRecord {
     twin: Option<Box<Twin>>,
     /// Number of the first plan that contains the present state of the Device.
     pub planned: Option<u64>,
+    /// Whether the last plan had no room for its credential.
+    pub excluded: bool,
     /// Whether the Device was listed since [`super::index::DeviceIndex::listing_devices`]. A temporary set of names would take 25
     /// MB for 100,000 Devices.
     pub listed: bool,
@@ -150,6 +152,7 @@ impl DeviceRecord {
             seen: None,
             twin: None,
             planned: None,
+            excluded: false,
             listed: false,
             secret_listed: false,
             has_generated_secret: false,

@@ -43,7 +43,7 @@ pub fn status(device: &str, record: &DeviceRecord, context: StatusContext<'_>) -
     let live = if context.external {
         context.broker_connected || record.last_written.ready
     } else {
-        revision.is_some() && (context.proven || record.last_written.revision.as_deref() == revision)
+        revision.is_some() && !record.excluded && (context.proven || record.last_written.revision.as_deref() == revision)
     };
     let (mut findings, readiness) =
         if context.external && context.gateway_exists { external(record, context, live)? } else { verdict(device, record, context, live)? };
@@ -95,6 +95,14 @@ fn verdict(device: &str, record: &DeviceRecord, context: StatusContext<'_>, live
         return Some(stalled(cause));
     }
     let accepted = Finding::holds(ACCEPTED, Reason::Accepted, "the spec is valid");
+    if record.excluded && record.enabled {
+        let message = format!(
+            "the credentials of the devices of Gateway {gateway} exceed what the operator can store, and this one is among the largest: shorten \
+             spec.authorization, or create the Device at another Gateway"
+        );
+        let cause = Cause::new(Reason::CredentialsFull, message);
+        return Some((vec![accepted, Finding::fails(CREDENTIALS_LIVE, cause.clone())], Readiness::Reconciling(cause)));
+    }
     if let PasswordState::Failing(cause) = record.password() {
         return Some((
             vec![accepted, Finding::fails(CREDENTIALS_LIVE, cause.as_ref().clone())],

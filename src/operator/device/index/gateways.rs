@@ -141,6 +141,8 @@ impl DeviceIndex {
         let state = self.gateways.get_mut(key)?;
         let plan = state.plan(&key.namespace, &key.name);
         let number = state.last_plan();
+        let changed = state.take_excluded_or_admitted();
+        self.changes.devices.extend(changed.into_iter().map(|device| DeviceKey { gateway: key.clone(), name: device.into() }));
         if plan.is_none() {
             // The proof may have come before the plan.
             let waiting = self.with_changed_revision(key);
